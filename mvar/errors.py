@@ -1,0 +1,15 @@
+"""The one exception that means "the user can mend this": shown as a single line, exit code 2, no traceback."""
+
+
+class UserError(Exception):
+    """A mistake in what was asked for; the message names the field, its value and what is allowed."""
+
+
+def one_of(what: str, value: object, allowed) -> UserError:
+    """The error for a name that is not in a list: says the value, what is allowed, and the nearest spelling."""
+    from difflib import get_close_matches
+
+    names = [str(a) for a in allowed]
+    near = get_close_matches(str(value), names, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return UserError(f"{what}: {str(value)!r} is unknown{hint}; allowed: {', '.join(names)}")

@@ -1,0 +1,99 @@
+"""Which mixer sits in which layer: the registry of mixers and the text form of layer patterns. Text only, no torch.
+
+A layer is one registered mixer or several joined by `+`, each a residual sub-layer of its own. A pattern names every
+layer: `"intra+mamba"` (all of them) or `"8*intra+mamba 8*global"`. Partial replacement derives one pattern from
+another: `first:8`, `last:8`, `every:2` or an explicit list such as `0,3,5`.
+"""
+
+import re
+from itertools import groupby
+
+from mvar.errors import UserError, one_of
+
+# A new mixer is one file and one line here: name -> "module:Class".
+REGISTRY: dict[str, str] = {
+    "global": "mvar.mixers.attention:GlobalAttention",
+    "intra": "mvar.mixers.attention:IntraScaleAttention",
+    "mamba": "mvar.mixers.mamba:Mamba2",
+}
+
+
+def parse_layer(layer: str) -> tuple[str, ...]:
+    """Split one layer such as `"intra+mamba"` into the names of its mixers; unknown names are a `UserError`."""
+    names = tuple(layer.split("+"))
+    for name in names:
+        if name not in REGISTRY:
+            raise one_of("mixer", name, REGISTRY)
+    if len(set(names)) < len(names):
+        raise UserError(f"mixer: {layer!r} names a mixer twice; allowed: each at most once in a layer")
+    return names
+
+
+def parse_pattern(text: str, depth: int) -> tuple[str, ...]:
+    """Expand a pattern to one entry a layer.
+
+    Args:
+        text: groups separated by spaces, each `LAYER` or `COUNT*LAYER`; a single `LAYER` fills the depth.
+        depth: the number of layers that the pattern must name.
+
+    Raises:
+        UserError: an unknown mixer, or a pattern whose length is not the depth.
+    """
+    groups = text.split()
+    if not groups:
+        raise UserError("model.pattern: empty; allowed: LAYER or COUNT*LAYER groups separated by spaces")
+    layers: list[str] = []
+    for group in groups:
+        match = re.fullmatch(r"(?:(\d+)\*)?([^*\s]+)", group)
+        if not match:
+            raise UserError(f"model.pattern: {group!r} is not a group; allowed: LAYER or COUNT*LAYER")
+        parse_layer(match[2])
+        count = int(match[1]) if match[1] else (depth if len(groups) == 1 else 1)
+        if count > 10_000:
+            raise UserError(f"model.pattern: {group!r} repeats a layer more than 10000 times")
+        layers += [match[2]] * count
+    if len(layers) != depth:
+        raise UserError(f"model.pattern: {text!r} names {len(layers)} layers; model.depth is {depth}")
+    return tuple(layers)
+
+
+def format_pattern(layers: tuple[str, ...]) -> str:
+    """The shortest text of a pattern; `parse_pattern` reads it back."""
+    if len(set(layers)) == 1:
+        return layers[0]
+    runs = [(name, len(list(group))) for name, group in groupby(layers)]
+    return " ".join(name if count == 1 else f"{count}*{name}" for name, count in runs)
+
+
+def replaced_layers(rule: str, depth: int) -> tuple[int, ...]:
+    """Layer numbers that a replacement rule selects: `none`, `all`, `first:N`, `last:N`, `every:N` or `0,3,5`.
+
+    `every:N` takes layers N-1, 2N-1, ...: the last of each group of N, so `every:1` is all of them.
+    """
+    allowed = f"none, all, first:N, last:N, every:N or a list such as 0,3,5 with numbers below depth {depth}"
+    wrong = UserError(f"model.replace: {rule!r} does not fit; allowed: {allowed}")
+    if rule in ("", "none", "all"):
+        return tuple(range(depth)) if rule == "all" else ()
+    match = re.fullmatch(r"(first|last|every):(\d+)", rule)
+    if match:
+        kind, count = match[1], int(match[2])
+        if count > depth or (kind == "every" and count == 0):
+            raise wrong
+        if kind == "every":
+            return tuple(range(count - 1, depth, count))
+        return tuple(range(count)) if kind == "first" else tuple(range(depth - count, depth))
+    if not re.fullmatch(r"\d+(,\d+)*", rule):
+        raise wrong
+    numbers = tuple(int(n) for n in rule.split(","))
+    if len(set(numbers)) < len(numbers) or max(numbers) >= depth:
+        raise wrong
+    return tuple(sorted(numbers))
+
+
+def replace_layers(base: str, rule: str, replacement: str, depth: int) -> str:
+    """The pattern `base` with the layers that `rule` selects replaced, e.g. M-VAR's Figure 5 with `first:8`."""
+    layers = list(parse_pattern(base, depth))
+    parse_layer(replacement)
+    for number in replaced_layers(rule, depth):
+        layers[number] = replacement
+    return format_pattern(tuple(layers))
