@@ -221,7 +221,7 @@ class RuntimeConfig(Config):
     keep_checkpoints: int = Field(2, ge=1)
     sample_batch: int = Field(100, ge=1)
     tensorboard: bool = False
-    attention_backend: Literal["auto", "torch", "flash_attn", "varlen"] = "auto"
+    attention_backend: Literal["auto", "torch", "flash_attn"] = "auto"
     scan_backend: Literal["auto", "torch", "mamba_ssm"] = "auto"
 
 

@@ -1,0 +1,233 @@
+"""The VAR backbone: embeddings, adaptively normalised blocks, head. Of the mixers it knows only their contract.
+
+Parameter names are those of the official VAR and M-VAR code, so that published checkpoints load by name.
+Shapes: `B` batch, `L` tokens of a span, `D` width, `V` codebook size, `C` code channels.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mvar.config import ModelConfig, RuntimeConfig, TokenSpace
+from mvar.mixers.base import mixer_class
+from mvar.pattern import parse_layer
+from mvar.scales import Span
+
+NORM_EPS = 1e-6
+
+
+def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Adaptive LayerNorm: `norm(x) * (1 + scale) + shift`, without affine parameters of its own."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), 1 + scale)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a tanh-approximated GELU between them."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, L, D)` to `(B, L, D)`."""
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """One layer: its mixers in order and the feed-forward, each a residual branch with gate, scale and shift.
+
+    The modulation of a layer with k branches is 3k chunks of D: all gates, all scales, all shifts, each in branch
+    order. That is VAR's six (attention, feed-forward) and M-VAR's nine (attention, Mamba, feed-forward).
+    """
+
+    def __init__(self, config: ModelConfig, layer: str, drop_path: float, runtime: RuntimeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.mixer_names: list[str] = []
+        for name in parse_layer(layer):
+            cls = mixer_class(name)
+            attribute = cls.key if cls.key not in self.mixer_names else f"{cls.key}_{name}"
+            self.add_module(attribute, cls(config, runtime))
+            self.mixer_names.append(attribute)
+        self.ffn = FeedForward(config.width, round(config.width * config.mlp_ratio))
+        self.drop_path = _stochastic_depth(drop_path) if drop_path else nn.Identity()
+        self.num_branches = len(self.mixer_names) + 1
+        chunks = 3 * self.num_branches
+        if config.shared_adaln:
+            self.ada_gss = nn.Parameter(torch.empty(1, 1, chunks, config.width))
+        else:
+            self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(config.width, chunks * config.width))
+
+    def mixers(self) -> list[Any]:
+        """The mixers, in order."""
+        return [self.get_submodule(name) for name in self.mixer_names]
+
+    def forward(self, x: Tensor, condition: Tensor, span: Span, states: list[Any]) -> tuple[Tensor, list[Any]]:
+        """Run the layer on a span.
+
+        Args:
+            x: `(B, L, D)`.
+            condition: `(B, D)`; with shared AdaLN the shared modulation `(B, 1, chunks, D)`.
+            span: the scales that `x` holds.
+            states: one a mixer, as the coarser scales left them.
+        """
+        gates, scales, shifts = self._modulation(condition)
+        new_states = []
+        for i, (mixer, state) in enumerate(zip(self.mixers(), states, strict=True)):
+            y, state = mixer(modulate(x, scales[i], shifts[i]), span, state)
+            x = x + self.drop_path(y * gates[i])
+            new_states.append(state)
+        x = x + self.drop_path(self.ffn(modulate(x, scales[-1], shifts[-1])) * gates[-1])
+        return x, new_states
+
+    def _modulation(self, condition: Tensor) -> list[tuple[Tensor, ...]]:
+        branches = self.num_branches
+        if not self.config.shared_adaln:
+            chunks = self.ada_lin(condition).view(condition.shape[0], 1, 3, branches, -1)
+        else:
+            # A layer with fewer branches than the widest one takes the first chunks, and the last for its feed-forward
+            shared = condition.view(condition.shape[0], 1, 3, -1, condition.shape[-1])
+            shared = torch.cat((shared[:, :, :, : branches - 1], shared[:, :, :, -1:]), dim=3)
+            chunks = shared + self.ada_gss.view(1, 1, 3, branches, -1)
+        return [part.unbind(2) for part in chunks.unbind(2)]
+
+    def init_weights(self, std: float) -> None:
+        """Initialise as the official code does: gates small, output projections shrunk by `1 / sqrt(2 depth)`.
+
+        With `init="official"` only the first two gates of a layer get `init_adaln_gamma`: a quirk of M-VAR, whose
+        third gate (the feed-forward's) keeps the larger `init_adaln`. With `init="fixed"` all gates get it.
+        """
+        config = self.config
+        for mixer in self.mixers():
+            mixer.init_weights(std)
+        _init_linear(self.ffn.fc1, std)
+        _init_linear(self.ffn.fc2, std)
+        small = 2 if config.init == "official" else self.num_branches
+        with torch.no_grad():
+            self.ffn.fc2.weight.div_(math.sqrt(2 * config.depth))
+            if config.shared_adaln:
+                self.ada_gss.normal_(std=config.width**-0.5)
+                gains = self.ada_gss[0, 0]
+            else:
+                _init_linear(self.ada_lin[1], std)
+                gains = self.ada_lin[1].weight.view(3 * self.num_branches, config.width, config.width)
+            gains[:small] *= config.init_adaln_gamma
+            gains[small:] *= config.init_adaln
+
+
+class AdaptiveHeadNorm(nn.Module):
+    """The adaptive norm before the head."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """`(B, L, D)`, modulated by the class embedding `(B, D)`."""
+        scale, shift = self.ada_lin(condition).view(condition.shape[0], 1, 2, -1).unbind(2)
+        return modulate(x, scale, shift)
+
+
+class ScaleTransformer(nn.Module):
+    """Next-scale prediction: logits of every token of a scale, given the coarser scales and a class.
+
+    The whole image without a state is teacher forcing; scale after scale with the state is sampling: one code path.
+    """
+
+    def __init__(self, config: ModelConfig, space: TokenSpace, runtime: RuntimeConfig = RuntimeConfig()) -> None:
+        super().__init__()
+        self.config, self.space = config, space
+        self.schedule = schedule = space.schedule
+        width = config.width
+        self.word_embed = nn.Linear(space.code_channels, width)
+        self.class_emb = nn.Embedding(space.num_classes + 1, width)  # the last row is "no class"
+        self.lvl_embed = nn.Embedding(schedule.num_scales, width)
+        self.pos_start = nn.Parameter(torch.empty(1, schedule.lengths[0], width))
+        self.pos_1LC = nn.Parameter(torch.empty(1, schedule.num_tokens, width))
+        self.register_buffer("levels", torch.tensor(schedule.levels), persistent=False)
+        rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
+        layers = zip(config.layers, rates, strict=True)
+        self.blocks = nn.ModuleList(Block(config, layer, rate, runtime) for layer, rate in layers)
+        if config.shared_adaln:
+            chunks = 3 * max(block.num_branches for block in self.blocks)
+            self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, chunks * width))
+        self.head_nm = AdaptiveHeadNorm(width)
+        self.head = nn.Linear(width, space.vocab_size)
+        self.init_weights()
+
+    def forward(
+        self, labels: Tensor, inputs: Tensor, span: Span | None = None, state: list[Any] | None = None
+    ) -> tuple[Tensor, list[Any]]:
+        """Logits of a span's tokens.
+
+        Args:
+            labels: `(B,)` class numbers; `num_classes` is "no class".
+            inputs: `(B, L', C)`, the tokenizer's input of every scale of the span but scale 0, which starts from the
+                class alone.
+            span: the scales; None for the whole image.
+            state: what the call for the coarser scales returned.
+
+        Returns:
+            Logits `(B, L, V)` in fp32 (fp64 for an fp64 model), and the state for the scales that follow.
+        """
+        span = span or self.schedule.span()
+        if state is None and span.first > 0:
+            raise ValueError(f"span starts at scale {span.first}; the state of the coarser scales is missing")
+        condition = self.class_emb(labels)
+        x = self.embed(condition, inputs, span)
+        modulation = condition
+        if self.config.shared_adaln:
+            modulation = self.shared_ada_lin(condition).view(len(labels), 1, -1, self.config.width)
+        states = state or [[None] * len(block.mixer_names) for block in self.blocks]
+        new_state = []
+        for block, block_states in zip(self.blocks, states, strict=True):
+            x, block_states = block(x, modulation, span, block_states)
+            new_state.append(block_states)
+        return self.logits(x, condition), new_state
+
+    def embed(self, condition: Tensor, inputs: Tensor, span: Span) -> Tensor:
+        """Token embeddings `(B, L, D)` of a span: class or code features, plus level and position."""
+        x = self.word_embed(inputs.to(self.word_embed.weight.dtype))
+        if span.first == 0:
+            x = torch.cat((condition[:, None] + self.pos_start, x), dim=1)
+        if x.shape[1] != span.length:
+            raise ValueError(f"inputs: {x.shape[1]} tokens; the span holds {span.length}")
+        tokens = slice(span.start, span.stop)
+        return x + (self.lvl_embed(self.levels[tokens]) + self.pos_1LC[0, tokens])
+
+    def logits(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Logits `(B, L, V)`; never in half precision, as in the official code."""
+        with torch.autocast(x.device.type, enabled=False):
+            dtype = self.head.weight.dtype
+            return self.head(self.head_nm(x.to(dtype), condition.to(dtype)))
+
+    def init_weights(self) -> None:
+        """Initialise as the official code does (`ModelConfig.init`), from torch's global random numbers."""
+        config = self.config
+        std = math.sqrt(1 / config.width / 3)
+        for weight in (self.pos_start, self.pos_1LC, self.lvl_embed.weight, self.class_emb.weight):
+            nn.init.trunc_normal_(weight, std=std)
+        for linear in (self.word_embed, self.head, self.head_nm.ada_lin[1]):
+            _init_linear(linear, std)
+        if config.shared_adaln:
+            _init_linear(self.shared_ada_lin[1], std)
+        with torch.no_grad():
+            self.head.weight.mul_(config.init_head)
+            self.head_nm.ada_lin[1].weight.mul_(config.init_adaln)
+        for block in self.blocks:
+            block.init_weights(std)
+
+
+def _stochastic_depth(rate: float) -> nn.Module:
+    from torchvision.ops import StochasticDepth  # here: it takes a second to import and most runs do without
+
+    return StochasticDepth(rate, "row")
+
+
+def _init_linear(linear: nn.Linear, std: float) -> None:
+    nn.init.trunc_normal_(linear.weight, std=std)
+    nn.init.zeros_(linear.bias)
