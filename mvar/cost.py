@@ -1,0 +1,114 @@
+"""What a model costs, from its config alone: parameters, FLOPs, score cells, state. Nothing is built or run.
+
+FLOPs count matrix products and convolutions (a multiply-add is 2); norms, activations and softmax are left out.
+"""
+
+from mvar.config import ModelConfig, TokenSpace
+from mvar.mixers.base import Mixer, mixer_class
+from mvar.pattern import parse_layer
+from mvar.scales import ScaleSchedule, Span
+
+
+def layer_mixers(layer: str) -> list[type[Mixer]]:
+    """The mixer classes of a layer such as `intra+mamba`, in order."""
+    return [mixer_class(name) for name in parse_layer(layer)]
+
+
+def _hidden(model: ModelConfig) -> int:
+    return round(model.width * model.mlp_ratio)
+
+
+def layer_params(model: ModelConfig, layer: str) -> dict[str, int]:
+    """Trainable parameters of one layer by part: a key for every mixer, `ffn`, and `ada_lin` or `ada_gss`."""
+    width, names = model.width, parse_layer(layer)
+    parts = {name: mixer_class(name).num_params(model) for name in names}
+    parts["ffn"] = 2 * width * _hidden(model) + _hidden(model) + width
+    chunks = 3 * (len(names) + 1)
+    if model.shared_adaln:
+        return parts | {"ada_gss": chunks * width}
+    return parts | {"ada_lin": (width + 1) * chunks * width}
+
+
+def num_params(model: ModelConfig, space: TokenSpace) -> int:
+    """Trainable parameters of the generator; exactly those of the official models (golden counts)."""
+    width, schedule = model.width, space.schedule
+    embeddings = (space.code_channels + 1) * width + (space.num_classes + 1) * width
+    positions = (schedule.num_scales + schedule.lengths[0] + schedule.num_tokens) * width
+    head = (width + 1) * 2 * width + (width + 1) * space.vocab_size
+    shared = 0
+    if model.shared_adaln:
+        shared = (width + 1) * 3 * (max(len(parse_layer(layer)) for layer in model.layers) + 1) * width
+    layers = sum(sum(layer_params(model, layer).values()) for layer in model.layers)
+    return embeddings + positions + head + shared + layers
+
+
+def layer_flops(model: ModelConfig, span: Span, layer: str) -> dict[str, int]:
+    """Forward FLOPs of one layer on a span for one image, by part: a key for every mixer, `ffn`, `adaln`."""
+    names = parse_layer(layer)
+    parts = {name: mixer_class(name).flops(model, span) for name in names}
+    parts["ffn"] = 4 * span.length * model.width * _hidden(model)
+    chunks = 3 * (len(names) + 1)
+    parts["adaln"] = 0 if model.shared_adaln else 2 * chunks * model.width**2
+    return parts
+
+
+def span_flops(model: ModelConfig, space: TokenSpace, span: Span) -> int:
+    """Forward FLOPs of the generator on a span for one image, given the state of the coarser scales."""
+    width = model.width
+    from_codes = span.length - (space.schedule.lengths[0] if span.first == 0 else 0)
+    total = 2 * from_codes * space.code_channels * width + 2 * span.length * width * space.vocab_size + 4 * width**2
+    if model.shared_adaln:
+        total += 2 * 3 * (max(len(parse_layer(layer)) for layer in model.layers) + 1) * width**2
+    return total + sum(sum(layer_flops(model, span, layer).values()) for layer in model.layers)
+
+
+def forward_flops(model: ModelConfig, space: TokenSpace) -> int:
+    """FLOPs of one teacher-forced forward pass for one image."""
+    return span_flops(model, space, space.schedule.span())
+
+
+def train_flops(model: ModelConfig, space: TokenSpace, num_images: int) -> int:
+    """FLOPs of training on `num_images` images: three forward passes each, the backward pass counting for two."""
+    return 3 * num_images * forward_flops(model, space)
+
+
+def sample_flops(model: ModelConfig, space: TokenSpace, *, guided: bool) -> int:
+    """FLOPs of sampling one image scale by scale with state; guidance runs the class and no class."""
+    return (2 if guided else 1) * sum(span_flops(model, space, span) for span in space.schedule.steps())
+
+
+def state_bytes(model: ModelConfig, space: TokenSpace, *, element_bytes: int = 4) -> int:
+    """Bytes of mixer state that one image (one guidance branch) holds while its last scale is sampled."""
+    mixers = [cls for layer in model.layers for cls in layer_mixers(layer)]
+    return sum(cls.state_bytes(model, space.schedule, element_bytes) for cls in mixers)
+
+
+def attention_cost(schedule: ScaleSchedule) -> dict[str, dict[str, float]]:
+    """Table 1's cost: the shares of global attention's score cells that lie inside a scale and between scales.
+
+    Returns:
+        `dense`: of all L x L cells, those that the block-causal mask discards included (what the paper prints);
+        `kept`: of the cells that the mask keeps, which is also what sampling with keys and values cached computes.
+        Each has `intra` and `inter`, which sum to 1.
+    """
+    span = schedule.span()
+    intra = mixer_class("intra").score_cells(span)
+    shares = {
+        "dense": intra / schedule.num_tokens**2,
+        "kept": intra / mixer_class("global").score_cells(span),
+    }
+    return {name: {"intra": share, "inter": 1 - share} for name, share in shares.items()}
+
+
+def layer_attention_cost(model: ModelConfig, schedule: ScaleSchedule) -> dict[str, float]:
+    """Table 1's third accounting: FLOPs of a whole `global` layer, split by what only cross-scale cells need.
+
+    Returns:
+        Shares that sum to 1: `intra` (score cells inside a scale), `inter` (score cells between scales) and `rest`
+        (projections, feed-forward, AdaLN), which no split of the scores can save.
+    """
+    span = schedule.span()
+    total = sum(layer_flops(model, span, "global").values())
+    cells = {name: mixer_class(name).score_cells(span) for name in ("global", "intra")}
+    intra, every = (4 * model.width * cells[name] / total for name in ("intra", "global"))
+    return {"intra": intra, "inter": every - intra, "rest": 1 - every}

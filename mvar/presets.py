@@ -1,0 +1,123 @@
+"""Named starting points: model sizes, published tokenizer, recipes laid out like the papers' tables.
+
+A preset is a `RunConfig`; sweeps derive their cells from it, and `--set` edits it.
+"""
+
+from mvar.config import (
+    DataConfig,
+    EvaluationConfig,
+    MambaConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    RuntimeConfig,
+    SampleConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+from mvar.scales import PATCH_SIDES
+
+IMAGENET_TRAIN_IMAGES = 1_281_167
+
+# The published tokenizer of VAR, vae_ch160v4096z32.pth: 109 M parameters, downsamples 16 times.
+VAR_TOKENIZER = TokenizerConfig(
+    patch_sides=PATCH_SIDES["256"],
+    vocab_size=4096,
+    code_channels=32,
+    width=160,
+    channel_multipliers=(1, 1, 2, 2, 4),
+    num_res_blocks=2,
+    attention=True,
+    checkpoint="$MVAR_TOKENIZER",
+    shift_px=0,
+)
+
+# Sampling settings that the official READMEs name.
+SAMPLING: dict[str, SampleConfig] = {
+    "fid": SampleConfig(cfg_scale=1.5, top_k=900, top_p=0.96),
+    "visual": SampleConfig(cfg_scale=4.0, top_k=900, top_p=0.95, more_smooth=True),
+}
+
+# Published recipes (VAR and M-VAR READMEs): depth -> batch, epochs, base lr, alng, wpe, final weight decay.
+RECIPES: dict[int, tuple[int, int, float, float, float, float | None]] = {
+    12: (768, 200, 1e-4, 1e-3, 0.1, None),
+    16: (768, 200, 1e-4, 1e-3, 0.1, None),
+    20: (768, 250, 1e-4, 1e-3, 0.1, None),
+    24: (768, 350, 8e-5, 1e-4, 0.01, None),
+    30: (1024, 350, 8e-5, 1e-5, 0.01, 0.08),
+    36: (768, 350, 8e-5, 5e-6, 0.01, 0.08),
+}
+
+
+def model_size(depth: int, **fields: object) -> ModelConfig:
+    """VAR's sizes: width 64 * depth, depth heads, drop path 0.1 * depth / 24."""
+    size = {"depth": depth, "width": 64 * depth, "num_heads": depth, "drop_path": 0.1 * depth / 24}
+    return ModelConfig.model_validate(size | fields)
+
+
+def imagenet(depth: int, resolution: int) -> RunConfig:
+    """The published recipe of a depth on ImageNet; folders come from $IMAGENET_TRAIN and $IMAGENET_VAL."""
+    batch, epochs, base_lr, gamma, end, decay_end = RECIPES[depth]
+    sides = PATCH_SIDES[str(resolution)]
+    return RunConfig(
+        data=DataConfig(
+            name="imagefolder",
+            root="$IMAGENET_TRAIN",
+            heldout_root="$IMAGENET_VAL",
+            image_size=resolution,
+            channels=3,
+            num_classes=1000,
+        ),
+        tokenizer=VAR_TOKENIZER.model_copy(update={"patch_sides": sides}),
+        model=model_size(depth, shared_adaln=depth == 36, init_adaln_gamma=gamma),
+        train=TrainConfig(
+            steps=epochs * IMAGENET_TRAIN_IMAGES // batch,
+            batch_size=batch,
+            base_lr=base_lr,
+            weight_decay_end=decay_end,
+            end_ratio=end,
+            precision="bf16",
+        ),
+        sample=SAMPLING["fid"],
+        evaluation=EvaluationConfig(
+            num_images=50_000, extractor="inception", inception_weights="$MVAR_INCEPTION", kid_subset_size=1000
+        ),
+        runtime=RuntimeConfig(num_workers=8, checkpoint_every=1000, log_every=50, sample_batch=50),
+    )
+
+
+# The demo: real handwritten digits (scikit-learn, 8x8), on two CPU cores in minutes.
+DIGITS = RunConfig(
+    data=DataConfig(heldout_fraction=0.25),
+    model=ModelConfig(
+        depth=8,
+        width=64,
+        num_heads=4,
+        mlp_ratio=2.0,
+        mamba=MambaConfig(d_state=16, headdim=32),
+    ),
+    train=TrainConfig(
+        steps=600, batch_size=32, base_lr=2.4e-2, warmup_fraction=0.1, clip_norm=1.0, label_dropout=0.1
+    ),
+)
+
+# The demo shortened to seconds a run: every stage runs, no number means anything.
+SMOKE = DIGITS.model_copy(
+    update={
+        "tokenizer": DIGITS.tokenizer.model_copy(
+            update={"train": OptimConfig(steps=60, batch_size=64, base_lr=1.6e-2, warmup_fraction=0.3, clip_norm=1.0)}
+        ),
+        "model": DIGITS.model.model_copy(update={"depth": 4, "width": 32, "num_heads": 2}),
+        "train": DIGITS.train.model_copy(update={"steps": 20}),
+        "evaluation": EvaluationConfig(num_images=100, classifier_steps=60, kid_subset_size=50),
+        "runtime": RuntimeConfig(checkpoint_every=10, log_every=5),
+    }
+)
+
+PRESETS: dict[str, RunConfig] = {
+    "digits": DIGITS,
+    "smoke": SMOKE,
+    **{f"imagenet256-d{depth}": imagenet(depth, 256) for depth in (12, 16, 20, 24, 30)},
+    "imagenet512-d24": imagenet(24, 512),
+    "imagenet512-d36": imagenet(36, 512),
+}

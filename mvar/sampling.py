@@ -1,0 +1,152 @@
+"""Scale-by-scale generation: guidance ramp, top-k and top-p, and a stream of random numbers for every image.
+
+Shapes: `B` batch, `L` tokens of all scales, `n` tokens of one scale, `V` codebook size, `C` code channels.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mvar.config import SampleConfig
+from mvar.transformer import ScaleTransformer
+
+if TYPE_CHECKING:
+    from mvar.tokenizer.quantizer import ResidualQuantizer
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Tokens `(B, L)` int64, all scales, and the latent `(B, C, h, h)` that the tokenizer decodes."""
+
+    tokens: Tensor
+    latent: Tensor
+
+
+def balanced_labels(num_images: int, num_classes: int) -> Tensor:
+    """Labels of a class-balanced set, interleaved: any prefix is balanced too, and so is any split of IS."""
+    return torch.arange(num_images) % num_classes
+
+
+def guide(logits: Tensor, cfg_scale: float, scale: int, num_scales: int) -> Tensor:
+    """Classifier-free guidance with VAR's ramp: `(1 + t) cond - t uncond`, `t = cfg_scale * scale / (S - 1)`.
+
+    Args:
+        logits: `(2B, n, V)`, the conditional half first. A single scale (where the official code divides by zero)
+            gets the full guidance, as the last scale of any schedule does.
+    """
+    t = cfg_scale * _ramp(scale, num_scales)
+    conditional, unconditional = logits.chunk(2)
+    return (1 + t) * conditional - t * unconditional
+
+
+def _ramp(scale: int, num_scales: int) -> float:
+    return scale / (num_scales - 1) if num_scales > 1 else 1.0
+
+
+def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
+    """Mask logits `(..., V)` to -inf as the official code does: top-k first, then top-p; 0 turns either off.
+
+    Every value equal to the k-th largest stays, so ties keep more than k. Top-p drops, in ascending order, what adds
+    up to no more than `1 - top_p`; the largest value always stays.
+    """
+    if 0 < top_k < logits.shape[-1]:
+        threshold = logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < threshold, -torch.inf)
+    if 0 < top_p < 1:
+        ascending, order = logits.sort(dim=-1)
+        drop = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
+        drop[..., -1] = False
+        logits = logits.masked_fill(drop.scatter(-1, order, drop), -torch.inf)
+    return logits
+
+
+def smooth_probabilities(logits: Tensor, gumbel: Tensor, ratio: float) -> Tensor:
+    """The official `more_smooth`: a Gumbel-softmax over codes that sharpens with the scale (`ratio` 0 to 1)."""
+    tau = max(0.27 * (1 - 0.95 * ratio), 0.005)
+    return ((logits * (1 + ratio) + gumbel) / tau).softmax(dim=-1)
+
+
+class ImageStreams:
+    """One stream of random numbers an image, so that an image does not depend on its batch."""
+
+    def __init__(self, seeds: Sequence[int | tuple[int, ...]], device: torch.device) -> None:
+        self._streams = [np.random.default_rng(seed) for seed in seeds]
+        self._device = device
+
+    def uniform(self, *shape: int) -> Tensor:
+        """`(B, *shape)` fp64 numbers in [0, 1)."""
+        return torch.from_numpy(np.stack([s.random(shape) for s in self._streams])).to(self._device)
+
+    def gumbel(self, *shape: int) -> Tensor:
+        """`(B, *shape)` fp64 standard Gumbel noise."""
+        return torch.from_numpy(np.stack([s.gumbel(size=shape) for s in self._streams])).to(self._device)
+
+
+def draw(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Tokens `(B, n)` from logits `(B, n, V)` and uniform numbers `(B, n)`, by inverting the cumulative distribution.
+
+    In fp64 and from one number a token, so that rounding (another batch size) all but never moves a draw.
+    """
+    cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    target = uniform[..., None] * cumulative[..., -1:]
+    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_max(logits.shape[-1] - 1)
+
+
+@torch.no_grad()
+def generate(
+    model: ScaleTransformer,
+    quantizer: "ResidualQuantizer",
+    labels: Tensor,
+    seeds: Sequence[int | tuple[int, ...]],
+    config: SampleConfig,
+    progress: Progress | None = None,
+    on_logits: Callable[[int, Tensor], None] | None = None,
+) -> Generated:
+    """Draw one image for each label, coarse to fine, carrying every mixer's state.
+
+    Args:
+        model: the generator. It is run as it is: put it in `eval()` to switch drop path off.
+        quantizer: of the tokenizer that it was trained on.
+        labels: `(B,)` classes; `num_classes` draws without a class.
+        seeds: B seeds, one an image (`numpy.random.default_rng` takes them): equal seeds give equal images.
+        config: guidance, filters and smoothing.
+        progress: called with (scales done, scales).
+        on_logits: called at every scale with its number and the guided, unfiltered logits `(B, n, V)`.
+    """
+    schedule, space = model.schedule, model.space
+    device = model.pos_1LC.device
+    labels = labels.to(device)
+    guided = config.cfg_scale > 0
+    conditions = torch.cat((labels, torch.full_like(labels, space.num_classes))) if guided else labels
+    streams = ImageStreams(seeds, device)
+    side = schedule.sides[-1]
+    latent = torch.zeros(len(labels), space.code_channels, side, side, device=device)
+    inputs = latent.new_empty(len(conditions), 0, space.code_channels)
+    state, tokens = None, []
+    for scale, span in enumerate(schedule.steps()):
+        logits, state = model(conditions, inputs, span, state)
+        if guided:
+            logits = guide(logits, config.cfg_scale, scale, schedule.num_scales)
+        if on_logits:
+            on_logits(scale, logits)
+        logits = filter_logits(logits, config.top_k, config.top_p)
+        tokens.append(draw(logits, streams.uniform(span.length)))
+        if config.more_smooth:
+            noise = streams.gumbel(span.length, space.vocab_size).to(logits.dtype)
+            weights = smooth_probabilities(logits, noise, _ramp(scale, schedule.num_scales))
+            codes = weights @ quantizer.embedding.weight.to(weights.dtype)
+        else:
+            codes = quantizer.embed(tokens[-1])
+        latent = quantizer.add(latent, codes.to(latent.dtype), scale)
+        if not span.is_last:
+            inputs = quantizer.next_input(latent, scale + 1)
+            inputs = torch.cat((inputs, inputs)) if guided else inputs
+        if progress:
+            progress(scale + 1, schedule.num_scales)
+    return Generated(torch.cat(tokens, dim=1), latent)
