@@ -1,0 +1,1 @@
+"""What came out: attention statistics, tables, figures and the report, with the paper's printed numbers beside ours."""
