@@ -47,7 +47,9 @@ class DataConfig(Config):
     @model_validator(mode="after")
     def _check_root(self) -> Self:
         if self.name == "imagefolder" and not self.root:
-            raise ValueError("data.root: not set; allowed: the folder of class subfolders that data.name=imagefolder needs")
+            raise ValueError(
+                "data.root: not set; allowed: the folder of class subfolders that data.name=imagefolder needs"
+            )
         return self
 
     def path(self, root: str) -> str:
@@ -337,7 +339,7 @@ def _parse(value: Any) -> Any:
 
 
 def from_dict(kind: type[C], values: Mapping[str, Any]) -> C:
-    """Build and validate a config; a mistake is a `UserError` of one line that names field, value and what is allowed."""
+    """Build and validate a config; a mistake is a one-line `UserError`: field, value, what is allowed."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:

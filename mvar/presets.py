@@ -96,9 +96,7 @@ DIGITS = RunConfig(
         mlp_ratio=2.0,
         mamba=MambaConfig(d_state=16, headdim=32),
     ),
-    train=TrainConfig(
-        steps=600, batch_size=32, base_lr=2.4e-2, warmup_fraction=0.1, clip_norm=1.0, label_dropout=0.1
-    ),
+    train=TrainConfig(steps=600, batch_size=32, base_lr=2.4e-2, warmup_fraction=0.1, clip_norm=1.0, label_dropout=0.1),
 )
 
 # The demo shortened to seconds a run: every stage runs, no number means anything.

@@ -108,9 +108,9 @@ class Attention(Mixer):
 class GlobalAttention(Attention):
     """VAR's block-causal attention: scale k attends to scales 0..k. State: keys and values."""
 
-    def forward(
-        self, x: Tensor, span: Span, state: KeyValueState | None = None
-    ) -> tuple[Tensor, KeyValueState | None]:
+    reach = "scales"
+
+    def forward(self, x: Tensor, span: Span, state: KeyValueState | None = None) -> tuple[Tensor, KeyValueState | None]:
         """See `Mixer.forward`."""
         if (state.filled if state else 0) != span.start:
             raise ValueError(f"the span starts at token {span.start}; the state holds {state.filled if state else 0}")
@@ -135,6 +135,8 @@ class GlobalAttention(Attention):
 
 class IntraScaleAttention(Attention):
     """M-VAR's intra-scale attention (paper, Eq. 4-5): a scale attends to itself. No state."""
+
+    reach = "scale"
 
     def forward(self, x: Tensor, span: Span, state: None = None) -> tuple[Tensor, None]:
         """See `Mixer.forward`."""

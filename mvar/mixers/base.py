@@ -5,7 +5,7 @@ Shapes: `B` batch, `L` tokens of a span, `D` width.
 
 from abc import ABC, abstractmethod
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -22,6 +22,9 @@ class Mixer(nn.Module, ABC):
     """
 
     key: ClassVar[str]  # the sub-layer's name in a block and in checkpoints, as in the official code
+    # What a token sees: `scales`, all tokens of its own scale and the coarser ones; `scale`, those of its own scale;
+    # `raster`, itself and all tokens before it.
+    reach: ClassVar[Literal["scales", "scale", "raster"]]
 
     def __init__(self, config: ModelConfig, runtime: RuntimeConfig) -> None:
         super().__init__()

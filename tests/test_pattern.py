@@ -1,0 +1,67 @@
+"""Layer patterns and partial replacement."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mvar.errors import UserError
+from mvar.pattern import REGISTRY, format_pattern, parse_layer, parse_pattern, replace_layers, replaced_layers
+
+layer = st.lists(st.sampled_from(sorted(REGISTRY)), min_size=1, max_size=3, unique=True).map("+".join)
+
+
+@given(st.lists(layer, min_size=1, max_size=12).map(tuple))
+def test_text_form_reads_back(layers):
+    assert parse_pattern(format_pattern(layers), len(layers)) == layers
+
+
+def test_examples():
+    assert parse_pattern("intra+mamba", 3) == ("intra+mamba",) * 3
+    assert parse_pattern("2*intra+mamba 1*global", 3) == ("intra+mamba", "intra+mamba", "global")
+    assert replace_layers("global", "first:2", "intra+mamba", 8) == "2*intra+mamba 6*global"
+    assert replace_layers("global", "all", "intra+mamba", 8) == "intra+mamba"
+
+
+@pytest.mark.parametrize(
+    ("rule", "numbers"),
+    [
+        ("none", ()),
+        ("all", (0, 1, 2, 3, 4, 5)),
+        ("first:2", (0, 1)),
+        ("last:2", (4, 5)),
+        ("first:0", ()),
+        ("every:2", (1, 3, 5)),
+        ("every:6", (5,)),
+        ("5,0,3", (0, 3, 5)),
+    ],
+)
+def test_replacement_rules(rule, numbers):
+    assert replaced_layers(rule, 6) == numbers
+
+
+@pytest.mark.parametrize("rule", ["first:7", "every:0", "0,0", "6", "first", "middle:2", "-1", "first:-1", "1,"])
+def test_wrong_rules_say_what_is_allowed(rule):
+    with pytest.raises(UserError, match=r"model\.replace: .* allowed: none, all, first:N.*depth 6"):
+        replaced_layers(rule, 6)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("globl", "did you mean 'global'"),
+        ("9*global", "names 9 layers; model.depth is 4"),
+        ("global intra", "names 2 layers; model.depth is 4"),
+        ("", "empty"),
+        ("2*", "not a group"),
+        ("intra+intra", "names a mixer twice"),
+        ("99999*global", "more than 10000"),
+    ],
+)
+def test_wrong_patterns(text, message):
+    with pytest.raises(UserError, match=message.replace("*", r"\*").replace("+", r"\+")):
+        parse_pattern(text, 4)
+
+
+def test_unknown_mixer_lists_the_registry():
+    with pytest.raises(UserError, match="allowed: global, intra, mamba"):
+        parse_layer("attention")
