@@ -1,0 +1,244 @@
+"""Run directories as one tidy table: what was measured, what was asked for, and what is wrong with either.
+
+Reading is tolerant: a missing run, half a run, a corrupt line, a NaN or another schema version becomes one line of
+`problems`, and the rest goes on. The store (`experiments.store`) is the only reader of the schema.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from experiments.store import DONE, RunDirectory, Store, read_document
+from mvar.config import RunConfig
+from mvar.errors import UserError
+
+MAKE_RUNS = "`mvar run mixers` trains some (`make demo` runs every sweep)"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of a table or point of a figure: what was asked for, and what the paper prints there."""
+
+    label: str
+    axes: Mapping[str, Any]
+    printed: Mapping[str, Any]
+    run_ids: tuple[str, ...]  # one a training seed
+    evaluation_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A sweep that was asked for. `name` is its file's, e.g. `mixers-digits-steps`."""
+
+    name: str
+    sweep: str
+    artefact: str  # of the paper, e.g. "Table 6"
+    preset: str
+    mode: str  # "steps": equal steps; "budget": equal training FLOPs
+    budget_flops: float | None
+    command: str
+    cells: tuple[Cell, ...]
+
+    @property
+    def title(self) -> str:
+        """Preset and what the cells have in common, e.g. "digits, equal steps"."""
+        if self.mode == "steps":
+            return f"{self.preset}, equal steps"
+        budget = f" ({self.budget_flops:.3g} FLOPs)" if self.budget_flops else ""
+        return f"{self.preset}, equal training budget{budget}"
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A run (or an evaluation of it) that a sweep asked for and that is not there, and the command that makes it."""
+
+    sweep: str
+    label: str
+    run_id: str
+    why: str
+    command: str
+
+
+@dataclass
+class Records:
+    """All that a results directory holds.
+
+    `table` has one row a run and evaluation (one without evaluation columns for a run that has none yet): run_id,
+    evaluation_id, state, the config's main columns, `settings` (canonical JSON of what must agree for a comparison),
+    and every metric, cost and timing under its own key. `configs` are the runs' configs by run id.
+    """
+
+    store: Store
+    table: pd.DataFrame
+    configs: dict[str, RunConfig]
+    manifests: list[Manifest]
+    missing: list[Missing] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def rows(self, cell: Cell) -> pd.DataFrame:
+        """The finished evaluations of a cell: one row a training seed and sampling seed."""
+        table = self.table
+        wanted = table["run_id"].isin(cell.run_ids) & table["evaluation_id"].isin(cell.evaluation_ids)
+        return table[wanted & (table["state"] == DONE)]
+
+    def sweeps(self, name: str) -> list[Manifest]:
+        """The manifests of one sweep, e.g. `layers`: one a preset and mode."""
+        return [manifest for manifest in self.manifests if manifest.sweep == name]
+
+
+def load_records(root: Path | str) -> Records:
+    """Read a results directory.
+
+    Raises:
+        UserError: it holds no run at all; says which command makes some.
+    """
+    store = Store(root)
+    problems: list[str] = []
+    rows: list[dict[str, Any]] = []
+    configs: dict[str, RunConfig] = {}
+    for path in sorted(path for path in (store.root / "runs").glob("*") if path.is_dir()):
+        run = store.run(path.name)
+        config = _attempt(problems, f"runs/{run.name}", run.config)
+        if config is not None:
+            configs[run.name] = config
+            rows += _run_rows(run, config, problems)
+    if not rows:
+        told = "; ".join(["", *problems])
+        raise UserError(f"results: {store.root} holds no readable run{told}; {MAKE_RUNS}")
+    table = pd.DataFrame(rows)
+    manifests = _manifests(store, problems)
+    return Records(store, table, configs, manifests, _missing(manifests, table), problems)
+
+
+def _attempt(problems: list[str], where: str, read: Callable[[], Any], default: Any = None) -> Any:
+    """What `read` returns, or `default` and a line in `problems` where the file is not what it should be."""
+    try:
+        return read()
+    except UserError as error:
+        problems.append(f"{where}: {error}")
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:  # valid JSON of another shape
+        problems.append(f"{where}: not as this version writes it ({type(error).__name__}: {error})")
+    return default
+
+
+def _run_rows(run: RunDirectory, config: RunConfig, problems: list[str]) -> list[dict[str, Any]]:
+    where = f"runs/{run.name}"
+    status = _attempt(problems, where, run.status) or {}
+    state = status.get("state", "unknown")
+    if state != DONE:
+        reason = f" ({status['reason']})" if status.get("reason") else ""
+        progress = f" in {status['stage']}, step {status.get('step', 0)} of {status.get('steps', 0)}" if status else ""
+        problems.append(f"{where}: {state}{progress}{reason}; the command that made it goes on from there")
+    common = _config_columns(run, config) | {"state": state, "stage": status.get("stage")}
+    evaluations = _attempt(problems, where, run.evaluations, {})
+    items = _attempt(problems, where, lambda: list(evaluations.items()), [])
+    rows = []
+    for evaluation_id, record in items:
+        here = f"{where}: evaluation {evaluation_id}"
+        columns = _attempt(problems, here, lambda record=record, here=here: _evaluation_columns(record, here, problems))
+        if columns is not None:
+            rows.append(common | {"evaluation_id": evaluation_id} | columns)
+    return rows or [common | {"evaluation_id": None}]
+
+
+def _config_columns(run: RunDirectory, config: RunConfig) -> dict[str, Any]:
+    model, train = config.model, config.train
+    return {
+        "run_id": run.name,
+        "data": config.data.name,
+        "seed": config.seed,
+        "pattern": model.pattern,
+        "depth": model.depth,
+        "width": model.width,
+        "num_heads": model.num_heads,
+        "steps": train.steps,
+        "batch_size": train.batch_size,
+        "tokenizer_id": config.tokenizer_id,
+    }
+
+
+def _evaluation_columns(record: Mapping[str, Any], where: str, problems: list[str]) -> dict[str, Any]:
+    sample = dict(record["sample"])
+    columns: dict[str, Any] = {
+        "sample_seed": sample.pop("seed", None),  # a replicate, not a setting
+        "settings": json.dumps(
+            {
+                "extractor_id": record["extractor_id"],
+                **{f"evaluation.{key}": value for key, value in record["evaluation"].items()},
+                **{f"sample.{key}": value for key, value in sample.items()},
+                **{f"reference.{key}": value for key, value in record["reference"].items()},
+            },
+            sort_keys=True,
+        ),
+        "extractor_id": record["extractor_id"],
+        "num_images": record["evaluation"]["num_images"],
+    }
+    for section in ("metrics", "cost", "timing"):
+        for key, value in record[section].items():
+            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+                columns[key] = value
+            else:
+                problems.append(f"{where}: {key} is {value!r}, not a number; its cells are dashes")
+    return columns
+
+
+def _manifests(store: Store, problems: list[str]) -> list[Manifest]:
+    found = []
+    for path in sorted((store.root / "sweeps").glob("*.json")):
+        manifest = _attempt(problems, f"sweeps/{path.name}", lambda path=path: _manifest(path))
+        if manifest:
+            found.append(manifest)
+    return found
+
+
+def _manifest(path: Path) -> Manifest:
+    values = read_document(path)
+    cells = tuple(
+        Cell(c["label"], c["axes"], c["printed"], tuple(c["run_ids"]), tuple(dict.fromkeys(c["evaluation_ids"])))
+        for c in values["cells"]
+    )
+    names = ("sweep", "artefact", "preset", "mode", "budget_flops", "command")
+    return Manifest(name=path.stem, cells=cells, **{name: values[name] for name in names})
+
+
+def _missing(manifests: list[Manifest], table: pd.DataFrame) -> list[Missing]:
+    done = table[table["state"] == DONE]
+    evaluated = set(zip(done["run_id"], done["evaluation_id"], strict=True))
+    states = dict(zip(table["run_id"], table["state"], strict=True))
+    found = []
+    for manifest in manifests:
+        for cell in manifest.cells:
+            for run_id in cell.run_ids:
+                lacking = [e for e in cell.evaluation_ids if (run_id, e) not in evaluated]
+                if not lacking:
+                    continue
+                state = states.get(run_id, "not there")
+                why = state if state != DONE else f"trained; evaluation {', '.join(lacking)} is not there"
+                found.append(Missing(manifest.name, cell.label, run_id, why, manifest.command))
+    return found
+
+
+def training_curve(run: RunDirectory, key: str, problems: list[str]) -> pd.DataFrame:
+    """A logged quantity over training: columns `step` and `value`; lines that cannot be read become problems."""
+    points = []
+    try:
+        lines = run.metrics.read_text(errors="replace").splitlines()
+    except OSError:
+        problems.append(f"runs/{run.name}: metrics.jsonl is missing; no training curve")
+        lines = []
+    for number, line in enumerate(lines, start=1):
+        where = f"runs/{run.name}/metrics.jsonl line {number}"
+        try:
+            values = json.loads(line)
+            if key in values:
+                points.append((int(values["step"]), float(values[key])))
+        except ValueError:
+            problems.append(f"{where}: not valid JSON; skipped")
+        except (KeyError, TypeError):
+            problems.append(f"{where}: not a logged step; skipped")
+    return pd.DataFrame(points, columns=["step", "value"])
