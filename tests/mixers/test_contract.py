@@ -1,0 +1,206 @@
+"""The mixer contract, for every registered mixer: one code path for training and sampling.
+
+A mixer that is added to the registry is covered here by itself.
+"""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mvar.config import MambaConfig, ModelConfig, RuntimeConfig, TokenSpace
+from mvar.cost import num_params
+from mvar.mixers.base import mixer_class
+from mvar.pattern import REGISTRY
+from mvar.scales import ScaleSchedule
+from mvar.transformer import ScaleTransformer
+
+MIXERS = sorted(REGISTRY)
+PAIRS = [f"{a}+{b}" for a in MIXERS for b in MIXERS if a != b]
+PATTERNS = [*MIXERS, *PAIRS, "global intra+mamba 1*global", "2*intra+mamba mamba", "intra global mamba"]
+SCHEDULES = [(1, 2, 3, 4), (2, 3, 5), (4,), (1, 1, 6)]
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+
+
+def model_config(pattern="global", **fields):
+    fields = {"attn_l2_norm": True, "mamba": MambaConfig(d_state=8, headdim=8)} | fields
+    return ModelConfig(depth=3, width=16, num_heads=2, pattern=pattern, **fields)
+
+
+def make_model(pattern, sides=(1, 2, 3, 4), dtype=torch.float64, **fields):
+    torch.manual_seed(0)
+    space = TokenSpace(sides, vocab_size=11, code_channels=5, num_classes=3)
+    model = ScaleTransformer(model_config(pattern, **fields), space).to(dtype)
+    with torch.no_grad():  # the official initialisation all but closes the gates: open them, or nothing is tested
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.3)
+    return model
+
+
+def make_batch(model, batch=3, dtype=torch.float64):
+    torch.manual_seed(1)
+    schedule = model.schedule
+    inputs = torch.randn(batch, schedule.num_tokens - schedule.lengths[0], model.space.code_channels, dtype=dtype)
+    return torch.arange(batch) % (model.space.num_classes + 1), inputs
+
+
+def run_split(model, labels, inputs, cuts):
+    """Logits of the scales run in the pieces that `cuts` makes, with the state carried from piece to piece."""
+    schedule, outputs, state = model.schedule, [], None
+    skip = schedule.lengths[0]
+    edges = [0, *cuts, schedule.num_scales]
+    for first, last in zip(edges[:-1], edges[1:], strict=True):
+        span = schedule.span(first, last)
+        piece = inputs[:, max(span.start - skip, 0) : span.stop - skip]
+        logits, state = model(labels, piece, span, state)
+        outputs.append(logits)
+    return torch.cat(outputs, dim=1)
+
+
+def close(a, b, dtype):
+    torch.testing.assert_close(a, b, rtol=0, atol=TOLERANCE[dtype] * b.abs().max().item())
+
+
+def draw_cuts(data, num_scales):
+    return sorted(data.draw(st.sets(st.integers(1, num_scales - 1)))) if num_scales > 1 else []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
+@pytest.mark.parametrize("pattern", PATTERNS)
+@given(data=st.data())
+def test_any_split_with_state_equals_teacher_forcing(pattern, dtype, data):
+    sides = data.draw(st.sampled_from(SCHEDULES))
+    model = make_model(pattern, sides, dtype, shared_adaln=data.draw(st.booleans()), attn_l2_norm=data.draw(st.booleans()))
+    labels, inputs = make_batch(model, dtype=dtype)
+    with torch.no_grad():
+        whole, _ = model(labels, inputs)
+        close(run_split(model, labels, inputs, draw_cuts(data, len(sides))), whole, dtype)
+
+
+@pytest.mark.parametrize("pattern", MIXERS + ["intra+mamba"])
+def test_gradients_through_any_split_equal_teacher_forcing(pattern):
+    model = make_model(pattern)
+    labels, inputs = make_batch(model)
+    gradients = []
+    for cuts in ([], [1, 2, 3], [2]):
+        inputs = inputs.detach().requires_grad_()
+        logits = run_split(model, labels, inputs, cuts)
+        weights = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)
+        gradients.append(torch.autograd.grad((logits * weights).sum(), [inputs, *model.parameters()]))
+    for others in gradients[1:]:
+        for whole, split in zip(gradients[0], others, strict=True):
+            torch.testing.assert_close(split, whole, rtol=1e-9, atol=1e-9)
+
+
+def dependence(mixer, schedule):
+    """`(L, L)` booleans: whether the output of a token (row) depends on the input of another (column)."""
+    torch.manual_seed(2)
+    x = torch.randn(1, schedule.num_tokens, mixer.config.width, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(lambda x: mixer(x, schedule.span())[0].sum((0, 2)), x)
+    return jacobian[:, 0].abs().sum(-1) > 0
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_information_flows_as_the_mixer_says(name):
+    schedule = ScaleSchedule((1, 2, 3))
+    torch.manual_seed(0)
+    mixer = mixer_class(name)(model_config(), RuntimeConfig()).double()
+    mixer.init_weights(0.3)
+    levels, position = torch.tensor(schedule.levels), torch.arange(schedule.num_tokens)
+    expected = {
+        "scales": levels[:, None] >= levels[None],
+        "scale": levels[:, None] == levels[None],
+        "raster": position[:, None] >= position[None],
+    }[mixer.reach]
+    assert torch.equal(dependence(mixer, schedule), expected)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_nothing_flows_from_finer_to_coarser(pattern):
+    model = make_model(pattern)
+    labels, inputs = make_batch(model)
+    with torch.no_grad():
+        before, _ = model(labels, inputs)
+        for scale in range(1, model.schedule.num_scales):
+            start = model.schedule.offsets[scale]
+            changed = inputs.clone()
+            changed[:, start - model.schedule.lengths[0] :] += 1
+            after, _ = model(labels, changed)
+            assert torch.equal(after[:, :start], before[:, :start])
+            assert not torch.allclose(after[:, start:], before[:, start:])
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_every_parameter_gets_a_gradient(pattern):
+    model = make_model(pattern)
+    labels, inputs = make_batch(model)
+    model(labels, inputs)[0].square().sum().backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None and p.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("pattern", MIXERS + ["intra+mamba"])
+def test_an_image_does_not_depend_on_its_batch(pattern):
+    model = make_model(pattern)
+    labels, inputs = make_batch(model, batch=4)
+    with torch.no_grad():
+        whole = run_split(model, labels, inputs, [1, 2, 3])
+        for i in range(4):
+            alone = run_split(model, labels[i : i + 1], inputs[i : i + 1], [1, 2, 3])
+            close(alone, whole[i : i + 1], torch.float64)
+
+
+@pytest.mark.parametrize("pattern", MIXERS + ["intra+mamba"])
+def test_no_code_path_depends_on_training_mode(pattern):
+    model = make_model(pattern)
+    labels, inputs = make_batch(model)
+    with torch.no_grad():
+        assert torch.equal(model.train()(labels, inputs)[0], model.eval()(labels, inputs)[0])
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["per-layer", "shared"])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_counts_equal_the_analytic_ones(pattern, shared):
+    model = make_model(pattern, shared_adaln=shared)
+    assert sum(p.numel() for p in model.parameters()) == num_params(model.config, model.space)
+
+
+@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_mixer_counts_its_own_parameters(name, norm):
+    config = model_config(attn_l2_norm=norm)
+    mixer = mixer_class(name)(config, RuntimeConfig())
+    assert sum(p.numel() for p in mixer.parameters()) == mixer.num_params(config)
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_cost_is_additive_over_the_steps(name):
+    config, schedule = model_config(), ScaleSchedule((1, 2, 3, 4))
+    cls = mixer_class(name)
+    assert sum(cls.score_cells(span) for span in schedule.steps()) == cls.score_cells(schedule.span())
+    assert cls.flops(config, schedule.span()) > 0
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_save_and_load(pattern, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model = make_model(pattern)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    other = ScaleTransformer(model.config, model.space).double()
+    other.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    labels, inputs = make_batch(model)
+    with torch.no_grad():
+        assert torch.equal(other(labels, inputs)[0], model(labels, inputs)[0])
+
+
+def test_a_state_of_other_scales_is_refused():
+    model = make_model("global")
+    labels, inputs = make_batch(model)
+    _, state = model(labels, inputs[:, :4], model.schedule.span(0, 2))
+    with pytest.raises(ValueError, match="the state holds 5"):
+        model(labels, inputs[:, 13:], model.schedule.span(3, 4), state)
+    with pytest.raises(ValueError, match="state of the coarser scales is missing"):
+        model(labels, inputs[:, 13:], model.schedule.span(3, 4))
+    with pytest.raises(ValueError, match="3 tokens; the span holds 4"):
+        model(labels, inputs[:, :3], model.schedule.span(1, 2), [[None]] * 3)

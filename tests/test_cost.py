@@ -1,0 +1,112 @@
+"""Costs from the config: the official parameter counts, the paper's Table 1, FLOPs as torch counts them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from mvar.config import ModelConfig, TokenSpace
+from mvar.cost import (
+    attention_cost,
+    forward_flops,
+    layer_attention_cost,
+    layer_params,
+    num_params,
+    sample_flops,
+    state_bytes,
+    train_flops,
+)
+from mvar.presets import PRESETS, model_size
+from mvar.scales import PATCH_SIDES, ScaleSchedule
+from mvar.transformer import ScaleTransformer
+
+COUNTS = json.loads((Path(__file__).parent / "golden" / "param_counts" / "counts.json").read_text())["rows"]
+
+
+def row_id(row):
+    return f"{row['model']}-d{row['depth']}-w{row['width']}-{row['resolution']}-l2{row['attn_l2_norm']}"
+
+
+@pytest.mark.parametrize("row", COUNTS, ids=row_id)
+def test_official_parameter_counts(row):
+    pattern = {"var": "global", "mvar": "intra+mamba"}[row["model"]]
+    model = ModelConfig(
+        depth=row["depth"],
+        width=row["width"],
+        num_heads=row["heads"],
+        pattern=pattern,
+        attn_l2_norm=row["attn_l2_norm"],
+        shared_adaln=row["shared_aln"],
+    )
+    space = TokenSpace(PATCH_SIDES[str(row["resolution"])], row["vocab"], row["Cvae"], row["num_classes"])
+    assert num_params(model, space) == row["params"]
+    assert sum(layer_params(model, pattern).values()) == row["params_per_block"]
+    with torch.device("meta"):
+        built = ScaleTransformer(model, space)
+    assert sum(p.numel() for p in built.parameters()) == row["params"]
+
+
+@pytest.mark.parametrize(
+    ("resolution", "accounting", "intra", "inter"),
+    [
+        ("256", "dense", 23.89, 76.11),
+        ("512", "dense", 30.34, 69.66),
+        ("256", "kept", 38.57, 61.43),
+        ("512", "kept", 46.55, 53.45),
+    ],
+)
+def test_cost_half_of_table_1(resolution, accounting, intra, inter):
+    shares = attention_cost(ScaleSchedule(PATCH_SIDES[resolution]))[accounting]
+    # 30.34 and 69.66 are the issue's truncation of 30.335...: allow the last printed digit
+    assert 100 * shares["intra"] == pytest.approx(intra, abs=0.0051)
+    assert 100 * shares["inter"] == pytest.approx(inter, abs=0.0051)
+
+
+def test_whole_layer_shares_sum_to_one():
+    shares = layer_attention_cost(model_size(16), ScaleSchedule(PATCH_SIDES["256"]))
+    assert sum(shares.values()) == pytest.approx(1)
+    assert 0 < shares["intra"] < shares["inter"] < shares["rest"]
+
+
+def counted_flops(model, space):
+    built = ScaleTransformer(model, space)
+    # MATH: older torch does not count its fused attention on CPU
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        built(torch.zeros(1, dtype=torch.long), torch.zeros(1, 29, 8))
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("pattern", ["global", "intra", "global intra 1*global"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_flops_are_those_that_torch_counts(pattern, shared):
+    model = ModelConfig(depth=3, width=32, num_heads=2, pattern=pattern, shared_adaln=shared)
+    space = TokenSpace((1, 2, 3, 4), vocab_size=50, code_channels=8, num_classes=10)
+    assert counted_flops(model, space) == forward_flops(model, space)
+
+
+def test_mamba_layer_flops_are_those_of_its_products():
+    model = ModelConfig(depth=1, width=32, pattern="mamba", num_heads=2, mamba={"d_state": 16, "headdim": 16})
+    space = TokenSpace((1, 2, 3, 4), vocab_size=50, code_channels=8, num_classes=10)
+    assert counted_flops(model, space) == pytest.approx(forward_flops(model, space), rel=0.05)
+
+
+def test_sampling_costs_a_forward_pass_and_guidance_doubles_it():
+    preset = PRESETS["digits"]
+    model, space = preset.model, preset.token_space
+    plain, guided = (sample_flops(model, space, guided=g) for g in (False, True))
+    assert guided == 2 * plain
+    # AdaLN is recomputed at every scale: the only difference
+    assert forward_flops(model, space) < plain < 1.5 * forward_flops(model, space)
+    assert train_flops(model, space, 7) == 21 * forward_flops(model, space)
+
+
+def test_mamba_state_is_constant_in_length_and_attention_state_is_not():
+    space = [TokenSpace(PATCH_SIDES[r], 4096, 32, 1000) for r in ("256", "512")]
+    mamba, attention = model_size(16, pattern="mamba"), model_size(16)
+    assert state_bytes(mamba, space[0]) == state_bytes(mamba, space[1])
+    assert state_bytes(attention, space[1]) / state_bytes(attention, space[0]) == 2240 / 680
+    # 42.5 MiB of bf16 keys and values an image and branch for d16 at 256 px
+    assert state_bytes(attention, space[0], element_bytes=2) / 2**20 == 42.5

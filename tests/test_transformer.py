@@ -1,0 +1,121 @@
+"""The backbone against the official code: logits, hidden states, losses and gradients on random weights."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from mvar.config import ModelConfig, TokenSpace
+from mvar.transformer import ScaleTransformer
+
+GOLDEN = Path(__file__).parent / "golden"
+CASES = ["var_plain", "var_plain_shared", "var_l2", "var_l2_shared", "mvar_plain", "mvar_l2"]
+OFFICIAL_BUFFERS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias", "patch_nums")
+
+
+def load_case(name):
+    folder = GOLDEN / name
+    facts = json.loads((folder / "config.json").read_text())
+    config = ModelConfig(
+        depth=facts["depth"],
+        width=facts["width"],
+        num_heads=facts["heads"],
+        mlp_ratio=facts["mlp_ratio"],
+        pattern={"var": "global", "mvar": "intra+mamba"}[facts["kind"]],
+        attn_l2_norm=facts["attn_l2_norm"],
+        shared_adaln=facts["shared_aln"],
+    )
+    sides = tuple(facts["patch_nums"])
+    model = ScaleTransformer(config, TokenSpace(sides, facts["vocab_size"], facts["Cvae"], facts["num_classes"]))
+    weights = load_file(folder / "state.safetensors")
+    model.load_state_dict({k: v.float() for k, v in weights.items() if not k.endswith(OFFICIAL_BUFFERS)})
+    return facts, model, load_file(folder / "inputs.safetensors"), load_file(folder / "outputs.safetensors")
+
+
+def within_noise(actual, expected, noise, factor=8):
+    """Within a small multiple of the official code's own fp32 rounding error."""
+    assert (actual - expected).abs().max().item() <= factor * noise
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_teacher_forcing(case):
+    facts, model, inputs, outputs = load_case(case)
+    seen = {}
+    for i, block in enumerate(model.blocks):
+        block.register_forward_hook(lambda m, a, out, i=i: seen.__setitem__(f"tf.block.{i}.out", out[0]))
+        for name in block.mixer_names:
+            key = f"tf.block.{i}.{name}"
+            block.get_submodule(name).register_forward_hook(lambda m, a, out, key=key: seen.__setitem__(key, out[0]))
+    model.blocks[0].register_forward_pre_hook(lambda m, a: seen.__setitem__("tf.x_in", a[0]))
+    logits, _ = model(inputs["tf.label"], inputs["tf.x"])
+    noise = facts["noise"]["tf_logits_fp32_vs_fp64"]
+    within_noise(logits, outputs["tf.logits"], noise)
+    expected = {k for k in outputs if k.startswith("tf.block.") or k == "tf.x_in"}
+    assert expected == seen.keys()
+    for key in expected:
+        within_noise(seen[key], outputs[key], noise)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loss_and_gradients(case):
+    facts, model, inputs, outputs = load_case(case)
+    logits, _ = model(inputs["tf.label"], inputs["tf.x"])
+    per_token = F.cross_entropy(logits.flatten(0, 1), inputs["tf.gt_idx"].flatten(), reduction="none")
+    torch.testing.assert_close(per_token.view_as(inputs["tf.gt_idx"]), outputs["tf.loss_per_token"], rtol=0, atol=1e-4)
+    per_token.mean().backward()
+    parameters = dict(model.named_parameters())
+    assert list(parameters) == [n for n in parameters if n in facts["grad_norm_names"]]
+    norms = torch.stack([parameters[name].grad.norm() for name in facts["grad_norm_names"]])
+    torch.testing.assert_close(norms, outputs["tf.grad_norms"], rtol=1e-4, atol=1e-7)
+    small = [k.removeprefix("tf.grad.") for k in outputs if k.startswith("tf.grad.")]
+    assert small
+    for name in small:
+        within_noise(parameters[name].grad, outputs[f"tf.grad.{name}"], facts["noise"]["tf_small_grads_max_abs_fp32_vs_fp64"])
+
+
+@pytest.mark.parametrize("kind", ["var", "mvar"])
+def test_initialisation_statistics_are_official(kind):
+    facts = json.loads((GOLDEN / "param_counts" / "init_stats.json").read_text())[kind]
+    config = ModelConfig(
+        depth=facts["depth"],
+        width=facts["width"],
+        num_heads=facts["heads"],
+        pattern={"var": "global", "mvar": "intra+mamba"}[kind],
+        init_adaln=facts["init_adaln"],
+        init_adaln_gamma=facts["init_adaln_gamma"],
+        init_head=facts["init_head"],
+    )
+    torch.manual_seed(0)
+    model = ScaleTransformer(config, TokenSpace((1, 2, 3, 4), vocab_size=512, code_channels=32, num_classes=100))
+    for name, p in model.named_parameters():
+        if name not in facts["params"]:
+            assert name.startswith("blocks.") and not name.startswith(f"blocks.{config.depth - 1}."), name
+            continue
+        official = facts["params"][name]
+        assert list(p.shape) == official["shape"]
+        # Two random draws: the standard error of a standard deviation is about std / sqrt(2 n)
+        slack = 6 / (2 * p.numel()) ** 0.5
+        if p.numel() > 100:
+            assert p.std().item() == pytest.approx(official["std"], rel=2 * slack, abs=1e-12), name
+        for i, std in enumerate(official.get("std_of_each_chunk", [])):
+            chunk = p.view(-1, config.width, p.shape[-1])[i]
+            assert chunk.std().item() == pytest.approx(std, rel=0.05), (name, i)
+
+
+def test_fixed_initialisation_closes_every_gate():
+    config = ModelConfig(depth=2, width=64, pattern="intra+mamba", init="fixed", init_adaln_gamma=1e-5)
+    model = ScaleTransformer(config, TokenSpace((1, 2), 8, 4, 3))
+    gates = model.blocks[0].ada_lin[1].weight.view(9, 64, 64)[:3]
+    assert gates.std((1, 2)).max() < 1e-5
+
+
+def test_stochastic_depth_acts_in_training_only():
+    torch.manual_seed(0)
+    model = ScaleTransformer(ModelConfig(depth=4, width=16, num_heads=2, drop_path=0.5), TokenSpace((1, 2), 8, 4, 3))
+    labels, inputs = torch.arange(3), torch.randn(3, 4, 4)
+    evaluated = model.eval()(labels, inputs)[0]
+    assert torch.equal(model(labels, inputs)[0], evaluated)
+    assert not torch.equal(model.train()(labels, inputs)[0], evaluated)
