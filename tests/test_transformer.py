@@ -73,7 +73,9 @@ def test_loss_and_gradients(case):
     small = [k.removeprefix("tf.grad.") for k in outputs if k.startswith("tf.grad.")]
     assert small
     for name in small:
-        within_noise(parameters[name].grad, outputs[f"tf.grad.{name}"], facts["noise"]["tf_small_grads_max_abs_fp32_vs_fp64"])
+        within_noise(
+            parameters[name].grad, outputs[f"tf.grad.{name}"], facts["noise"]["tf_small_grads_max_abs_fp32_vs_fp64"]
+        )
 
 
 @pytest.mark.parametrize("kind", ["var", "mvar"])

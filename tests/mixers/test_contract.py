@@ -70,7 +70,9 @@ def draw_cuts(data, num_scales):
 @given(data=st.data())
 def test_any_split_with_state_equals_teacher_forcing(pattern, dtype, data):
     sides = data.draw(st.sampled_from(SCHEDULES))
-    model = make_model(pattern, sides, dtype, shared_adaln=data.draw(st.booleans()), attn_l2_norm=data.draw(st.booleans()))
+    model = make_model(
+        pattern, sides, dtype, shared_adaln=data.draw(st.booleans()), attn_l2_norm=data.draw(st.booleans())
+    )
     labels, inputs = make_batch(model, dtype=dtype)
     with torch.no_grad():
         whole, _ = model(labels, inputs)

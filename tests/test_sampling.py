@@ -1,0 +1,161 @@
+"""Sampling against the official code (guidance, filters, smoothing, whole images), and one stream an image."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from mvar.config import ModelConfig, SampleConfig, TokenizerConfig, TokenSpace
+from mvar.sampling import balanced_labels, draw, filter_logits, generate, guide, smooth_probabilities
+from mvar.tokenizer.quantizer import ResidualQuantizer
+from mvar.transformer import ScaleTransformer
+
+GOLDEN = Path(__file__).parent / "golden"
+FUNCTIONS = json.loads((GOLDEN / "sampling_fn" / "config.json").read_text())
+CASES = {"var_plain": "global", "var_plain_shared": "global", "var_l2": "global", "var_l2_shared": "global"}
+CASES |= {"mvar_plain": "intra+mamba", "mvar_l2": "intra+mamba"}
+BUFFERS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias", "patch_nums")
+WHOLE_IMAGES = [
+    (case, run["tag"]) for case in CASES for run in json.loads((GOLDEN / case / "config.json").read_text())["infer"]
+]
+
+
+@pytest.fixture(scope="module")
+def functions():
+    return load_file(GOLDEN / "sampling_fn" / "inputs.safetensors"), load_file(
+        GOLDEN / "sampling_fn" / "outputs.safetensors"
+    )
+
+
+@pytest.mark.parametrize("row", FUNCTIONS["filters"], ids=lambda r: f"{r['on']}-k{r['top_k']}-p{r['top_p']}")
+def test_filters(functions, row):
+    inputs, outputs = functions
+    probabilities = filter_logits(inputs[row["on"]], row["top_k"], row["top_p"]).softmax(-1)
+    expected = outputs[row["on"].replace("logits", "probs") + f".{row['index']}"]
+    assert torch.equal(probabilities > 0, expected > 0)
+    torch.testing.assert_close(probabilities, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("row", FUNCTIONS["mixes"], ids=lambda r: r["key"])
+def test_guidance(functions, row):
+    inputs, outputs = functions
+    logits = torch.cat((inputs["cond"], inputs["uncond"]))
+    mixed = guide(logits, row["cfg"], row["scale_index"], row["num_scales"])
+    torch.testing.assert_close(mixed, outputs[row["key"]], rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("row", FUNCTIONS["gumbel"], ids=lambda r: f"ratio{r['ratio']}")
+def test_more_smooth(functions, row):
+    inputs, outputs = functions
+    logits = filter_logits(inputs["logits"], row["top_k"], row["top_p"])
+    mixed = smooth_probabilities(logits, inputs[f"gumbel_noise.{row['index']}"], row["ratio"])
+    torch.testing.assert_close(mixed, outputs[f"gumbel_soft.{row['index']}"], rtol=1e-4, atol=1e-6)
+
+
+def load_case(case):
+    facts = json.loads((GOLDEN / case / "config.json").read_text())
+    config = ModelConfig(
+        depth=facts["depth"],
+        width=facts["width"],
+        num_heads=facts["heads"],
+        pattern=CASES[case],
+        attn_l2_norm=facts["attn_l2_norm"],
+        shared_adaln=facts["shared_aln"],
+    )
+    sides = tuple(facts["patch_nums"])
+    model = ScaleTransformer(config, TokenSpace(sides, facts["vocab_size"], facts["Cvae"], facts["num_classes"]))
+    state = load_file(GOLDEN / case / "state.safetensors")
+    model.load_state_dict({k: v.float() for k, v in state.items() if not k.endswith(BUFFERS)})
+    quantizer = ResidualQuantizer(
+        TokenizerConfig(
+            patch_sides=sides,
+            vocab_size=facts["vocab_size"],
+            code_channels=facts["Cvae"],
+            share_phi=facts["share_quant_resi"],
+            phi_ratio=facts["quant_resi"],
+        )
+    )
+    vae = load_file(GOLDEN / case / "vae.safetensors")
+    quantizer.load_state_dict({k.removeprefix("quantize."): v.float() for k, v in vae.items()})
+    return facts, model.eval(), quantizer
+
+
+@pytest.mark.parametrize(("case", "tag"), WHOLE_IMAGES)
+def test_whole_images_scale_by_scale(case, tag):
+    facts, model, quantizer = load_case(case)
+    run = next(r for r in facts["infer"] if r["tag"] == tag)
+    labels = load_file(GOLDEN / case / "inputs.safetensors")["infer.label"]
+    expected = load_file(GOLDEN / case / "outputs.safetensors")
+    logits = []
+    config = SampleConfig(cfg_scale=run["cfg"], top_k=run["top_k"], top_p=run["top_p"])
+    result = generate(
+        model, quantizer, labels, range(len(labels)), config, on_logits=lambda scale, guided: logits.append(guided)
+    )
+    assert torch.equal(result.tokens, expected[f"{tag}.idx"])
+    noise = max(run["logits_fp32_vs_fp64"], run["raw_inference_vs_train_mode_logits"])
+    assert (torch.cat(logits, 1) - expected[f"{tag}.logits_cfg"]).abs().max() <= 8 * noise
+    assert (result.latent - expected[f"{tag}.f_hat"]).abs().max() <= 8 * run["f_hat_fp32_vs_fp64"]
+
+
+def small(pattern="intra+mamba", classes=3):
+    torch.manual_seed(0)
+    config = ModelConfig(depth=2, width=16, num_heads=2, pattern=pattern, mamba={"d_state": 8, "headdim": 8})
+    model = ScaleTransformer(config, TokenSpace((1, 2, 3), 32, 4, classes)).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.3)
+    return model, ResidualQuantizer(TokenizerConfig(patch_sides=(1, 2, 3), vocab_size=32, code_channels=4))
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+@pytest.mark.parametrize("cfg_scale", [0.0, 1.5])
+def test_an_image_does_not_depend_on_its_batch(cfg_scale, smooth):
+    model, quantizer = small()
+    config = SampleConfig(cfg_scale=cfg_scale, top_p=0.95, more_smooth=smooth)
+    labels = torch.tensor([0, 1, 2, 3, 1])
+    seeds = [(7, i) for i in range(5)]
+    whole = generate(model, quantizer, labels, seeds, config)
+    for i in range(5):
+        alone = generate(model, quantizer, labels[i : i + 1], seeds[i : i + 1], config)
+        assert torch.equal(alone.tokens[0], whole.tokens[i])
+        torch.testing.assert_close(alone.latent[0], whole.latent[i], rtol=1e-4, atol=1e-5)
+    assert not torch.equal(generate(model, quantizer, labels, seeds[::-1], config).tokens, whole.tokens)
+
+
+def test_draws_follow_the_probabilities():
+    logits = torch.tensor([0.1, 0.2, 0.0, 0.7]).log()
+    uniform = torch.rand(1, 200_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    tokens = draw(logits.expand(1, 200_000, 4), uniform)
+    frequency = tokens.flatten().bincount(minlength=4) / 200_000
+    assert frequency[2] == 0
+    torch.testing.assert_close(frequency, torch.tensor([0.1, 0.2, 0.0, 0.7]), rtol=0, atol=0.005)
+
+
+@given(st.integers(1, 40), st.floats(0, 1, exclude_max=True))
+def test_a_draw_is_never_a_masked_token(kept, uniform):
+    torch.manual_seed(0)
+    logits = filter_logits(torch.randn(1, 1, 40), top_k=kept)
+    token = draw(logits, torch.full((1, 1), uniform, dtype=torch.float64))
+    assert logits[0, 0, token].isfinite().all()
+
+
+def test_one_scale_gets_full_guidance():
+    logits = torch.randn(2, 3, 5)
+    torch.testing.assert_close(guide(logits, 2.0, 0, 1), 3 * logits[:1] - 2 * logits[1:])
+
+
+def test_balanced_labels():
+    assert balanced_labels(25, 10).bincount().tolist() == [3] * 5 + [2] * 5
+
+
+def test_progress_counts_the_scales():
+    model, quantizer = small("global")
+    calls = []
+    generate(
+        model, quantizer, torch.zeros(1, dtype=torch.long), [0], SampleConfig(), progress=lambda *a: calls.append(a)
+    )
+    assert calls == [(1, 3), (2, 3), (3, 3)]
