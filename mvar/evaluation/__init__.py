@@ -1,0 +1,1 @@
+"""What samples and models are worth: image metrics, likelihood, near-copies, and the floors to read them against."""

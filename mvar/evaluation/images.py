@@ -1,0 +1,102 @@
+"""Image sets as the evaluation reads them: uint8 `(ch, H, W)` by index, from memory or decoded when asked for."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mvar.errors import UserError
+
+
+class Images(Dataset):
+    """A set of N images as uint8 tensors `(ch, H, W)`; a Dataset, so that torch-fidelity reads it too.
+
+    Args:
+        source: a uint8 array or tensor `(N, ch, H, W)`, or an image set with `__len__` and `image(i, rng)`, which is
+            read image by image (centre crops) and never held in memory.
+        what: the name of the set in messages.
+
+    Raises:
+        UserError: not uint8 (NaN among floats is named), not four dimensions, or empty.
+    """
+
+    def __init__(self, source: Any, what: str) -> None:
+        self.what = what
+        self.source = source.source if isinstance(source, Images) else source
+        if isinstance(self.source, Tensor):
+            self.source = self.source.detach().cpu().numpy()
+        if isinstance(self.source, np.ndarray):
+            _check_array(self.source, what)
+        if len(self) == 0:
+            raise UserError(f"{what}: 0 images; allowed: one or more")
+        self.image_shape = tuple(self[0].shape)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, i: int) -> Tensor:
+        image = self.source[i] if isinstance(self.source, np.ndarray) else self.source.image(i, None)
+        if isinstance(image, Tensor):
+            return image
+        return torch.from_numpy(np.array(image))  # a copy: the source may be a read-only memory map
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """The images in order, as uint8 `(<= size, ch, H, W)`."""
+        for start in range(0, len(self), size):
+            yield torch.stack([self[i] for i in range(start, min(start + size, len(self)))])
+
+    def subset(self, indices: np.ndarray) -> "Images":
+        """The images with the given numbers, in that order."""
+        return Images(_Subset(self, indices), self.what)
+
+    def in_content_order(self) -> "Images":
+        """The same images ordered by the SHA-256 of their pixels, whatever order they came in.
+
+        The inception score is a mean over consecutive splits and KID one over random subsets: with images sorted by
+        class, or merely in another order, the same set would get another score.
+        """
+        digests = [hashlib.sha256(self[i].numpy().tobytes()).digest() for i in range(len(self))]
+        return self.subset(np.array(sorted(range(len(self)), key=digests.__getitem__)))
+
+
+class _Subset:
+    """Some of the images of a set, with the interface of an image set."""
+
+    def __init__(self, images: Images, indices: np.ndarray) -> None:
+        self.images = images
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def image(self, i: int, rng: None) -> Tensor:
+        return self.images[int(self.indices[i])]
+
+
+def _check_array(array: np.ndarray, what: str) -> None:
+    if array.dtype != np.uint8:
+        if np.issubdtype(array.dtype, np.floating) and np.isnan(array).any():
+            raise UserError(f"{what}: images with NaN pixels; allowed: uint8 pixels, 0 to 255")
+        raise UserError(f"{what}: pixels of type {array.dtype}; allowed: uint8, 0 to 255")
+    if array.ndim != 4:
+        raise UserError(f"{what}: shape {array.shape}; allowed: (images, channels, height, width)")
+
+
+def check_same_size(first: Images, second: Images) -> None:
+    """Raise a `UserError` where two sets differ in channels or size: no metric between them means anything."""
+    if first.image_shape != second.image_shape:
+        raise UserError(
+            f"{first.what}: images of (channels, height, width) {first.image_shape}; allowed: "
+            f"{second.image_shape} as in {second.what}"
+        )
+
+
+def spread_indices(count: int, limit: int) -> np.ndarray:
+    """At most `limit` of the numbers below `count`, evenly spread: every class of a set sorted by class is in."""
+    if count <= limit:
+        return np.arange(count)
+    return np.arange(limit) * count // limit

@@ -1,0 +1,77 @@
+"""Held-out negative log-likelihood of the generator under teacher forcing."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mvar.errors import UserError
+
+
+@torch.no_grad()
+def heldout_nll(
+    model: nn.Module,
+    quantizer: nn.Module,
+    heldout_tokens: Any,
+    labels: Any,
+    batch_size: int = 100,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, float]:
+    """Negative log-likelihood of held-out tokens given all coarser scales and the true label, in bits per token.
+
+    Args:
+        model: the generator; evaluated in eval mode and left in the mode that it had.
+        quantizer: makes the teacher-forcing inputs from tokens.
+        heldout_tokens: `(M, L)` integers below V, of images that were never trained on.
+        labels: `(M,)` their classes.
+        batch_size: images a forward pass.
+        progress: called with images done and in all.
+
+    Returns:
+        `eval/nll_bits_per_token`, the mean over all tokens, and `eval/nll_bits_scale_00`, ... a scale.
+
+    Raises:
+        UserError: tokens or labels that do not fit the model, or a model whose logits are not finite.
+    """
+    schedule = model.space.schedule
+    tokens, labels = np.asarray(heldout_tokens), np.asarray(labels)
+    _check(tokens, labels, model.space.num_classes, model.space.vocab_size, schedule.num_tokens)
+    device = next(model.parameters()).device
+    bits = torch.zeros(schedule.num_tokens, dtype=torch.float64)
+    was_training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(tokens), batch_size):
+            batch = torch.from_numpy(tokens[start : start + batch_size].astype(np.int64)).to(device)
+            batch_labels = torch.from_numpy(labels[start : start + batch_size].astype(np.int64)).to(device)
+            bits += _token_bits(model, quantizer, batch, batch_labels).sum(0).cpu()
+            if progress:
+                progress(min(start + batch_size, len(tokens)), len(tokens))
+    finally:
+        model.train(was_training)
+    if not bits.isfinite().all():
+        raise UserError("model: its logits on held-out images are not finite (training diverged); allowed: finite")
+    bits /= len(tokens)
+    span = schedule.span()
+    scales = {f"eval/nll_bits_scale_{k:02d}": bits[span.local(k)].mean().item() for k in span.scales}
+    return {"eval/nll_bits_per_token": bits.mean().item(), **scales}
+
+
+def _token_bits(model: nn.Module, quantizer: nn.Module, tokens: Tensor, labels: Tensor) -> Tensor:
+    logits, _ = model(labels, quantizer.inputs(tokens))
+    nll = functional.cross_entropy(logits.double().flatten(0, 1), tokens.flatten(), reduction="none")
+    return nll.view_as(tokens) / math.log(2)
+
+
+def _check(tokens: np.ndarray, labels: np.ndarray, num_classes: int, vocab_size: int, num_tokens: int) -> None:
+    if tokens.ndim != 2 or tokens.shape[1] != num_tokens or not len(tokens):
+        raise UserError(f"heldout_tokens: shape {tokens.shape}; allowed: (images, {num_tokens}), one image or more")
+    if labels.shape != (len(tokens),):
+        raise UserError(f"heldout_labels: shape {labels.shape}; allowed: ({len(tokens)},), one label an image")
+    for what, values, limit in (("heldout_tokens", tokens, vocab_size), ("heldout_labels", labels, num_classes)):
+        if values.min() < 0 or values.max() >= limit:
+            raise UserError(f"{what}: values {values.min()} to {values.max()}; allowed: 0 to {limit - 1}")

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+
+from mvar.errors import UserError
+from mvar.evaluation import copies
+from mvar.evaluation.copies import copy_rate, nearest_distances
+
+
+def draw(count, seed, shape=(1, 8, 8)):
+    return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+def brute_force(images, train):
+    a, b = images.reshape(len(images), -1).astype(float), train.reshape(len(train), -1).astype(float)
+    return np.sqrt(((a[:, None] - b[None]) ** 2).sum(-1)).min(1)
+
+
+def test_distances_equal_brute_force_in_blocks(monkeypatch):
+    monkeypatch.setattr(copies, "BLOCK", 7)
+    images, train = draw(20, 0, (3, 5, 4)), draw(30, 1, (3, 5, 4))
+    calls = []
+    found = nearest_distances(images, train, lambda done, total: calls.append((done, total)))
+    np.testing.assert_allclose(found, brute_force(images, train), rtol=1e-14)
+    assert calls[-1] == (30, 30)
+
+
+def test_distances_are_exact_near_zero():
+    train = draw(50, 0, (3, 32, 32))
+    images = train[:3].copy()
+    images[1, 0, 0, 0] ^= 1  # one grey level
+    assert nearest_distances(images, train).tolist() == [0.0, 1.0, 0.0]
+
+
+def test_large_images_are_compared_by_area_averages():
+    train = draw(4, 0, (1, 64, 64))
+    assert nearest_distances(train, train).tolist() == [0] * 4
+    averages = train.reshape(4, 1, 32, 2, 32, 2).mean((3, 5)).round()
+    np.testing.assert_allclose(nearest_distances(train[:2], train[2:]), brute_force(averages[:2], averages[2:]))
+
+
+def test_new_images_score_the_quantile_and_copies_score_one():
+    train, heldout, new = draw(300, 0), draw(400, 1), draw(2000, 2)
+    honest = copy_rate(new, train, heldout)
+    assert honest["eval/copy_rate_heldout"] == 0.05
+    assert honest["eval/copy_rate"] == pytest.approx(0.05, abs=0.035)  # three standard errors of the quantile
+    assert honest["eval/nn_distance_ratio"] == pytest.approx(1, abs=0.02)
+    memorised = np.clip(train.astype(int) + np.random.default_rng(3).integers(-5, 6, train.shape), 0, 255)
+    copied = copy_rate(memorised.astype(np.uint8), train, heldout)
+    assert copied["eval/copy_rate"] == 1
+    assert copied["eval/nn_distance_ratio"] < 0.1
+    half = copy_rate(np.concatenate((train, new[:300])), train, heldout)
+    assert 0.5 <= half["eval/copy_rate"] < 0.56
+
+
+def test_the_threshold_is_a_distance_of_a_heldout_image():
+    train, heldout = draw(40, 0), draw(60, 1)
+    result = copy_rate(draw(10, 2), train, heldout)
+    assert result["eval/copy_threshold"] == np.sort(brute_force(heldout, train))[2]
+    assert result["eval/copy_rate_heldout"] == 3 / 60
+
+
+def test_a_heldout_set_inside_the_training_set_is_an_error():
+    train = draw(40, 0)
+    with pytest.raises(UserError, match="held-out images: most are also training images"):
+        copy_rate(draw(10, 2), train, train[:20])
+
+
+def test_sizes_must_agree():
+    with pytest.raises(UserError, match=r"samples: .*allowed: \(1, 8, 8\) as in training images"):
+        copy_rate(draw(10, 2, (1, 8, 9)), draw(10, 0), draw(10, 1))

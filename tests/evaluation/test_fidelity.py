@@ -1,0 +1,260 @@
+"""All that needs torch-fidelity, which takes seconds to import: metrics, floors, Inception and the whole evaluation."""
+
+import os
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from torch import nn
+
+from mvar.config import EvaluationConfig, ModelConfig, TokenizerConfig, TokenSpace
+from mvar.errors import UserError
+from mvar.evaluation.evaluate import evaluate
+from mvar.evaluation.extractor import INCEPTION_FILE, Extractor, inception_extractor
+from mvar.evaluation.images import Images
+from mvar.evaluation.metrics import image_metrics
+
+CONFIG = EvaluationConfig(kid_subset_size=40)
+
+
+class Toy(nn.Module):
+    """Random linear features of pixels: smooth enough that close images have close features."""
+
+    def __init__(self, channels=1, side=6, num_features=12, num_classes=4):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        pixels = channels * side * side
+        self.features = nn.Parameter(torch.randn(pixels, num_features, generator=generator) / pixels**0.5)
+        self.head = nn.Parameter(torch.randn(num_features, num_classes, generator=generator))
+
+
+def toy_forward(network, images):
+    features = (images.flatten(1).double() / 64) @ network.features.double()
+    return features, features @ network.head.double()
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    return Extractor(Toy(), toy_forward, id="toy", channels=1, heldout_accuracy=0.5, knows_labels=True)
+
+
+def draw(count, seed, low=0, high=256):
+    """Images with a few factors of variation, as uint8 `(count, 1, 6, 6)`."""
+    rng = np.random.default_rng(seed)
+    basis = np.random.default_rng(99).normal(size=(5, 36))
+    values = rng.normal(size=(count, 5)) @ basis * 25 + rng.normal(size=(count, 36)) * 8 + 128
+    return np.clip(values, low, high - 1).astype(np.uint8).reshape(count, 1, 6, 6)
+
+
+def features_of(images, extractor):
+    return extractor.extract(Images(images, "images"))[0].numpy()
+
+
+def closed_form(a, b):
+    first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = scipy.linalg.sqrtm(first @ second).real
+    return ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(first + second - 2 * root)
+
+
+def test_fid_equals_the_closed_form(extractor):
+    samples, reference = draw(90, 0, high=180), draw(70, 1)
+    found = image_metrics(samples, reference, extractor, CONFIG)
+    expected = closed_form(features_of(samples, extractor), features_of(reference, extractor))
+    assert expected > 0.01
+    assert found["eval/fid"] == pytest.approx(expected, rel=1e-5)
+    assert set(found) == {
+        *("eval/fid", "eval/is", "eval/is_sd", "eval/kid", "eval/kid_sd", "eval/kid_subset_size"),
+        *("eval/precision", "eval/recall"),
+    }
+
+
+def test_kid_equals_the_unbiased_estimate_where_a_subset_is_the_whole_set(extractor):
+    samples, reference = draw(50, 0, high=180), draw(50, 1)
+    found = image_metrics(samples, reference, extractor, CONFIG.model_copy(update={"kid_subset_size": 5000}))
+    assert found["eval/kid_subset_size"] == 50
+    a, b = features_of(samples, extractor), features_of(reference, extractor)
+    aa, ab, bb = (((x @ y.T) / 12 + 1) ** 3 for x, y in ((a, a), (a, b), (b, b)))
+    within = (aa.sum() - np.trace(aa) + bb.sum() - np.trace(bb)) / (50 * 49)
+    assert found["eval/kid"] == pytest.approx(within - 2 * ab.mean(), rel=1e-9)
+    assert found["eval/kid_sd"] < 1e-9
+
+
+def test_is_equals_its_definition_on_one_hot_classes():
+    def forward(network, images):
+        classes = images[:, 0, 0, 0].long() % 4
+        return images.flatten(1).double(), 1e3 * nn.functional.one_hot(classes, 4).double()
+
+    images = draw(200, 0)
+    images[:, 0, 0, 0] = np.arange(200) // 50  # sorted by class: the order that ruins an unshuffled IS
+    one_hot = Extractor(Toy(), forward, id="one-hot", channels=1)
+    found = image_metrics(images, draw(60, 1), one_hot, CONFIG)
+    assert 3.5 < found["eval/is"] <= 4
+    assert found["eval/is_sd"] > 0
+
+
+def test_a_set_against_itself(extractor):
+    images = draw(80, 0)
+    found = image_metrics(images, images, extractor, CONFIG)
+    scale = np.trace(np.cov(features_of(images, extractor), rowvar=False))
+    assert abs(found["eval/fid"]) < 1e-9 * scale
+    assert found["eval/precision"] == found["eval/recall"] == 1
+
+
+def test_precision_and_recall_are_not_swapped(extractor):
+    reference = draw(150, 0)
+    rng = np.random.default_rng(1)
+    narrow = reference[rng.integers(0, 10, 150)].astype(int) + rng.integers(-2, 3, reference.shape)
+    narrow = np.clip(narrow, 0, 255).astype(np.uint8)  # near a few real images: precise, not diverse
+    found = image_metrics(narrow, reference, extractor, CONFIG)
+    assert found["eval/precision"] > 0.9 and found["eval/recall"] < 0.3
+
+
+def test_results_repeat_and_do_not_depend_on_the_order_of_samples(extractor):
+    samples, reference = draw(90, 0, high=180), draw(70, 1)
+    found = image_metrics(samples, reference, extractor, CONFIG)
+    by_brightness = samples[np.argsort(samples.mean((1, 2, 3)))]
+    np.random.seed(5)  # a global seed must not matter either
+    torch.manual_seed(5)
+    assert image_metrics(by_brightness, reference, extractor, CONFIG) == found
+
+
+def test_two_extractors_do_not_share_features(extractor):
+    samples, reference = draw(60, 0, high=180), draw(60, 1)
+    other = Toy()
+    other.features.data *= 2
+    doubled = Extractor(other, toy_forward, id="toy", channels=1)
+    first = image_metrics(samples, reference, extractor, CONFIG)["eval/fid"]
+    assert image_metrics(samples, reference, doubled, CONFIG)["eval/fid"] == pytest.approx(4 * first, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("samples", "reference", "message"),
+    [
+        (draw(9, 0), draw(60, 1), "samples: 9 images are too few; allowed: 10 or more"),
+        (draw(60, 0), draw(3, 1), "reference images: 3 images are too few; allowed: 4 or more"),
+        (draw(60, 0)[:, :, :5], draw(60, 1), r"samples: .*\(1, 5, 6\); allowed: \(1, 6, 6\)"),
+        (draw(60, 0).repeat(3, 1), draw(60, 1).repeat(3, 1), r"shape \(\d+, 3, 6, 6\); allowed: \(images, 1"),
+        (draw(60, 0) / 255, draw(60, 1), "samples: pixels of type float64"),
+        (draw(60, 0) * np.nan, draw(60, 1), "samples: images with NaN pixels"),
+    ],
+)
+def test_bad_sets_are_named(extractor, samples, reference, message):
+    with pytest.raises(UserError, match=message):
+        image_metrics(samples, reference, extractor, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from mvar.tokenizer.model import Tokenizer
+
+    torch.manual_seed(0)
+    config = TokenizerConfig(
+        patch_sides=(1, 3), vocab_size=16, code_channels=4, width=8, channel_multipliers=(1, 2), mid_attention=False
+    )
+    return Tokenizer(config, in_channels=1)
+
+
+def test_floors(extractor, tokenizer):
+    from mvar.evaluation.floors import floors, psnr, reconstruct
+
+    train, heldout = draw(80, 0), draw(60, 1)
+    calls = []
+    found = floors(tokenizer, train, heldout, extractor, CONFIG, lambda done, total: calls.append((done, total)))
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    a, b = features_of(train, extractor), features_of(heldout, extractor)
+    assert found["floor/fid_real"] == pytest.approx(closed_form(a, b), rel=1e-6)
+    assert found["floor/fid_real"] == image_metrics(train, heldout, extractor, CONFIG)["eval/fid"]
+    assert found["floor/fid_resplit"] == pytest.approx(found["floor/fid_real"], rel=0.5)  # one source, same sizes
+    assert found["floor/fid_halves"] > found["floor/fid_resplit"] > 0  # smaller sets, larger bias
+    assert found["floor/fid_resplit_sd"] > 0 and found["floor/fid_halves_sd"] > 0
+    shown, codes = reconstruct(tokenizer, Images(heldout, "x"))
+    c = features_of(shown, extractor)
+    assert found["floor/fid_reconstruction"] == pytest.approx(closed_form(c, b), rel=1e-5)
+    assert found["floor/fid_reconstruction_train"] != found["floor/fid_reconstruction"]
+    error = ((shown.astype(float) - heldout) ** 2).mean()
+    assert found["floor/psnr"] == pytest.approx(10 * np.log10(255**2 / error))
+    assert len(codes) <= found["floor/codes_used"] <= 16
+    assert 0 <= found["floor/copy_rate_reconstruction"] <= 1
+    assert "floor/label_accuracy_reconstruction" not in found  # the arrays have no labels
+    assert psnr(heldout, heldout) == pytest.approx(58.92, abs=0.01)
+    assert floors(tokenizer, train, heldout, extractor, CONFIG) == found
+
+
+def test_floors_use_as_many_training_images_as_an_evaluation_has_samples(extractor, tokenizer):
+    from mvar.evaluation.floors import floors
+
+    train, heldout = draw(80, 0), draw(60, 1)
+    found = floors(tokenizer, train, heldout, extractor, CONFIG.model_copy(update={"num_images": 40}))
+    assert found["floor/fid_real"] == image_metrics(train[::2], heldout, extractor, CONFIG)["eval/fid"]
+
+
+def test_the_whole_evaluation(extractor, tokenizer):
+    from mvar.transformer import ScaleTransformer
+
+    space = TokenSpace((1, 3), vocab_size=16, code_channels=4, num_classes=4)
+    model = ScaleTransformer(ModelConfig(depth=1, width=16, num_heads=2), space)
+    samples, train, heldout = draw(50, 0), draw(80, 1), draw(60, 2)
+    labels = extractor.extract(Images(samples, "x"))[1].argmax(1).numpy()
+    labels[:5] = (labels[:5] + 1) % 4
+    parts = {
+        "model": model,
+        "quantizer": tokenizer.quantize,
+        "heldout_tokens": np.random.default_rng(0).integers(0, 16, (60, 10)),
+        "heldout_labels": np.arange(60) % 4,
+        "train_images": train,
+        "heldout_images": heldout,
+        "config": CONFIG,
+    }
+    calls = []
+    found = evaluate(samples, labels, extractor=extractor, progress=lambda *c: calls.append(c), **parts)
+    assert found["eval/label_accuracy"] == 0.9
+    assert {"eval/fid", "eval/nll_bits_per_token", "eval/nll_bits_scale_01", "eval/copy_rate"} < set(found)
+    assert all(isinstance(value, float) and np.isfinite(value) for value in found.values())
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert evaluate(samples, labels, extractor=extractor, **parts) == found
+    unlabelled = Extractor(Toy(), toy_forward, id="toy", channels=1)
+    assert set(found) - set(evaluate(samples, labels, extractor=unlabelled, **parts)) == {"eval/label_accuracy"}
+    with pytest.raises(UserError, match=r"labels: shape \(49,\); allowed: \(50,\)"):
+        evaluate(samples, labels[1:], extractor=extractor, **parts)
+
+
+@pytest.fixture(scope="module")
+def inception_file(tmp_path_factory):
+    """A file with the keys and shapes of torch-fidelity's Inception and random weights."""
+    from torch_fidelity import feature_extractor_inceptionv3 as module
+
+    path = tmp_path_factory.mktemp("inception") / INCEPTION_FILE
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "load_state_dict_from_url", lambda *args, **kwargs: {})
+        patch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        patch.setattr(nn.init, "kaiming_uniform_", lambda weight, **kwargs: weight.data.normal_(0, 0.02))
+        network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def test_inception_from_a_file(inception_file, monkeypatch):
+    monkeypatch.setenv("TEST_WEIGHTS", str(inception_file.parent))
+    extractor = inception_extractor(f"$TEST_WEIGHTS{os.sep}{INCEPTION_FILE}", id="x", channels=1)
+    grey = torch.from_numpy(draw(2, 0))
+    features, logits = extractor(grey)
+    assert features.shape == (2, 2048) and logits.shape == (2, 1008)
+    assert features.dtype == logits.dtype == torch.float64
+    assert not extractor.knows_labels and extractor.heldout_accuracy is None
+    colour = inception_extractor(str(inception_file), id="x", channels=3)
+    assert torch.equal(colour(grey.repeat(1, 3, 1, 1))[0], features)
+
+
+@pytest.mark.parametrize("kind", ["none", "missing", "not a file of weights", "other weights", "truncated"])
+def test_inception_without_its_file_says_which_one(inception_file, tmp_path, kind):
+    path = tmp_path / "given.pth"
+    if kind == "not a file of weights":
+        path.write_bytes(b"<html>404</html>")
+    elif kind == "other weights":
+        torch.save({"weight": torch.zeros(2)}, path)
+    elif kind == "truncated":
+        path.write_bytes(inception_file.read_bytes()[:1000])
+    with pytest.raises(UserError, match=INCEPTION_FILE) as error:
+        inception_extractor(None if kind == "none" else str(path), id="x", channels=3)
+    assert "evaluation.inception_weights" in str(error.value) and "\n" not in str(error.value)
