@@ -1,0 +1,79 @@
+"""What a run was made with: code, versions, hardware, kernel back ends; stored in its `env.json`."""
+
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "torch-fidelity",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "safetensors",
+    "mamba-ssm",
+    "flash-attn",
+)
+
+
+@cache
+def git_state() -> dict[str, Any]:
+    """Commit of the code and whether tracked files differ from it; nulls where the code is not a git checkout."""
+    root = Path(__file__).parents[1]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", root, *arguments], check=True, capture_output=True, text=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}
+
+
+@cache
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def describe(backends: dict[str, str]) -> dict[str, Any]:
+    """The environment as plain JSON values.
+
+    Args:
+        backends: the kernel back ends in use, e.g. `{"attention": "torch", "scan": "torch"}`.
+    """
+    import torch
+
+    return {
+        "schema_version": 1,
+        "git": git_state(),
+        "versions": _versions(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "num_cpus": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "num_threads": torch.get_num_threads(),
+        "backends": backends,
+    }

@@ -1,0 +1,28 @@
+"""Figure 5: how many of VAR's layers are replaced by `intra+mamba`.
+
+The paper does not say which layers it replaces first; here it is the first ones (`first:N`). Its figure is a picture
+of which only the end points are stated, so that the points between have nothing printed.
+"""
+
+from experiments import mixers
+from experiments.cells import Cell, Sweep, paper_rows
+from mvar.config import RunConfig, override
+
+QUARTERS = 4
+
+
+def cells(config: RunConfig) -> list[Cell]:
+    """0, 1/4, 1/2, 3/4 and all of the layers replaced, rounded to whole layers; equal counts once."""
+    depth = config.model.depth
+    rows = paper_rows("figure5_layers_replaced")
+    paper_depth = max(row["layers_replaced"] for row in rows)
+    printed = {row["layers_replaced"] / paper_depth: {"fid": row["fid"]} for row in rows}
+    found = []
+    for count in sorted({round(depth * i / QUARTERS) for i in range(QUARTERS + 1)}):
+        replaced = override(config, {"model.pattern": "global", "model.replace": f"first:{count}"})
+        axes = {"layers_replaced": count, "depth": depth, "pattern": replaced.model.pattern}
+        found.append(Cell(f"{count} of {depth}", replaced, axes, printed.get(count / depth, {})))
+    return found
+
+
+SWEEP = Sweep("layers", "Figure 5", "0, 1/4, 1/2, 3/4 and all layers intra+mamba", cells, mixers.baseline)

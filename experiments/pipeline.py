@@ -1,0 +1,285 @@
+"""One run, from images to metrics: `execute(config, store)`, in any process, as often as one likes.
+
+Tokenizer, tokens, feature extractor, training, sampling, evaluation. Each stage does what is missing and nothing
+else; after a kill at any point the next call goes on from what is on disk and ends in the same bytes (times aside).
+"""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from mvar.data.images import to_uint8
+
+from experiments import stages
+from experiments.environment import describe
+from experiments.stages import Context, Progress, recorded
+from experiments.store import DONE, RUNNING, STOPPED, RunDirectory, ShouldStop, Stopped, Store
+from mvar import cost
+from mvar.config import RunConfig
+from mvar.files import atomic_write, read_json, write_json
+from mvar.sampling import balanced_labels, generate
+from mvar.tokenizer.model import Tokenizer
+from mvar.transformer import ScaleTransformer
+
+STAGES = ("tokenizer", "tokens", "extractor", "floors", "train", "sample", "evaluate")
+STATUS_INTERVAL_S = 2.0
+GRID_ROWS = 8
+
+
+def execute(
+    config: RunConfig, store: Store, progress: Progress | None = None, should_stop: ShouldStop | None = None
+) -> str:
+    """Do what is missing of a run.
+
+    Args:
+        config: the run; its id names the directory.
+        store: where everything is kept.
+        progress: called with (stage, done, total).
+        should_stop: asked at every step; once true, the run leaves a checkpoint and returns.
+
+    Returns:
+        `done` or `stopped`.
+
+    Raises:
+        UserError: something the user can mend. The run's status says `failed` and why, as for any other exception.
+    """
+    if store.is_done(config):
+        return DONE
+    context = Context(config, store, progress or (lambda stage, done, total: None), should_stop or (lambda: False))
+    directory = store.run(config.run_id)
+    try:
+        with directory.lock(context.should_stop):
+            if not directory.is_done(config.evaluation_id):
+                _execute(context, directory)
+    except Stopped:
+        return STOPPED
+    return DONE
+
+
+def _execute(context: Context, directory: RunDirectory) -> None:
+    config = context.config
+    if config.runtime.threads:
+        torch.set_num_threads(config.runtime.threads)
+    directory.write_config(config)
+    with recorded(directory, "tokenizer"):
+        directory.write_status(RUNNING, "tokenizer", steps=config.train.steps)
+        _write_environment(context, directory)
+        stages.build_tokenizer(context)
+        directory.write_status(RUNNING, "tokens")
+        stages.build_tokens(context)
+        directory.write_status(RUNNING, "train")
+        train(context, directory)
+        directory.write_status(RUNNING, "sample", step=config.train.steps)
+        tokenizer = stages.load_tokenizer(context)
+        model = load_generator(directory, context.device)
+        sample(context, directory, model, tokenizer)
+        directory.write_status(RUNNING, "evaluate")
+        stages.build_extractor(context)
+        stages.build_floors(context)
+        evaluate(context, directory, model, tokenizer)
+        directory.write_status(DONE, "evaluate")
+
+
+def _write_environment(context: Context, directory: RunDirectory) -> None:
+    runtime = context.config.runtime
+    backends = {"attention": runtime.attention_backend, "scan": runtime.scan_backend}
+    write_json(directory.path / "env.json", describe(backends) | {"device": str(context.device)})
+
+
+# Training -----------------------------------------------------------------------------------------------------------
+
+
+def train(context: Context, directory: RunDirectory) -> None:
+    """Train the generator; returns at once where its weights are there already."""
+    from mvar.training.loop import fit
+    from mvar.training.objectives import GeneratorObjective
+    from mvar.training.weights import save_weights
+
+    if directory.weights.is_file():
+        return
+    config = context.config
+    tokenizer = stages.load_tokenizer(context)
+    torch.manual_seed(config.seed)
+    model = ScaleTransformer(config.model, config.token_space, config.runtime)
+    objective = GeneratorObjective(
+        model, tokenizer.quantize, stages.open_tokens(context, "train"), config.train, config.seed
+    )
+    result = fit(
+        objective,
+        config.train,
+        directory.path,
+        config.runtime,
+        seed=config.seed,
+        progress=_StatusWriter(context, directory),
+        should_stop=context.should_stop,
+    )
+    directory.write_status(RUNNING, "train", step=result.step, train_s=result.train_s)
+    if not result.finished:
+        raise Stopped(f"train: step {result.step} of {config.train.steps}")
+    names = stages.images(config, "train").class_names
+    save_weights(
+        directory.weights, model, {"config": config.model_dump(mode="json"), "class_names": [str(n) for n in names]}
+    )
+
+
+class _StatusWriter:
+    """Passes training progress on, and keeps the step in the run's status for `mvar status` in other processes."""
+
+    def __init__(self, context: Context, directory: RunDirectory) -> None:
+        self._report = context.report("train")
+        self._directory = directory
+        self._written = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        self._report(done, total)
+        now = time.monotonic()
+        if now - self._written > STATUS_INTERVAL_S:
+            self._written = now
+            self._directory.write_status(RUNNING, "train", step=done, steps=total)
+
+
+def load_generator(directory: RunDirectory, device: torch.device) -> ScaleTransformer:
+    """The trained generator of a run, on a device, in evaluation mode."""
+    from mvar.training.weights import load_weights
+
+    config = directory.config()
+    state, _ = load_weights(directory.weights)
+    model = ScaleTransformer(config.model, config.token_space, config.runtime)
+    model.load_state_dict(state)
+    return model.to(device).eval()
+
+
+# Sampling -----------------------------------------------------------------------------------------------------------
+
+
+def draw_images(
+    model: ScaleTransformer, tokenizer: Tokenizer, labels: torch.Tensor, seeds: list[tuple[int, int]], config: RunConfig
+) -> np.ndarray:
+    """Draw and decode one image a label: `(B, H, W, channels)` uint8."""
+    drawn = generate(model, tokenizer.quantize, labels, seeds, config.sample)
+    with torch.no_grad():
+        pixels = tokenizer.decode(drawn.latent).cpu()
+    return np.ascontiguousarray(to_uint8(pixels).permute(0, 2, 3, 1).numpy())
+
+
+def sample(context: Context, directory: RunDirectory, model: ScaleTransformer, tokenizer: Tokenizer) -> None:
+    """Draw the class-balanced images of an evaluation, batch by batch; a killed one goes on at its next batch.
+
+    Writes `samples.npz` (`arr_0` uint8 `(N, H, W, channels)`, the layout of ADM's evaluator, and `labels`),
+    `grid.png` and `timing.json`.
+    """
+    config = context.config
+    folder = directory.samples(config.evaluation_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    finished = folder / "samples.npz"
+    if finished.is_file():
+        return
+    count, side = config.evaluation.num_images, config.data.image_size
+    labels = balanced_labels(count, config.data.num_classes)
+    partial, progress_path = folder / "partial.bin", folder / "partial.json"
+    record = read_json(progress_path) if progress_path.is_file() else {"done": 0, "sample_s": 0.0}
+    partial.touch()
+    while (start := record["done"]) < count:
+        context.check()
+        began = time.perf_counter()
+        stop = min(start + config.runtime.sample_batch, count)
+        seeds = [(config.sample.seed, i) for i in range(start, stop)]
+        batch = draw_images(model, tokenizer, labels[start:stop], seeds, config)
+        _write_at(partial, start * batch[0].nbytes, batch.tobytes())
+        record = {"done": stop, "sample_s": record["sample_s"] + time.perf_counter() - began}
+        write_json(progress_path, record)  # after the pixels: it says that they are there
+        context.progress("sample", stop, count)
+    pixels = np.memmap(partial, np.uint8, "r", shape=(count, side, side, config.data.channels))
+    write_json(folder / "timing.json", {"sample_s": record["sample_s"], "batch_size": config.runtime.sample_batch})
+    save_grid(folder / "grid.png", _grid_images(pixels, labels.numpy()))
+    with atomic_write(finished) as file:
+        np.savez(file, arr_0=pixels, labels=labels.numpy())
+    partial.unlink()
+    progress_path.unlink()
+
+
+def _write_at(path: Path, offset: int, data: bytes) -> None:
+    """Write and sync; not through a memory map, which dies of a signal where the disk is full instead of raising."""
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _grid_images(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Up to `GRID_ROWS` images of each of the first ten classes, class by class: `(rows, columns, H, W, channels)`."""
+    classes = np.unique(labels)[:10]
+    rows = min(GRID_ROWS, *(int((labels == c).sum()) for c in classes))
+    columns = [pixels[np.flatnonzero(labels == c)[:rows]] for c in classes]
+    return np.stack(columns, axis=1)
+
+
+def save_grid(path: Path, images: np.ndarray) -> None:
+    """Write images `(rows, columns, H, W, channels)` uint8 as one PNG; small ones enlarged by whole factors."""
+    from torchvision.utils import make_grid, save_image
+
+    factor = max(1, 32 // images.shape[2])
+    enlarged = images.repeat(factor, axis=2).repeat(factor, axis=3)
+    flat = torch.from_numpy(enlarged.reshape(-1, *enlarged.shape[2:])).movedim(-1, 1).float() / 255
+    with atomic_write(path) as file:
+        save_image(make_grid(flat, nrow=images.shape[1], padding=2, pad_value=0.5), file, format="png")
+
+
+# Evaluation ---------------------------------------------------------------------------------------------------------
+
+
+def evaluate(context: Context, directory: RunDirectory, model: ScaleTransformer, tokenizer: Tokenizer) -> None:
+    """Measure a finished set of samples and the model's held-out likelihood; store the record in `eval.json`."""
+    from mvar.evaluation.evaluate import evaluate as measure
+
+    config = context.config
+    if config.evaluation_id in directory.evaluations():
+        return
+    context.check()
+    drawn = np.load(directory.samples(config.evaluation_id) / "samples.npz")
+    heldout, tokens = stages.images(config, "heldout"), stages.open_tokens(context, "heldout")
+    metrics = measure(
+        np.moveaxis(drawn["arr_0"], -1, 1),
+        drawn["labels"],
+        model=model,
+        quantizer=tokenizer.quantize,
+        heldout_tokens=tokens.tokens,
+        heldout_labels=tokens.labels,
+        train_images=stages.images(config, "train"),
+        heldout_images=heldout,
+        extractor=stages.load_extractor(context),
+        config=config.evaluation,
+        progress=context.report("evaluate"),
+    )
+    record = {
+        "sample": config.sample.model_dump(mode="json"),
+        "evaluation": config.evaluation.model_dump(mode="json"),
+        "extractor_id": config.extractor_id,
+        "reference": {"split": "heldout", "num_images": len(heldout)},
+        "metrics": metrics,
+        "cost": costs(config),
+        "timing": _timing(directory, config),
+    }
+    directory.add_evaluation(config.evaluation_id, record)
+
+
+def costs(config: RunConfig) -> dict[str, int]:
+    """What the run costs by analysis: parameters, FLOPs of a forward pass, of the training, of one image; state."""
+    model, space = config.model, config.token_space
+    images = config.train.steps * config.train.batch_size
+    return {
+        "num_params": cost.num_params(model, space),
+        "forward_flops": cost.forward_flops(model, space),
+        "train_flops": cost.train_flops(model, space, images),
+        "sample_flops": cost.sample_flops(model, space, guided=config.sample.cfg_scale > 0),
+        "state_bytes": cost.state_bytes(model, space),
+    }
+
+
+def _timing(directory: RunDirectory, config: RunConfig) -> dict[str, float]:
+    train_s = (directory.status() or {}).get("train_s", 0.0)
+    sample_s = read_json(directory.samples(config.evaluation_id) / "timing.json")["sample_s"]
+    return {"train_s": train_s, "sample_s": sample_s, "train_step_ms": 1000 * train_s / config.train.steps}

@@ -1,0 +1,265 @@
+"""Runs a list of configs on this machine: shared stages first, then runs, longest first, in worker processes."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from typing import Any
+
+from experiments import workers
+from experiments.display import Display, make_display
+from experiments.plan import RUN, Task, run_flops, tasks_of
+from experiments.store import DONE, FAILED, STOPPED, Store
+from experiments.workers import Board, Outcome
+from mvar.config import RunConfig, RuntimeConfig
+from mvar.cost import train_flops
+
+POLL_S = 0.25
+SKIPPED = "skipped"
+
+
+@dataclass
+class Summary:
+    """How a list of runs ended."""
+
+    outcomes: dict[str, Outcome] = field(default_factory=dict)  # by the task's name
+    num_runs: int = 0
+    num_done: int = 0
+    interrupted: bool = False
+
+    @property
+    def failures(self) -> dict[str, Outcome]:
+        """What failed; a run that lacks a failed stage is not among them."""
+        return {name: outcome for name, outcome in self.outcomes.items() if outcome.state == FAILED}
+
+
+def run_all(
+    configs: Sequence[RunConfig], store: Store, num_workers: int | None = None, display: Display | None = None
+) -> Summary:
+    """Make every run that is not done.
+
+    One failure does not stop the others. Ctrl-C or SIGTERM lets each worker finish its step and save; a second one
+    ends at once, which loses no more than the steps since the last checkpoint.
+
+    Args:
+        configs: the runs; equal ones count once.
+        store: where they are kept.
+        num_workers: worker processes; None: one for every `runtime.threads` cores, or one for each GPU.
+        display: None: bars on a terminal, lines elsewhere.
+    """
+    tasks = tasks_of(configs, store)
+    summary = Summary(num_runs=len({(config.run_id, config.evaluation_id) for config in configs}))
+    if tasks:
+        places = worker_places(configs[0].runtime, num_workers)[: len(tasks)]
+        with _Runner(tasks, store, places, display or make_display(tasks)) as runner:
+            summary.interrupted = runner.run()
+            summary.outcomes = runner.outcomes
+    summary.num_done = len({c.run_id + c.evaluation_id for c in configs if store.is_done(c)})
+    return summary
+
+
+def worker_places(runtime: RuntimeConfig, num_workers: int | None) -> list[dict[str, str]]:
+    """One environment a worker: its threads and, where there are GPUs, the one that it sees."""
+    threads = str(runtime.threads or 1)
+    environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    gpus = _visible_gpus() if runtime.device != "cpu" else []
+    count = num_workers or len(gpus) or max(1, _num_cpus() // int(threads))
+    if not gpus:
+        return [environment] * count
+    return [environment | {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(count)]
+
+
+def _visible_gpus() -> list[str]:
+    import torch
+
+    count = torch.cuda.device_count()
+    listed = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return listed[:count] if listed else [str(i) for i in range(count)]
+
+
+def _num_cpus() -> int:
+    from joblib import cpu_count  # knows affinity and the limits of containers
+
+    return cpu_count()
+
+
+class _Runner:
+    """The loop: hands ready tasks to free workers, shows progress, takes results."""
+
+    def __init__(self, tasks: list[Task], store: Store, places: list[dict[str, str]], display: Display) -> None:
+        self._waiting = list(tasks)
+        self._tasks = tasks
+        self._keys = {task.key for task in tasks}
+        self._store, self._display = store, display
+        self._context = get_context("spawn")
+        self._board = Board(self._context, len(places))
+        self._places = places
+        self._pools: list[ProcessPoolExecutor | None] = [None] * len(places)
+        self._running: dict[Future[Outcome], tuple[int, Task]] = {}
+        self._ended: dict[str, Outcome] = {}
+        self.outcomes: dict[str, Outcome] = {}
+        self._interrupts = 0
+        self._work_done = 0.0
+        self._found: dict[str, float] = {}  # FLOPs that an earlier, interrupted call had done, by task
+        self._began = time.monotonic()
+
+    def __enter__(self) -> "_Runner":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._display.close()
+        for pool in self._pools:
+            if pool is not None:
+                pool.shutdown(wait=self._interrupts < 2, cancel_futures=True)
+
+    def run(self) -> bool:
+        """Until everything has ended; True where it was interrupted."""
+        with self._signals():
+            while self._running or (self._waiting and not self._board.stopping):
+                self._dispatch()
+                done, _ = wait(self._running, timeout=POLL_S, return_when=FIRST_COMPLETED)
+                for future in done:
+                    self._take(future)
+                self._show()
+        return self._board.stopping
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        def interrupt(*_: Any) -> None:
+            self._interrupts += 1
+            self._board.stop()
+            if self._interrupts > 1:
+                self._kill()
+
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        if threading.current_thread() is not threading.main_thread():
+            numbers = ()  # only the main thread may handle signals
+        previous = {number: signal.signal(number, interrupt) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _kill(self) -> None:
+        for pool in self._pools:
+            for process in list(((pool and pool._processes) or {}).values()):
+                process.kill()
+
+    # Tasks ------------------------------------------------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        self._drop_hopeless()
+        busy = {number for number, _ in self._running.values()}
+        for number in range(len(self._pools)):
+            if number in busy or self._board.stopping:
+                continue
+            task = next((task for task in self._waiting if self._is_ready(task)), None)
+            if task is None:
+                return
+            self._waiting.remove(task)
+            self._display.begin(task)
+            config = task.config.model_dump(mode="json")
+            pool = self._pool(number)
+            with _blocked_interrupts():  # a worker that is just being made must not die of Ctrl-C
+                future = pool.submit(workers.work, task.kind, config, str(self._store.root.absolute()))
+            self._running[future] = (number, task)
+
+    def _pool(self, number: int) -> ProcessPoolExecutor:
+        """The pool of one worker; a pool each, so that one worker's death leaves the others alone."""
+        pool = self._pools[number]
+        if pool is None:
+            threads = int(self._places[number]["OMP_NUM_THREADS"])
+            arguments = (self._board, number, threads, self._places[number], os.getpid())
+            pool = ProcessPoolExecutor(1, self._context, initializer=workers.start, initargs=arguments)
+            self._pools[number] = pool
+        return pool
+
+    def _is_ready(self, task: Task) -> bool:
+        return all(key not in self._keys or self._state(key) == DONE for key in task.needs)
+
+    def _state(self, key: str) -> str | None:
+        return self._ended[key].state if key in self._ended else None
+
+    def _drop_hopeless(self) -> None:
+        """End tasks whose stage failed: they would only fail for the same reason."""
+        for task in list(self._waiting):
+            lacking = [key for key in task.needs if self._state(key) in (FAILED, SKIPPED)]
+            if lacking:
+                self._waiting.remove(task)
+                self._end(task, Outcome(SKIPPED, f"needs {lacking[0]}"))
+
+    def _take(self, future: Future[Outcome]) -> None:
+        number, task = self._running.pop(future)
+        try:
+            outcome = future.result()
+        except BrokenProcessPool:
+            self._pools[number] = None
+            outcome = self._died(task)
+        if outcome.state == STOPPED:
+            self._board.stop()  # a worker was asked to stop from outside: all do
+        self._end(task, outcome)
+
+    def _died(self, task: Task) -> Outcome:
+        if self._board.stopping:
+            return Outcome(STOPPED)
+        outcome = Outcome(FAILED, "its worker process was killed (out of memory?)")
+        if task.kind == RUN:
+            directory = self._store.run(task.config.run_id)
+            stage = (directory.status() or {}).get("stage", "train")
+            directory.write_status(FAILED, stage, reason=outcome.reason)
+        return outcome
+
+    def _end(self, task: Task, outcome: Outcome) -> None:
+        self._ended[task.key] = self.outcomes[task.name] = outcome
+        self._work_done += task.flops
+        self._display.end(task, outcome)
+
+    # Progress ---------------------------------------------------------------------------------------------------------
+
+    def _show(self) -> None:
+        work = self._work_done
+        for number, task in self._running.values():
+            stage, done, total = self._board.read(number)
+            self._display.advance(task, stage, done, total)
+            share = task_share(task, stage, done, total)
+            if share and task.key not in self._found:
+                self._found[task.key] = share * task.flops
+            work += task.flops * share
+        everything = sum(task.flops for task in self._tasks)
+        made = work - sum(self._found.values())
+        elapsed = time.monotonic() - self._began
+        left_s = elapsed * (everything - work) / made if made > 0.01 * everything else None
+        self._display.overall(work / everything if everything else 1.0, left_s)
+
+
+def task_share(task: Task, stage: str, done: int, total: int) -> float:
+    """The share of a task's FLOPs that is done, 0 to 1."""
+    within = done / total if total else 0.0
+    if task.kind != RUN:
+        return within
+    config = task.config
+    images = config.train.steps * config.train.batch_size
+    training = train_flops(config.model, config.token_space, images) / run_flops(config)
+    return {"train": training * within, "sample": training + (1 - training) * within, "evaluate": 1.0}.get(stage, 0.0)
+
+
+@contextmanager
+def _blocked_interrupts() -> Iterator[None]:
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+def describe_failures(summary: Summary) -> Iterable[str]:
+    """One line for each failure."""
+    for name, outcome in summary.failures.items():
+        yield f"{name}: {outcome.reason}"

@@ -1,0 +1,260 @@
+"""Stages that several runs share: tokenizer, token cache, feature extractor with the floors. Each is built once.
+
+A stage is a directory with an id of its own, built under its lock: whoever comes second finds it done. Every function
+here may be called at any time, in any process, after any kill; it does what is missing and returns at once otherwise.
+"""
+
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from experiments.store import (
+    DONE,
+    FAILED,
+    RUNNING,
+    STOPPED,
+    Directory,
+    ShouldStop,
+    Stopped,
+    Store,
+    floors_key,
+    one_line,
+    write_document,
+)
+from mvar.config import RunConfig
+from mvar.errors import UserError
+from mvar.files import write_json
+from mvar.tokenizer.model import Tokenizer
+from mvar.training.distributed import resolve_device
+
+Progress = Callable[[str, int, int], None]  # (stage, done, total)
+Split = Literal["train", "heldout"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every stage needs: what to make, where to keep it, whom to tell, when to stop."""
+
+    config: RunConfig
+    store: Store
+    progress: Progress
+    should_stop: ShouldStop
+
+    def report(self, stage: str) -> Callable[[int, int], None]:
+        """The `progress(done, total)` of one stage."""
+        return lambda done, total: self.progress(stage, done, total)
+
+    def check(self) -> None:
+        """Raise `Stopped` if work was asked to stop."""
+        if self.should_stop():
+            raise Stopped("asked to stop")
+
+    @property
+    def device(self) -> torch.device:
+        """Where models live."""
+        return torch.device(resolve_device(self.config.runtime))
+
+
+@contextmanager
+def recorded(directory: Directory, stage: str) -> Iterator[None]:
+    """Keep a directory's status true to what happens inside the block: running, then failed or stopped.
+
+    The status has the reason as one line; `error.txt` beside it has the traceback of what is no user's mistake.
+    """
+    directory.write_status(RUNNING, stage)
+    try:
+        yield
+    except BaseException as error:
+        state = STOPPED if isinstance(error, Stopped | KeyboardInterrupt) else FAILED
+        try:
+            current = (directory.status() or {}).get("stage", stage)
+            directory.write_status(state, current, reason=one_line(error))
+            if state == FAILED and not isinstance(error, UserError):
+                (directory.path / "error.txt").write_text(traceback.format_exc())
+        except (OSError, UserError):
+            pass  # a full disk, a damaged file: the failure itself matters more than its record
+        raise
+
+
+def images(config: RunConfig, split: Split):
+    """The images of a split."""
+    from mvar.data.images import load_images
+
+    return load_images(config.data, split)
+
+
+# Tokenizer ----------------------------------------------------------------------------------------------------------
+
+
+def build_tokenizer(context: Context) -> None:
+    """Train the tokenizer, or take the published one that the config names; measure it on held-out images."""
+    config = context.config
+    directory = context.store.stage("tokenizer", config.tokenizer_id)
+    if directory.state() == DONE:
+        return
+    with directory.lock(context.should_stop):
+        if directory.state() == DONE:
+            return
+        with recorded(directory, "tokenizer"):
+            write_json(directory.path / "config.json", config.model_dump(mode="json", include={"data", "tokenizer"}))
+            tokenizer, train_s = _make_tokenizer(context, directory)
+            write_document(directory.path / "quality.json", _tokenizer_quality(context, tokenizer))
+            directory.write_status(DONE, "tokenizer", train_s=train_s)
+
+
+def _make_tokenizer(context: Context, directory: Directory) -> tuple[Tokenizer, float]:
+    from mvar.training.loop import fit
+    from mvar.training.objectives import TokenizerObjective
+    from mvar.training.weights import save_weights
+
+    config, settings = context.config, context.config.tokenizer
+    torch.manual_seed(settings.seed)
+    tokenizer = Tokenizer(settings, config.data.channels)
+    objective = TokenizerObjective(tokenizer, images(config, "train"), settings)
+    result = fit(
+        objective,
+        settings.train,
+        directory.path,
+        config.runtime,
+        seed=settings.seed,
+        progress=context.report("tokenizer"),
+        should_stop=context.should_stop,
+    )
+    if not result.finished:
+        raise Stopped(f"tokenizer: step {result.step} of {settings.train.steps}")
+    save_weights(directory.path / "tokenizer.safetensors", tokenizer, {"tokenizer": settings.model_dump(mode="json")})
+    return tokenizer, result.train_s
+
+
+def _tokenizer_quality(context: Context, tokenizer: Tokenizer) -> dict[str, Any]:
+    from mvar.evaluation.floors import psnr, reconstruct
+    from mvar.evaluation.images import Images
+
+    heldout = Images(images(context.config, "heldout"), "held-out images")
+    shown, codes = reconstruct(tokenizer.to(context.device), heldout)
+    return {
+        "psnr_db": psnr(shown, heldout),
+        "codes_used": len(codes),
+        "vocab_size": context.config.tokenizer.vocab_size,
+    }
+
+
+def load_tokenizer(context: Context) -> Tokenizer:
+    """The finished tokenizer, on the device, in evaluation mode."""
+    from mvar.training.weights import load_weights
+
+    config = context.config
+    directory = context.store.stage("tokenizer", config.tokenizer_id)
+    state, _ = load_weights(directory.path / "tokenizer.safetensors")
+    tokenizer = Tokenizer(config.tokenizer, config.data.channels)
+    tokenizer.load_state_dict(state)
+    return tokenizer.to(context.device).eval()
+
+
+# Token cache --------------------------------------------------------------------------------------------------------
+
+
+def _cache_ids(config: RunConfig, image_set, crops: int) -> dict[str, Any]:
+    return {"tokenizer_id": config.tokenizer_id, "data": image_set.fingerprint, "crops": crops}
+
+
+def build_tokens(context: Context) -> None:
+    """Write the tokens of the training images (random crops) and of the held-out ones (centre crops)."""
+    from mvar.data.tokens import build_token_cache
+
+    config = context.config
+    directory = context.store.stage("tokens", config.tokens_id)
+    if directory.state() == DONE:
+        return
+    with directory.lock(context.should_stop):
+        if directory.state() == DONE:
+            return
+        with recorded(directory, "tokens"):
+            tokenizer = load_tokenizer(context)
+            for split, crops in (("train", config.train.crops), ("heldout", 1)):
+                context.check()
+                image_set = images(config, split)
+                build_token_cache(
+                    directory.path / split,
+                    image_set,
+                    tokenizer,
+                    crops=crops,
+                    seed=config.tokenizer.seed,
+                    ids=_cache_ids(config, image_set, crops),
+                    progress=context.report("tokens"),
+                )
+            directory.write_status(DONE, "tokens")
+
+
+def open_tokens(context: Context, split: Split):
+    """The finished token cache of a split."""
+    from mvar.data.tokens import open_token_cache
+
+    config = context.config
+    crops = config.train.crops if split == "train" else 1
+    path = context.store.stage("tokens", config.tokens_id).path / split
+    return open_token_cache(path, _cache_ids(config, images(config, split), crops))
+
+
+# Feature extractor and floors ---------------------------------------------------------------------------------------
+
+
+def build_extractor(context: Context) -> None:
+    """Make what images are judged with: train the classifier, or check that the named network loads."""
+    config = context.config
+    directory = context.store.stage("extractor", config.extractor_id)
+    if directory.state() == DONE:
+        return
+    with directory.lock(context.should_stop):
+        if directory.state() == DONE:
+            return
+        with recorded(directory, "extractor"):
+            if config.evaluation.extractor == "classifier":
+                from mvar.evaluation.classifier import train_classifier
+
+                if not train_classifier(config, directory.path, context.report("extractor"), context.should_stop):
+                    raise Stopped("extractor: asked to stop")
+            extractor = load_extractor(context)
+            write_document(
+                directory.path / "extractor.json",
+                {"id": extractor.id, "heldout_accuracy": extractor.heldout_accuracy},
+            )
+            directory.write_status(DONE, "extractor")
+
+
+def load_extractor(context: Context):
+    """The finished feature extractor."""
+    from mvar.evaluation.classifier import load_extractor as load
+
+    config = context.config
+    return load(config, context.store.stage("extractor", config.extractor_id).path)
+
+
+def build_floors(context: Context) -> None:
+    """Measure what no generator can beat: the tokenizer's own reconstructions, and real images against real ones."""
+    from mvar.evaluation.floors import floors
+
+    config = context.config
+    directory = context.store.stage("extractor", config.extractor_id)
+    with directory.lock(context.should_stop):
+        found = context.store.all_floors(config)
+        if floors_key(config) in found:
+            return
+        context.check()
+        extractor, tokenizer = load_extractor(context), load_tokenizer(context)
+        train, heldout = images(config, "train"), images(config, "heldout")
+        values = floors(tokenizer, train, heldout, extractor, config.evaluation, context.report("floors"))
+        record = {"tokenizer_id": config.tokenizer_id, "metrics": values}
+        write_document(directory.path / "floors.json", {"floors": {**found, floors_key(config): record}})
+
+
+BUILDERS: dict[str, Callable[[Context], None]] = {
+    "tokenizer": build_tokenizer,
+    "tokens": build_tokens,
+    "extractor": build_extractor,
+    "floors": build_floors,
+}
