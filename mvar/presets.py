@@ -50,9 +50,9 @@ RECIPES: dict[int, tuple[int, int, float, float, float, float | None]] = {
 
 
 def model_size(depth: int, **fields: object) -> ModelConfig:
-    """VAR's sizes: width 64 * depth, depth heads, drop path 0.1 * depth / 24."""
+    """VAR's sizes: width 64 * depth, depth heads, drop path 0.1 * depth / 24; qk-norm above depth 20 (M-VAR README)."""
     size = {"depth": depth, "width": 64 * depth, "num_heads": depth, "drop_path": 0.1 * depth / 24}
-    return ModelConfig.model_validate(size | fields)
+    return ModelConfig.model_validate(size | {"attn_l2_norm": depth > 20} | fields)
 
 
 def imagenet(depth: int, resolution: int) -> RunConfig:
@@ -94,6 +94,7 @@ DIGITS = RunConfig(
         width=64,
         num_heads=4,
         mlp_ratio=2.0,
+        attn_l2_norm=False,  # as the papers' d16, which the ablations use
         mamba=MambaConfig(d_state=16, headdim=32),
     ),
     train=TrainConfig(steps=600, batch_size=32, base_lr=2.4e-2, warmup_fraction=0.1, clip_norm=1.0, label_dropout=0.1),

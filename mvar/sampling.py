@@ -126,7 +126,8 @@ def generate(
     conditions = torch.cat((labels, torch.full_like(labels, space.num_classes))) if guided else labels
     streams = ImageStreams(seeds, device)
     side = schedule.sides[-1]
-    latent = torch.zeros(len(labels), space.code_channels, side, side, device=device)
+    dtype = quantizer.embedding.weight.dtype
+    latent = torch.zeros(len(labels), space.code_channels, side, side, device=device, dtype=dtype)
     inputs = latent.new_empty(len(conditions), 0, space.code_channels)
     state, tokens = None, []
     for scale, span in enumerate(schedule.steps()):

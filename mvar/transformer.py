@@ -54,7 +54,7 @@ class Block(nn.Module):
             self.add_module(attribute, cls(config, runtime))
             self.mixer_names.append(attribute)
         self.ffn = FeedForward(config.width, round(config.width * config.mlp_ratio))
-        self.drop_path = _stochastic_depth(drop_path) if drop_path else nn.Identity()
+        self.drop_path = _stochastic_depth(drop_path) if drop_path else None
         self.num_branches = len(self.mixer_names) + 1
         chunks = 3 * self.num_branches
         if config.shared_adaln:
@@ -79,10 +79,15 @@ class Block(nn.Module):
         new_states = []
         for i, (mixer, state) in enumerate(zip(self.mixers(), states, strict=True)):
             y, state = mixer(modulate(x, scales[i], shifts[i]), span, state)
-            x = x + self.drop_path(y * gates[i])
+            x = self._add(x, y, gates[i])
             new_states.append(state)
-        x = x + self.drop_path(self.ffn(modulate(x, scales[-1], shifts[-1])) * gates[-1])
-        return x, new_states
+        y = self.ffn(modulate(x, scales[-1], shifts[-1]))
+        return self._add(x, y, gates[-1]), new_states
+
+    def _add(self, x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
+        if self.drop_path is None:
+            return torch.addcmul(x, branch, gate)
+        return x + self.drop_path(branch * gate)
 
     def _modulation(self, condition: Tensor) -> list[tuple[Tensor, ...]]:
         branches = self.num_branches
@@ -200,10 +205,11 @@ class ScaleTransformer(nn.Module):
         return x + (self.lvl_embed(self.levels[tokens]) + self.pos_1LC[0, tokens])
 
     def logits(self, x: Tensor, condition: Tensor) -> Tensor:
-        """Logits `(B, L, V)`; never in half precision, as in the official code."""
+        """Logits `(B, L, V)`, in fp32 at least; under autocast the head stays in its own precision (official code)."""
         with torch.autocast(x.device.type, enabled=False):
             dtype = self.head.weight.dtype
-            return self.head(self.head_nm(x.to(dtype), condition.to(dtype)))
+            logits = self.head(self.head_nm(x.to(dtype), condition.to(dtype)))
+        return logits.to(torch.promote_types(dtype, torch.float32))
 
     def init_weights(self) -> None:
         """Initialise as the official code does (`ModelConfig.init`), from torch's global random numbers."""

@@ -26,12 +26,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, span: Span, *, within_scale: bool, b
         `(B, H, L, head_dim)`.
     """
     attention = _flash_attn if backend == "flash_attn" else _torch
-    outputs = []
-    for scale in span.scales:
-        own = span.local(scale)
-        keys = own if within_scale else slice(0, span.visible(scale))
-        outputs.append(attention(q[:, :, own], k[:, :, keys], v[:, :, keys]))
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+    # split, not slices: its backward is one concatenation instead of a zero-filled copy for every scale
+    lengths = [span.schedule.lengths[scale] for scale in span.scales]
+    queries = q.split(lengths, dim=2)
+    if within_scale:
+        outputs = map(attention, queries, k.split(lengths, dim=2), v.split(lengths, dim=2))
+    else:
+        ends = [span.visible(scale) for scale in span.scales]
+        outputs = (attention(x, k[:, :, :end], v[:, :, :end]) for x, end in zip(queries, ends, strict=True))
+    return torch.cat(list(outputs), dim=2)
 
 
 def _torch(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
