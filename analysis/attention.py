@@ -5,20 +5,27 @@ where key j lies in scale s, `softmax(q k^T) E` holds the mass on every scale. F
 without an L x L map. Shapes: `B` batch, `L` tokens, `H` heads, `S` scales, `N` layers with global attention.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from experiments import stages
+from experiments.pipeline import load_generator
+from experiments.store import RunDirectory, Store
 from mvar.errors import UserError
+from mvar.evaluation.images import spread_indices
+from mvar.files import file_digest, read_json, write_json
 from mvar.mixers.attention import GlobalAttention
 from mvar.scales import ScaleSchedule
 from mvar.transformer import ScaleTransformer
 
 SCHEMA_VERSION = 1
+MAX_IMAGES = 1000  # of a run's held-out images, evenly spread
 QUERY_CHUNK = 512  # bounds memory where torch has no fused kernel (fp64 on a GPU): then 512 x L scores a head are held
 
 
@@ -198,3 +205,45 @@ def _over_queries(by_scale: Tensor, schedule: ScaleSchedule) -> Tensor:
 
 def _at_least_fp32(*tensors: Tensor) -> list[Tensor]:
     return [t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
+
+
+def run_attention(
+    store: Store, run: RunDirectory, progress: Callable[[int, int], None] | None = None
+) -> AttentionStats:
+    """Attention mass of a finished run on its held-out images, measured once and kept as `attention.json`.
+
+    The file names the weights that it was measured on; with other weights it is measured again.
+
+    Raises:
+        UserError: no weights, no tokenizer or no tokens, or a model without global attention.
+    """
+    if not run.weights.is_file():
+        raise UserError(f"{run.weights}: not there; allowed: a run that has finished training")
+    weights, path = file_digest(run.weights), run.path / "attention.json"
+    try:
+        kept = read_json(path)
+        if kept["weights_sha256"] == weights:
+            return AttentionStats.from_json(kept)
+    except (FileNotFoundError, UserError, KeyError, TypeError):
+        pass  # a cache: whatever is wrong with it, measuring again mends it
+    config = run.config()
+    context = stages.Context(config, store)
+    try:
+        tokens, tokenizer = stages.open_tokens(context, "heldout"), stages.load_tokenizer(context)
+        model = load_generator(run, context.device)
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: not there; the command that made the run makes it again") from None
+    chosen = spread_indices(len(tokens.tokens), MAX_IMAGES)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(chosen), config.runtime.sample_batch):
+            part = chosen[start : start + config.runtime.sample_batch]
+            codes, labels = (
+                torch.as_tensor(np.asarray(a[part], dtype=np.int64)) for a in (tokens.tokens, tokens.labels)
+            )
+            codes, labels = codes.to(context.device), labels.to(context.device)
+            yield labels, tokenizer.quantize.inputs(codes)
+
+    stats = attention_stats(model, batches(), progress, len(chosen))
+    write_json(path, {**stats.to_json(), "weights_sha256": weights, "split": "heldout"})
+    return stats

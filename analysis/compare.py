@@ -34,7 +34,7 @@ class Measured:
 
 
 def by_seed(rows: pd.DataFrame, column: str) -> pd.Series:
-    """One value a training seed, indexed by seed: sampling seeds are averaged first, they are no replicates of a run."""
+    """One value a training seed, indexed by seed: sampling seeds replicate no training, so they are averaged first."""
     if column not in rows.columns:
         return pd.Series(dtype=float)
     return rows.groupby("seed")[column].mean()

@@ -1,0 +1,148 @@
+"""What the numbers stand on: data, tokenizer, feature extractor, floors and machine, as the stages recorded them."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from analysis.records import Records
+from experiments import stages
+from experiments.store import read_document
+from mvar.config import RunConfig
+from mvar.errors import UserError
+from mvar.files import digest, read_json
+
+# Floor metric -> what it is; those with a standard deviation have it under the same key with `_sd`.
+FLOORS = {
+    "floor/fid_reconstruction_heldout": "FID of reconstructed held-out images against the same images (rFID): what the "
+    "tokenizer alone costs",
+    "floor/fid_reconstruction_train": "FID of reconstructed training images against held-out ones: what a generator "
+    "that recites its training tokens reaches",
+    "floor/fid_real": "FID(real, real): training images against held-out ones, no tokenizer",
+    "floor/fid_resplit": "FID(real, real) over other splits of the same sizes: its standard deviation is what the "
+    "choice of held-out images is worth",
+    "floor/fid_halves": "FID of half of the held-out images against the other half: small sets bias FID upwards",
+    "floor/precision_real": "precision of training images",
+    "floor/recall_real": "recall of training images",
+    "floor/copy_rate_reconstruction_heldout": "near-copies among reconstructed held-out images: new images seen "
+    "through the tokenizer",
+    "floor/copy_rate_reconstruction_train": "near-copies among reconstructed training images: a generator that recites",
+    "floor/psnr": "PSNR of reconstructed held-out images (dB)",
+}
+
+
+def data_lines(records: Records, problems: list[str]) -> list[str]:
+    """One line a data set: sizes, classes, channels and the source."""
+    lines = []
+    for config in _distinct(records, lambda config: [config.data.model_dump(mode="json")]):
+        data = config.data
+        try:
+            sizes = [len(stages.images(config, split)) for split in ("train", "heldout")]
+            told = f"{sizes[0]:,} training and {sizes[1]:,} held-out images"
+        except (UserError, OSError) as error:
+            problems.append(f"data {data.name}: sizes are not known here: {error}")
+            told = "sizes not known here"
+        side, colours = data.image_size, "grey" if data.channels == 1 else "colour"
+        lines.append(
+            f"**{data.name}**: {told}, {data.num_classes:,} classes, {side} × {side} px, {colours}. Every metric is "
+            "against the held-out images, which nothing was trained on."
+        )
+    return lines
+
+
+def tokenizer_lines(records: Records, problems: list[str]) -> list[str]:
+    """One line a tokenizer: scales, codebook, quality."""
+    lines = []
+    for config in _distinct(records, lambda config: [config.tokenizer_id]):
+        tokenizer, path = config.tokenizer, records.store.stage("tokenizer", config.tokenizer_id).path / "quality.json"
+        quality = _read(path, records, problems)
+        told = ""
+        if quality:
+            told = (
+                f"; held-out PSNR {quality['psnr_db']:.1f} dB, {quality['codes_used']} of {quality['vocab_size']} "
+                "codes in use on held-out images"
+            )
+        sides = " ".join(map(str, tokenizer.patch_sides))
+        lines.append(
+            f"**Tokenizer** `{config.tokenizer_id}`: scales {sides} (L = {tokenizer.schedule.num_tokens:,} tokens), "
+            f"{tokenizer.vocab_size:,} codes of {tokenizer.code_channels} channels{told}."
+        )
+    return lines
+
+
+def extractor_lines(records: Records, problems: list[str]) -> list[str]:
+    """One line a feature extractor: what it is and its held-out accuracy."""
+    lines = []
+    for config in _distinct(records, lambda config: [config.extractor_id]):
+        path = records.store.stage("extractor", config.extractor_id).path / "extractor.json"
+        found = _read(path, records, problems)
+        accuracy = (found or {}).get("heldout_accuracy")
+        told = "" if accuracy is None else f", {accuracy:.1%} of held-out images classified rightly"
+        lines.append(
+            f"**Feature extractor** `{config.extractor_id}`: {config.evaluation.extractor}{told}. FID of another "
+            "extractor is another number; none of these compares with an ImageNet FID."
+        )
+    return lines
+
+
+def floor_rows(records: Records, problems: list[str]) -> list[dict[str, Any]]:
+    """Floors, one row a number: data, what it is, value, standard deviation (None where there is none)."""
+    rows = []
+    for config in _distinct(records, lambda config: [config.extractor_id, stages.floors_key(config)]):
+        path = records.store.stage("extractor", config.extractor_id).path / "floors.json"
+        document = _read(path, records, problems)
+        record = (document or {}).get("floors", {}).get(stages.floors_key(config))
+        if document and not record:
+            problems.append(f"{path.relative_to(records.store.root)}: no floors for this tokenizer and evaluation")
+        metrics = (record or {}).get("metrics", {})
+        about = {"data": config.data.name, "num_images": config.evaluation.num_images}
+        for key, text in FLOORS.items():
+            if key in metrics:
+                rows.append(about | {"what": text, "value": metrics[key], "sd": metrics.get(f"{key}_sd"), "key": key})
+    return rows
+
+
+def machine_lines(records: Records, problems: list[str]) -> list[str]:
+    """One line a machine and code version that runs were made with, and how many runs."""
+    found: dict[str, int] = {}
+    for run_id in records.configs:
+        environment = _read(records.store.run(run_id).path / "env.json", records, problems)
+        if environment:
+            line = _machine(environment)
+            found[line] = found.get(line, 0) + 1
+    return [f"{line}: {count} run{'s' if count > 1 else ''}" for line, count in found.items()]
+
+
+def _machine(environment: dict[str, Any]) -> str:
+    hardware = environment.get("gpu") or environment.get("cpu")
+    versions = environment.get("versions", {})
+    git = environment.get("git", {})
+    commit = (
+        f"code {git['commit'][:10]}{' with local changes' if git.get('dirty') else ''}" if git.get("commit") else ""
+    )
+    parts = [
+        f"{hardware}, {environment.get('num_cpus')} CPUs, {environment.get('num_threads')} thread(s) a run",
+        f"Python {versions.get('python')}, PyTorch {versions.get('torch')}",
+        commit,
+    ]
+    return "; ".join(part for part in parts if part)
+
+
+def _distinct(records: Records, identity: Any) -> Iterator[RunConfig]:
+    """One config for each identity, in the order of run ids."""
+    seen = set()
+    for config in records.configs.values():
+        key = digest(identity(config))
+        if key not in seen:
+            seen.add(key)
+            yield config
+
+
+def _read(path: Path, records: Records, problems: list[str]) -> dict[str, Any] | None:
+    try:
+        return read_document(path) if path.name != "env.json" else read_json(path)
+    except FileNotFoundError:
+        problems.append(f"{path.relative_to(records.store.root)}: not there")
+    except (UserError, OSError, json.JSONDecodeError) as error:
+        problems.append(str(error))
+    return None

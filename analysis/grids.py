@@ -1,0 +1,99 @@
+"""Samples side by side: one panel a mixer, the same classes row by row, and real held-out images beside them."""
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from analysis.records import Manifest, Records
+from analysis.style import WIDTH, Figure, canvas
+from analysis.tables import cell_rows
+from experiments import stages
+from mvar.config import RunConfig
+from mvar.errors import UserError
+
+CLASSES, PER_CLASS = 10, 6
+
+
+def samples_figure(records: Records, manifest: Manifest, directory: Path, problems: list[str]) -> Figure:
+    """Sample grids of a sweep: real images, then every cell's first seed; a set that cannot be read is a problem.
+
+    Raises:
+        UserError: there are no samples to show.
+    """
+    name = f"samples-{manifest.name}"
+    panels: list[tuple[str, np.ndarray]] = []
+    config: RunConfig | None = None
+    for cell, rows in cell_rows(records, manifest):
+        if rows.empty:
+            continue
+        row = rows.sort_values(["seed", "sample_seed"]).iloc[0]
+        path = records.store.run(row["run_id"]).samples(row["evaluation_id"]) / "samples.npz"
+        try:
+            panels.append((cell.label, read_samples(path)))
+            config = config or records.configs[row["run_id"]]
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            problems.append(f"{path.relative_to(records.store.root)}: cannot be read ({error}); its panel is left out")
+    if config is None:
+        raise UserError(f"figure {name}: no samples to show")
+    try:
+        panels.insert(0, ("real, held out", real_images(config)))
+    except (UserError, OSError) as error:
+        problems.append(f"figure {name}: no real images beside the samples: {error}")
+    _draw(panels, directory, name)
+    caption = "The same classes in every panel, one a row: real held-out images, then samples as drawn, not chosen."
+    return Figure(name, f"Samples: {manifest.artefact}, {manifest.title}", caption)
+
+
+def _draw(panels: Sequence[tuple[str, np.ndarray]], directory: Path, name: str) -> None:
+    rows, columns = (len(panels) + 4) // 5, min(5, len(panels))
+    width = WIDTH / columns
+    shape = panels[0][1].shape  # (classes, per class, H, W, channels)
+    height = rows * (width * shape[0] * shape[2] / (shape[1] * shape[3]) + 0.3)
+    with canvas(directory, name, height, nrows=rows, ncols=columns) as (_, axes):
+        for ax in axes.flat:
+            ax.set_axis_off()
+        for ax, (label, images) in zip(axes.flat, panels, strict=False):
+            sheet = tile(images)
+            ax.imshow(sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet, cmap="gray", vmin=0, vmax=255)
+            ax.set_title(label, loc="center", fontsize="small")
+
+
+def tile(images: np.ndarray) -> np.ndarray:
+    """`(rows, columns, H, W, channels)` uint8 as one picture, white lines between."""
+    gap = max(1, images.shape[2] // 16)
+    padded = np.pad(images, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
+    rows, columns, height, width, channels = padded.shape
+    sheet = padded.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
+    return sheet[:-gap, :-gap]
+
+
+def first_of_each_class(labels: np.ndarray) -> np.ndarray:
+    """Indices `(classes, per class)` of the first images of the first classes."""
+    classes = np.unique(labels)[:CLASSES]
+    count = min(PER_CLASS, *(int((labels == c).sum()) for c in classes), PER_CLASS)
+    return np.stack([np.flatnonzero(labels == c)[:count] for c in classes])
+
+
+def read_samples(path: Path) -> np.ndarray:
+    """The first samples of the first classes, `(classes, per class, H, W, channels)`; reads no more of the file."""
+    with zipfile.ZipFile(path) as archive:
+        with archive.open("labels.npy") as file:
+            chosen = first_of_each_class(np.lib.format.read_array(file))
+        with archive.open("arr_0.npy") as file:  # tens of gigabytes for ImageNet: not through np.load
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            start, size = file.tell(), int(np.prod(shape[1:])) * dtype.itemsize
+            found = {}
+            for index in sorted(chosen.flat):
+                file.seek(start + int(index) * size)
+                found[index] = np.frombuffer(file.read(size), dtype).reshape(shape[1:])
+    return np.stack([np.stack([found[index] for index in row]) for row in chosen])
+
+
+def real_images(config: RunConfig) -> np.ndarray:
+    """The first held-out images of the first classes, as `read_samples` gives samples."""
+    images = stages.images(config, "heldout")
+    chosen = first_of_each_class(np.asarray(images.labels))
+    return np.stack([np.stack([np.moveaxis(images.image(int(i), None), 0, -1) for i in row]) for row in chosen])

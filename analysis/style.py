@@ -1,0 +1,88 @@
+"""One look for every figure: seaborn's colour-blind palette, one colour and marker a mixer, units on the axes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mvar.files import atomic_write
+
+DPI = 150
+WIDTH = 7.0  # inches: a text page
+MIXERS = {"global": "o", "intra": "s", "mamba": "^", "intra+mamba": "D"}  # markers: figures are read in grey too
+MIXED = ("mixed", "P")  # partly replaced
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure that was written: `name`.png and `name`.pdf, a title, and a caption that says what is drawn."""
+
+    name: str
+    title: str
+    caption: str
+
+
+def mixer_look(pattern: str) -> dict[str, Any]:
+    """Colour, marker and label of a layer pattern; all patterns of several kinds of layers share one look."""
+    import seaborn
+
+    colours = seaborn.color_palette("colorblind")
+    names = list(MIXERS)
+    if pattern in MIXERS:
+        return {"color": colours[names.index(pattern)], "marker": MIXERS[pattern], "label": pattern}
+    return {"color": colours[len(names)], "marker": MIXED[1], "label": MIXED[0]}
+
+
+@contextmanager
+def canvas(directory: Path, name: str, height: float, **layout: Any) -> Iterator[Any]:
+    """A matplotlib figure in the house style, written as PNG and PDF when the block ends well.
+
+    Args:
+        directory: where the files go.
+        name: of the files.
+        height: in inches; the width is a page's.
+        layout: `nrows`, `ncols` and whatever `Figure.subplots` takes.
+
+    Yields:
+        (figure, axes), axes as an array of two dimensions.
+    """
+    import matplotlib
+    import seaborn
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+
+    style = (
+        seaborn.axes_style("ticks")
+        | seaborn.plotting_context("paper")
+        | {
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.color": "0.9",
+            "axes.titlesize": "medium",
+            "axes.titleweight": "bold",
+            "axes.titlelocation": "left",
+            "legend.frameon": False,
+            "legend.title_fontsize": "small",
+            "lines.markersize": 6,
+            "pdf.fonttype": 42,  # text stays text
+            "savefig.facecolor": "white",
+        }
+    )
+    with matplotlib.rc_context(style):  # no pyplot: nothing global, any thread
+        figure = Canvas(figsize=(WIDTH, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(**({"squeeze": False} | layout))
+        yield figure, axes
+        for kind in ("png", "pdf"):
+            metadata = {"CreationDate": None} if kind == "pdf" else None  # the same numbers give the same bytes
+            with atomic_write(directory / f"{name}.{kind}") as file:
+                figure.savefig(file, format=kind, dpi=DPI, metadata=metadata)
+
+
+def despine(*axes: Any) -> None:
+    """Take the box's upper and right side away."""
+    import seaborn
+
+    for ax in axes:
+        seaborn.despine(ax=ax)

@@ -1,0 +1,157 @@
+"""A results directory made up for tests: the real sweeps of the digits preset, with invented metrics."""
+
+import json
+import math
+import zlib
+
+import numpy as np
+import pytest
+
+from experiments.cells import Request, with_seeds, write_manifest
+from experiments.pipeline import costs
+from experiments.stages import floors_key
+from experiments.store import Store, write_document
+from experiments.sweeps import SWEEPS
+from mvar.config import override
+from mvar.files import file_digest, write_json
+from mvar.presets import PRESETS
+
+# FID and NLL by pattern; a seed adds 0.1 (seed 0 nothing), so that means and deviations are known.
+FID = {"global": 1.6, "intra": 1.5, "mamba": 0.9, "intra+mamba": 1.0}
+NLL = {"global": 2.3, "intra": 2.25, "mamba": 2.45, "intra+mamba": 2.4}
+SEED_STEP = 0.1
+
+
+class Fabricated:
+    """Writes what a pipeline would have written, and breaks it on demand."""
+
+    def __init__(self, root):
+        self.store = Store(root)
+        self.root = root
+
+    def sweep(self, name, seeds=(0,), mode="steps", overrides=None, make=True, preset="digits"):
+        """Ask for a sweep, and make its runs unless told otherwise; returns the manifest and the configs."""
+        config = override(PRESETS[preset], overrides or {})
+        request = Request(SWEEPS[name], preset, config, tuple(seeds), overrides or {}, mode)
+        write_manifest(self.store, request, ["run", name, "--preset", preset])
+        configs = [c for cell in request.cells() for c in with_seeds(cell.config, seeds)]
+        for config in configs if make else []:
+            self.run(config)
+        return json.loads(self.store.manifest_path(request.name).read_text()), configs
+
+    def run(self, config, **metrics):
+        """A finished run."""
+        run = self.store.run(config.run_id)
+        run.write_config(config)
+        run.write_status("done", "evaluate", step=config.train.steps, steps=config.train.steps, train_s=30.0)
+        versions = {"python": "3.11.0", "torch": "2.15.0"}
+        environment = {
+            "cpu": "a CPU",
+            "num_cpus": 2,
+            "num_threads": 1,
+            "versions": versions,
+            "git": {"commit": "c" * 40},
+        }
+        write_json(run.path / "env.json", environment)
+        run.weights.write_bytes(config.run_id.encode())
+        self._training_curve(run, config)
+        self._samples(run, config)
+        run.add_evaluation(config.evaluation_id, self.evaluation(config, **metrics))
+        self._stages(config)
+        if config.model.pattern == "global":
+            self._attention(run, config)
+        return run
+
+    def evaluation(self, config, **metrics):
+        """An evaluation's record, with invented metrics."""
+        layers = config.model.layers
+        share = sum(layer == "intra+mamba" for layer in layers) / len(layers)
+        pattern = config.model.pattern
+        if pattern in FID:
+            fid, nll = FID[pattern], NLL[pattern]
+        else:
+            fid, nll = ((1 - share) * v["global"] + share * v["intra+mamba"] for v in (FID, NLL))
+        shift = SEED_STEP * config.seed
+        values = {
+            "eval/fid": fid + shift,
+            "eval/is": 8.5,
+            "eval/kid": 0.01,
+            "eval/precision": 0.7,
+            "eval/recall": 0.6,
+            "eval/nll_bits_per_token": nll + shift,
+            "eval/copy_rate": 0.125,
+            "eval/copy_rate_heldout": 0.05,
+            **{f"eval/nll_bits_scale_{k:02d}": nll + shift + 0.2 * k for k in range(len(config.tokenizer.patch_sides))},
+        }
+        speed = 1 + share
+        return {
+            "sample": config.sample.model_dump(mode="json"),
+            "evaluation": config.evaluation.model_dump(mode="json"),
+            "extractor_id": config.extractor_id,
+            "reference": {"split": "heldout", "num_images": 450},
+            "metrics": values | {f"eval/{key}": value for key, value in metrics.items()},
+            "cost": costs(config),
+            "timing": {"train_s": 30.0 * speed, "sample_s": 4.0 * speed, "train_step_ms": 50.0 * speed},
+        }
+
+    def _training_curve(self, run, config):
+        rng = np.random.default_rng(zlib.crc32(run.name.encode()))
+        lines = []
+        for step in range(10, config.train.steps + 1, 10):
+            loss = 1.6 + 2.9 * math.exp(-step / 120) + 0.08 * rng.standard_normal()
+            lines.append(json.dumps({"step": step, "train/loss": loss}))
+        run.metrics.write_text("\n".join(lines) + "\n")
+
+    def _samples(self, run, config):
+        """Real digits with noise, so that pictures look like something."""
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        count, rng = 120, np.random.default_rng(zlib.crc32(run.name.encode()))
+        labels = np.arange(count) % config.data.num_classes
+        rows = np.array([rng.choice(np.flatnonzero(digits.target == label)) for label in labels])
+        images = np.clip(digits.images[rows] * 15 + rng.normal(0, 12, (count, 8, 8)), 0, 255).astype(np.uint8)
+        folder = run.samples(config.evaluation_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(folder / "samples.npz", arr_0=images[..., None], labels=labels)
+
+    def _stages(self, config):
+        tokenizer = self.store.stage("tokenizer", config.tokenizer_id).path
+        write_document(tokenizer / "quality.json", {"psnr_db": 24.0, "codes_used": 95, "vocab_size": 96})
+        extractor = self.store.stage("extractor", config.extractor_id).path
+        write_document(extractor / "extractor.json", {"id": config.extractor_id, "heldout_accuracy": 0.997})
+        metrics = {
+            "floor/fid_reconstruction_heldout": 0.155,
+            "floor/fid_real": 0.22,
+            "floor/fid_halves": 0.87,
+            "floor/fid_halves_sd": 0.04,
+        }
+        record = {"tokenizer_id": config.tokenizer_id, "metrics": metrics}
+        write_document(extractor / "floors.json", {"floors": {floors_key(config): record}})
+
+    def _attention(self, run, config):
+        """The cached measurement of a run: own scale 60 % for seed 0, one point more a seed, the rest spread evenly."""
+        size, heads, depth = len(config.tokenizer.patch_sides), config.model.num_heads, config.model.depth
+        own = 0.6 + 0.01 * config.seed
+        matrix = np.zeros((size, size))
+        for query in range(size):
+            matrix[query, :query] = (1 - own) / max(query, 1)
+            matrix[query, query] = own if query else 1.0
+        mean = np.broadcast_to(matrix, (depth, heads, size, size))
+        values = {
+            "schema_version": 1,
+            "layers": list(range(depth)),
+            "sides": list(config.tokenizer.patch_sides),
+            "num_images": 450,
+            "mean": mean.tolist(),
+            "sd": (0.01 * mean).tolist(),
+            "intra_sd": [0.02] * depth,
+            "weights_sha256": file_digest(run.weights),
+        }
+        write_json(run.path / "attention.json", values)
+
+
+@pytest.fixture
+def results(tmp_path):
+    """An empty results directory to fabricate runs in."""
+    return Fabricated(tmp_path / "results")
