@@ -1,0 +1,1 @@
+"""Training: one loop, the objectives, the optimizer and its schedule, checkpoints."""

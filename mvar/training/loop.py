@@ -1,0 +1,321 @@
+"""The one training loop: any objective, resumable to the bit, on one CPU or many GPUs.
+
+Everything random in a step is seeded by (seed, step), so a step's outcome depends on the state before it and on
+nothing else: a training that was killed and resumed ends with the same bits as one that was not. Weights and
+optimizer state are in checkpoints; metrics.jsonl is cut back to the checkpoint and continued. Processes: see
+`training.distributed`.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mvar.config import OptimConfig, RuntimeConfig
+from mvar.errors import UserError
+from mvar.training import checkpoint
+from mvar.training.distributed import open_fabric
+from mvar.training.feed import Feed
+from mvar.training.metrics_log import MetricsLog
+from mvar.training.objective import BATCH_STREAM, BEFORE_STEP_STREAM, FORWARD_STREAM, Objective, Rows
+from mvar.training.optimizer import Schedule, build_adamw
+
+# The official code's loss scaling for fp16.
+FP16_INIT_SCALE, FP16_GROWTH_INTERVAL, FP16_MAX_SCALE = 2.0**11, 1000, 2.0**15
+
+
+class TrainingDiverged(UserError):
+    """The loss or the gradient is not finite; the message names step and values. The last checkpoint is kept."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a training ended."""
+
+    step: int  # optimizer steps done
+    finished: bool  # False: `should_stop` asked for it, and the next call goes on from `step`
+    train_s: float  # seconds spent in steps, over all resumptions
+
+
+def fit(
+    objective: Objective,
+    optim: OptimConfig,
+    directory: Path | str,
+    runtime: RuntimeConfig,
+    *,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> FitResult:
+    """Train `objective.module` in place, going on from the newest checkpoint in `directory/checkpoints`.
+
+    Rows of metrics go to `directory/metrics.jsonl` every `runtime.log_every` steps: the values of that step, before
+    its update; names that end in `_s` or `_ms` are times, all others are reproducible. A finished training only
+    loads its weights. Afterwards the module is in evaluation mode, on the training device.
+
+    Args:
+        objective: module, batches and loss.
+        optim: steps, batch, learning rate, precision.
+        directory: of this training alone.
+        runtime: device, threads, logging and checkpoint cadence.
+        seed: of everything random during training.
+        progress: called with steps done and in all, after every step.
+        should_stop: asked before every step (several processes: every `log_every` steps); when true in any process,
+            a checkpoint is saved and the training returns unfinished.
+
+    Raises:
+        TrainingDiverged: loss or gradient not finite.
+        UserError: a checkpoint of another configuration, a batch that does not divide, a disk that is full.
+    """
+    if runtime.threads:
+        torch.set_num_threads(runtime.threads)
+    training = _Training(objective, optim, Path(directory), runtime, seed)
+    start = training.restore()
+    try:
+        with _reproducible(training.device):
+            finished, step = training.run(start, progress, should_stop)
+    finally:
+        training.close()
+    objective.module.eval()
+    return FitResult(step, finished, training.train_s)
+
+
+class _LossModule(nn.Module):
+    """The objective's loss as a module's forward, which is what DDP wraps."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.module = objective.module
+        self._loss = objective.loss
+
+    def forward(self, rows: Rows, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        return self._loss(rows, step)
+
+
+class _Training:
+    def __init__(self, objective: Objective, optim: OptimConfig, directory: Path, runtime: RuntimeConfig, seed: int):
+        self.objective, self.optim, self.runtime, self.seed = objective, optim, runtime, seed
+        self.directory, self.checkpoints = directory, directory / "checkpoints"
+        self.fabric = open_fabric(runtime)
+        self.device = self.fabric.device
+        parts = self.fabric.world_size * optim.accumulate
+        if optim.batch_size % parts:
+            raise UserError(
+                f"batch_size: {optim.batch_size} does not divide into {self.fabric.world_size} processes x "
+                f"accumulate {optim.accumulate}; allowed: multiples of {parts}"
+            )
+        self.module = objective.module.to(self.device)
+        self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self.optimizer = build_adamw(self.module, optim)
+        self.schedule = Schedule(optim)
+        self.half = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[optim.precision]
+        self.scaler = torch.amp.GradScaler(
+            self.device.type,
+            init_scale=FP16_INIT_SCALE,
+            growth_interval=FP16_GROWTH_INTERVAL,
+            enabled=optim.precision == "fp16",
+        )
+        self.recipe = optim.model_dump(mode="json") | {"seed": seed}
+        self.train_s = 0.0
+        self.saved_step = 0
+        self.log: MetricsLog | None = None
+        self.unchecked: list[tuple[int, Tensor, Tensor]] = []  # steps whose loss and norm no one has looked at yet
+
+    # Resuming ------------------------------------------------------------------------------------------------------
+
+    def restore(self) -> int:
+        """Load the newest checkpoint; returns the steps done."""
+        found = checkpoint.load_latest(self.checkpoints) if self.fabric.is_global_zero else None
+        step = self.fabric.broadcast(found[0] if found else 0)
+        if not step:
+            return 0
+        state = found[1] if found else checkpoint.load(checkpoint.path_of(self.checkpoints, step))
+        where = checkpoint.path_of(self.checkpoints, step)
+        for field, value in self.recipe.items():
+            if (was := state["recipe"].get(field)) != value:
+                raise UserError(f"{where}: belongs to {field}={was}, this training has {value}; allowed: the same")
+        try:
+            self.module.load_state_dict(state["module"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(f"{where}: is a checkpoint of another model ({reason})") from None
+        self.scaler.load_state_dict(state["scaler"])
+        self.objective.load_state_dict(state["objective"])
+        self.train_s, self.saved_step = state["train_s"], step
+        return step
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint of the state after `step` steps; a finished training keeps only its last."""
+        if step == self.saved_step:
+            return
+        self._check_finite()
+        if self.fabric.is_global_zero:
+            assert self.log is not None
+            self.log.sync()
+            state = {
+                "module": self.module.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "objective": self.objective.state_dict(),
+                "train_s": self.train_s,
+                "recipe": self.recipe,
+            }
+            keep = 1 if step == self.optim.steps else self.runtime.keep_checkpoints
+            checkpoint.save(self.checkpoints, step, state, keep)
+        self.saved_step = step
+        self.fabric.barrier()
+
+    def close(self) -> None:
+        if self.log:
+            self.log.close()
+
+    # Steps ---------------------------------------------------------------------------------------------------------
+
+    def run(self, start: int, progress, should_stop) -> tuple[bool, int]:
+        """Do the steps from `start` on; returns whether all are done, and how many."""
+        steps, every = self.optim.steps, self.runtime.log_every
+        if start == steps:
+            return True, start
+        if self.fabric.is_global_zero:
+            self.log = MetricsLog(self.directory, start, self.runtime.tensorboard)
+        model = self.fabric.setup_module(_LossModule(self.objective))
+        model.train()
+        look_each_step = self.device.type == "cpu" and self.fabric.world_size == 1  # elsewhere looking means waiting
+        logged, logged_s = start, self.train_s
+        with Feed(self.objective, self._part, range(start, steps), self.runtime.num_workers, self.device) as feed:
+            for step in range(start, steps):
+                if should_stop and (look_each_step or step % every == 0) and self._any(should_stop()):
+                    self.save(step)
+                    return False, step
+                clock = time.perf_counter()
+                outcome = self._step(model, step, feed)
+                done = step + 1
+                if look_each_step:
+                    self._check_finite()
+                self.train_s += time.perf_counter() - clock
+                if done % every == 0 or done in (1, steps):
+                    self._write_row(done, outcome, logged, logged_s)
+                    logged, logged_s = done, self.train_s
+                if done % self.runtime.checkpoint_every == 0 or done == steps:
+                    self.save(done)
+                if progress:
+                    progress(done, steps)
+        return True, steps
+
+    def _part(self, step: int) -> list[tuple[int, Rows]]:
+        """This process's micro-batches of a step: the number of their first row, and their rows."""
+        rows = self.objective.batch(step, np.random.default_rng((self.seed, step, BATCH_STREAM)))
+        parts = self.fabric.world_size * self.optim.accumulate
+        size, rest = divmod(len(rows[0]), parts)
+        if rest or not size:
+            raise ValueError(f"the objective's batch has {len(rows[0])} rows, which do not divide into {parts} parts")
+        first = self.fabric.global_rank * self.optim.accumulate * size
+        starts = [first + i * size for i in range(self.optim.accumulate)]
+        return [(a, tuple(tensor[a : a + size] for tensor in rows)) for a in starts]
+
+    def _step(self, model: nn.Module, step: int, feed: Feed) -> "_Outcome":
+        rng = np.random.default_rng((self.seed, step, BEFORE_STEP_STREAM))
+        self.objective.before_step(step, rng, self.optimizer)
+        lr, decay = self.schedule.apply(self.optimizer, step)
+        accumulate = self.optim.accumulate
+        losses, metrics = [], []
+        for micro in range(accumulate):
+            first_row, rows = feed.next()
+            self._seed_torch(step, first_row)
+            with (
+                self.fabric.no_backward_sync(model, enabled=micro < accumulate - 1),
+                torch.autocast(self.device.type, dtype=self.half, enabled=self.half is not None),
+            ):
+                loss, found = model(rows, step)
+            self.fabric.backward(self.scaler.scale(loss / accumulate if accumulate > 1 else loss))
+            losses.append(loss.detach())
+            metrics.append(found)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.optim.clip_norm)
+        self.scaler.step(self.optimizer)
+        if self.scaler.is_enabled():
+            self.scaler.update()
+            if self.scaler.get_scale() > FP16_MAX_SCALE:
+                self.scaler.update(FP16_MAX_SCALE)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = losses[0] if accumulate == 1 else torch.stack(losses).mean()
+        self.unchecked.append((step, loss, norm))
+        return _Outcome(loss, norm, metrics, lr, decay)
+
+    def _seed_torch(self, step: int, first_row: int) -> None:
+        """Seed what the forward pass draws (drop path): differs from step to step and between parts of a batch."""
+        key = np.random.SeedSequence((self.seed, step, FORWARD_STREAM, first_row))
+        value = int(key.generate_state(1, np.uint64)[0])
+        torch.default_generator.manual_seed(value)  # torch.manual_seed visits every back end and takes milliseconds
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(value)
+
+    def _check_finite(self) -> None:
+        """Look at the losses and norms since the last look; the first that is not finite ends the training."""
+        if not self.unchecked:
+            return
+        values = torch.stack([torch.stack((loss.double(), norm.double())) for _, loss, norm in self.unchecked])
+        values = self.fabric.all_reduce(values, reduce_op="mean").tolist()
+        steps = [step for step, _, _ in self.unchecked]
+        self.unchecked.clear()
+        for step, (loss, norm) in zip(steps, values, strict=True):
+            # in fp16 the scaler skips steps whose scaled gradients overflow: that is no divergence
+            if not math.isfinite(loss) or not (math.isfinite(norm) or self.scaler.is_enabled()):
+                raise TrainingDiverged(
+                    f"training diverged at step {step + 1} of {self.optim.steps}: loss {loss:g}, gradient norm "
+                    f"{norm:g}; a lower base_lr or clip_norm, a longer warm-up or precision=fp32 may help"
+                )
+
+    def _write_row(self, done: int, outcome: "_Outcome", logged: int, logged_s: float) -> None:
+        self._check_finite()
+        names = list(outcome.metrics[0])
+        columns = [torch.stack([m[name].detach().double() for m in outcome.metrics]).mean() for name in names]
+        values = torch.stack([outcome.loss.double(), outcome.norm.double(), *columns])
+        values = self.fabric.all_reduce(values, reduce_op="mean").tolist()
+        row: dict[str, Any] = {"step": done, "train/loss": values[0], **dict(zip(names, values[2:], strict=True))}
+        row |= {"train/grad_norm": values[1], "train/lr": outcome.lr, "train/weight_decay": outcome.decay}
+        row |= {"train/step_ms": (self.train_s - logged_s) / (done - logged) * 1e3, "train/elapsed_s": self.train_s}
+        if self.log:
+            self.log.write(row)
+
+    def _any(self, flag: bool) -> bool:
+        if self.fabric.world_size == 1:
+            return flag
+        return bool(self.fabric.all_reduce(torch.tensor(float(flag), device=self.device), reduce_op="sum") > 0)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a step leaves for the log: tensors, so that only logged steps wait for the device."""
+
+    loss: Tensor
+    norm: Tensor
+    metrics: list[dict[str, Tensor]]  # one a micro-batch
+    lr: float
+    decay: float
+
+
+@contextmanager
+def _reproducible(device: torch.device) -> Iterator[None]:
+    """On GPUs: deterministic kernels where there are any, without which a resumed training would drift."""
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    was, fill = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
