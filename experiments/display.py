@@ -38,8 +38,10 @@ def make_display(tasks: "Sequence[Task]", stream: TextIO | None = None) -> Displ
 
 
 def duration(seconds: float) -> str:
-    """`2 h 05 min`, `3 min 20 s` or `45 s`."""
+    """`12 days`, `2 h 05 min`, `3 min 20 s` or `45 s`."""
     minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 4 * 24 * 60:
+        return f"{minutes / (24 * 60):,.0f} days"
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

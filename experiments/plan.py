@@ -9,6 +9,7 @@ from experiments.cells import training_flops
 from experiments.store import DONE, Store, floors_key
 from mvar import cost
 from mvar.config import RunConfig
+from mvar.training.distributed import resolve_device
 
 RUN = "run"
 
@@ -139,26 +140,28 @@ class Clock:
         try:
             if training_flops(config) / config.train.steps <= PROBE_FLOPS:
                 return step_rate(config), "timed steps"
-            return gemm_rate(), "GEMM rate (lower bound)"
+            return gemm_rate(resolve_device(config.runtime), config.train.precision), "GEMM rate (lower bound)"
         finally:
             torch.set_num_threads(before)
 
 
 def step_rate(config: RunConfig, repeats: int = 2) -> float:
-    """FLOP/s of a training step (forward and backward, random tokens) of a run's model on the CPU."""
+    """FLOP/s of a training step (forward and backward, random tokens) of a run's model, in fp32."""
     import torch
 
     from mvar.transformer import ScaleTransformer
 
     space, batch = config.token_space, config.train.batch_size // config.train.accumulate
+    device = resolve_device(config.runtime)
     with torch.random.fork_rng(devices=[]):
-        model = ScaleTransformer(config.model, space, config.runtime.model_copy(update={"device": "cpu"}))
+        model = ScaleTransformer(config.model, space, config.runtime).to(device)
         inputs = torch.randn(batch, space.schedule.num_tokens - space.schedule.lengths[0], space.code_channels)
-    labels = torch.zeros(batch, dtype=torch.int64)
+    inputs, labels = inputs.to(device), torch.zeros(batch, dtype=torch.int64, device=device)
 
     def step() -> float:
         began = time.perf_counter()
         model(labels, inputs)[0].square().mean().backward()
+        _wait(device)
         return time.perf_counter() - began
 
     step()
@@ -166,14 +169,26 @@ def step_rate(config: RunConfig, repeats: int = 2) -> float:
 
 
 @cache
-def gemm_rate(size: int = 1024, budget_s: float = 0.3) -> float:
-    """FLOP/s of fp32 matrix products on the CPU: what no model can exceed there."""
+def gemm_rate(device: str, precision: str, budget_s: float = 0.3) -> float:
+    """FLOP/s of large matrix products on a device: what no model can exceed there."""
     import torch
 
-    a, b = torch.randn(size, size), torch.randn(size, size)
+    size = 1024 if device == "cpu" else 8192
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
     a @ b
+    _wait(device)
     began, count = time.perf_counter(), 0
     while time.perf_counter() - began < budget_s:
         a @ b
+        _wait(device)
         count += 1
     return 2.0 * size**3 * count / (time.perf_counter() - began)
+
+
+def _wait(device: str) -> None:
+    """Until a GPU has done what it was given."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()

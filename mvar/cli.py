@@ -251,7 +251,6 @@ def _budget(text: str) -> float | None:
 
 def _sample(command: Sample) -> int:
     from experiments.cells import parse_overrides
-    from experiments.gallery import draw_grid
     from experiments.store import Store
 
     store = Store(command.results)
@@ -262,6 +261,8 @@ def _sample(command: Sample) -> int:
         raise UserError(f"per-class: {command.per_class}; allowed: 1 or more")
     if command.seed < 0:
         raise UserError(f"seed: {command.seed}; allowed: 0 or more")
+    from experiments.gallery import draw_grid
+
     names = draw_grid(store, run, classes, command.per_class, command.seed, settings, command.out)
     print(f"{command.out}: rows {', '.join(names)}")
     return OK

@@ -1,0 +1,162 @@
+"""Sweeps: the cells of each paper artefact, what they share, budgets, manifests."""
+
+import csv
+
+import pytest
+
+from experiments.cells import (
+    BUDGET,
+    PAPER,
+    STEPS,
+    Request,
+    paper_rows,
+    parse_overrides,
+    training_flops,
+    unique,
+    write_manifest,
+)
+from experiments.store import Store, read_document
+from experiments.sweeps import SWEEPS, find_sweep
+from mvar.config import RunConfig, override
+from mvar.cost import num_params
+from mvar.errors import UserError
+from mvar.presets import PRESETS
+
+DIGITS = PRESETS["digits"]
+
+
+def labels(name: str, config: RunConfig = DIGITS) -> dict[str, RunConfig]:
+    return {cell.label: cell.config for cell in SWEEPS[name].cells(config)}
+
+
+def test_every_preset_is_covered_by_every_sweep():
+    for name, config in PRESETS.items():
+        for sweep in SWEEPS.values():
+            if config.model.depth % 4 and sweep.name == "parameters":
+                with pytest.raises(UserError, match="multiples of 4"):
+                    sweep.cells(config)
+            else:
+                assert len(sweep.cells(config)) >= 4, name
+
+
+def test_three_sweeps_share_runs():
+    runs = {name: {c.run_id for c in labels(name).values()} for name in SWEEPS}
+    assert sum(map(len, runs.values())) == 4 + 5 + 4
+    assert len(set.union(*runs.values())) == 9
+    var, mvar = labels("mixers")["VAR"].run_id, labels("mixers")["M-VAR"].run_id
+    assert all({var, mvar} <= ids for ids in runs.values())
+    assert len(unique([c for name in SWEEPS for c in labels(name).values()])) == 9
+
+
+def test_spellings_of_one_model_are_one_run():
+    a = override(DIGITS, {"model.pattern": "intra+mamba"})
+    b = override(DIGITS, {"model.replace": "all"})
+    c = override(DIGITS, {"model.pattern": "8*intra+mamba"})
+    assert len({a.run_id, b.run_id}) == 1
+    assert c.run_id == a.run_id
+
+
+def test_mixers_are_those_of_the_printed_table():
+    assert {label: config.model.pattern for label, config in labels("mixers").items()} == {
+        "VAR": "global",
+        "1 (intra-only)": "intra",
+        "2 (Mamba-only)": "mamba",
+        "M-VAR": "intra+mamba",
+    }
+
+
+def test_layers_replace_quarters_of_the_depth():
+    cells = SWEEPS["layers"].cells(DIGITS)
+    assert [cell.axes["layers_replaced"] for cell in cells] == [0, 2, 4, 6, 8]
+    for cell in cells:
+        assert cell.config.model.layers.count("intra+mamba") == cell.axes["layers_replaced"]
+    assert [dict(cell.printed) for cell in cells] == [{"fid": 3.55}, {}, {}, {}, {"fid": 3.07}]  # as the paper states
+
+
+def test_parameters_at_the_papers_size():
+    """M-VAR-W and M-VAR-D at depth 16, width 1024 are the paper's models: 263 M and 350 M parameters."""
+    cells = {cell.label: cell for cell in SWEEPS["parameters"].cells(PRESETS["imagenet256-d16"])}
+    model = cells["M-VAR-W"].config.model
+    assert (model.depth, model.width, model.num_heads) == (16, 768, 12)
+    model = cells["M-VAR-D"].config.model
+    assert (model.depth, model.width, model.num_heads) == (12, 1024, 16)
+    assert model.drop_path == pytest.approx(0.1 * 12 / 24)
+    assert cells["M-VAR-W"].printed == {
+        "params": "260M",
+        "fid": 3.20,
+        "relative_training_cost": 0.9,
+        "relative_inference_time": 0.9,
+    }
+    space = PRESETS["imagenet256-d16"].token_space
+    millions = {label: num_params(cell.config.model, space) / 1e6 for label, cell in cells.items()}
+    assert millions["VAR"] == pytest.approx(310, abs=1)
+    assert millions["M-VAR-W"] == pytest.approx(263, abs=1)
+    assert millions["M-VAR-D"] == pytest.approx(350, abs=1)
+    assert millions["M-VAR"] == pytest.approx(464, abs=1)
+
+
+def test_printed_numbers_are_the_csv_files():
+    for sweep, table in (("mixers", "table6_mixers"), ("parameters", "table5_similar_parameters")):
+        with open(PAPER / f"{table}.csv", newline="") as file:
+            printed = [float(row["fid"]) for row in csv.DictReader(file)]
+        assert [cell.printed["fid"] for cell in SWEEPS[sweep].cells(DIGITS)] == printed
+
+
+def test_missing_printed_values_stay_missing():
+    gan = paper_rows("table2_imagenet256")[0]
+    assert gan["model"] == "BigGAN" and "relative_time" not in gan
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_budget_spends_equal_flops(name):
+    cells = SWEEPS[name].cells(DIGITS, BUDGET)
+    target = training_flops(override(DIGITS, {"model.pattern": "global"}))
+    for cell in cells:
+        per_step = training_flops(cell.config) / cell.config.train.steps
+        assert abs(training_flops(cell.config) - target) <= per_step / 2
+    steps = {cell.label: cell.config.train.steps for cell in cells}
+    baseline = next(iter(steps))
+    assert steps[baseline] == DIGITS.train.steps  # the same run in both modes
+    assert min(steps.values()) < DIGITS.train.steps
+
+
+def test_explicit_budget_scales_steps():
+    (cell, *_) = SWEEPS["mixers"].cells(DIGITS, BUDGET, training_flops(DIGITS) * 2)
+    assert cell.config.train.steps == 2 * DIGITS.train.steps
+
+
+def test_unknown_sweep():
+    with pytest.raises(UserError, match=r"sweep: 'mixer' is unknown \(did you mean 'mixers'\?\)"):
+        find_sweep("mixer")
+
+
+def test_overrides_are_parsed():
+    assert parse_overrides(["a.b=1", "c=x=y"]) == {"a.b": "1", "c": "x=y"}
+    with pytest.raises(UserError, match="FIELD=VALUE"):
+        parse_overrides(["a.b"])
+
+
+def test_manifest_lists_runs_and_merges_seeds(tmp_path):
+    store = Store(tmp_path)
+    request = Request(SWEEPS["mixers"], "digits", DIGITS, (0, 2))
+    path = write_manifest(store, request, ["run", "mixers"])
+    assert path.name == "mixers-digits-steps.json"
+    write_manifest(store, Request(SWEEPS["mixers"], "digits", DIGITS, (1,)), ["run", "mixers", "--seeds", "1,"])
+    document = read_document(path)
+    assert document["seeds"] == [0, 1, 2]
+    assert document["command"] == "mvar run mixers --seeds 1,"
+    assert [cell["label"] for cell in document["cells"]] == list(labels("mixers"))
+    expected = [override(labels("mixers")["VAR"], {"seed": seed}).run_id for seed in (0, 1, 2)]
+    assert document["cells"][0]["run_ids"] == expected
+    assert document["cells"][0]["printed"] == {"fid": 3.55}
+
+
+def test_manifests_of_different_requests_do_not_mix(tmp_path):
+    names = {
+        Request(SWEEPS["mixers"], "digits", DIGITS, (0,), overrides, mode, budget).name
+        for overrides in ({}, {"train.steps": "5"})
+        for mode, budget in ((STEPS, None), (BUDGET, None), (BUDGET, 1e12))
+    }
+    assert len(names) == 6
+    path = write_manifest(Store(tmp_path), Request(SWEEPS["layers"], "digits", DIGITS, mode=BUDGET), [])
+    assert read_document(path)["budget_flops"] == training_flops(DIGITS)

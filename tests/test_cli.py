@@ -1,0 +1,175 @@
+"""The command line: what it says of mistakes (one line, exit code 2, nothing touched), and that it is quick."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.store import DONE, Store
+from mvar.cli import FAILURE, OK, USER_ERROR, main
+from mvar.config import RunConfig, override
+from mvar.presets import PRESETS
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """A results directory with one run that looks finished."""
+    config = PRESETS["digits"]
+    run = Store(tmp_path / "results").run(config.run_id)
+    run.write_config(config)
+    run.weights.write_bytes(b"weights")
+    run.add_evaluation(config.evaluation_id, {"metrics": {"eval/fid": 1.0}})
+    run.write_status(DONE, "evaluate")
+    return tmp_path / "results"
+
+
+def snapshot(root: Path) -> dict[Path, tuple[int, bytes]]:
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in root.rglob("*") if path.is_file()}
+
+
+MISTAKES = [
+    (["frob"], "frob"),
+    (["run"], "sweep: none given; allowed: mixers, layers, parameters"),
+    (["run", "mixer"], "sweep: 'mixer' is unknown (did you mean 'mixers'?); allowed: mixers, layers, parameters"),
+    (["run", "mixers", "nope"], "sweep: 'nope' is unknown"),
+    (["run", "mixers", "--preset", "digit"], "preset: 'digit' is unknown (did you mean 'digits'?)"),
+    (["run", "mixers", "--set", "model.depht=4"], "'depht' is unknown (did you mean 'depth'?)"),
+    (["run", "mixers", "--set", "modle.depth=4"], "'modle' is unknown (did you mean 'model'?)"),
+    (["run", "mixers", "--set", "model.depth"], "'model.depth' is not FIELD=VALUE"),
+    (["run", "mixers", "--set", "model.depth=deep"], "model.depth: 'deep'"),
+    (["run", "mixers", "--set", "model.pattern=globl"], "mixer: 'globl' is unknown (did you mean 'global'?)"),
+    (["run", "mixers", "--set", "model.pattern=9*global"], "names 9 layers; model.depth is 8"),
+    (["run", "mixers", "--set", "model.replace=first:9"], "model.replace: 'first:9' does not fit"),
+    (["run", "mixers", "--set", "seed=3"], "--seeds"),
+    (["run", "parameters", "--set", "model.depth=6"], "model.depth: 6 times 3/4"),
+    (["run", "mixers", "--seeds", "0"], "seeds: 0 is no count"),
+    (["run", "mixers", "--seeds", "a"], "seeds: 'a' is neither"),
+    (["run", "mixers", "--workers", "-1"], "workers: -1 is negative"),
+    (["run", "mixers", "--workers", "two"], "--workers"),
+    (["run", "mixers", "--budget", "0"], "budget: '0'"),
+    (["run", "mixers", "--nope"], "--nope"),
+    (["sample", "nope"], "run: 'nope' is unknown; allowed: digits-d8"),
+    (["sample", "digits", "--per-class", "0"], "per-class: 0"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=lambda a: " ".join(a) if isinstance(a, list) else "")
+def test_mistakes_are_one_line(arguments, message, results, capsys):
+    before = snapshot(results)
+    place = [] if arguments == ["frob"] else ["--results", str(results)]
+    assert main([*arguments, *place]) == USER_ERROR
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("mvar: error: ") and err.count("\n") == 1
+    assert message in err
+    assert snapshot(results) == before
+
+
+def test_a_class_that_is_not_there(tmp_path, capsys):
+    """Against a run with real weights: see tests/experiments/test_runner.py. Here: one that is not trained."""
+    config = PRESETS["digits"]
+    run = Store(tmp_path).run(config.run_id)
+    run.write_config(config)
+    run.write_status("failed", "train", reason="x")
+    assert main(["sample", config.run_id, "--results", str(tmp_path)]) == USER_ERROR
+    assert "is not trained yet (failed)" in capsys.readouterr().err
+
+
+def test_no_traceback_through_the_console():
+    """The same through a real process: parse errors too."""
+    for arguments in (["run", "mixer"], ["run", "--seeds"]):
+        ended = subprocess.run(
+            [sys.executable, "-m", "mvar.cli", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == USER_ERROR
+        assert ended.stderr.count("\n") == 1 and ended.stderr.startswith("mvar: error: ")
+
+
+QUICK = """
+import sys
+from mvar.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as leave:
+    assert leave.code == 0
+assert "torch" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["status", "--results", "."]], ids=" ".join)
+def test_help_and_status_do_without_torch(arguments):
+    """torch takes seconds to import; what does not need it must not wait for it."""
+    subprocess.run([sys.executable, "-c", QUICK, *arguments], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_full_disk_is_one_line_and_a_failure(monkeypatch, tmp_path, capsys):
+    import errno
+
+    import experiments.cells
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "manifest.json")
+
+    monkeypatch.setattr(experiments.cells, "write_manifest", full)
+    assert main(["run", "mixers", "--results", str(tmp_path)]) == FAILURE
+    assert capsys.readouterr().err == "mvar: error: manifest.json: No space left on device\n"
+
+
+def test_results_that_cannot_be_made(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["run", "mixers", "--results", str(tmp_path / "file" / "x")]) == USER_ERROR
+    assert "cannot be made" in capsys.readouterr().err
+
+
+def test_damaged_and_foreign_documents(results, capsys):
+    path = Store(results).run(PRESETS["digits"].run_id).path / "status.json"
+    good = path.read_text()
+    path.write_text(good[:10])
+    assert main(["status", "--results", str(results)]) == USER_ERROR
+    assert "status.json: not valid JSON" in capsys.readouterr().err
+    path.write_text(json.dumps(json.loads(good) | {"schema_version": 7}))
+    assert main(["run", "mixers", "--results", str(results)]) == USER_ERROR
+    assert "schema_version is 7; allowed: 1" in capsys.readouterr().err
+
+
+def test_status_tells_states_apart(results, capsys):
+    store = Store(results)
+    asked = [override(PRESETS["digits"], {"seed": seed}) for seed in (1, 2, 3)]
+    for config, state in zip(asked, ("failed", "stopped", "running"), strict=True):
+        store.run(config.run_id).write_config(config)
+        reason = "loss is not finite" if state == "failed" else None
+        store.run(config.run_id).write_status(state, "train", step=5, steps=600, reason=reason)
+    store.run(asked[0].run_id).metrics.write_text('{"step": 5, "train/loss": 1.25}\n{"step": 6, "tra')
+    with store.run(PRESETS["digits"].run_id).lock():
+        assert main(["status", "--results", str(results)]) == OK
+    out = capsys.readouterr().out
+    assert "1 done" in out and "1 failed" in out and "1 stopped" in out
+    assert "1 interrupted" in out  # says running, but no process holds it
+    assert "train 5/600" in out and "1.250" in out and "loss is not finite" in out
+
+
+def test_dry_run_makes_nothing(tmp_path, capsys):
+    root = tmp_path / "results"
+    arguments = ["run", "mixers", "layers", "--preset", "smoke", "--seeds", "2", "--dry-run", "--results", str(root)]
+    assert main([*arguments, "--workers", "2"]) == OK
+    out = capsys.readouterr().out
+    assert "14 runs" in out  # 7 different models, 2 seeds
+    assert "Table 6: M-VAR; Figure 5: 4 of 4" in out
+    assert "timed steps" in out and "on 2 worker(s)" in out
+    assert not root.exists()
+
+
+def test_seeds_and_settings_reach_the_configs():
+    from mvar.cli import Run, _requests
+
+    (request,) = _requests(
+        Run(("mixers",), "smoke", "0,4", (("train.steps=7", "model.depth=2"), ("sample.top_k=3",)), "1e9")
+    )
+    configs: list[RunConfig] = request.configs()
+    assert {config.seed for config in configs} == {0, 4}
+    assert {config.model.depth for config in configs} == {2} and {config.sample.top_k for config in configs} == {3}
+    assert request.mode == "budget" and request.budget_flops == 1e9
