@@ -1,0 +1,1 @@
+"""Images, their split and preparation, and the cache of their tokens."""

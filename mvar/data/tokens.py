@@ -1,0 +1,261 @@
+"""The token cache: the tokens of every image, written once and read through a memory map.
+
+A cache is a folder with `tokens.bin`, `labels.bin` and `meta.json`. The last is written at the end and makes the
+cache complete; before that there are `tokens.bin.partial` and `progress.json`, from which a killed build goes on.
+Shapes: `R` rows = images times crops, row `i * crops + c` being crop c of image i; `L` tokens of all scales; `V`
+codebook size.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+from mvar.data.images import ImageSet, to_float
+from mvar.errors import UserError
+from mvar.files import atomic_write, file_digest, read_json, write_json
+from mvar.tokenizer.model import Tokenizer
+
+SCHEMA_VERSION = 1
+RECORD_EVERY_S = 2.0  # what a kill can cost; each record waits for the disk
+VERIFY_BELOW_BYTES = 256 << 20  # larger caches are not read through at every opening
+TOKENS, LABELS, META, PARTIAL, PROGRESS = "tokens.bin", "labels.bin", "meta.json", "tokens.bin.partial", "progress.json"
+
+
+@dataclass(frozen=True)
+class TokenCache:
+    """A finished cache: `tokens` `(R, L)` and `labels` `(R,)` int64, both read-only memory maps, and `meta.json`."""
+
+    directory: Path
+    tokens: np.ndarray
+    labels: np.ndarray
+    meta: dict[str, Any]
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest of uint8, uint16 and int32 (little-endian) that holds ids below `vocab_size`."""
+    return np.dtype("u1" if vocab_size <= 1 << 8 else "<u2" if vocab_size <= 1 << 16 else "<i4")
+
+
+def build_token_cache(
+    directory: Path | str,
+    images: ImageSet,
+    tokenizer: Tokenizer,
+    *,
+    crops: int,
+    seed: int,
+    ids: dict[str, Any],
+    batch_size: int = 128,
+    num_workers: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> TokenCache:
+    """Write the tokens of `crops` random crops an image, or go on where a killed build was.
+
+    A crop is drawn from (seed, image, crop) alone, so neither resuming nor the batch size changes it. A complete cache
+    is opened, not built.
+
+    Args:
+        directory: the cache's folder.
+        images: the images.
+        tokenizer: on the device that it is to run on.
+        crops: random crops an image (and flips, where the data config has them); 0 for one central crop.
+        seed: of the crops.
+        ids: what the cache is made from, as JSON values; opening asks for the same.
+        batch_size: images a call of the tokenizer.
+        num_workers: threads that decode images; 0 decodes between batches.
+        progress: called with (rows done, rows in all).
+
+    Raises:
+        UserError: an unreadable image; a complete cache in `directory` with other ids or another shape.
+        OSError: the disk is full, say. The build can be resumed.
+    """
+    directory = Path(directory)
+    plan = {
+        "schema_version": SCHEMA_VERSION,
+        "ids": ids,
+        "shape": [len(images) * max(crops, 1), tokenizer.schedule.num_tokens],
+        "dtype": token_dtype(tokenizer.config.vocab_size).str,
+        "vocab_size": tokenizer.config.vocab_size,
+        "patch_sides": list(tokenizer.schedule.sides),
+        "crops": crops,
+        "seed": seed,
+    }
+    if (directory / META).exists():
+        return _open_existing(directory, plan)
+    directory.mkdir(parents=True, exist_ok=True)
+    done = _resume(directory, plan, images)
+    with open(directory / PARTIAL, "r+b") as file:
+        file.truncate(done * _row_bytes(plan))
+        file.seek(0, os.SEEK_END)
+        _fill(file, directory, plan, images, tokenizer, batch_size, num_workers, done, progress)
+    _finish(directory, plan, images)
+    return open_token_cache(directory, ids, verify=False)  # its digests were computed just now
+
+
+def open_token_cache(directory: Path | str, expected_ids: dict[str, Any], verify: bool | None = None) -> TokenCache:
+    """Open a finished cache.
+
+    Args:
+        directory: the cache's folder.
+        expected_ids: ids that must be those it was built with; it may have more.
+        verify: compare checksums; None: if the tokens take less than 256 MiB. Sizes are always compared.
+
+    Raises:
+        UserError: no finished cache, other ids (names both), a truncated or corrupt file (names it).
+    """
+    directory = Path(directory)
+    try:
+        meta = read_json(directory / META)
+    except FileNotFoundError:
+        raise UserError(
+            f"token cache: {directory} holds no finished cache ({META} is missing); build it first"
+        ) from None
+    _check_meta(directory / META, meta)
+    wrong = [
+        f"{name} is {meta['ids'].get(name)!r}, needed is {value!r}"
+        for name, value in expected_ids.items()
+        if meta["ids"].get(name) != value
+    ]
+    if wrong:
+        raise UserError(
+            f"token cache: {directory} was built from something else: {'; '.join(wrong)}; remove the folder"
+        )
+    rows, length = meta["shape"]
+    arrays = []
+    for name, dtype, shape in ((TOKENS, np.dtype(meta["dtype"]), (rows, length)), (LABELS, np.dtype("<i8"), (rows,))):
+        num_bytes = dtype.itemsize * int(np.prod(shape))
+        full = num_bytes < VERIFY_BELOW_BYTES if verify is None else verify
+        _check_file(directory / name, num_bytes, meta["sha256"][name] if full else None)
+        arrays.append(np.memmap(directory / name, dtype, "r", shape=shape))
+    return TokenCache(directory, *arrays, meta)
+
+
+def _check_file(path: Path, num_bytes: int, sha256: str | None) -> None:
+    found = path.stat().st_size if path.exists() else None
+    if found != num_bytes:
+        state = (
+            "is missing" if found is None else f"is {'truncated' if found < num_bytes else 'too long'}: {found} bytes"
+        )
+        raise UserError(f"token cache: {path} {state}, needed are {num_bytes}; remove the folder and build it again")
+    if sha256 and file_digest(path) != sha256:
+        raise UserError(f"token cache: {path} is corrupt (wrong checksum); remove the folder and build it again")
+
+
+def _check_meta(path: Path, meta: Any) -> None:
+    try:
+        rows, length = meta["shape"]
+        known = meta["schema_version"] == SCHEMA_VERSION
+        sound = rows > 0 and length > 0 and bool(meta["ids"].items) and set(meta["sha256"]) == {TOKENS, LABELS}
+        np.dtype(meta["dtype"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(f"token cache: {path} is not the description of a cache; remove the folder") from None
+    if not (known and sound):
+        raise UserError(f"token cache: {path} has schema {meta['schema_version']!r}; allowed: {SCHEMA_VERSION}")
+
+
+def _open_existing(directory: Path, plan: dict[str, Any]) -> TokenCache:
+    cache = open_token_cache(directory, plan["ids"])
+    for field in plan:
+        if cache.meta.get(field) != plan[field]:
+            raise UserError(
+                f"token cache: {directory} was built with {field} {cache.meta.get(field)!r}, "
+                f"needed is {plan[field]!r}; remove the folder"
+            )
+    return cache
+
+
+def _row_bytes(plan: dict[str, Any]) -> int:
+    return np.dtype(plan["dtype"]).itemsize * plan["shape"][1]
+
+
+def _resume(directory: Path, plan: dict[str, Any], images: ImageSet) -> int:
+    """Rows that a killed build of the same plan and data left; else 0, and an empty partial file."""
+    partial = directory / PARTIAL
+    if not partial.exists() and (directory / TOKENS).exists():
+        os.replace(directory / TOKENS, partial)  # killed between the last two steps
+    record = {**plan, "data": images.fingerprint}
+    try:
+        found = read_json(directory / PROGRESS)
+        done = found.pop("rows_done")
+        if found == record and partial.stat().st_size >= done * _row_bytes(plan):
+            return done
+    except (FileNotFoundError, UserError, KeyError, AttributeError, TypeError):
+        pass  # nothing to go on from: start anew
+    partial.write_bytes(b"")
+    return 0
+
+
+def _fill(
+    file: BinaryIO,
+    directory: Path,
+    plan: dict[str, Any],
+    images: ImageSet,
+    tokenizer: Tokenizer,
+    batch_size: int,
+    num_workers: int,
+    done: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    total, dtype = plan["shape"][0], np.dtype(plan["dtype"])
+    record = {**plan, "data": images.fingerprint}
+    device = next(tokenizer.parameters()).device
+    recorded = time.monotonic()
+    if progress:
+        progress(done, total)
+    for pixels in _batches(images, plan["crops"], plan["seed"], range(done, total), batch_size, num_workers):
+        tokens = tokenizer.encode(to_float(torch.from_numpy(pixels).to(device)))
+        _append(file, tokens.cpu().numpy().astype(dtype).tobytes())
+        done += len(pixels)
+        if time.monotonic() - recorded >= RECORD_EVERY_S or done == total:
+            file.flush()
+            os.fsync(file.fileno())  # the record must never be ahead of the tokens, not even after a power failure
+            write_json(directory / PROGRESS, {**record, "rows_done": done})
+            recorded = time.monotonic()
+        if progress:
+            progress(done, total)
+
+
+def _append(file: BinaryIO, data: bytes) -> None:
+    file.write(data)
+    file.flush()
+
+
+def _batches(
+    images: ImageSet, crops: int, seed: int, rows: range, batch_size: int, num_workers: int
+) -> Iterator[np.ndarray]:
+    """Prepared images of the rows, uint8 `(<= batch_size, ch, H, W)` a batch; with threads, one batch ahead."""
+
+    def load(row: int) -> np.ndarray:
+        image, crop = divmod(row, max(crops, 1))
+        return images.image(image, np.random.default_rng([seed, image, crop]) if crops else None)
+
+    starts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    if not num_workers:
+        yield from (np.stack([load(row) for row in part]) for part in starts)
+        return
+    with ThreadPoolExecutor(num_workers) as pool:
+        try:
+            ahead = [pool.submit(load, row) for row in starts[0]] if starts else []
+            for number in range(len(starts)):
+                current, ahead = (
+                    ahead,
+                    [pool.submit(load, row) for part in starts[number + 1 : number + 2] for row in part],
+                )
+                yield np.stack([future.result() for future in current])
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _finish(directory: Path, plan: dict[str, Any], images: ImageSet) -> None:
+    os.replace(directory / PARTIAL, directory / TOKENS)
+    with atomic_write(directory / LABELS) as file:
+        file.write(np.repeat(images.labels, max(plan["crops"], 1)).astype("<i8").tobytes())
+    digests = {name: file_digest(directory / name) for name in (TOKENS, LABELS)}
+    write_json(directory / META, {**plan, "sha256": digests})
+    (directory / PROGRESS).unlink(missing_ok=True)
