@@ -1,0 +1,150 @@
+"""Mamba-2 as a mixer: a causal state-space scan over the concatenated scales, in raster order.
+
+Parameter names and shapes are those of the official Mamba-2 module (Dao & Gu 2024, arXiv:2405.21060), so that M-VAR's
+checkpoints load as they are. Shapes: `B` batch, `L` tokens, `D` width, `H` heads, `P` head size, `N` SSM state.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mvar.config import ModelConfig, RuntimeConfig
+from mvar.kernels.ssd import causal_conv, ssd_flops, ssd_scan
+from mvar.mixers.base import Mixer
+from mvar.scales import ScaleSchedule, Span
+
+
+class Mamba2State(NamedTuple):
+    """What the tokens so far left behind; its size does not depend on their number."""
+
+    conv_tail: Tensor  # (B, d_conv - 1, channels), the convolution's last inputs
+    ssm: Tensor  # (B, H, P, N), fp32 (fp64 in an fp64 model)
+
+
+class Sizes(NamedTuple):
+    """Sizes of a Mamba-2 mixer, derived from the config."""
+
+    inner: int  # expand * D = H * P
+    heads: int  # H
+    channels: int  # of the convolution: x, B and C
+    projected: int  # of in_proj: z, x, B, C and dt
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> "Sizes":
+        """The sizes that a config asks for."""
+        inner = config.mamba.expand * config.width
+        heads = inner // config.mamba.headdim
+        channels = inner + 2 * config.mamba.d_state
+        return cls(inner, heads, channels, inner + channels + heads)
+
+
+class GatedRMSNorm(nn.Module):
+    """`RMSNorm(y * silu(z))` in fp32: Mamba-2's norm with `norm_before_gate=False` and one group."""
+
+    def __init__(self, width: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, y: Tensor, z: Tensor) -> Tensor:
+        """Gate and normalise `y` by `z`, both `(B, L, H * P)`; the result has the dtype of `z`."""
+        dtype = torch.promote_types(y.dtype, torch.float32)
+        gated = y.to(dtype) * F.silu(z.to(dtype))
+        return F.rms_norm(gated, self.weight.shape, self.weight.to(dtype), self.eps).to(z.dtype)
+
+
+class Mamba2(Mixer):
+    """Mamba-2 with one group, a gated RMSNorm and no projection biases, as M-VAR's inter-scale mixer."""
+
+    key = "mamba"
+    reach = "raster"
+
+    def __init__(self, config: ModelConfig, runtime: RuntimeConfig) -> None:
+        super().__init__(config, runtime)
+        mamba, sizes = config.mamba, Sizes.of(config)
+        self.sizes = sizes
+        self.in_proj = nn.Linear(config.width, sizes.projected, bias=False)
+        # Holds the parameters under their official names; `causal_conv` does the padding.
+        self.conv1d = nn.Conv1d(sizes.channels, sizes.channels, mamba.d_conv, groups=sizes.channels)
+        self.dt_bias = nn.Parameter(torch.empty(sizes.heads))
+        self.A_log = nn.Parameter(torch.empty(sizes.heads))
+        self.D = nn.Parameter(torch.empty(sizes.heads))
+        self.norm = GatedRMSNorm(sizes.inner)
+        self.out_proj = nn.Linear(sizes.inner, config.width, bias=False)
+        self.init_weights(math.sqrt(1 / (3 * config.width)))
+
+    def forward(self, x: Tensor, span: Span, state: Mamba2State | None = None) -> tuple[Tensor, Mamba2State | None]:
+        """Scan the span's tokens `(B, L, D)` on from the state that the coarser scales left."""
+        tail, ssm = (None, None) if state is None else state
+        sizes, n = self.sizes, self.config.mamba.d_state
+        z, xbc, dt = self.in_proj(x).split([sizes.inner, sizes.channels, sizes.heads], dim=-1)
+        xbc, tail = causal_conv(xbc, self.conv1d.weight, self.conv1d.bias, tail)
+        inputs, b, c = F.silu(xbc).split([sizes.inner, n, n], dim=-1)
+        # Steps and decays in fp32: a rounded decay is compounded over the sequence.
+        dtype = torch.promote_types(dt.dtype, torch.float32)
+        dt = F.softplus(dt.to(dtype) + self.dt_bias.to(dtype))
+        y, ssm = ssd_scan(
+            inputs.unflatten(-1, (sizes.heads, -1)),
+            dt,
+            -torch.exp(self.A_log.to(dtype)),
+            b,
+            c,
+            self.D.to(dtype),
+            ssm,
+            backend=self.runtime.scan_backend,
+            need_state=not span.is_last,
+        )
+        y = self.out_proj(self.norm(y.flatten(-2), z))
+        return y, None if ssm is None else Mamba2State(tail, ssm)
+
+    @torch.no_grad()
+    def init_weights(self, std: float) -> None:
+        """Official M-VAR: truncated normals for the matrices, Mamba-2's own draw for the decays.
+
+        The convolution gets a standard deviation of 0.02; `A` is uniform in [1, 16] and `softplus(dt_bias)`
+        log-uniform in [1e-3, 0.1].
+        """
+        for weight, deviation in ((self.in_proj.weight, std), (self.conv1d.weight, 0.02), (self.out_proj.weight, std)):
+            nn.init.trunc_normal_(weight, std=deviation)
+        nn.init.zeros_(self.conv1d.bias)
+        self.A_log.uniform_(1, 16).log_()
+        dt = self.dt_bias.uniform_(math.log(1e-3), math.log(0.1)).exp_().clamp_(min=1e-4)
+        dt.add_(torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+        nn.init.ones_(self.D)
+        nn.init.ones_(self.norm.weight)
+
+    @classmethod
+    def num_params(cls, config: ModelConfig) -> int:
+        """Both projections, the convolution, the norm's weight, and three numbers a head."""
+        sizes = Sizes.of(config)
+        projections = config.width * (sizes.projected + sizes.inner)
+        return projections + sizes.channels * (config.mamba.d_conv + 1) + sizes.inner + 3 * sizes.heads
+
+    @classmethod
+    def flops(cls, config: ModelConfig, span: Span) -> int:
+        """Projections, convolution and the scan's matrix products at the scan's own chunk size (`ssd_flops`)."""
+        sizes, mamba = Sizes.of(config), config.mamba
+        token = config.width * (sizes.projected + sizes.inner) + mamba.d_conv * sizes.channels
+        scan = ssd_flops(
+            span.length,
+            sizes.heads,
+            mamba.headdim,
+            mamba.d_state,
+            has_state=span.first > 0,
+            need_state=not span.is_last,
+        )
+        return 2 * token * span.length + scan
+
+    @classmethod
+    def score_cells(cls, span: Span) -> int:
+        """None: there is no attention."""
+        return 0
+
+    @classmethod
+    def state_bytes(cls, config: ModelConfig, schedule: ScaleSchedule, element_bytes: int) -> int:
+        """The SSM state in fp32 and the convolution's tail, whatever the schedule."""
+        sizes, mamba = Sizes.of(config), config.mamba
+        return 4 * sizes.inner * mamba.d_state + element_bytes * (mamba.d_conv - 1) * sizes.channels

@@ -1,0 +1,297 @@
+"""The chunked scan against the recurrence that it computes, and the convolution against torch's own."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mvar.errors import UserError
+from mvar.kernels import ssd
+from mvar.kernels.ssd import causal_conv, ssd_flops, ssd_scan
+
+NAMES = ("x", "dt", "A", "B", "C", "D", "state")
+LENGTHS = st.one_of(st.integers(1, 12), st.integers(1, 700), st.sampled_from([63, 64, 65, 128, 129, 680]))
+
+
+def recurrence(x, dt, A, B, C, D=None, state=None) -> tuple[Tensor, Tensor]:
+    """The definition, token by token."""
+    h = x.new_zeros(x.shape[0], x.shape[2], x.shape[3], B.shape[2]) if state is None else state
+    decays = torch.exp(dt * A)[..., None, None].unbind(1)
+    written = torch.einsum("blh,blhp,bln->lbhpn", dt, x, B)
+    states = [h := torch.addcmul(write, decay, h) for decay, write in zip(decays, written, strict=True)]
+    y = torch.einsum("lbhpn,bln->blhp", torch.stack(states), C)
+    return (y if D is None else y + D[:, None] * x), h
+
+
+def draw(batch, length, heads, headdim, d_state, seed=0, dtype=torch.float64, step=0.1) -> dict[str, Tensor]:
+    """Random inputs; `step` scales dt, and with it how much a head forgets at each token (A is in [-16, -1])."""
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+
+    return {
+        "x": normal(batch, length, heads, headdim),
+        "dt": F.softplus(normal(batch, length, heads)) * step,
+        "A": -1 - 15 * torch.rand(heads, generator=g, dtype=torch.float64).to(dtype),
+        "B": normal(batch, length, d_state),
+        "C": normal(batch, length, d_state),
+        "D": normal(heads),
+        "state": normal(batch, heads, headdim, d_state),
+    }
+
+
+def gradients(scan, inputs: dict[str, Tensor], weights: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    """Gradients of a weighted sum of both outputs."""
+    leaves = {k: v.detach().requires_grad_() for k, v in inputs.items()}
+    y, final = scan(**leaves)
+    loss = (y * weights[0]).sum() + (final * weights[1]).sum()
+    return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return ((a - b).abs().max() / b.abs().max().clamp_min(1e-30)).item()
+
+
+@given(
+    length=LENGTHS,
+    chunk=st.sampled_from([None, 1, 3, 16, 100, 1000]),
+    batch=st.integers(1, 3),
+    optional=st.sets(st.sampled_from(["D", "state"])),
+    step=st.sampled_from([0.01, 0.1, 10.0]),
+    seed=st.integers(0, 99),
+)
+def test_equals_the_recurrence(length, chunk, batch, optional, step, seed):
+    if chunk is not None and length > 60 * chunk:
+        chunk = None
+    inputs = draw(batch, length, 2, 3, 4, seed, step=step)
+    inputs = {k: v for k, v in inputs.items() if k not in {"D", "state"} - optional}
+    for got, expected in zip(ssd_scan(**inputs, chunk_size=chunk), recurrence(**inputs), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 200])
+@pytest.mark.parametrize("step", [0.1, 10.0])
+def test_gradients_equal_the_recurrence(length, step):
+    inputs = draw(2, length, 2, 3, 4, step=step)
+    g = torch.Generator().manual_seed(1)
+    weights = tuple(torch.randn(o.shape, generator=g, dtype=torch.float64) for o in recurrence(**inputs))
+    expected = gradients(recurrence, inputs, weights)
+    for name, got in gradients(ssd_scan, inputs, weights).items():
+        assert relative(got, expected[name]) < 1e-10 or (got - expected[name]).abs().max() < 1e-12, name
+
+
+@pytest.mark.parametrize("optional", [(), ("D",), ("state",), ("D", "state")])
+@pytest.mark.parametrize("length, chunk", [(1, 4), (3, 4), (5, 2)])
+def test_gradcheck(length, chunk, optional):
+    inputs = draw(1, length, 2, 2, 2)
+    names = [n for n in NAMES if n not in {"D", "state"} - set(optional)]
+    leaves = [inputs[n].requires_grad_() for n in names]
+    scan = lambda *tensors: ssd_scan(**dict(zip(names, tensors, strict=True)), chunk_size=chunk)  # noqa: E731
+    assert torch.autograd.gradcheck(scan, leaves)
+
+
+def test_gradcheck_of_the_output_alone():
+    leaves = [v.requires_grad_() for v in draw(1, 5, 2, 2, 2).values()]
+    assert torch.autograd.gradcheck(lambda *t: ssd_scan(*t, chunk_size=2, need_state=False)[0], leaves)
+    assert torch.autograd.gradcheck(lambda *t: ssd_scan(*t, chunk_size=2)[1], leaves)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("step", [1.0, 100.0, 1e4])
+def test_stiff_decay(dtype, step):
+    """Steps that forget everything: exp underflows, and so would any formula that divides by it."""
+    inputs = draw(2, 150, 3, 4, 5, step=step)
+    expected = recurrence(**inputs)
+    weights = tuple(torch.ones_like(o) for o in expected)
+    gradient = gradients(recurrence, inputs, weights)
+    rounded = {k: v.to(dtype) for k, v in inputs.items()}
+    for got, wanted in zip(ssd_scan(**rounded), expected, strict=True):
+        assert relative(got, wanted) < (1e-10 if dtype == torch.float64 else 1e-5)
+    # fp32 rounds the sum of a chunk's exponents, which reaches 64 * 16 here; a decay's gradient sees that undiluted.
+    tolerance = 1e-10 if dtype == torch.float64 else 64 * 16 * torch.finfo(dtype).eps
+    for name, got in gradients(ssd_scan, rounded, tuple(w.to(dtype) for w in weights)).items():
+        assert relative(got, gradient[name]) < tolerance or gradient[name].abs().max() < 1e-20, name
+        assert got.isfinite().all()
+
+
+def test_gradient_of_a_stiff_head_is_not_rounding():
+    """The decay's gradient is tiny under a stiff decay; fp32 must still have its digits, not others' rounding."""
+    inputs = draw(1, 128, 1, 8, 8, step=1.0)
+    inputs["A"].fill_(-12.0)
+    inputs["dt"] = 0.5 + inputs["dt"]  # every step forgets all but exp(-6)
+    weights = tuple(torch.ones_like(o) for o in recurrence(**inputs))
+    expected = gradients(recurrence, inputs, weights)["A"]
+    got = gradients(ssd_scan, {k: v.float() for k, v in inputs.items()}, tuple(w.float() for w in weights))["A"]
+    assert relative(got, expected) < 1e-5
+
+
+@given(length=st.integers(2, 200), cuts=st.sets(st.integers(1, 199), max_size=6), seed=st.integers(0, 99))
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_split_anywhere(dtype, tolerance, length, cuts, seed):
+    inputs = draw(2, length, 2, 3, 4, seed, dtype)
+    whole, final = ssd_scan(**inputs)
+    bounds = [0, *sorted(c for c in cuts if c < length), length]
+    state, outputs = inputs.pop("state"), []
+    for start, stop in pairwise(bounds):
+        part = {k: v[:, start:stop] if v.dim() > 1 else v for k, v in inputs.items()}
+        y, state = ssd_scan(**part, state=state)
+        outputs.append(y)
+    assert relative(torch.cat(outputs, 1), whole) < tolerance
+    assert relative(state, final) < tolerance
+
+
+@pytest.mark.parametrize("step", [0.01, 0.1, 1.0])
+def test_fp32_is_close_to_fp64(step):
+    inputs = draw(1, 680, 2, 16, 16, step=step)
+    expected = ssd_scan(**inputs)
+    weights = tuple(torch.ones_like(o) for o in expected)
+    single = {k: v.float() for k, v in inputs.items()}
+    for got, wanted in zip(ssd_scan(**single), expected, strict=True):
+        assert got.dtype == torch.float32
+        assert relative(got, wanted) < 1e-5
+    gradient = gradients(ssd_scan, inputs, weights)
+    for name, got in gradients(ssd_scan, single, tuple(w.float() for w in weights)).items():
+        assert relative(got, gradient[name]) < 2e-5, name
+
+
+def test_bf16_computes_in_fp32():
+    """bf16 inputs are rounded once; the result is that of fp32 on the rounded inputs, to the rounding of the output."""
+    inputs = draw(2, 150, 2, 8, 8, dtype=torch.float32)
+    rounded = {k: v.bfloat16() if k in ("x", "B", "C") else v for k, v in inputs.items()}
+    widened = {k: v.float() for k, v in rounded.items()}
+    weights = torch.randn_like(inputs["x"]), torch.randn_like(inputs["state"])
+    y, final = ssd_scan(**rounded)
+    expected_y, expected_final = ssd_scan(**widened)
+    assert y.dtype == torch.bfloat16 and final.dtype == torch.float32
+    torch.testing.assert_close(y, expected_y.bfloat16(), rtol=0, atol=0)
+    torch.testing.assert_close(final, expected_final, rtol=0, atol=0)
+    expected = gradients(ssd_scan, widened, weights)
+    for name, got in gradients(ssd_scan, rounded, weights).items():
+        assert got.dtype == rounded[name].dtype
+        assert relative(got.float(), expected[name]) < 2e-2, name
+
+
+def test_autocast_does_not_reach_the_arithmetic():
+    inputs = draw(1, 70, 2, 8, 8, dtype=torch.float32)
+    expected = ssd_scan(**inputs)
+    leaves = {k: v.clone().requires_grad_() for k, v in inputs.items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        y, final = ssd_scan(**leaves)
+        (y.sum() + final.sum()).backward()
+    assert torch.equal(y, expected[0]) and torch.equal(final, expected[1])
+    gradient = gradients(ssd_scan, inputs, tuple(torch.ones_like(o) for o in expected))
+    assert all(torch.equal(leaves[k].grad, gradient[k]) for k in NAMES)
+
+
+@pytest.mark.parametrize("strided", ["x", "dt", "B", "dy"])
+def test_strides_do_not_matter(strided):
+    inputs = draw(2, 70, 3, 4, 5)
+    weights = torch.randn_like(inputs["x"]), torch.randn_like(inputs["state"])
+    expected = gradients(ssd_scan, inputs, weights)
+    wide = lambda t: torch.cat([t, t], -1)[..., : t.shape[-1]].transpose(0, 1).contiguous().transpose(0, 1)  # noqa: E731
+    if strided == "dy":
+        weights = wide(weights[0]), weights[1]
+    else:
+        inputs[strided] = wide(inputs[strided])
+    got = gradients(ssd_scan, inputs, weights)
+    for name in NAMES:
+        torch.testing.assert_close(got[name], expected[name])
+
+
+def test_inputs_are_left_alone():
+    inputs = draw(1, 70, 2, 4, 4)
+    before = {k: v.clone() for k, v in inputs.items()}
+    leaves = {k: v.requires_grad_() for k, v in inputs.items()}
+    y, final = ssd_scan(**leaves)
+    loss = y.sum() + final.sum()
+    first = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True)
+    second = torch.autograd.grad(loss, list(leaves.values()))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(torch.equal(inputs[k], before[k]) for k in NAMES)
+
+
+def test_no_grad_gives_the_same():
+    inputs = draw(2, 130, 2, 4, 4)
+    with torch.no_grad():
+        expected = ssd_scan(**inputs)
+    for got, wanted in zip(ssd_scan(**inputs), expected, strict=True):
+        assert torch.equal(got, wanted)
+    assert ssd_scan(**inputs, need_state=False)[1] is None
+
+
+@pytest.mark.parametrize("has_state, need_state", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("length", [1, 30, 64, 150])
+def test_flops_are_those_of_the_products(length, has_state, need_state):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    inputs = draw(1, length, 2, 8, 4)
+    if not has_state:
+        del inputs["state"]
+    with FlopCounterMode(display=False) as counter:
+        ssd_scan(**inputs, need_state=need_state)
+    assert counter.get_total_flops() == ssd_flops(length, 2, 8, 4, has_state=has_state, need_state=need_state)
+
+
+def test_unknown_backend():
+    with pytest.raises(UserError, match="scan_backend: 'tritn' is unknown"):
+        ssd_scan(**draw(1, 3, 1, 2, 2), backend="tritn")
+
+
+def test_forced_backend_that_cannot_run_here():
+    with pytest.raises(UserError, match=r"'mamba_ssm' cannot run torch\.float64 on cpu"):
+        ssd_scan(**draw(1, 3, 1, 2, 2), backend="mamba_ssm")
+
+
+def test_forced_backend_that_is_missing(monkeypatch):
+    class OnGpu:
+        is_cuda, dtype, device = True, torch.float32, torch.device("cuda")
+
+    monkeypatch.setattr(ssd, "_mamba_ssm_kernel", lambda: None)
+    with pytest.raises(UserError, match="'mamba_ssm' is not installed; allowed: pip install mamba-ssm"):
+        ssd._choose_backend("mamba_ssm", OnGpu())
+    assert ssd._choose_backend("auto", OnGpu()) == "torch"
+
+
+def test_mamba_ssm_backend_calls_the_kernel(monkeypatch):
+    """The kernel's arguments and results, with a stand-in that has its signature and computes the recurrence."""
+
+    def kernel(x, dt, A, B, C, chunk_size, D=None, initial_states=None, return_final_states=False):
+        assert B.shape[2] == C.shape[2] == 1 and return_final_states
+        return recurrence(x, dt, A, B[:, :, 0], C[:, :, 0], D, initial_states)
+
+    monkeypatch.setattr(ssd, "_mamba_ssm_kernel", lambda: kernel)
+    monkeypatch.setattr(ssd, "_choose_backend", lambda backend, x: "mamba_ssm")
+    inputs = draw(2, 20, 2, 3, 4, dtype=torch.float32)
+    for got, expected in zip(ssd_scan(**inputs), recurrence(**inputs), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+@given(
+    length=st.integers(1, 40), width=st.integers(2, 5), cuts=st.sets(st.integers(1, 39), max_size=5), seed=st.integers()
+)
+def test_causal_conv_split_anywhere(length, width, cuts, seed):
+    g = torch.Generator().manual_seed(seed % 2**32)
+    x = torch.randn(2, length, 6, generator=g, dtype=torch.float64)
+    weight = torch.randn(6, 1, width, generator=g, dtype=torch.float64)
+    bias = torch.randn(6, generator=g, dtype=torch.float64)
+    expected = F.conv1d(F.pad(x.mT, (width - 1, 0)), weight, bias, groups=6).mT
+    bounds = [0, *sorted(c for c in cuts if c < length), length]
+    tail, outputs = None, []
+    for start, stop in pairwise(bounds):
+        y, tail = causal_conv(x[:, start:stop], weight, bias, tail)
+        outputs.append(y)
+    torch.testing.assert_close(torch.cat(outputs, 1), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(tail, F.pad(x, (0, 0, width - 1, 0))[:, length:])
+
+
+def test_causal_conv_gradcheck():
+    shapes = (2, 5, 3), (3, 1, 4), (3,), (2, 3, 3)
+    leaves = [torch.randn(s, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) for s in shapes]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    assert torch.autograd.gradcheck(causal_conv, leaves)
+    assert torch.autograd.gradcheck(lambda *t: causal_conv(*t), leaves[:3])
