@@ -7,7 +7,7 @@ images, so no generator can be held to it; it says what the tokenizer loses.
 `floor/fid_reconstruction_train`: reconstructed training images against the held-out ones: what a generator that recites
 the training tokens reaches, the floor to read `eval/fid` against.
 `floor/fid_resplit` and `_sd`: all real images split anew into sets of the sizes of train and held-out, over fixed
-splits; the sd is what the choice of the held-out images is worth.
+splits, class by class as the data are; the sd is what the choice of the held-out images is worth.
 `floor/fid_halves` and `_sd`: half of the held-out images against the other half. FID is biased upwards for small sets,
 so this is larger than a generator with more samples has to show.
 `floor/copy_rate_reconstruction` and `_train`: copy rates, through the tokenizer, of a generator whose images are as new
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from mvar.config import EvaluationConfig
 from mvar.data.images import to_float, to_uint8
+from mvar.errors import UserError
 from mvar.evaluation.copies import copy_rate
 from mvar.evaluation.extractor import Extractor
 from mvar.evaluation.images import Images, check_same_size, spread_indices
@@ -46,26 +47,30 @@ def floors(
 
     Args:
         tokenizer: encodes and decodes.
-        train: training images, uint8 `(N, ch, H, W)` or an image set. At most `config.num_images` of them are
-            used, evenly spread, so that the sizes are those of an evaluation; the search for copies uses all.
-        heldout: held-out images, the reference of every metric.
+        train: training images, an image set. At most `config.num_images` of them are used, evenly spread, so that
+            the sizes are those of an evaluation; the search for copies uses all.
+        heldout: held-out images, an image set: the reference of every metric.
         extractor: the features and logits to compare.
         config: as for `image_metrics`.
         progress: called with parts done and in all.
 
     Raises:
-        UserError: too few images, not uint8, or different sizes.
+        UserError: too few images, no labels, not uint8, or different sizes.
     """
     report = progress or (lambda done, total: None)
-    labels = getattr(heldout, "labels", None)
+    labels, train_labels = (_labels(images) for images in (heldout, train))
     all_train, heldout = Images(train, "training images"), Images(heldout, "held-out images")
     check_same_size(heldout, all_train)
-    train = all_train.subset(spread_indices(len(all_train), config.num_images))
+    chosen = spread_indices(len(all_train), config.num_images)
+    train = all_train.subset(chosen)
     real = image_metrics(train, heldout, extractor, config)
     result = {f"floor/{name}_real": real[f"eval/{name}"] for name in ("fid", "is", "kid", "precision", "recall")}
     report(1, 4)
     heldout_features = extractor.extract(heldout)[0]
-    result |= _real_against_real(extractor.extract(train)[0], heldout_features)
+    pool = torch.cat((heldout_features, extractor.extract(train)[0]))
+    pool_labels = np.concatenate((labels, train_labels[chosen]))
+    result |= _over_splits("floor/fid_resplit", pool, pool_labels, len(heldout) / len(pool))
+    result |= _over_splits("floor/fid_halves", heldout_features, labels, 0.5)
     report(2, 4)
     codes: set[int] = set()
     for suffix, images in (("", heldout), ("_train", train)):
@@ -77,26 +82,32 @@ def floors(
         result[f"floor/copy_rate_reconstruction{suffix}"] = rate
         if images is heldout:
             result["floor/psnr"] = psnr(shown, heldout)
-            if extractor.knows_labels and labels is not None:
-                right = logits.argmax(1).numpy() == np.asarray(labels)
-                result["floor/label_accuracy_reconstruction"] = float(right.mean())
+            if extractor.knows_labels:
+                accuracy = float((logits.argmax(1).numpy() == labels).mean())
+                result["floor/label_accuracy_reconstruction"] = accuracy
         report(3 if images is heldout else 4, 4)
     return result | {"floor/codes_used": float(len(codes))}
 
 
-def _real_against_real(train_features: Tensor, heldout_features: Tensor) -> dict[str, float]:
-    pool = torch.cat((train_features, heldout_features))
-    resplit, halves = [], []
+def _labels(images: Any) -> np.ndarray:
+    if not hasattr(images, "labels"):
+        raise UserError(f"images: {type(images).__name__} has no labels; allowed: an image set, as load_images gives")
+    return np.asarray(images.labels)
+
+
+def _over_splits(name: str, features: Tensor, labels: np.ndarray, share: float) -> dict[str, float]:
+    """Mean and sd of FID between a random `share` of every class and the rest, over fixed splits."""
+    values = []
     for seed in range(NUM_SPLITS):
         rng = np.random.default_rng(seed)
-        order = torch.from_numpy(rng.permutation(len(pool)))
-        count = len(heldout_features)
-        resplit.append(frechet_distance(pool[order[count:]], pool[order[:count]]))
-        order = torch.from_numpy(rng.permutation(count))
-        halves.append(frechet_distance(heldout_features[order[: count // 2]], heldout_features[order[count // 2 :]]))
-    values = {"resplit": resplit, "halves": halves}
-    means = {f"floor/fid_{name}": float(np.mean(numbers)) for name, numbers in values.items()}
-    return means | {f"floor/fid_{name}_sd": float(np.std(numbers, ddof=1)) for name, numbers in values.items()}
+        order = rng.permutation(len(labels))
+        order = order[np.argsort(labels[order], kind="stable")]
+        # Evenly spread over images sorted by class, from a random start: every class gives its share to within one.
+        starts = np.floor(np.arange(len(order) + 1) * share + rng.random())
+        chosen = torch.from_numpy(np.diff(starts) > 0)
+        shuffled = features[torch.from_numpy(order)]
+        values.append(frechet_distance(shuffled[~chosen], shuffled[chosen]))
+    return {name: float(np.mean(values)), f"{name}_sd": float(np.std(values, ddof=1))}
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from torch import nn
 
 from mvar.config import EvaluationConfig, ModelConfig, TokenizerConfig, TokenSpace
 from mvar.errors import UserError
+from mvar.evaluation.copies import copy_rate
 from mvar.evaluation.evaluate import evaluate
 from mvar.evaluation.extractor import INCEPTION_FILE, Extractor, inception_extractor
 from mvar.evaluation.images import Images
@@ -47,6 +48,21 @@ def draw(count, seed, low=0, high=256):
     return np.clip(values, low, high - 1).astype(np.uint8).reshape(count, 1, 6, 6)
 
 
+class LabelledSet:
+    """An image set with the classes 0, 0, ..., 1, 1, ..., and class-dependent brightness."""
+
+    def __init__(self, count, seed):
+        self.labels = np.arange(count) * 4 // count
+        self.array = np.clip(draw(count, seed) + self.labels[:, None, None, None] * 40, 0, 255).astype(np.uint8)
+
+    def __len__(self):
+        return len(self.array)
+
+    def image(self, i, rng):
+        assert rng is None
+        return self.array[i]
+
+
 def features_of(images, extractor):
     return extractor.extract(Images(images, "images"))[0].numpy()
 
@@ -80,7 +96,7 @@ def test_kid_equals_the_unbiased_estimate_where_a_subset_is_the_whole_set(extrac
     assert found["eval/kid_sd"] < 1e-9
 
 
-def test_is_equals_its_definition_on_one_hot_classes():
+def test_is_of_sorted_classes_does_not_collapse():
     def forward(network, images):
         classes = images[:, 0, 0, 0].long() % 4
         return images.flatten(1).double(), 1e3 * nn.functional.one_hot(classes, 4).double()
@@ -158,7 +174,7 @@ def tokenizer():
 def test_floors(extractor, tokenizer):
     from mvar.evaluation.floors import floors, psnr, reconstruct
 
-    train, heldout = draw(80, 0), draw(60, 1)
+    train, heldout = LabelledSet(160, 0), LabelledSet(60, 1)
     calls = []
     found = floors(tokenizer, train, heldout, extractor, CONFIG, lambda done, total: calls.append((done, total)))
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
@@ -171,22 +187,50 @@ def test_floors(extractor, tokenizer):
     shown, codes = reconstruct(tokenizer, Images(heldout, "x"))
     c = features_of(shown, extractor)
     assert found["floor/fid_reconstruction"] == pytest.approx(closed_form(c, b), rel=1e-5)
-    assert found["floor/fid_reconstruction_train"] != found["floor/fid_reconstruction"]
-    error = ((shown.astype(float) - heldout) ** 2).mean()
+    shown_train, _ = reconstruct(tokenizer, Images(train, "x"))
+    d = features_of(shown_train, extractor)
+    assert found["floor/fid_reconstruction_train"] == pytest.approx(closed_form(d, b), rel=1e-5)
+    error = ((shown.astype(float) - heldout.array) ** 2).mean()
     assert found["floor/psnr"] == pytest.approx(10 * np.log10(255**2 / error))
     assert len(codes) <= found["floor/codes_used"] <= 16
-    assert 0 <= found["floor/copy_rate_reconstruction"] <= 1
-    assert "floor/label_accuracy_reconstruction" not in found  # the arrays have no labels
+    logits = extractor.extract(Images(shown, "x"))[1]
+    assert found["floor/label_accuracy_reconstruction"] == (logits.argmax(1).numpy() == heldout.labels).mean()
+    for suffix, images in (("", shown), ("_train", shown_train)):
+        rate = copy_rate(images, train, heldout)["eval/copy_rate"]
+        assert found[f"floor/copy_rate_reconstruction{suffix}"] == rate
     assert psnr(heldout, heldout) == pytest.approx(58.92, abs=0.01)
     assert floors(tokenizer, train, heldout, extractor, CONFIG) == found
+    with pytest.raises(UserError, match="ndarray has no labels"):
+        floors(tokenizer, train.array, heldout, extractor, CONFIG)
 
 
 def test_floors_use_as_many_training_images_as_an_evaluation_has_samples(extractor, tokenizer):
     from mvar.evaluation.floors import floors
 
-    train, heldout = draw(80, 0), draw(60, 1)
+    train, heldout = LabelledSet(80, 0), LabelledSet(60, 1)
     found = floors(tokenizer, train, heldout, extractor, CONFIG.model_copy(update={"num_images": 40}))
-    assert found["floor/fid_real"] == image_metrics(train[::2], heldout, extractor, CONFIG)["eval/fid"]
+    assert found["floor/fid_real"] == image_metrics(train.array[::2], heldout, extractor, CONFIG)["eval/fid"]
+
+
+@pytest.mark.parametrize("share", [0.5, 1 / 3, 0.07])
+def test_splits_keep_the_share_of_every_class(monkeypatch, share):
+    from mvar.evaluation import floors
+
+    seen = []
+
+    def record(rest, chosen):
+        seen.append((rest, chosen))
+        return float(len(seen))
+
+    monkeypatch.setattr(floors, "frechet_distance", record)
+    labels = np.random.default_rng(0).permutation(np.arange(90) % 3)
+    found = floors._over_splits("x", torch.arange(90.0)[:, None], labels, share)
+    assert found == {"x": 3.0, "x_sd": pytest.approx(2.5**0.5)}
+    assert len({tuple(chosen.flatten().tolist()) for _, chosen in seen}) == floors.NUM_SPLITS
+    for rest, chosen in seen:
+        assert sorted(torch.cat((rest, chosen)).flatten().tolist()) == list(range(90))
+        counts = np.bincount(labels[chosen.flatten().long().numpy()], minlength=3)
+        assert np.abs(counts - 30 * share).max() <= 1
 
 
 def test_the_whole_evaluation(extractor, tokenizer):
