@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -134,36 +135,38 @@ KILLS = [
 ]
 
 
-@pytest.mark.parametrize(("stage", "step"), KILLS)
-def test_kill_9_changes_nothing(finished, tmp_path, stage, step):
-    killed = in_process(CONFIG, tmp_path, kill_at(stage, step))
-    killed.join()
-    assert killed.exitcode == -signal.SIGKILL
-    assert not Store(tmp_path).is_done(CONFIG)
-    assert execute(CONFIG, Store(tmp_path)) == DONE
-    assert outcome(tmp_path) == outcome(finished)
-
-
-def test_killed_again_and_again(finished, tmp_path):
-    """One directory killed in every stage in turn."""
+def test_killed_in_every_stage(finished, tmp_path):
+    """One directory, killed at each of these points in turn: every resumption starts from what the last one left."""
     for stage, step in KILLS:
         killed = in_process(CONFIG, tmp_path, kill_at(stage, step))
         killed.join()
+        assert killed.exitcode == -signal.SIGKILL, (stage, step)
+        assert not Store(tmp_path).is_done(CONFIG)
     assert execute(CONFIG, Store(tmp_path)) == DONE
     assert outcome(tmp_path) == outcome(finished)
 
 
-@pytest.mark.parametrize(("stage", "step"), [("tokenizer", 3), ("extractor", 3), ("train", 5), ("sample", 20)])
-def test_stopping_saves_and_goes_on(finished, tmp_path, stage, step):
-    reached = []
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "step"), KILLS)
+def test_killed_once(finished, tmp_path, stage, step):
+    killed = in_process(CONFIG, tmp_path, kill_at(stage, step))
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    assert execute(CONFIG, Store(tmp_path)) == DONE
+    assert outcome(tmp_path) == outcome(finished)
 
-    def progress(name: str, done: int, total: int) -> None:
-        if name == stage and done >= step:
-            reached.append(name)
 
+def test_stopped_in_every_stage(finished, tmp_path):
     store = Store(tmp_path)
-    assert execute(CONFIG, store, progress, lambda: bool(reached)) == STOPPED
-    assert store.run(CONFIG.run_id).state() == STOPPED
+    for stage, step in [("tokenizer", 3), ("tokens", 1), ("train", 5), ("sample", 20), ("extractor", 3)]:
+        reached: list[str] = []
+
+        def progress(name: str, done: int, total: int, stage=stage, step=step, reached=reached) -> None:
+            if name == stage and done >= step:
+                reached.append(name)
+
+        assert execute(CONFIG, store, progress, lambda reached=reached: bool(reached)) == STOPPED, stage
+        assert store.run(CONFIG.run_id).state() == STOPPED
     assert execute(CONFIG, store) == DONE
     assert outcome(tmp_path) == outcome(finished)
 
@@ -183,8 +186,6 @@ def test_done_is_not_touched(finished):
 
 
 def test_another_evaluation_uses_the_same_weights(finished, tmp_path):
-    import shutil
-
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     store = Store(tmp_path)
     run = store.run(CONFIG.run_id)
@@ -199,6 +200,7 @@ def test_another_evaluation_uses_the_same_weights(finished, tmp_path):
 
 
 def test_failure_is_recorded_raised_and_mended(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished / "stages", tmp_path / "stages")
     store = Store(tmp_path)
 
     def broken(*_):
@@ -219,7 +221,6 @@ def test_failure_is_recorded_raised_and_mended(finished, tmp_path, monkeypatch):
 
 def test_full_disk_while_sampling(tmp_path, finished, monkeypatch):
     import errno
-    import shutil
 
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     other, store = override(CONFIG, {"sample.seed": 5}), Store(tmp_path)
