@@ -1,0 +1,111 @@
+"""Checkpoints and weight files under kills, truncation and full disks."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mvar.errors import UserError
+from mvar.training import checkpoint
+from mvar.training.weights import load_weights, save_weights
+
+
+def state(value: float) -> dict:
+    return {"module": {"w": torch.full((300,), value)}, "train_s": 1.5, "recipe": {"steps": 3, "end": None}}
+
+
+def test_round_trip_and_only_the_newest_are_kept(tmp_path):
+    assert checkpoint.load_latest(tmp_path / "nothing") is None
+    for step in (1, 2, 10, 100_000_000):
+        checkpoint.save(tmp_path, step, state(step), keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000010.pt", "step_100000000.pt"]
+    step, found = checkpoint.load_latest(tmp_path)
+    assert step == 100_000_000
+    assert torch.equal(found["module"]["w"], torch.full((300,), 1e8))
+    assert found["recipe"] == {"steps": 3, "end": None}
+
+
+@pytest.mark.parametrize("keep_share", [0.0, 0.3, 0.999])
+def test_truncated_newest_falls_back_to_the_older(tmp_path, caplog, keep_share):
+    checkpoint.save(tmp_path, 1, state(1.0))
+    path = checkpoint.save(tmp_path, 2, state(2.0))
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep_share)])
+    step, found = checkpoint.load_latest(tmp_path)
+    assert step == 1
+    assert found["module"]["w"][0] == 1
+    assert path.name in caplog.text
+    with pytest.raises(UserError) as error:
+        checkpoint.load(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path):
+    path = checkpoint.path_of(tmp_path, 1)
+    torch.save({"step": 1, "state": Path("/")}, path)
+    with pytest.raises(UserError, match="not a readable checkpoint"):
+        checkpoint.load(path)
+
+
+def test_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(UserError, match="no such checkpoint"):
+        checkpoint.load(tmp_path / "step_00000001.pt")
+
+
+def test_full_disk_leaves_the_older_checkpoint(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, 1, state(1.0))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"step_00000002\.pt: .*No space left on device"):
+        checkpoint.save(tmp_path, 2, state(2.0))
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == ["step_00000001.pt"]
+    assert checkpoint.load_latest(tmp_path)[0] == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_writing_to_a_device_that_is_full(tmp_path, monkeypatch):
+    from contextlib import contextmanager
+
+    @contextmanager
+    def full(_):
+        with open("/dev/full", "wb") as file:
+            yield file
+
+    monkeypatch.setattr(checkpoint, "atomic_write", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        checkpoint.save(tmp_path, 1, state(1.0))
+
+
+def test_leftovers_of_a_killed_writer_are_removed(tmp_path):
+    (tmp_path / ".step_00000001.pt.abc.tmp").write_bytes(b"half")
+    checkpoint.save(tmp_path, 1, state(1.0))
+    assert [p.name for p in tmp_path.iterdir()] == ["step_00000001.pt"]
+
+
+def test_weights_round_trip_with_shared_tensors_and_metadata(tmp_path):
+    module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    module.append(module[0])  # two names of one tensor
+    path = tmp_path / "a" / "w.safetensors"
+    save_weights(path, module, {"config": {"depth": 2, "root": None}, "note": "x"})
+    weights, metadata = load_weights(path)
+    assert metadata == {"config": {"depth": 2, "root": None}, "note": "x"}
+    assert weights.keys() == module.state_dict().keys()
+    assert all(torch.equal(weights[k], v) for k, v in module.state_dict().items())
+
+
+def test_damaged_weights_are_named(tmp_path):
+    path = tmp_path / "w.safetensors"
+    with pytest.raises(UserError, match="no such weights file"):
+        load_weights(path)
+    save_weights(path, nn.Linear(30, 30), {})
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"w\.safetensors: not a readable"):
+        load_weights(path)
