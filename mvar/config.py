@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from mvar.errors import UserError, one_of
 from mvar.files import digest
@@ -94,7 +94,7 @@ class TokenizerConfig(Config):
     vocab_size: int = Field(96, ge=2)  # V
     code_channels: int = Field(8, ge=1)  # C
     width: int = Field(32, ge=1)  # channels of the first stage
-    channel_multipliers: tuple[int, ...] = (1, 2)  # one a stage; each stage after the first halves the resolution
+    channel_multipliers: tuple[PositiveInt, ...] = Field((1, 2), min_length=1)  # one a stage; each after the first halves the side
     num_res_blocks: int = Field(1, ge=1)
     attention: bool = False  # self-attention in the coarsest stage
     mid_attention: bool = True
