@@ -21,18 +21,15 @@ def path_of(directory: Path | str, step: int) -> Path:
 def save(directory: Path | str, step: int, state: dict[str, Any], keep: int = 2) -> Path:
     """Write `directory/step_XXXXXXXX.pt` atomically, then delete all but the newest `keep` checkpoints.
 
-    A failed write (a full disk) is a `UserError`, and the older checkpoints stay.
+    When the write fails (OSError: a full disk) the older checkpoints stay.
     """
     directory = Path(directory)
     path = path_of(directory, step)
     directory.mkdir(parents=True, exist_ok=True)
     for stale in directory.glob(".step_*.tmp"):  # left by a killed writer
         stale.unlink(missing_ok=True)
-    try:
-        with atomic_write(path) as file:
-            torch.save({"step": step, "state": state}, file)
-    except OSError as error:
-        raise UserError(f"{path}: the checkpoint cannot be written ({error.strerror or error})") from error
+    with atomic_write(path) as file:
+        torch.save({"step": step, "state": state}, file)
     for old in _newest_first(directory)[keep:]:
         old.unlink(missing_ok=True)
     return path

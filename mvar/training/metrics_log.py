@@ -3,6 +3,8 @@
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ class MetricsLog:
     """Appends rows to `directory/metrics.jsonl`, after cutting it back to `step`.
 
     Raises:
-        UserError: TensorBoard is asked for but not installed, or the file cannot be written.
+        UserError: TensorBoard is asked for but not installed.
     """
 
     def __init__(self, directory: Path, step: int, tensorboard: bool) -> None:
@@ -45,26 +47,32 @@ class MetricsLog:
     def write(self, row: dict[str, Any]) -> None:
         """Append a row; it must hold `step`. A number that JSON does not have (infinity, NaN) becomes null."""
         text = json.dumps({k: v if math.isfinite(v) else None for k, v in row.items()})
-        self._guard(lambda: (self._file.write(text + "\n"), self._file.flush()))
+        with self._naming_the_file():
+            self._file.write(text + "\n")
+            self._file.flush()
         if self._board:
             for name, value in row.items():
                 self._board.add_scalar(name, value, row["step"])
 
     def sync(self) -> None:
         """Force the rows to the disk: before a checkpoint, so that it is never ahead of its metrics."""
-        self._guard(lambda: os.fsync(self._file.fileno()))
+        with self._naming_the_file():
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the files."""
-        self._guard(self._file.close)
+        with self._naming_the_file():
+            self._file.close()
         if self._board:
             self._board.close()
 
-    def _guard(self, write) -> None:
+    @contextmanager
+    def _naming_the_file(self) -> Iterator[None]:
         try:
-            write()
-        except OSError as error:
-            raise UserError(f"{self._path}: cannot be written ({error.strerror or error})") from error
+            yield
+        except OSError as error:  # of an open file it names none: a full disk should say what could not be written
+            error.filename = error.filename or str(self._path)
+            raise
 
 
 def _open_board(directory: Path, step: int):

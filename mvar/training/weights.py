@@ -17,11 +17,8 @@ def save_weights(path: Path | str, module: nn.Module, metadata: dict[str, Any]) 
     # cloned: two names of one tensor (shared layers) are refused by the format
     tensors = {name: t.detach().cpu().clone().contiguous() for name, t in module.state_dict().items()}
     content = to_bytes(tensors, {"mvar": json.dumps(metadata, allow_nan=False)})
-    try:
-        with atomic_write(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise UserError(f"{path}: the weights cannot be written ({error.strerror or error})") from error
+    with atomic_write(path) as file:
+        file.write(content)
 
 
 def load_weights(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:

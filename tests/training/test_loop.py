@@ -1,0 +1,249 @@
+"""The loop: resuming to the bit, accumulation, precision, divergence, stopping, metrics."""
+
+import errno
+import json
+import os
+import sys
+import tempfile
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from mvar.config import RuntimeConfig
+from mvar.errors import UserError
+from mvar.training.checkpoint import load_latest, path_of
+from mvar.training.loop import TrainingDiverged, fit
+from tests.training.toy import RUNTIME, Toy, assert_identical, rows_of, toy_optim, weights_of
+
+VARIANTS = {
+    "plain": {},
+    "accumulated": {"accumulate": 4},
+    "bf16": {"precision": "bf16"},
+    "fp16-accumulated": {"precision": "fp16", "accumulate": 2},
+}
+
+
+@cache
+def uninterrupted(variant: str) -> Path:
+    directory = Path(tempfile.mkdtemp())
+    assert fit(Toy(), toy_optim(**VARIANTS[variant]), directory, RUNTIME, seed=3).finished
+    return directory
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_repeating_gives_the_same_bits(variant, tmp_path):
+    fit(Toy(), toy_optim(**VARIANTS[variant]), tmp_path, RUNTIME, seed=3)
+    assert_identical(uninterrupted(variant), tmp_path)
+    other = tmp_path / "other"
+    fit(Toy(), toy_optim(**VARIANTS[variant]), other, RUNTIME, seed=4)
+    assert (weights_of(other) != weights_of(tmp_path)).any()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@settings(max_examples=6)
+@given(deaths=st.lists(st.integers(0, 11), min_size=1, max_size=3), workers=st.sampled_from([0, 2]))
+def test_resuming_gives_the_same_bits(variant, deaths, workers):
+    optim = toy_optim(**VARIANTS[variant])
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        runtime = RUNTIME.model_copy(update={"num_workers": workers})
+        for step in deaths:
+            torch.manual_seed(step)  # whatever the process did before must not matter
+            with suppress(KeyboardInterrupt):
+                fit(Toy(die_at=step), optim, directory, runtime, seed=3)
+        assert fit(Toy(), optim, directory, runtime, seed=3).finished
+        assert_identical(uninterrupted(variant), directory)
+
+
+def test_cadence_of_logs_and_checkpoints_changes_no_weights(tmp_path):
+    runtime = RuntimeConfig(device="cpu", log_every=5, checkpoint_every=100, num_workers=3)
+    fit(Toy(), toy_optim(), tmp_path, runtime, seed=3)
+    assert (weights_of(tmp_path) == weights_of(uninterrupted("plain"))).all()
+
+
+def test_stopping_and_going_on(tmp_path):
+    calls = []
+    stopped = fit(Toy(), toy_optim(), tmp_path, RUNTIME, seed=3, should_stop=lambda: calls.append(0) or len(calls) > 5)
+    assert (stopped.step, stopped.finished) == (5, False)
+    assert load_latest(tmp_path / "checkpoints")[0] == 5
+    seen = []
+    toy = Toy()
+    result = fit(toy, toy_optim(), tmp_path, RUNTIME, seed=3, progress=lambda *a: seen.append(a))
+    assert result.finished
+    assert result.train_s > stopped.train_s > 0
+    assert seen == [(step, 12) for step in range(6, 13)]
+    assert not toy.module.training
+    assert_identical(uninterrupted("plain"), tmp_path)
+
+
+def test_a_finished_training_only_loads_its_weights(tmp_path):
+    first = fit(Toy(), toy_optim(), tmp_path, RUNTIME, seed=3)
+    content = (tmp_path / "metrics.jsonl").read_bytes()
+    toy = Toy(die_at=0)
+    with torch.no_grad():
+        toy.module[0].weight.zero_()
+    again = fit(toy, toy_optim(), tmp_path, RUNTIME, seed=3, should_stop=lambda: True)
+    assert again == first
+    assert (tmp_path / "metrics.jsonl").read_bytes() == content
+    weights = np.concatenate([p.detach().double().flatten().numpy() for p in toy.module.state_dict().values()])
+    assert (weights == weights_of(tmp_path)).all()
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000012.pt"]
+
+
+def test_a_damaged_checkpoint_costs_steps_but_no_bits(tmp_path, caplog):
+    with pytest.raises(KeyboardInterrupt):
+        fit(Toy(die_at=10), toy_optim(), tmp_path, RUNTIME, seed=3)
+    newest = path_of(tmp_path / "checkpoints", 9)
+    newest.write_bytes(newest.read_bytes()[:500])
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 10, "train/lo')  # a row that the kill cut
+    assert fit(Toy(), toy_optim(), tmp_path, RUNTIME, seed=3).finished
+    assert newest.name in caplog.text
+    assert_identical(uninterrupted("plain"), tmp_path)
+
+
+@pytest.mark.parametrize("full_from", [1, 2, 3])  # cutting the metrics back, flushing them, writing the checkpoint
+def test_a_full_disk_stops_the_training_which_goes_on_later(full_from, tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        fit(Toy(die_at=4), toy_optim(), tmp_path, RUNTIME, seed=3)
+
+    calls = []
+
+    def full(_):
+        calls.append(0)
+        if len(calls) == full_from:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*(metrics\.jsonl|step_00000006\.pt)'"):
+        fit(Toy(), toy_optim(), tmp_path, RUNTIME, seed=3)
+    monkeypatch.undo()
+    assert load_latest(tmp_path / "checkpoints")[0] == 3
+    fit(Toy(), toy_optim(), tmp_path, RUNTIME, seed=3)
+    assert_identical(uninterrupted("plain"), tmp_path)
+
+
+def test_another_configuration_is_refused(tmp_path):
+    fit(Toy(), toy_optim(), tmp_path, RUNTIME, seed=3)
+    with pytest.raises(UserError, match=r"belongs to steps=12, this training has 10"):
+        fit(Toy(), toy_optim(steps=10), tmp_path, RUNTIME, seed=3)
+    with pytest.raises(UserError, match="seed=3"):
+        fit(Toy(), toy_optim(), tmp_path, RUNTIME, seed=4)
+    toy = Toy()
+    toy.module = nn.Linear(4, 4)
+    with pytest.raises(UserError, match=r"step_00000012\.pt: is a checkpoint of another model") as error:
+        fit(toy, toy_optim(), tmp_path, RUNTIME, seed=3)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_divergence_names_the_step_and_saves_nothing(tmp_path, bad, precision):
+    class Diverging(Toy):
+        def loss(self, batch, step):
+            error, metrics = super().loss(batch, step)
+            return (error * bad if step == 7 else error), metrics
+
+    with pytest.raises(TrainingDiverged, match=r"step 8 of 12: loss (nan|inf)"):
+        fit(Diverging(), toy_optim(precision=precision), tmp_path, RUNTIME, seed=3)
+    assert load_latest(tmp_path / "checkpoints")[0] == 6
+    assert rows_of(tmp_path)[-1]["step"] == 6
+
+
+def test_a_gradient_that_is_not_finite_is_divergence_too(tmp_path):
+    class Diverging(Toy):
+        def loss(self, batch, step):
+            error, metrics = super().loss(batch, step)
+            if step == 7:
+                error = error + (self.module[3].bias * 0).sqrt().sum()  # value 0, gradient infinite times 0
+            return error, metrics
+
+    with pytest.raises(TrainingDiverged, match=r"step 8 of 12: .*gradient norm nan"):
+        fit(Diverging(), toy_optim(), tmp_path, RUNTIME, seed=3)
+
+
+def test_fp16_skips_steps_that_overflow(tmp_path):
+    class Overflowing(Toy):
+        def loss(self, batch, step):
+            error, metrics = super().loss(batch, step)
+            return (error * 3e35 if step == 5 else error), metrics  # times the scale, more than fp32 holds
+
+    assert fit(Overflowing(), toy_optim(precision="fp16"), tmp_path, RUNTIME, seed=3).finished
+    scaler = load_latest(tmp_path / "checkpoints")[1]["scaler"]
+    assert scaler["scale"] == 2.0**10  # 2^11, halved once
+    assert rows_of(tmp_path)[3]["train/grad_norm"] is None  # step 6: JSON has no infinity
+
+
+@pytest.mark.parametrize("parts", [2, 8])
+def test_accumulation_equals_the_big_batch(parts, tmp_path):
+    for name, accumulate in (("whole", 1), ("parts", parts)):
+        optim = toy_optim(accumulate=accumulate)
+        fit(Toy(dropout=0), optim, tmp_path / name, RUNTIME, seed=3)
+    np.testing.assert_allclose(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"), atol=2e-6)
+    for a, b in zip(rows_of(tmp_path / "whole"), rows_of(tmp_path / "parts"), strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="7 rows"):
+        fit(Toy(batch_size=7), toy_optim(accumulate=2), tmp_path, RUNTIME, seed=0)
+
+
+def test_metrics_rows(tmp_path):
+    fit(Toy(dropout=0), toy_optim(weight_decay_end=0.2), tmp_path, RUNTIME, seed=3)
+    rows = rows_of(tmp_path, times=True)
+    assert [row["step"] for row in rows] == [1, 2, 4, 6, 8, 10, 12]
+    for row in rows:
+        assert row["train/half"] == pytest.approx(row["train/loss"] / 2)
+        assert row["train/step_ms"] > 0
+        assert row["train/grad_norm"] > 0
+    assert rows[0]["train/lr"] == pytest.approx(0.005 * 0.5 * 8 / 256)
+    assert (rows[0]["train/weight_decay"], rows[-1]["train/weight_decay"]) == pytest.approx((0.05, 0.2))
+    assert rows[-1]["train/elapsed_s"] == load_latest(tmp_path / "checkpoints")[1]["train_s"]
+    assert rows[-1]["train/loss"] < rows[0]["train/loss"]
+
+
+def test_clipping_bounds_the_update(tmp_path):
+    def first_update(clip):
+        toy = Toy(dropout=0)
+        before = toy.module[3].weight.detach().clone()
+        optim = toy_optim(steps=1, clip_norm=clip, weight_decay=0, warmup_fraction=0)
+        fit(toy, optim, tmp_path / str(clip), RUNTIME, seed=3)
+        return (toy.module[3].weight.detach() - before).abs().max().item()
+
+    # Adam's first update is lr * g / (|g| + 1e-8): a gradient clipped far below 1e-8 hardly moves anything
+    assert first_update(1e-12) < 1e-3 * first_update(1.0)
+
+
+def test_tensorboard(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    runtime = RUNTIME.model_copy(update={"tensorboard": True})
+    fit(Toy(), toy_optim(), tmp_path / "with", runtime, seed=3)
+    events = EventAccumulator(str(tmp_path / "with" / "tensorboard"))
+    events.Reload()
+    logged = {e.step: e.value for e in events.Scalars("train/loss")}
+    assert logged == pytest.approx({row["step"]: row["train/loss"] for row in rows_of(tmp_path / "with")})
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match=r"runtime\.tensorboard: .*pip install tensorboard"):
+        fit(Toy(), toy_optim(), tmp_path / "without", runtime, seed=3)
+
+
+def test_rows_are_json_of_one_line(tmp_path):
+    fit(Toy(), toy_optim(), tmp_path, RUNTIME, seed=3)
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        assert all(isinstance(value, int | float) for value in json.loads(line).values())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"runtime\.device: 'cuda'"):
+        fit(Toy(), toy_optim(), tmp_path, RuntimeConfig(device="cuda"), seed=0)
