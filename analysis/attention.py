@@ -227,7 +227,7 @@ def run_attention(
     except (FileNotFoundError, UserError, KeyError, TypeError):
         pass  # a cache: whatever is wrong with it, measuring again mends it
     config = run.config()
-    context = stages.Context(config, store)
+    context = stages.Context(config, store, progress=lambda stage, done, total: None, should_stop=lambda: False)
     try:
         tokens, tokenizer = stages.open_tokens(context, "heldout"), stages.load_tokenizer(context)
         model = load_generator(run, context.device)

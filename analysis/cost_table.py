@@ -13,10 +13,9 @@ from analysis.records import Records
 from analysis.render import ANALYTIC, MEASURED, Column, Note, Table
 from analysis.tables import contradictions
 from experiments.cells import paper_rows
-from experiments.store import DONE
+from experiments.store import DONE, one_line
 from mvar.config import ModelConfig, RunConfig
 from mvar.cost import attention_cost, layer_attention_cost
-from mvar.errors import UserError
 from mvar.files import digest
 from mvar.presets import PRESETS
 from mvar.scales import PATCH_SIDES, ScaleSchedule
@@ -68,8 +67,8 @@ def scored_models(
         try:
             groups[key][run_id] = measure(records.store, records.store.run(run_id))
             configs.setdefault(key, config)
-        except (UserError, OSError) as error:
-            problems.append(f"runs/{run_id}: attention is not measured: {error}")
+        except Exception as error:  # one run with damaged files: the others are still measured
+            problems.append(f"runs/{run_id}: attention is not measured: {one_line(error)}")
     return [ScoredModel(configs[key], stats) for key, stats in groups.items() if stats], problems
 
 

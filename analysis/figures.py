@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from analysis.compare import Measured, aggregate, check_comparable
 from analysis.cost_table import ScoredModel, uniform_share
@@ -18,6 +19,7 @@ from analysis.tables import cell_rows
 from experiments.store import DONE
 from mvar.errors import UserError
 
+SMOOTHING = 30  # of a loss curve: the window is that fraction of the training
 ERROR_BARS = {"capsize": 3, "elinewidth": 1}
 
 
@@ -52,36 +54,41 @@ def cost_figure(records: Records, manifests: Sequence[Manifest], directory: Path
     Raises:
         UserError: nothing to draw, or evaluations that must not be compared.
     """
+    from matplotlib.patheffects import withStroke
+
     found = {cell.run_ids: (cell, rows) for manifest in manifests for cell, rows in cell_rows(records, manifest)}
     cells = [(cell, rows) for cell, rows in found.values() if aggregate(rows, "eval/fid")]
     first = manifests[0]
     name = f"fid-cost-{first.preset}-{first.mode}"
     if not cells:
         raise UserError(f"figure {name}: no finished run to draw")
-    for _, rows in cells:
-        check_comparable(rows)
+    check_comparable(pd.concat([rows for _, rows in cells]))
     with canvas(directory, name, 3.4, ncols=2, sharey=True) as (figure, axes):
-        panels = (("num_params", "parameters (millions)", 1e6), ("train_flops", "training FLOPs (× 10¹²)", 1e12))
-        for ax, (key, label, unit) in zip(axes[0], panels, strict=True):
-            for cell, rows in cells:
-                fid, cost = aggregate(rows, "eval/fid"), aggregate(rows, key)
+        # At an equal training budget all training FLOPs are the same: what an image costs is the other half.
+        flops = ("train_flops", "training FLOPs") if first.mode == "steps" else ("sample_flops", "FLOPs an image")
+        for ax, (key, label) in zip(axes[0], (("num_params", "parameters"), flops), strict=True):
+            costs = [aggregate(rows, key) for _, rows in cells]
+            unit, power = _unit(max((cost.mean for cost in costs if cost), default=1.0))
+            for (cell, rows), cost in zip(cells, costs, strict=True):
+                fid = aggregate(rows, "eval/fid")
                 if not fid or not cost:
                     continue
                 _points(ax, [cost.mean / unit], [fid], linestyle="none", **mixer_look(rows["pattern"].iloc[0]))
-                ax.annotate(
-                    cell.label,
-                    (cost.mean / unit, fid.mean),
-                    xytext=(5, 3),
-                    textcoords="offset points",
-                    fontsize=6.5,
-                    color="0.35",
-                )
-            ax.set(xlabel=label)
+                at = (cost.mean / unit, fid.mean)
+                text = ax.annotate(cell.label, at, (5, 3), textcoords="offset points", fontsize=6.5, color="0.25")
+                text.set_path_effects([withStroke(linewidth=2, foreground="white")])  # readable over error bars
+            ax.set(xlabel=f"{label} (× {power})")
             ax.margins(x=0.18, y=0.12)
         axes[0, 0].set(ylabel="FID ↓")
         _legend_below(figure, axes[0, 0], "layers")
         despine(*axes[0])
     return Figure(name, f"FID against cost: {first.title}", "Every finished run of the sweeps; cost is analytic.")
+
+
+def _unit(largest: float) -> tuple[float, str]:
+    """The power of a thousand to write numbers up to `largest` in."""
+    exponent = 3 * int(np.log10(largest) // 3)
+    return 10.0**exponent, f"10{str(exponent).translate(str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
 
 
 def _legend_below(figure: Any, ax: Any, title: str) -> None:
@@ -118,33 +125,32 @@ def scale_figure(records: Records, manifest: Manifest, directory: Path) -> Figur
 
 
 def loss_figure(records: Records, manifest: Manifest, directory: Path, problems: list[str]) -> Figure:
-    """Training loss over steps, one line a seed, one colour a mixer."""
+    """Training loss over steps, one colour a mixer."""
     name = f"loss-{manifest.preset}-{manifest.mode}"
-    drawn = False
     trained = set(records.table.loc[records.table["state"] == DONE, "run_id"])
+    drawn = False
     with canvas(directory, name, 3.0) as (_, axes):
         ax = axes[0, 0]
         for cell in manifest.cells:
-            label: str | None = cell.label
-            for run_id in cell.run_ids:
-                if run_id not in trained:
-                    continue
-                curve = training_curve(records.store.run(run_id), "train/loss", problems)
-                if curve.empty:
-                    continue
-                colour = mixer_look(records.configs[run_id].model.pattern)["color"]
-                smooth = curve["value"].rolling(max(1, len(curve) // 30), min_periods=1, center=True).mean()
-                ax.plot(curve["step"], curve["value"], color=colour, alpha=0.2, linewidth=0.7)
-                ax.plot(curve["step"], smooth, color=colour, linewidth=1.4, label=label)
-                label, drawn = None, True
+            run_ids = [run_id for run_id in cell.run_ids if run_id in trained]
+            curves = [training_curve(records.store.run(run_id), "train/loss", problems) for run_id in run_ids]
+            curves = [curve for curve in curves if not curve.empty]
+            if not curves:
+                continue
+            colour = mixer_look(records.configs[run_ids[0]].model.pattern)["color"]
+            for curve in curves:
+                ax.plot(curve["step"], curve["value"], color=colour, alpha=0.2, linewidth=0.6)
+            mean = pd.concat(curves).groupby("step")["value"].mean()
+            smooth = mean.rolling(max(1, len(mean) // SMOOTHING), min_periods=1, center=True).mean()
+            ax.plot(smooth.index, smooth, color=colour, linewidth=1.5, label=cell.label)
+            drawn = True
         if not drawn:
             raise UserError(f"figure {name}: no training loss to draw")
         ax.set(xlabel="training step", ylabel="training loss (nats per token)")
         ax.legend(fontsize="small")
         despine(ax)
-    return Figure(
-        name, f"Training loss: {manifest.title}", "Faint: as logged; bold: running mean over 1/30 of the steps."
-    )
+    caption = f"Faint: every seed as logged; bold: mean over seeds, smoothed over 1/{SMOOTHING} of the training."
+    return Figure(name, f"Training loss: {manifest.title}", caption)
 
 
 def flow_figure(scored: ScoredModel, name: str, directory: Path) -> Figure:
@@ -216,18 +222,14 @@ def table1_figure(table: Table, directory: Path) -> Figure:
             at = [i + (number - (len(bars) - 1) / 2) * width for i in range(len(rows))]
             edge = {"edgecolor": "white", "linewidth": 0.8, "hatch": hatch}
             ax.bar(at, heights, width, color=colour, label=label, **edge)
-            deviations = [v.sd * factor if isinstance(v, Measured) and v.sd else np.nan for v in values]
-            ax.errorbar(at, heights, yerr=deviations, fmt="none", ecolor="0.2", **ERROR_BARS)
-            for x, height in zip(at, heights, strict=True):
-                ax.annotate(
-                    "—" if np.isnan(height) else f"{height:.0f}",
-                    (x, 0 if np.isnan(height) else height),
-                    xytext=(0, 2),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=6.5,
-                )
-        ax.set_xticks(range(len(rows)), ["\n".join(row["schedule"].split(", ", 1)) for row in rows])
+            deviations = [v.sd * factor if isinstance(v, Measured) and v.sd else 0 for v in values]
+            shown = [d or np.nan for d in deviations]
+            ax.errorbar(at, heights, yerr=shown, fmt="none", ecolor="0.2", **ERROR_BARS)
+            for x, height, deviation in zip(at, heights, deviations, strict=True):
+                if not np.isnan(height):
+                    above = (x, height + deviation)
+                    ax.annotate(f"{height:.0f}", above, (0, 2), textcoords="offset points", ha="center", fontsize=6.5)
+        ax.set_xticks(range(len(rows)), [row["schedule"].replace(", ", "\n") for row in rows])
         ax.tick_params(axis="x", length=0)
         ax.set(ylabel="intra-scale share (%)", ylim=(0, 100))
         ax.grid(axis="x", visible=False)

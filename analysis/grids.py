@@ -13,7 +13,7 @@ from experiments import stages
 from mvar.config import RunConfig
 from mvar.errors import UserError
 
-CLASSES, PER_CLASS = 10, 6
+CLASSES, PER_CLASS, PANELS_A_ROW = 10, 6, 5
 
 
 def samples_figure(records: Records, manifest: Manifest, directory: Path, problems: list[str]) -> Figure:
@@ -47,15 +47,15 @@ def samples_figure(records: Records, manifest: Manifest, directory: Path, proble
 
 
 def _draw(panels: Sequence[tuple[str, np.ndarray]], directory: Path, name: str) -> None:
-    rows, columns = (len(panels) + 4) // 5, min(5, len(panels))
-    width = WIDTH / columns
-    shape = panels[0][1].shape  # (classes, per class, H, W, channels)
-    height = rows * (width * shape[0] * shape[2] / (shape[1] * shape[3]) + 0.3)
+    sheets = [(label, tile(images)) for label, images in panels]
+    columns = min(PANELS_A_ROW, len(sheets))
+    rows = -(-len(sheets) // columns)
+    high, wide = sheets[0][1].shape[:2]
+    height = rows * (0.96 * WIDTH / columns * high / wide + 0.25)
     with canvas(directory, name, height, nrows=rows, ncols=columns) as (_, axes):
         for ax in axes.flat:
             ax.set_axis_off()
-        for ax, (label, images) in zip(axes.flat, panels, strict=False):
-            sheet = tile(images)
+        for ax, (label, sheet) in zip(axes.flat, sheets, strict=False):
             ax.imshow(sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet, cmap="gray", vmin=0, vmax=255)
             ax.set_title(label, loc="center", fontsize="small")
 
@@ -72,7 +72,7 @@ def tile(images: np.ndarray) -> np.ndarray:
 def first_of_each_class(labels: np.ndarray) -> np.ndarray:
     """Indices `(classes, per class)` of the first images of the first classes."""
     classes = np.unique(labels)[:CLASSES]
-    count = min(PER_CLASS, *(int((labels == c).sum()) for c in classes), PER_CLASS)
+    count = min(PER_CLASS, *(int((labels == c).sum()) for c in classes))
     return np.stack([np.flatnonzero(labels == c)[:count] for c in classes])
 
 

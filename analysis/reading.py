@@ -29,18 +29,24 @@ def trend_reading(rows: Sequence[Row]) -> list[str]:
     lines.append(f"FID falls at {falls} of {len(steps)} steps; the paper calls the improvement consistent.")
     if all(isinstance(row.get("nll"), Measured) for row in (first, last)):
         lines.append(_change("Held-out NLL", first, last, "nll"))
-        if _direction(first["nll"].mean, last["nll"].mean) != _direction(first["fid"].mean, last["fid"].mean):
-            lines.append(
-                "FID and held-out NLL move in opposite directions: samples come closer to the reference in features "
-                "while unseen images become less likely, which is what fitting the training images more closely looks "
-                "like."
-                if last["fid"].mean < first["fid"].mean
-                else "FID and held-out NLL move in opposite directions."
-            )
+        lines += _opposition(first, last)
     if all(isinstance(row.get("copy_rate"), Measured) for row in (first, last)):
         a, b = (row["copy_rate"].text(1, 100) for row in (first, last))
         lines.append(f"Near-copies of training images: {a} % at {first['label']}, {b} % at {last['label']}.")
     return lines
+
+
+def _opposition(first: Row, last: Row) -> list[str]:
+    """What FID and likelihood say together, where both changes are more than chance or nothing is known of chance."""
+    (fid, nll), (last_fid, last_nll) = ((row["fid"], row["nll"]) for row in (first, last))
+    if False in (resolved(fid, last_fid), resolved(nll, last_nll)):
+        return []
+    if _direction(fid.mean, last_fid.mean) == "falls" and _direction(nll.mean, last_nll.mean) == "rises":
+        return [
+            "Samples come closer to the reference in features while unseen images become less likely, which is what "
+            "fitting the training images more closely looks like: see the near-copies."
+        ]
+    return []
 
 
 def _direction(a: float, b: float) -> str:

@@ -235,6 +235,8 @@ def training_curve(run: RunDirectory, key: str, problems: list[str]) -> pd.DataF
         where = f"runs/{run.name}/metrics.jsonl line {number}"
         try:
             values = json.loads(line)
+            if not isinstance(values, dict):
+                raise TypeError
             if key in values:
                 points.append((int(values["step"]), float(values[key])))
         except ValueError:

@@ -18,7 +18,7 @@ from analysis.records import Manifest, Records, load_records
 from analysis.render import Table, to_csv, to_latex, to_markdown
 from analysis.style import Figure
 from analysis.tables import LAYOUTS, sweep_table
-from experiments.store import DONE
+from experiments.store import DONE, one_line
 from mvar.errors import UserError
 from mvar.files import atomic_write
 
@@ -73,10 +73,9 @@ class _Writer:
         """What `make` returns; if it fails, None and a line among the problems: one part never stops the rest."""
         try:
             return make(*arguments)
-        except UserError as error:
-            self.problems.append(str(error))
         except Exception as error:  # whatever is wrong with one part: the others are still worth having
-            self.problems.append(f"{what}: {type(error).__name__}: {error}")
+            told = one_line(error)
+            self.problems.append(told if isinstance(error, UserError) else f"{what}: {told}")
         return None
 
     def say(self, *lines: str) -> None:
@@ -104,7 +103,7 @@ class _Writer:
         for kind, text in (("csv", to_csv(table)), ("tex", to_latex(table))):
             self._save(self.directory / "tables" / f"{table.name}.{kind}", text)
         files = " · ".join(f"[{kind}](tables/{table.name}.{kind})" for kind in ("csv", "tex"))
-        self.say("**How to read this.** " + " ".join(table.reading))
+        self.say("**How to read this**", "", *[f"- {line}" for line in table.reading])
         self.say(f"Files: {files}")
 
     def figure(self, what: str, make: Callable[..., Figure], *arguments: Any) -> None:
@@ -169,6 +168,7 @@ class _Writer:
 
     def _sweep_sections(self) -> list[Callable[[], None]]:
         known = [m for sweep in SWEEP_ORDER for m in self.records.sweeps(sweep)]
+        known.sort(key=lambda m: (SWEEP_ORDER.index(m.sweep), m.preset, m.mode != "steps", m.name))
         others = [m for m in self.records.manifests if m.sweep not in LAYOUTS]
         self.problems += [f"sweep {m.name}: no table is known for {m.sweep!r}" for m in others]
         return [lambda manifest=manifest: self._sweep(manifest) for manifest in known]
@@ -214,7 +214,8 @@ class _Writer:
 
     def _problems(self) -> None:
         if self.problems:
-            self.say("## Problems", "", *[f"- {problem}" for problem in dict.fromkeys(self.problems)])
+            here = f"{self.records.store.root}/"  # a report does not depend on where it was made
+            self.say("## Problems", "", *[f"- {p.replace(here, '')}" for p in dict.fromkeys(self.problems)])
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -147,7 +147,7 @@ def contradictions(artefact: str, rows: list[dict[str, Any]]) -> list[Note]:
         if entry["row"] == "*":
             notes.append(Note(None, entry["column"], entry["note"]))
         notes += [Note(i, entry["column"], entry["note"]) for i, row in enumerate(rows) if row["label"] == entry["row"]]
-    return notes
+    return sorted(notes, key=lambda note: -1 if note.row is None else note.row)
 
 
 def _reading(manifest: Manifest, cells: list[tuple[Cell, pd.DataFrame]], rows: list[dict[str, Any]]) -> list[str]:

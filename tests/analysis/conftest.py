@@ -9,8 +9,7 @@ import pytest
 
 from experiments.cells import Request, with_seeds, write_manifest
 from experiments.pipeline import costs
-from experiments.stages import floors_key
-from experiments.store import Store, write_document
+from experiments.store import Store, floors_key, write_document
 from experiments.sweeps import SWEEPS
 from mvar.config import override
 from mvar.files import file_digest, write_json
@@ -155,3 +154,13 @@ class Fabricated:
 def results(tmp_path):
     """An empty results directory to fabricate runs in."""
     return Fabricated(tmp_path / "results")
+
+
+@pytest.fixture(scope="session")
+def everything(tmp_path_factory):
+    """Every sweep at one seed, Table 6 with two more. Not to be changed."""
+    made = Fabricated(tmp_path_factory.mktemp("everything") / "results")
+    made.sweep("parameters")
+    made.sweep("layers")
+    made.sweep("mixers", seeds=(0, 1, 2))
+    return made

@@ -1,0 +1,137 @@
+"""The report as a whole: complete with all runs, and still written whatever is wrong with some."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from analysis import figures, report
+from analysis.grids import first_of_each_class, read_samples, tile
+from analysis.records import load_records
+from analysis.report import write_report
+from analysis.tables import sweep_table
+from mvar.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def whole(everything):
+    calls = []
+    path = write_report(everything.root, lambda done, total: calls.append((done, total)))
+    return path, path.read_text(), calls
+
+
+def test_all_of_it_is_there(whole, everything):
+    path, text, calls = whole
+    assert path == everything.root / "report" / "report.md"
+    for heading in ("Table 1", "Table 5", "Table 6", "Figure 5", "Floors", "FID against cost"):
+        assert re.search(rf"^##+ {heading}", text, re.MULTILINE), heading
+    assert str(everything.root) not in text
+    assert "## Missing" not in text and "## Problems" not in text
+    assert calls[-1][0] == calls[-1][1] and [done for done, _ in calls] == list(range(1, len(calls) + 1))
+
+
+def test_floors_extractor_machine_and_sizes_are_told(whole):
+    _, text, _ = whole
+    assert "99.7% of held-out images classified rightly" in text
+    assert "| 0.155 | digits, 1,800 images |" in text and "| 0.870 ± 0.040 |" in text and "FID(real, real)" in text
+    assert re.search(r"\*\*digits\*\*: 1,3\d\d training and 4\d\d held-out images, 10 classes, 8 × 8 px", text)
+    assert "**Machine**: a CPU, 2 CPUs" in text and "PyTorch 2.15.0" in text
+
+
+def test_every_link_is_relative_and_leads_somewhere(whole):
+    path, text, _ = whole
+    links = re.findall(r"\]\(([^)#]+)\)", text)
+    assert len(links) > 30
+    for link in links:
+        assert not link.startswith("/") and (path.parent / link).exists(), link
+
+
+def test_tables_and_figures_come_in_all_forms(whole):
+    path, _, _ = whole
+    stems = {"parameters-digits-steps", "mixers-digits-steps", "layers-digits-steps", "table1", "runs", "floors"}
+    assert {p.stem for p in (path.parent / "tables").glob("*.csv")} == stems
+    assert {p.stem for p in (path.parent / "tables").glob("*.tex")} == stems - {"runs", "floors"}
+    drawn = {p.stem for p in (path.parent / "figures").glob("*.png")}
+    assert drawn == {p.stem for p in (path.parent / "figures").glob("*.pdf")}
+    by_sweep = ("layers", "samples-mixers", "nll-by-scale", "loss", "fid-cost")
+    assert drawn == {"table1", "attention-digits-0", *(f"{name}-digits-steps" for name in by_sweep)}
+
+
+def test_the_same_numbers_give_the_same_bytes(whole, everything, tmp_path):
+    path, _, _ = whole
+    records = load_records(everything.root)
+    (manifest,) = records.sweeps("layers")
+    figures.layers_figure(sweep_table(records, manifest), manifest, tmp_path)
+    for drawn in sorted(tmp_path.iterdir()):
+        assert drawn.read_bytes() == (path.parent / "figures" / drawn.name).read_bytes()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_no_runs(tmp_path, capsys):
+    with pytest.raises(UserError, match="`mvar run mixers`"):
+        write_report(tmp_path)
+    assert report.main([str(tmp_path)]) == 2
+    assert "holds no readable run" in capsys.readouterr().err
+
+
+def test_what_is_wrong_does_not_stop_the_rest(results, monkeypatch):
+    _, configs = results.sweep("mixers")
+    shutil.rmtree(results.store.run(configs[1].run_id).path)
+    samples = results.store.run(configs[2].run_id).samples(configs[2].evaluation_id) / "samples.npz"
+    samples.write_bytes(b"no archive")
+    (results.store.run(configs[0].run_id).path / "attention.json").unlink()  # its weights are no weights either
+    stage = results.store.stage("extractor", configs[0].extractor_id).path
+    (stage / "floors.json").write_text("{")
+
+    def broken(*arguments):
+        raise RuntimeError("a bug in one figure")
+
+    monkeypatch.setattr(figures, "scale_figure", broken)
+    stale = results.root / "report" / "tables" / "old.csv"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("from an earlier report")
+    text = write_report(results.root).read_text()
+    problems = text.split("## Problems")[1]
+    for told in ("samples.npz: cannot be read", "attention is not measured", "floors.json", "a bug in one figure"):
+        assert told in problems, told
+    assert f"| {configs[1].run_id} | not there | `mvar run mixers --preset digits` |" in text
+    assert "| VAR | global | 1.60 | 3.55 |" in text and "| 1 (intra-only) | intra | — | 7.17 |" in text
+    assert (results.root / "report" / "figures" / "samples-mixers-digits-steps.png").exists()
+    assert (results.root / "report" / "figures" / "loss-digits-steps.png").exists()
+    assert not stale.exists()
+
+
+def test_a_refused_table_says_why_and_lists_the_groups(results):
+    _, configs = results.sweep("mixers")
+    record = results.evaluation(configs[0])
+    record["evaluation"]["num_images"] = 100
+    results.store.run(configs[0].run_id).add_evaluation(configs[0].evaluation_id, record)
+    text = write_report(results.root).read_text()
+    assert "**Not compared.** evaluations differ in evaluation.num_images" in text
+    assert f"[evaluation.num_images = 100: {configs[0].run_id}]" in text
+    assert not (results.root / "report" / "tables" / "mixers-digits-steps.csv").exists()
+    assert "## Table 1" in text
+
+
+# Sample grids -------------------------------------------------------------------------------------------------------
+
+
+def test_samples_are_read_by_class(tmp_path):
+    labels = np.arange(60) % 10
+    images = np.arange(60, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
+    np.savez(tmp_path / "samples.npz", arr_0=images, labels=labels)
+    grid = read_samples(tmp_path / "samples.npz")
+    assert grid.shape == (10, 6, 4, 4, 3)
+    assert grid[3, :, 0, 0, 0].tolist() == [3, 13, 23, 33, 43, 53]
+
+
+def test_few_images_of_a_class_shorten_all_rows():
+    chosen = first_of_each_class(np.array([1, 0, 0, 1, 0]))
+    assert chosen.tolist() == [[1, 2], [0, 3]]
+
+
+def test_tiles_lie_row_by_row():
+    images = np.arange(6, dtype=np.uint8).reshape(2, 3, 1, 1, 1)
+    assert tile(images)[::2, ::2, 0].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert tile(images)[1, :, 0].tolist() == [255] * 5

@@ -1,0 +1,314 @@
+"""Tables: the numbers in the cells, dashes, footnotes, refusals, and what is said about the numbers."""
+
+import csv
+import io
+import json
+import shutil
+
+import pytest
+
+from analysis.compare import Measured
+from analysis.cost_table import scored_models, table1, uniform_share
+from analysis.reading import order_reading, trend_reading
+from analysis.records import load_records
+from analysis.render import Column, Note, Table, si, to_csv, to_latex, to_markdown
+from analysis.tables import sweep_table
+from experiments.cells import PAPER, paper_rows
+from mvar.config import TokenSpace
+from mvar.cost import attention_cost, num_params
+from mvar.errors import UserError
+from mvar.presets import model_size
+from mvar.scales import PATCH_SIDES, ScaleSchedule
+
+
+def table_of(made, sweep, mode="steps"):
+    records = load_records(made.root)
+    (manifest,) = [m for m in records.sweeps(sweep) if m.mode == mode]
+    return sweep_table(records, manifest)
+
+
+def markdown(table):
+    return to_markdown(table, "../runs/{}/".format)
+
+
+def cells(table, row):
+    lines = markdown(table).splitlines()
+    headings = [h.strip().split("<")[0].strip() for h in lines[0].strip("| ").split(" | ")]
+    values = [c.strip() for c in lines[2 + row].strip("| ").split(" | ")]
+    assert len(headings) == len(values)
+    return list(zip(headings, values, strict=True))
+
+
+# Table 6 ------------------------------------------------------------------------------------------------------------
+
+
+def test_table6_has_measured_and_printed_values_apart(everything):
+    table = table_of(everything, "mixers")
+    row = cells(table, 0)
+    assert row[0] == ("method", "VAR") and ("FID ↓", "1.70 ± 0.10") in row and ("FID ↓", "3.55") in row
+    assert ("NLL ↓ (bits/token)", "2.40 ± 0.10") in row and ("near-copies (%)", "12.5 ± 0.0") in row
+    assert ("seeds", "3") in row and ("steps", "600") in row
+    with open(PAPER / "table6_mixers.csv", newline="") as file:
+        printed = {r["method"]: float(r["fid"]) for r in csv.DictReader(file)}
+    assert {r["label"]: r["paper_fid"] for r in table.rows} == printed
+    header = markdown(table).splitlines()[0]
+    assert "FID ↓<br>*measured*" in header and "FID ↓<br>*paper (ImageNet 256)*" in header
+
+
+def test_every_row_links_its_runs(everything):
+    table = table_of(everything, "mixers")
+    runs = dict(cells(table, 1))["runs"]
+    assert len(table.run_ids[1]) == 3
+    assert all(f"(../runs/{run_id}/)" in runs for run_id in table.run_ids[1])
+
+
+def test_a_missing_run_is_a_row_of_dashes_beside_the_printed_value(results):
+    _, configs = results.sweep("mixers")
+    shutil.rmtree(results.store.run(configs[2].run_id).path)
+    row = cells(table_of(results, "mixers"), 2)
+    assert row[:2] == [("method", "2 (Mamba-only)"), ("layers", "mamba")]
+    assert [value for _, value in row[2:]] == ["—", "4.12<sup>a</sup>", *["—"] * (len(row) - 4)]
+
+
+def test_equal_steps_and_equal_budget_are_separate_tables(results):
+    results.sweep("mixers")
+    results.sweep("mixers", mode="budget")
+    steps, budget = table_of(results, "mixers"), table_of(results, "mixers", "budget")
+    assert steps.name == "mixers-digits-steps" and budget.name == "mixers-digits-budget"
+    assert {r["steps"] for r in steps.rows} == {600} and len({r["steps"] for r in budget.rows}) > 1
+    flops = [r["train_flops"] for r in budget.rows]
+    assert max(flops) / min(flops) < 1.01
+    assert any("same training FLOPs" in line for line in budget.reading)
+    assert not any("same training FLOPs" in line for line in steps.reading)
+
+
+def test_mixed_evaluators_are_refused(results):
+    _, configs = results.sweep("mixers")
+    path = results.store.run(configs[0].run_id).path / "eval.json"
+    values = json.loads(path.read_text())
+    values["evaluations"][configs[0].evaluation_id]["extractor_id"] = "another"
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"evaluations differ in extractor_id .*not compared in one table; groups:"):
+        table_of(results, "mixers")
+
+
+# Table 5 ------------------------------------------------------------------------------------------------------------
+
+
+def test_table5_relative_cost_and_time(everything):
+    table = table_of(everything, "parameters")
+    rows = {row["label"]: row for row in table.rows}
+    assert rows["VAR"]["train_cost"].mean == pytest.approx(0.5)  # 50 ms against 100 ms a step
+    assert rows["VAR"]["inference"].mean == pytest.approx(0.5)
+    for name in ("train_cost_analytic", "inference_analytic"):
+        assert rows["M-VAR"][name] == 1 and rows["M-VAR-D"][name] == pytest.approx(0.75, abs=0.01)
+    printed = {r["model"]: r for r in paper_rows("table5_similar_parameters")}
+    for label, row in rows.items():
+        assert row["paper_params"] == printed[label]["params"]
+        assert row["paper_relative_inference_time"] == printed[label]["relative_inference_time"]
+    assert rows["M-VAR-W"]["width"] == 48 and rows["M-VAR-D"]["depth"] == 6
+
+
+def test_without_the_reference_row_nothing_is_relative(results):
+    _, configs = results.sweep("parameters")
+    shutil.rmtree(results.store.run(configs[3].run_id).path)
+    rows = table_of(results, "parameters").rows
+    assert all(row.get(name) is None for row in rows for name in ("train_cost", "inference", "train_cost_analytic"))
+    assert rows[0]["fid"].mean == 1.6
+
+
+# Figure 5 and Table 1 -----------------------------------------------------------------------------------------------
+
+
+def test_figure5_prints_the_two_stated_points_only(everything):
+    table = table_of(everything, "layers")
+    assert [row["label"] for row in table.rows] == [f"{n} of 8" for n in (0, 2, 4, 6, 8)]
+    assert [row.get("paper_fid") for row in table.rows] == [3.55, None, None, None, 3.07]
+    assert [row["fid"].mean for row in table.rows] == pytest.approx([1.6, 1.45, 1.3, 1.15, 1.0])
+
+
+def test_the_same_run_stands_in_three_tables(everything):
+    var = set(table_of(everything, "layers").run_ids[0])
+    assert var == set(table_of(everything, "parameters").run_ids[0]) <= set(table_of(everything, "mixers").run_ids[0])
+
+
+def test_table1_cost_is_exact_and_score_is_measured(everything):
+    models, problems = scored_models(load_records(everything.root))
+    assert problems == [] and len(models) == 1
+    table = table1(models)
+    rows = [cells(table, i) for i in range(len(table.rows))]
+    of = lambda i, *names: [v for h, v in rows[i] if h in names]  # noqa: E731
+    assert of(0, "cells, dense (%)", "cells, kept (%)") == ["23.89", "38.57"]
+    assert of(1, "cells, dense (%)", "cells, kept (%)") == ["76.11", "61.43"]
+    assert of(3, "cells, dense (%)", "cells, kept (%)") == ["30.34", "46.55"]
+    assert of(4, "cells, dense (%)", "cells, kept (%)") == ["69.66", "53.45"]
+    assert of(0, "cost (%)") == ["23.9"] and of(0, "score (%)") == ["—", "79.6"]  # measured, paper
+    assert of(4, "cost (%)") == ["69.7"] and of(4, "score (%)") == ["—", "22.9"]
+    # digits, seeds 0, 1, 2: own scale 60, 61, 62 % for all but the first scale's single token
+    expected = [(1 + 29 * own) / 30 for own in (0.60, 0.61, 0.62)]
+    score = table.rows[6]["score"]
+    assert score.mean == pytest.approx(sum(expected) / 3) and score.n == 3
+    assert table.rows[7]["score"].mean == pytest.approx(1 - score.mean)
+    assert len(table.run_ids[6]) == 3 and table.run_ids[0] == []
+    for first in (0, 3, 6):
+        assert sum(row["layer"] for row in table.rows[first : first + 3]) == pytest.approx(1)
+
+
+def test_uniform_share_by_hand():
+    assert uniform_share(ScaleSchedule((1, 2))) == pytest.approx((1 + 4 * 4 / 5) / 5)
+
+
+def test_table1_without_a_global_run_says_so(results):
+    results.run(load_preset_pattern("intra"))
+    models, problems = scored_models(load_records(results.root))
+    assert models == [] and problems == []
+    assert any("the score is not measured" in line for line in table1(models).reading)
+
+
+def load_preset_pattern(pattern):
+    from mvar.config import override
+    from mvar.presets import PRESETS
+
+    return override(PRESETS["digits"], {"model.pattern": pattern})
+
+
+# Footnotes ----------------------------------------------------------------------------------------------------------
+
+
+def test_contradictions_stand_on_their_cells(everything):
+    table = table_of(everything, "parameters")
+    marked = {(table.rows[n.row]["label"], n.column): n.text for n in table.notes}
+    assert set(marked) == {(label, "paper_params") for label in ("M-VAR", "M-VAR-D", "M-VAR-W")}
+    text = markdown(table)
+    assert "450M<sup>c</sup>" in text and "<sup>c</sup> Printed 450M" in text
+    headings = markdown(table_of(everything, "layers")).splitlines()[0]
+    assert "layers replaced<sup>b</sup>" in headings and "FID ↓<sup>a</sup><br>*paper" in headings
+
+
+def test_contradictions_are_true():
+    notes = {(r["artefact"], r["row"]): r["note"] for r in paper_rows("contradictions")}
+    space = TokenSpace(PATCH_SIDES["256"], 4096, 32, 1000)
+
+    def millions(depth, width, heads):
+        model = model_size(depth, width=width, num_heads=heads, pattern="intra+mamba", attn_l2_norm=False)
+        return num_params(model, space) / 1e6
+
+    for resolution in ("256", "512"):
+        kept = attention_cost(ScaleSchedule(PATCH_SIDES[resolution]))["kept"]["intra"]
+        assert f"{kept:.2%} at {resolution} px".replace("%", " %") in notes["Table 1", "*"]
+    assert f"{millions(16, 1024, 16):.1f} M" in notes["Table 5", "M-VAR"]
+    assert f"{millions(12, 1024, 16):.0f} M" in notes["Table 5", "M-VAR-D"]
+    assert f"{millions(16, 768, 12):.0f} M" in notes["Table 5", "M-VAR-W"]
+    assert f"depth 30 has {millions(30, 1920, 30):,.0f} M" in notes["Table 2", "M-VAR-d32"]
+    assert f"depth 32 has {millions(32, 2048, 32):,.0f} M" in notes["Table 2", "M-VAR-d32"]
+    times = {r["model"]: r["relative_time"] for r in paper_rows("table2_imagenet256") if "relative_time" in r}
+    assert f"{times['VAR-d30'] / times['M-VAR-d24']:.2f}x" in notes["Table 2", "M-VAR-d24"]
+    fid = {r["model"]: r["fid"] for r in paper_rows("table3_rejection_sampling")}
+    assert f"({fid['VAR-d30'] - fid['M-VAR-d32']:.2f} and" in notes["Table 3", "M-VAR-d32"]
+
+
+# What is said -------------------------------------------------------------------------------------------------------
+
+
+def row(label, fid, paper=None, sd=None, nll=None):
+    n = 1 if sd is None else 3
+    values = {"label": label, "fid": Measured(fid, sd, n), "paper_fid": paper, "n": n}
+    return values | ({} if nll is None else {"nll": Measured(nll, sd, n)})
+
+
+def test_order_agrees():
+    text = " ".join(order_reading([row("A", 1.0, 3.0), row("B", 2.0, 4.0), row("C", 3.0, 5.0)]))
+    assert "Of 3 pairs, 3 are ordered as in the paper, none the other way: the order agrees with the paper's." in text
+    assert "With one seed a pair may be ordered by chance." in text
+
+
+def test_order_does_not_agree_and_names_the_pairs():
+    text = " ".join(order_reading([row("A", 3.0, 3.0, 0.1), row("B", 2.0, 4.0, 0.1), row("C", 4.0, 5.0, 0.1)]))
+    assert "2 are ordered as in the paper, 1 the other way (A / B): the order does not agree" in text
+    assert "chance" not in text and "here B, A, C; in the paper A, B, C" in text
+
+
+def test_order_within_the_deviations_is_not_resolved():
+    text = " ".join(order_reading([row("A", 1.0, 3.0, 0.5), row("B", 1.1, 4.0, 0.5)]))
+    assert "differ by less than the seeds' standard deviations (A / B): the order is not resolved" in text
+
+
+def test_order_of_likelihood_is_told_apart():
+    text = " ".join(order_reading([row("A", 1.0, 3.0, 0.1, 2.5), row("B", 2.0, 4.0, 0.1, 2.0)]))
+    assert "Held-out NLL, lowest first: B, A." in text and "not FID's order" in text
+
+
+@pytest.mark.parametrize(("end", "verdict"), [(1.0, "the direction agrees"), (3.0, "the direction does not agree")])
+def test_trend(end, verdict):
+    text = " ".join(trend_reading([row("0", 2.0, 3.55, 0.1), row("4", 1.5, None, 0.1), row("8", end, 3.07, 0.1)]))
+    assert f"In the paper it falls from 3.55 to 3.07: {verdict}." in text
+    assert "more than the seeds' standard deviations explain" in text
+
+
+def test_trend_with_one_seed_is_not_claimed():
+    assert "it is not known whether more than chance" in " ".join(
+        trend_reading([row("0", 2.0, 3.55), row("8", 1.0, 3.07)])
+    )
+
+
+def test_trend_without_an_end_point_is_not_compared():
+    rows = [{"label": "0", "paper_fid": 3.55}, row("4", 1.5), row("8", 1.0, 3.07)]
+    assert "an end point is not measured here" in " ".join(trend_reading(rows))
+    assert trend_reading(rows[:2]) == ["Fewer than two points are measured: there is no trend to state."]
+
+
+def test_no_mixer_wins(everything):
+    for sweep in ("mixers", "parameters", "layers"):
+        text = " ".join(table_of(everything, sweep).reading).lower()
+        assert "not which mixer is better" in text
+        assert not {"wins", "winner", "best", "superior", "outperforms"} & set(text.replace(".", " ").split())
+
+
+def test_one_seed_is_said(everything):
+    assert table_of(everything, "layers").reading[0].startswith("One seed a row: there is no standard deviation")
+    assert "over 3 training seeds" in table_of(everything, "mixers").reading[0]
+
+
+def test_rows_with_fewer_seeds_say_so(results):
+    _, configs = results.sweep("mixers", seeds=(0, 1))
+    shutil.rmtree(results.store.run(configs[1].run_id).path)  # VAR, seed 1
+    table = table_of(results, "mixers")
+    assert [row["n"] for row in table.rows] == [1, 2, 2, 2]
+    assert table.reading[0].endswith("over 1 to 2 training seeds. A row with one seed has none.")
+    assert ("FID ↓", "1.60") in cells(table, 0)
+
+
+# Forms --------------------------------------------------------------------------------------------------------------
+
+SMALL = Table(
+    "small",
+    "50% of R&D: x_1 ± 2",
+    (Column("label", "a_b"), Column("fid", "FID ↓", "measured"), Column("num", "count", "analytic", None)),
+    [{"label": "x & y", "fid": Measured(1.25, None, 1), "num": 482_528}, {"label": "z", "fid": Measured(2.0, 0.5, 2)}],
+    [["d-s0-aaaa0000"], []],
+    [Note(0, "fid", "100 % true"), Note(None, "num", "exact")],
+)
+
+
+def test_csv_is_plain_numbers():
+    rows = list(csv.DictReader(io.StringIO(to_csv(SMALL))))
+    assert list(rows[0]) == ["label", "fid", "fid_n", "fid_sd", "num", "run_ids"]
+    first = {"label": "x & y", "fid": "1.25", "fid_n": "1", "fid_sd": "", "num": "482528.0", "run_ids": "d-s0-aaaa0000"}
+    assert rows[0] == first
+    assert (rows[1]["fid_sd"], rows[1]["num"], rows[1]["run_ids"]) == ("0.5", "", "")
+
+
+def test_latex_is_booktabs_and_escaped():
+    text = to_latex(SMALL)
+    for part in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{table*}", r"\label{tab:small}"):
+        assert part in text
+    assert r"50\% of R\&D: x\_1 $\pm$ 2" in text and r"x \& y" in text and r"2.00 $\pm$ 0.50" in text
+    assert r"1.25\textsuperscript{a}" in text and r"count\textsuperscript{b}" in text and r"100 \% true" in text
+    assert "% x & y: d-s0-aaaa0000\n% z: no run\n" in text
+    body = text.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
+    assert len(body) == 2 and all(line.count(" & ") == 2 and line.endswith(r"\\") for line in body)
+    assert all(ord(character) < 128 for character in text)
+
+
+def test_si_prefixes():
+    assert [si(x) for x in (7, 482_528, 999_999, 464.2e6, 1.03e12)] == ["7", "483 k", "1 M", "464 M", "1.03 T"]
