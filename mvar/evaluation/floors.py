@@ -2,16 +2,16 @@
 
 `floor/fid_real` (and `is`, `kid`, `precision`, `recall`): the training images themselves against the held-out ones,
 what a perfect memoriser without a tokenizer reaches.
-`floor/fid_reconstruction`: reconstructed held-out images against the same images (rFID). Both sides are the same
-images, so no generator can be held to it; it says what the tokenizer loses.
+`floor/fid_reconstruction_heldout`, in short `floor/fid_reconstruction`: reconstructed held-out images against the same
+images (rFID). Both sides are the same images, so no generator can be held to it; it says what the tokenizer loses.
 `floor/fid_reconstruction_train`: reconstructed training images against the held-out ones: what a generator that recites
 the training tokens reaches, the floor to read `eval/fid` against.
 `floor/fid_resplit` and `_sd`: all real images split anew into sets of the sizes of train and held-out, over fixed
 splits, class by class as the data are; the sd is what the choice of the held-out images is worth.
 `floor/fid_halves` and `_sd`: half of the held-out images against the other half. FID is biased upwards for small sets,
 so this is larger than a generator with more samples has to show.
-`floor/copy_rate_reconstruction` and `_train`: copy rates, through the tokenizer, of a generator whose images are as new
-as the held-out ones, and of one that recites.
+`floor/copy_rate_reconstruction_heldout` and `_train`: copy rates, through the tokenizer, of a generator whose images
+are as new as the held-out ones, and of one that recites.
 `floor/label_accuracy_reconstruction`: the classifier on reconstructed held-out images, where it knows their labels.
 `floor/psnr`: of reconstructed held-out images, in dB. `floor/codes_used`: different codes in all reconstructed images.
 """
@@ -73,19 +73,20 @@ def floors(
     result |= _over_splits("floor/fid_halves", heldout_features, labels, 0.5)
     report(2, 4)
     codes: set[int] = set()
-    for suffix, images in (("", heldout), ("_train", train)):
+    for name, images in (("heldout", heldout), ("train", train)):
         shown, used = reconstruct(tokenizer, images)
         codes |= used
         features, logits = extractor.extract(Images(shown, "reconstructed images"))
-        result[f"floor/fid_reconstruction{suffix}"] = frechet_distance(features, heldout_features)
+        result[f"floor/fid_reconstruction_{name}"] = frechet_distance(features, heldout_features)
         rate = copy_rate(shown, all_train, heldout)["eval/copy_rate"]
-        result[f"floor/copy_rate_reconstruction{suffix}"] = rate
+        result[f"floor/copy_rate_reconstruction_{name}"] = rate
         if images is heldout:
             result["floor/psnr"] = psnr(shown, heldout)
             if extractor.knows_labels:
                 accuracy = float((logits.argmax(1).numpy() == labels).mean())
                 result["floor/label_accuracy_reconstruction"] = accuracy
         report(3 if images is heldout else 4, 4)
+    result["floor/fid_reconstruction"] = result["floor/fid_reconstruction_heldout"]
     return result | {"floor/codes_used": float(len(codes))}
 
 

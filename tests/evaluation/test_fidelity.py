@@ -186,7 +186,8 @@ def test_floors(extractor, tokenizer):
     assert found["floor/fid_resplit_sd"] > 0 and found["floor/fid_halves_sd"] > 0
     shown, codes = reconstruct(tokenizer, Images(heldout, "x"))
     c = features_of(shown, extractor)
-    assert found["floor/fid_reconstruction"] == pytest.approx(closed_form(c, b), rel=1e-5)
+    assert found["floor/fid_reconstruction"] == found["floor/fid_reconstruction_heldout"]
+    assert found["floor/fid_reconstruction_heldout"] == pytest.approx(closed_form(c, b), rel=1e-5)
     shown_train, _ = reconstruct(tokenizer, Images(train, "x"))
     d = features_of(shown_train, extractor)
     assert found["floor/fid_reconstruction_train"] == pytest.approx(closed_form(d, b), rel=1e-5)
@@ -195,9 +196,9 @@ def test_floors(extractor, tokenizer):
     assert len(codes) <= found["floor/codes_used"] <= 16
     logits = extractor.extract(Images(shown, "x"))[1]
     assert found["floor/label_accuracy_reconstruction"] == (logits.argmax(1).numpy() == heldout.labels).mean()
-    for suffix, images in (("", shown), ("_train", shown_train)):
+    for name, images in (("heldout", shown), ("train", shown_train)):
         rate = copy_rate(images, train, heldout)["eval/copy_rate"]
-        assert found[f"floor/copy_rate_reconstruction{suffix}"] == rate
+        assert found[f"floor/copy_rate_reconstruction_{name}"] == rate
     assert psnr(heldout, heldout) == pytest.approx(58.92, abs=0.01)
     assert floors(tokenizer, train, heldout, extractor, CONFIG) == found
     with pytest.raises(UserError, match="ndarray has no labels"):
