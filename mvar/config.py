@@ -94,7 +94,8 @@ class TokenizerConfig(Config):
     vocab_size: int = Field(96, ge=2)  # V
     code_channels: int = Field(8, ge=1)  # C
     width: int = Field(32, ge=1)  # channels of the first stage
-    channel_multipliers: tuple[PositiveInt, ...] = Field((1, 2), min_length=1)  # one a stage; each after the first halves the side
+    # one a stage; each stage after the first halves the resolution
+    channel_multipliers: tuple[PositiveInt, ...] = Field((1, 2), min_length=1)
     num_res_blocks: int = Field(1, ge=1)
     attention: bool = False  # self-attention in the coarsest stage
     mid_attention: bool = True
