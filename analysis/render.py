@@ -134,7 +134,7 @@ def _column_order(table: Table, name: str) -> tuple[int, str]:
 
 
 def to_latex(table: Table) -> str:
-    """A `table*` for `\\usepackage{booktabs}`, footnotes under it, run ids as comments."""
+    """A `table*` for `\\usepackage{booktabs,graphicx}`, as wide as the page, footnotes under it, run ids as comments."""
     columns = pd.MultiIndex.from_tuples([(c.group, _tex(c.heading, table.marks(None, c.key))) for c in table.columns])
     cells = [
         [_tex(column.text(row.get(column.key)), table.marks(number, column.key)) for column in table.columns]
@@ -150,14 +150,14 @@ def to_latex(table: Table) -> str:
         caption=_tex(table.title),
         label=f"tab:{table.name}",
     )
-    text = text.replace("\\begin{tabular}", "\\footnotesize\n\\begin{tabular}")
+    text = text.replace("\\begin{tabular}", "\\resizebox{\\textwidth}{!}{%\n\\begin{tabular}")
     notes = "".join(f"\n\\par\\textsuperscript{{{letter}}} {_tex(note)}" for letter, note in table.footnotes())
-    text = text.replace("\\end{tabular}", "\\end{tabular}" + notes)
+    text = text.replace("\\end{tabular}", "\\end{tabular}}\n\\footnotesize" + notes)
     labels = [str(row.get(table.columns[0].key)) for row in table.rows]
     runs = "".join(
         f"% {label}: {' '.join(ids) or 'no run'}\n" for label, ids in zip(labels, table.run_ids, strict=True)
     )
-    return f"% \\usepackage{{booktabs}}\n{runs}{text}"
+    return f"% \\usepackage{{booktabs,graphicx}}\n{runs}{text}"
 
 
 SPECIAL = {
