@@ -134,7 +134,7 @@ def _column_order(table: Table, name: str) -> tuple[int, str]:
 
 
 def to_latex(table: Table) -> str:
-    """A `table*` for `\\usepackage{booktabs,graphicx}`, as wide as the page, footnotes under it, run ids as comments."""
+    """A `table*` for `\\usepackage{booktabs,graphicx}`, page-wide, footnotes under it, run ids as comments."""
     columns = pd.MultiIndex.from_tuples([(c.group, _tex(c.heading, table.marks(None, c.key))) for c in table.columns])
     cells = [
         [_tex(column.text(row.get(column.key)), table.marks(number, column.key)) for column in table.columns]
