@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mvar.data.images import to_uint8
 
 from experiments import stages
 from experiments.environment import describe
@@ -18,7 +17,9 @@ from experiments.stages import Context, Progress, recorded
 from experiments.store import DONE, RUNNING, STOPPED, RunDirectory, ShouldStop, Stopped, Store
 from mvar import cost
 from mvar.config import RunConfig
+from mvar.data.images import to_uint8
 from mvar.files import atomic_write, read_json, write_json
+from mvar.kernels import ssd
 from mvar.sampling import balanced_labels, generate
 from mvar.tokenizer.model import Tokenizer
 from mvar.transformer import ScaleTransformer
@@ -83,8 +84,9 @@ def _execute(context: Context, directory: RunDirectory) -> None:
 
 
 def _write_environment(context: Context, directory: RunDirectory) -> None:
-    runtime = context.config.runtime
-    backends = {"attention": runtime.attention_backend, "scan": runtime.scan_backend}
+    runtime, probe = context.config.runtime, torch.empty(0, device=context.device)
+    attention = "torch" if runtime.attention_backend == "auto" else runtime.attention_backend
+    backends = {"attention": attention, "scan": ssd._choose_backend(runtime.scan_backend, probe)}
     write_json(directory.path / "env.json", describe(backends) | {"device": str(context.device)})
 
 

@@ -89,7 +89,7 @@ class Directory:
         try:
             with lock.acquire(timeout=0):
                 return False
-        except Timeout:
+        except (Timeout, OSError):  # OSError: another user's results, where nothing may be locked
             return True
 
     def status(self) -> dict[str, Any] | None:

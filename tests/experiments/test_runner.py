@@ -1,0 +1,288 @@
+"""The runner with real worker processes: isolation of failures, dead workers, Ctrl-C, a killed parent."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.display import Lines, duration
+from experiments.pipeline import execute
+from experiments.plan import RUN, Clock, tasks_of
+from experiments.runner import Summary, _Runner, run_all, task_share, worker_places
+from experiments.store import DONE, FAILED, STOPPED, Store
+from mvar.cli import FAILURE, INTERRUPTED, OK, USER_ERROR, main
+from mvar.config import RunConfig, RuntimeConfig, override
+from mvar.presets import PRESETS
+
+ROOT = Path(__file__).parents[2]
+TINY = {
+    "tokenizer.train.steps": 6,
+    "tokenizer.width": 8,
+    "tokenizer.vocab_size": 16,
+    "model.depth": 2,
+    "model.width": 16,
+    "model.mamba.headdim": 16,
+    "train.steps": 8,
+    "train.batch_size": 8,
+    "evaluation.num_images": 40,
+    "evaluation.classifier_steps": 6,
+    "evaluation.kid_subset_size": 10,
+    "runtime.checkpoint_every": 4,
+    "runtime.log_every": 2,
+}
+CONFIG = override(PRESETS["smoke"], TINY)
+
+
+class Recorder:
+    """A display that notes what it is shown, and may do something on the way."""
+
+    def __init__(self, on_advance=lambda task, stage, done, total: None) -> None:
+        self.begun: list[str] = []
+        self.ended: dict[str, str] = {}
+        self.shares: list[float] = []
+        self._on_advance = on_advance
+
+    def begin(self, task) -> None:
+        self.begun.append(task.name)
+
+    def advance(self, task, stage, done, total) -> None:
+        self._on_advance(task, stage, done, total)
+
+    def end(self, task, outcome) -> None:
+        self.ended[task.name] = outcome.state
+
+    def overall(self, share, left_s) -> None:
+        self.shares.append(share)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """Results with one finished run, and so with all shared stages."""
+    root = tmp_path_factory.mktemp("made")
+    assert execute(CONFIG, Store(root)) == DONE
+    return root
+
+
+@pytest.fixture
+def store(made, tmp_path) -> Store:
+    shutil.copytree(made, tmp_path / "results")
+    return Store(tmp_path / "results")
+
+
+def test_tasks_are_shared_stages_once_and_longest_run_first(tmp_path):
+    configs = [override(CONFIG, {"seed": seed, "model.pattern": p}) for seed in (0, 1) for p in ("global", "mamba")]
+    tasks = tasks_of([*configs, *configs], Store(tmp_path))
+    assert [task.kind for task in tasks] == ["tokenizer", "extractor", "tokens", "floors"] + [RUN] * 4
+    runs = tasks[4:]
+    assert [task.flops for task in runs] == sorted((task.flops for task in runs), reverse=True)
+    assert {task.config.model.pattern for task in runs[:2]} == {"mamba"}
+    assert all(len(task.needs) == 3 for task in runs)
+
+
+def test_what_is_done_is_no_task(store):
+    assert tasks_of([CONFIG], store) == []
+    (task,) = tasks_of([CONFIG, override(CONFIG, {"seed": 1})], store)
+    assert task.config.seed == 1
+
+
+def test_share_of_a_run():
+    (task,) = (task for task in tasks_of([CONFIG], Store("nowhere")) if task.kind == RUN)
+    shares = [task_share(task, *at) for at in [("tokens", 1, 2), ("train", 4, 8), ("train", 8, 8), ("sample", 1, 2)]]
+    assert shares == sorted(shares) and shares[0] == 0 and shares[-1] < 1
+    assert task_share(task, "sample", 2, 2) == pytest.approx(1) == task_share(task, "evaluate", 0, 3)
+
+
+def test_places_follow_threads_and_gpus(monkeypatch):
+    cpu = RuntimeConfig(device="cpu", threads=2)
+    assert [place["OMP_NUM_THREADS"] for place in worker_places(cpu, 3)] == ["2"] * 3
+    monkeypatch.setattr("experiments.runner._num_cpus", lambda: 8)
+    assert len(worker_places(cpu, None)) == 4
+    monkeypatch.setattr("experiments.runner._visible_gpus", lambda: ["4", "7"])
+    gpu = RuntimeConfig()
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in worker_places(gpu, None)] == ["4", "7"]
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in worker_places(gpu, 3)] == ["4", "7", "4"]
+    assert "CUDA_VISIBLE_DEVICES" not in worker_places(cpu, 1)[0]
+
+
+def test_estimates_prefer_finished_runs(store):
+    clock = Clock(store, threads=1)
+    assert clock.estimate(override(CONFIG, {"seed": 1})).source == "finished runs"
+    probed = clock.estimate(override(CONFIG, {"model.depth": 1}))
+    assert probed.source == "timed steps" and probed.seconds > 0
+    big = clock.estimate(PRESETS["imagenet256-d12"])
+    assert big.source == "GEMM rate (lower bound)" and big.seconds > 1e6
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(45.2, "45 s"), (200, "3 min 20 s"), (7500, "2 h 05 min"), (1e6, "12 days")]
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_lines_are_few(capsys):
+    (*_, task) = tasks_of([CONFIG], Store("nowhere"))
+    lines = Lines([task], sys.stderr)
+    lines.begin(task)
+    for step in range(1000):
+        lines.advance(task, "train", step, 1000)
+        lines.overall(step / 1000, 3.0)
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_one_failure_leaves_the_others_alone(store):
+    """A run that diverges, one whose worker is killed, two that are well: in one process pool."""
+    victim = override(CONFIG, {"seed": 1, "train.steps": 400})
+    diverging = override(CONFIG, {"seed": 2, "train.base_lr": 1e30})
+    well = [override(CONFIG, {"seed": seed}) for seed in (3, 4)]
+    before = {p: p.stat().st_mtime_ns for p in store.run(CONFIG.run_id).path.rglob("*") if p.name != ".lock"}
+
+    def kill_the_victim(task, stage, done, total):
+        if task.config == victim and stage == "train" and multiprocessing.active_children():
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGKILL)
+
+    display = Recorder(kill_the_victim)
+    summary = run_all([CONFIG, victim, diverging, *well], store, 1, display)
+    assert not summary.interrupted
+    assert set(summary.failures) == {victim.run_id, diverging.run_id}
+    assert "killed" in summary.failures[victim.run_id].reason
+    assert not summary.failures[victim.run_id].is_user_error
+    assert store.run(victim.run_id).state() == store.run(diverging.run_id).state() == FAILED
+    assert "\n" not in store.run(diverging.run_id).status()["reason"]
+    assert all(store.is_done(config) for config in well)
+    assert (summary.num_done, summary.num_runs) == (3, 5)
+    assert CONFIG.run_id not in display.begun
+    assert before == {p: p.stat().st_mtime_ns for p in store.run(CONFIG.run_id).path.rglob("*") if p.name != ".lock"}
+    assert 0 < max(display.shares) <= 1.0 + 1e-9
+
+
+def test_runs_do_not_wait_for_a_stage_that_failed(tmp_path):
+    (tmp_path / "images").mkdir()
+    config = override(CONFIG, {"data.name": "imagefolder", "data.root": str(tmp_path / "images")})
+    store, display = Store(tmp_path / "results"), Recorder()
+    tasks = tasks_of([config, override(config, {"seed": 1})], store)
+    with _Runner(tasks, store, worker_places(config.runtime, 1), display) as runner:
+        assert not runner.run()
+    assert display.begun == [task.name for task in tasks[:2]]  # tokenizer and extractor
+    assert set(display.ended.values()) == {"failed", "skipped"}
+    failures = Summary(runner.outcomes).failures
+    assert len(failures) == 2 and all(outcome.is_user_error for outcome in failures.values())
+
+
+def arguments(root: Path, *more: str) -> list[str]:
+    settings = [f"{name}={value}" for name, value in TINY.items()]
+    return ["run", "mixers", "--preset", "smoke", "--results", str(root), "--workers", "1", *more, "--set", *settings]
+
+
+def test_exit_codes(store, capsys, monkeypatch):
+    """What `mvar run` makes of each way to end; no worker is started."""
+    from experiments.workers import Outcome
+
+    def ending(**outcomes: Outcome):
+        interrupted = outcomes.pop("interrupted", False)
+        summary = Summary(outcomes, 4, 2, interrupted)
+        monkeypatch.setattr("experiments.runner.run_all", lambda *_: summary)
+        code = main(arguments(store.root))
+        return code, capsys.readouterr().err.splitlines()
+
+    assert ending() == (OK, [])
+    assert ending(a=Outcome(DONE), b=Outcome(FAILED, "ValueError: x")) == (FAILURE, ["mvar: error: b: ValueError: x"])
+    assert ending(a=Outcome(FAILED, "no images", True))[0] == USER_ERROR
+    assert ending(a=Outcome(FAILED, "no images", True), b=Outcome(FAILED, "x"))[0] == FAILURE
+    code, lines = ending(a=Outcome(STOPPED), interrupted=True)
+    assert code == INTERRUPTED and len(lines) == 1 and "goes on where it was" in lines[0]
+
+
+def test_sampling_from_a_finished_run(store, tmp_path, capsys):
+    out = tmp_path / "grid.png"
+    common = [CONFIG.run_id, "--results", str(store.root), "--out", str(out), "--per-class", "2"]
+    assert main(["sample", *common, "--classes", "3,1"]) == OK
+    assert "rows 3, 1" in capsys.readouterr().out
+    first = out.read_bytes()
+    assert main(["sample", *common, "--classes", "3,1"]) == OK and out.read_bytes() == first
+    assert main(["sample", *common, "--classes", "3,1", "--seed", "1"]) == OK and out.read_bytes() != first
+    capsys.readouterr()
+    assert main(["sample", *common, "--classes", "ten"]) == USER_ERROR
+    assert capsys.readouterr().err == "mvar: error: class: 'ten' is unknown; allowed: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9\n"
+    assert main(["sample", *common, "--set", "cfg=3"]) == USER_ERROR
+    assert "'cfg' is unknown" in capsys.readouterr().err
+
+
+def wait_for(condition, timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.05)
+
+
+def members(group: int) -> list[int]:
+    """Living processes of a process group (Linux)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, pgrp = path.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(pgrp) == group and state != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def test_killed_then_interrupted_then_finished(store, tmp_path):
+    """kill -9 of the command, Ctrl-C to its group, then the command to its end: nothing is left, nothing is lost."""
+    long = override(CONFIG, {"train.steps": 150, "model.pattern": "intra+mamba"})
+    command = [sys.executable, "-m", "mvar.cli", *arguments(store.root), "train.steps=150"]
+    run = store.run(long.run_id)
+
+    def training() -> bool:
+        return run.path.exists() and run.state() == "running" and run.metrics.exists()
+
+    def begin() -> subprocess.Popen:
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        wait_for(training)
+        return process
+
+    killed = begin()
+    killed.kill()
+    killed.wait()
+    wait_for(lambda: not members(killed.pid), 30)  # its workers notice, save and leave
+
+    interrupted = begin()
+    os.killpg(interrupted.pid, signal.SIGINT)
+    _, err = interrupted.communicate(timeout=60)
+    assert interrupted.returncode == INTERRUPTED
+    assert err.splitlines()[-1] == "mvar: error: interrupted; the same command goes on where it was"
+    assert "Traceback" not in err
+    assert not members(interrupted.pid)
+    assert run.state() == STOPPED and list((run.path / "checkpoints").iterdir())
+
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode == OK, finished.stderr
+    assert "4 of 4 runs done" in finished.stdout
+    once = Store(tmp_path / "once")
+    assert execute(long, once) == DONE
+    assert once.run(long.run_id).weights.read_bytes() == run.weights.read_bytes()
+    metrics = [s.run(long.run_id).evaluations()[long.evaluation_id]["metrics"] for s in (once, store)]
+    assert metrics[0] == metrics[1]
+
+
+def test_configs_of_the_command_line_are_those_of_this_file():
+    """The slow test waits for a run by its id."""
+    from mvar.cli import Run, _requests
+
+    settings = tuple(f"{name}={value}" for name, value in TINY.items())
+    (request,) = _requests(Run(("mixers",), "smoke", set=(settings,)))
+    configs: list[RunConfig] = request.configs()
+    assert override(CONFIG, {"model.pattern": "intra+mamba"}).run_id in {config.run_id for config in configs}
