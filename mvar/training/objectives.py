@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from mvar.config import TokenizerConfig, TrainConfig
 from mvar.tokenizer.model import Tokenizer
-from mvar.tokenizer.quantizer import ResidualQuantizer
+from mvar.tokenizer.quantizer import Phi, ResidualQuantizer
 from mvar.training.objective import DataOrder, Objective, Rows
 from mvar.transformer import ScaleTransformer
 
@@ -94,11 +94,17 @@ class TokenizerObjective(Objective):
 
     RESTART_EVERY = 20  # steps
     RESTART_UNTIL = 0.8  # of the steps: codes moved in the end would not settle
+    RESTART_SHARE = 0.08  # of the mean code's hits, below which a code is moved
     PROBE_IMAGES = 256  # images whose residuals new codes are drawn from
 
     def __init__(self, tokenizer: Tokenizer, images: "ImageSet", config: TokenizerConfig) -> None:
         self.module, self.images, self.config = tokenizer, images, config
         self.order = DataOrder(len(images), config.train.batch_size, config.seed)
+        quantizer, num_scales = tokenizer.quantize, config.schedule.num_scales
+        used = [quantizer.phi(scale, num_scales) for scale in range(num_scales)]
+        for phi in quantizer.quant_resi.modules():
+            if isinstance(phi, Phi) and phi not in used:
+                phi.requires_grad_(False)  # fewer scales than phis: it never gets a gradient, which DDP would wait for
 
     def batch(self, step: int, rng: np.random.Generator) -> Rows:
         """Image numbers, seeds of their crops, and translations in pixels `(B, 2)` from 0 to 2 shift_px."""
@@ -132,7 +138,7 @@ class TokenizerObjective(Objective):
         if step == 0:
             quantizer.init_codes(features, generator)
             return
-        moved = quantizer.restart_dead_codes(features, generator)
+        moved = quantizer.restart_dead_codes(features, generator, self.RESTART_SHARE)
         for moment in ("exp_avg", "exp_avg_sq"):  # they belong to the code that was there before
             optimizer.state[weight][moment][moved] = 0
 

@@ -15,12 +15,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from toy_objective import RUNTIME, Toy, assert_identical, rows_of, toy_optim, weights_of
 
 from mvar.config import RuntimeConfig
 from mvar.errors import UserError
 from mvar.training.checkpoint import load_latest, path_of
 from mvar.training.loop import TrainingDiverged, fit
-from tests.training.toy import RUNTIME, Toy, assert_identical, rows_of, toy_optim, weights_of
 
 VARIANTS = {
     "plain": {},

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from toy_objective import RUNTIME, rows_of
 
 from mvar.config import ModelConfig, OptimConfig, TokenizerConfig, TokenSpace, TrainConfig
 from mvar.data.tokens import TokenCache
@@ -17,7 +18,6 @@ from mvar.training.loop import fit
 from mvar.training.objectives import GeneratorObjective
 from mvar.training.optimizer import Schedule, build_adamw, lr_and_decay, param_groups
 from mvar.transformer import ScaleTransformer
-from tests.training.toy import RUNTIME, rows_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FACTS = json.loads((GOLDEN / "schedule_optim" / "config.json").read_text())

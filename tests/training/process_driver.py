@@ -1,0 +1,83 @@
+"""Run as a script: train in N gloo processes, with the environment that torchrun gives them.
+
+Arguments: output folder, number of processes, port. The processes are forks of one interpreter. Each stops its
+trainings in the middle, goes on, and leaves its weights in the folder.
+"""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+from kill_driver import generator, tokenizer
+from toy_objective import RUNTIME, Toy, toy_optim
+
+from mvar.training.loop import fit
+from mvar.training.optimizer import build_adamw
+
+
+def toy(accumulate):
+    return Toy(dropout=0), toy_optim(accumulate=accumulate)
+
+
+def generator_without_drop_path():
+    objective, optim = generator()
+    for block in objective.module.blocks:  # each process draws its own: the same law, other numbers
+        block.drop_path = torch.nn.Identity()
+    return objective, optim
+
+
+CASES = {
+    "toy": lambda: toy(1),
+    "toy-accumulated": lambda: toy(2),
+    "generator": generator_without_drop_path,
+    "tokenizer": tokenizer,
+}
+
+
+def train(folder: Path, rank: int) -> None:
+    """Train every case in the process group that the environment announces, with one interruption."""
+    for name, build in CASES.items():
+        calls = []
+        objective, optim = build()
+        # only the first process is asked to stop; the others must follow it
+        stopped = fit(
+            objective,
+            optim,
+            folder / name,
+            RUNTIME,
+            seed=3,
+            should_stop=lambda calls=calls: rank == 0 and (calls.append(0) or len(calls) == 3),
+        )
+        assert not stopped.finished
+        objective, optim = build()
+        assert fit(objective, optim, folder / name, RUNTIME, seed=3).finished
+        torch.save(objective.module.state_dict(), folder / f"{name}-{rank}.pt")
+
+
+def announce(rank: int, world: int, port: str) -> None:
+    """The environment that torchrun gives to a process."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}
+    os.environ |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder, world, port = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    build_adamw(Toy().module, toy_optim())  # its slow imports once, before the forks
+    children = []
+    for rank in range(world):
+        if child := os.fork():
+            children.append(child)
+            continue
+        try:
+            if world > 1:
+                announce(rank, world, port)
+            train(folder, rank)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    statuses = [os.waitpid(child, 0)[1] for child in children]
+    sys.exit(any(statuses))
