@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvar.config import ModelConfig, RuntimeConfig
+from mvar.kernels.gated_norm import gated_rms_norm
 from mvar.kernels.ssd import causal_conv, ssd_flops, ssd_scan
 from mvar.mixers.base import Mixer
 from mvar.scales import ScaleSchedule, Span
@@ -42,7 +43,7 @@ class Sizes(NamedTuple):
 
 
 class GatedRMSNorm(nn.Module):
-    """`RMSNorm(y * silu(z))` in fp32: Mamba-2's norm with `norm_before_gate=False` and one group."""
+    """`gated_rms_norm` and its weight."""
 
     def __init__(self, width: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -50,10 +51,8 @@ class GatedRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, y: Tensor, z: Tensor) -> Tensor:
-        """Gate and normalise `y` by `z`, both `(B, L, H * P)`; the result has the dtype of `z`."""
-        dtype = torch.promote_types(y.dtype, torch.float32)
-        gated = y.to(dtype) * F.silu(z.to(dtype))
-        return F.rms_norm(gated, self.weight.shape, self.weight.to(dtype), self.eps).to(z.dtype)
+        """Gate `y` by `z` and normalise, both `(B, L, H * P)`; the result has the dtype of `z`."""
+        return gated_rms_norm(y, z, self.weight, self.eps)
 
 
 class Mamba2(Mixer):
@@ -81,8 +80,8 @@ class Mamba2(Mixer):
         tail, ssm = (None, None) if state is None else state
         sizes, n = self.sizes, self.config.mamba.d_state
         z, xbc, dt = self.in_proj(x).split([sizes.inner, sizes.channels, sizes.heads], dim=-1)
-        xbc, tail = causal_conv(xbc, self.conv1d.weight, self.conv1d.bias, tail)
-        inputs, b, c = F.silu(xbc).split([sizes.inner, n, n], dim=-1)
+        xbc, tail = causal_conv(xbc, self.conv1d.weight, self.conv1d.bias, tail, activation="silu")
+        inputs, b, c = xbc.split([sizes.inner, n, n], dim=-1)
         # Steps and decays in fp32: a rounded decay is compounded over the sequence.
         dtype = torch.promote_types(dt.dtype, torch.float32)
         dt = F.softplus(dt.to(dtype) + self.dt_bias.to(dtype))

@@ -1,4 +1,4 @@
-"""The chunked scan against the recurrence that it computes, and the convolution against torch's own."""
+"""The chunked scan against the recurrence that it computes."""
 
 from itertools import pairwise
 
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mvar.errors import UserError
-from mvar.kernels import ssd
-from mvar.kernels.ssd import causal_conv, ssd_flops, ssd_scan
+from mvar.kernels import chunked_scan, ssd
+from mvar.kernels.ssd import ssd_flops, ssd_scan
 
 NAMES = ("x", "dt", "A", "B", "C", "D", "state")
 LENGTHS = st.one_of(st.integers(1, 12), st.integers(1, 700), st.sampled_from([63, 64, 65, 128, 129, 680]))
@@ -237,6 +237,48 @@ def test_flops_are_those_of_the_products(length, has_state, need_state):
     assert counter.get_total_flops() == ssd_flops(length, 2, 8, 4, has_state=has_state, need_state=need_state)
 
 
+@pytest.mark.parametrize("batch, length, chunk", [(5, 40, 8), (3, 41, 8), (7, 8, 8)])
+@pytest.mark.parametrize("elements", [1, 200, 1000, 10**9])
+def test_grouping_changes_nothing(monkeypatch, batch, length, chunk, elements):
+    """However many sequences and chunks are worked on at once."""
+    inputs = draw(batch, length, 2, 3, 4)
+    g = torch.Generator().manual_seed(1)
+    weights = tuple(torch.randn(o.shape, generator=g, dtype=torch.float64) for o in recurrence(**inputs))
+    expected = gradients(recurrence, inputs, weights)
+    monkeypatch.setattr(chunked_scan, "_BLOCK_ELEMENTS_CPU", elements)
+    scan = lambda **tensors: ssd_scan(**tensors, chunk_size=chunk)  # noqa: E731
+    for got, wanted in zip(scan(**inputs), recurrence(**inputs), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+    for name, got in gradients(scan, inputs, weights).items():
+        assert relative(got, expected[name]) < 1e-10, name
+
+
+def test_step_of_zero():
+    """dt = 0 leaves the state alone, and its gradient is that of the limit."""
+    inputs = draw(1, 9, 2, 3, 4)
+    inputs["dt"][:, 3:5] = 0
+    weights = tuple(torch.ones_like(o) for o in recurrence(**inputs))
+    expected = gradients(recurrence, inputs, weights)
+    for name, got in gradients(ssd_scan, inputs, weights).items():
+        assert relative(got, expected[name]) < 1e-10, name
+
+
+def test_state_alone_may_be_what_is_used():
+    """No gradient reaches the output: only the final state's does, and the other way round."""
+    inputs = draw(2, 20, 2, 3, 4)
+    for chosen in (0, 1):
+        got, expected = (
+            torch.autograd.grad(
+                scan(**{k: v.requires_grad_() for k, v in inputs.items()})[chosen].sum(),
+                [v for k, v in inputs.items() if k != ("state" if chosen == 0 else "D")],
+                allow_unused=True,
+            )
+            for scan in (lambda **t: ssd_scan(**t, chunk_size=6), recurrence)
+        )
+        for a, b in zip(got, expected, strict=True):
+            torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b)
+
+
 def test_unknown_backend():
     with pytest.raises(UserError, match="scan_backend: 'tritn' is unknown"):
         ssd_scan(**draw(1, 3, 1, 2, 2), backend="tritn")
@@ -269,29 +311,3 @@ def test_mamba_ssm_backend_calls_the_kernel(monkeypatch):
     inputs = draw(2, 20, 2, 3, 4, dtype=torch.float32)
     for got, expected in zip(ssd_scan(**inputs), recurrence(**inputs), strict=True):
         torch.testing.assert_close(got, expected)
-
-
-@given(
-    length=st.integers(1, 40), width=st.integers(2, 5), cuts=st.sets(st.integers(1, 39), max_size=5), seed=st.integers()
-)
-def test_causal_conv_split_anywhere(length, width, cuts, seed):
-    g = torch.Generator().manual_seed(seed % 2**32)
-    x = torch.randn(2, length, 6, generator=g, dtype=torch.float64)
-    weight = torch.randn(6, 1, width, generator=g, dtype=torch.float64)
-    bias = torch.randn(6, generator=g, dtype=torch.float64)
-    expected = F.conv1d(F.pad(x.mT, (width - 1, 0)), weight, bias, groups=6).mT
-    bounds = [0, *sorted(c for c in cuts if c < length), length]
-    tail, outputs = None, []
-    for start, stop in pairwise(bounds):
-        y, tail = causal_conv(x[:, start:stop], weight, bias, tail)
-        outputs.append(y)
-    torch.testing.assert_close(torch.cat(outputs, 1), expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(tail, F.pad(x, (0, 0, width - 1, 0))[:, length:])
-
-
-def test_causal_conv_gradcheck():
-    shapes = (2, 5, 3), (3, 1, 4), (3,), (2, 3, 3)
-    leaves = [torch.randn(s, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) for s in shapes]
-    leaves = [leaf.requires_grad_() for leaf in leaves]
-    assert torch.autograd.gradcheck(causal_conv, leaves)
-    assert torch.autograd.gradcheck(lambda *t: causal_conv(*t), leaves[:3])
