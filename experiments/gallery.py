@@ -10,6 +10,7 @@ from experiments.stages import Context, load_tokenizer
 from experiments.store import RunDirectory, Store
 from mvar.config import override
 from mvar.errors import UserError, one_of
+from mvar.training.weights import load_weights
 
 DEFAULT_CLASSES = 10
 
@@ -57,8 +58,6 @@ def draw_grid(
 
 def class_names(run: RunDirectory) -> list[str]:
     """The names of a trained run's classes, as its weights file has them."""
-    from mvar.training.weights import load_weights
-
     return list(load_weights(run.weights)[1]["class_names"])
 
 

@@ -22,6 +22,7 @@ from mvar.files import atomic_write, read_json, write_json
 from mvar.kernels import ssd
 from mvar.sampling import balanced_labels, generate
 from mvar.tokenizer.model import Tokenizer
+from mvar.training.weights import load_weights, save_weights
 from mvar.transformer import ScaleTransformer
 
 STAGES = ("tokenizer", "tokens", "extractor", "floors", "train", "sample", "evaluate")
@@ -97,7 +98,6 @@ def train(context: Context, directory: RunDirectory) -> None:
     """Train the generator; returns at once where its weights are there already."""
     from mvar.training.loop import fit
     from mvar.training.objectives import GeneratorObjective
-    from mvar.training.weights import save_weights
 
     if directory.weights.is_file():
         return
@@ -144,8 +144,6 @@ class _StatusWriter:
 
 def load_generator(directory: RunDirectory, device: torch.device) -> ScaleTransformer:
     """The trained generator of a run, on a device, in evaluation mode."""
-    from mvar.training.weights import load_weights
-
     config = directory.config()
     state, _ = load_weights(directory.weights)
     model = ScaleTransformer(config.model, config.token_space, config.runtime)

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -37,6 +37,13 @@ class Summary:
     def failures(self) -> dict[str, Outcome]:
         """What failed; a run that lacks a failed stage is not among them."""
         return {name: outcome for name, outcome in self.outcomes.items() if outcome.state == FAILED}
+
+    def complaints(self) -> list[str]:
+        """One line a reason, with the names of all that failed for it."""
+        names: dict[str, list[str]] = {}
+        for name, outcome in self.failures.items():
+            names.setdefault(outcome.reason, []).append(name)
+        return [f"{', '.join(failed)}: {reason}" for reason, failed in names.items()]
 
 
 def run_all(
@@ -257,9 +264,3 @@ def _blocked_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-
-
-def describe_failures(summary: Summary) -> Iterable[str]:
-    """One line for each failure."""
-    for name, outcome in summary.failures.items():
-        yield f"{name}: {outcome.reason}"

@@ -4,10 +4,12 @@ A stage is a directory with an id of its own, built under its lock: whoever come
 here may be called at any time, in any process, after any kill; it does what is missing and returns at once otherwise.
 """
 
+import os
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -30,6 +32,7 @@ from mvar.errors import UserError
 from mvar.files import write_json
 from mvar.tokenizer.model import Tokenizer
 from mvar.training.distributed import resolve_device
+from mvar.training.weights import load_weights, save_weights
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
 Split = Literal["train", "heldout"]
@@ -101,15 +104,19 @@ def build_tokenizer(context: Context) -> None:
             return
         with recorded(directory, "tokenizer"):
             write_json(directory.path / "config.json", config.model_dump(mode="json", include={"data", "tokenizer"}))
-            tokenizer, train_s = _make_tokenizer(context, directory)
+            if config.tokenizer.checkpoint:
+                tokenizer, train_s = _published_tokenizer(config), 0.0
+            else:
+                tokenizer, train_s = _train_tokenizer(context, directory)
+            metadata = {"tokenizer": config.tokenizer.model_dump(mode="json")}
+            save_weights(directory.path / "tokenizer.safetensors", tokenizer, metadata)
             write_document(directory.path / "quality.json", _tokenizer_quality(context, tokenizer))
             directory.write_status(DONE, "tokenizer", train_s=train_s)
 
 
-def _make_tokenizer(context: Context, directory: Directory) -> tuple[Tokenizer, float]:
+def _train_tokenizer(context: Context, directory: Directory) -> tuple[Tokenizer, float]:
     from mvar.training.loop import fit
     from mvar.training.objectives import TokenizerObjective
-    from mvar.training.weights import save_weights
 
     config, settings = context.config, context.config.tokenizer
     torch.manual_seed(settings.seed)
@@ -126,8 +133,27 @@ def _make_tokenizer(context: Context, directory: Directory) -> tuple[Tokenizer, 
     )
     if not result.finished:
         raise Stopped(f"tokenizer: step {result.step} of {settings.train.steps}")
-    save_weights(directory.path / "tokenizer.safetensors", tokenizer, {"tokenizer": settings.model_dump(mode="json")})
     return tokenizer, result.train_s
+
+
+def _published_tokenizer(config: RunConfig) -> Tokenizer:
+    """The tokenizer of a published checkpoint with the official keys, e.g. VAR's vae_ch160v4096z32.pth."""
+    path = Path(os.path.expandvars(os.path.expanduser(config.tokenizer.checkpoint or "")))
+    allowed = "allowed: a state dict with the official keys and the sizes of the tokenizer section"
+    if not path.is_file():
+        raise UserError(f"tokenizer.checkpoint: no file {str(path)!r}; {allowed}")
+    tokenizer = Tokenizer(config.tokenizer, config.data.channels)
+    try:
+        if path.suffix == ".safetensors":
+            state = load_weights(path)[0]
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        tokenizer.load_state_dict(state)
+    except Exception as error:  # the kinds of damage are many (zip, pickle, keys, shapes) and all mean one thing
+        raise UserError(
+            f"tokenizer.checkpoint: cannot use {str(path)!r} ({one_line(error)[:200]}); {allowed}"
+        ) from None
+    return tokenizer
 
 
 def _tokenizer_quality(context: Context, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -145,8 +171,6 @@ def _tokenizer_quality(context: Context, tokenizer: Tokenizer) -> dict[str, Any]
 
 def load_tokenizer(context: Context) -> Tokenizer:
     """The finished tokenizer, on the device, in evaluation mode."""
-    from mvar.training.weights import load_weights
-
     config = context.config
     directory = context.store.stage("tokenizer", config.tokenizer_id)
     state, _ = load_weights(directory.path / "tokenizer.safetensors")

@@ -190,8 +190,8 @@ def _run(command: Run, arguments: list[str]) -> int:
     from experiments.runner import run_all
 
     summary = run_all(configs, store, command.workers or None)
-    for name, outcome in summary.failures.items():
-        _complain(f"{name}: {outcome.reason}", FAILURE)
+    for line in summary.complaints():
+        _complain(line, FAILURE)
     print(f"{summary.num_done} of {summary.num_runs} runs done in {store.root}")
     if summary.interrupted:
         return _complain("interrupted; the same command goes on where it was", INTERRUPTED)

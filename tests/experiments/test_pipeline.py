@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from experiments import pipeline, stages
 from experiments.pipeline import execute
@@ -16,6 +17,7 @@ from experiments.store import DONE, FAILED, STOPPED, Store
 from mvar.config import RunConfig, override
 from mvar.errors import UserError
 from mvar.presets import PRESETS
+from mvar.training.weights import load_weights
 
 TINY = {
     "tokenizer.train.steps": 8,
@@ -147,7 +149,7 @@ def test_killed_in_every_stage(finished, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "step"), KILLS)
+@pytest.mark.parametrize(("stage", "step"), [("tokenizer", 6), ("train", 6), ("sample", 20)])
 def test_killed_once(finished, tmp_path, stage, step):
     killed = in_process(CONFIG, tmp_path, kill_at(stage, step))
     killed.join()
@@ -246,13 +248,34 @@ def test_an_empty_image_folder_is_a_users_mistake(tmp_path):
     assert not (tmp_path / "results" / "runs" / config.run_id / "error.txt").exists()
 
 
+def test_a_published_tokenizer_is_loaded_not_trained(finished, tmp_path, monkeypatch):
+    tokenizer = Store(finished).stage("tokenizer", CONFIG.tokenizer_id).path / "tokenizer.safetensors"
+    state, _ = load_weights(tokenizer)
+    torch.save(state, tmp_path / "vae.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "vae.pth").read_bytes()[:-500])
+    torch.save(state | {"extra": torch.zeros(1)}, tmp_path / "other.pth")
+    monkeypatch.setenv("VAE_DIR", str(tmp_path))
+
+    def build(name: str) -> Path:
+        config = override(CONFIG, {"tokenizer.checkpoint": f"$VAE_DIR/{name}"})
+        context = stages.Context(config, Store(tmp_path), lambda *_: None, lambda: False)
+        stages.build_tokenizer(context)
+        return context.store.stage("tokenizer", config.tokenizer_id).path
+
+    loaded, _ = load_weights(build("vae.pth") / "tokenizer.safetensors")
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+    for name, message in (("no.pth", "no file"), ("cut.pth", "cannot use"), ("other.pth", "extra")):
+        with pytest.raises(UserError, match=f"tokenizer.checkpoint.*{message}"):
+            build(name)
+
+
 def test_stages_are_made_once(finished, monkeypatch):
     """A second run of the same data trains neither tokenizer nor classifier again."""
 
     def refuse(*_):
         raise AssertionError("a finished stage was made again")
 
-    for name in ("_make_tokenizer", "load_tokenizer"):
+    for name in ("_train_tokenizer", "load_tokenizer"):
         monkeypatch.setattr(stages, name, refuse)
     context = stages.Context(override(CONFIG, {"seed": 1}), Store(finished), refuse, lambda: False)
     for build in stages.BUILDERS.values():

@@ -139,6 +139,7 @@ def test_lines_are_few(capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_one_failure_leaves_the_others_alone(store):
     """A run that diverges, one whose worker is killed, two that are well: in one process pool."""
     victim = override(CONFIG, {"seed": 1, "train.steps": 400})
@@ -177,6 +178,7 @@ def test_runs_do_not_wait_for_a_stage_that_failed(tmp_path):
     assert set(display.ended.values()) == {"failed", "skipped"}
     failures = Summary(runner.outcomes).failures
     assert len(failures) == 2 and all(outcome.is_user_error for outcome in failures.values())
+    assert len(Summary(runner.outcomes).complaints()) == 1  # one reason, one line
 
 
 def arguments(root: Path, *more: str) -> list[str]:
