@@ -3,6 +3,8 @@ PYTHON ?= python3
 PRESET ?= digits
 RESULTS ?= results
 BIN := .venv/bin
+# Every worker imports torch: without cached bytecode each spends seconds on compiling it anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint format clean
 
