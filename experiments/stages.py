@@ -182,6 +182,10 @@ def load_tokenizer(context: Context) -> Tokenizer:
 # Token cache --------------------------------------------------------------------------------------------------------
 
 
+def _num_crops(config: RunConfig, split: Split) -> int:
+    return config.train.crops if split == "train" else 0  # 0: the central crop, as of every image that measures
+
+
 def _cache_ids(config: RunConfig, image_set, crops: int) -> dict[str, Any]:
     return {"tokenizer_id": config.tokenizer_id, "data": image_set.fingerprint, "crops": crops}
 
@@ -199,9 +203,9 @@ def build_tokens(context: Context) -> None:
             return
         with recorded(directory, "tokens"):
             tokenizer = load_tokenizer(context)
-            for split, crops in (("train", config.train.crops), ("heldout", 1)):
+            for split in ("train", "heldout"):
                 context.check()
-                image_set = images(config, split)
+                image_set, crops = images(config, split), _num_crops(config, split)
                 build_token_cache(
                     directory.path / split,
                     image_set,
@@ -219,9 +223,8 @@ def open_tokens(context: Context, split: Split):
     from mvar.data.tokens import open_token_cache
 
     config = context.config
-    crops = config.train.crops if split == "train" else 1
     path = context.store.stage("tokens", config.tokens_id).path / split
-    return open_token_cache(path, _cache_ids(config, images(config, split), crops))
+    return open_token_cache(path, _cache_ids(config, images(config, split), _num_crops(config, split)))
 
 
 # Feature extractor and floors ---------------------------------------------------------------------------------------
