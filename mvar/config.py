@@ -93,15 +93,15 @@ class TokenizerConfig(Config):
     patch_sides: tuple[int, ...] = (1, 2, 3, 4)
     vocab_size: int = Field(96, ge=2)  # V
     code_channels: int = Field(8, ge=1)  # C
-    width: int = Field(32, ge=1)  # channels of the first stage
+    width: int = Field(24, ge=1)  # channels of the first stage
     # one a stage; each stage after the first halves the resolution
     channel_multipliers: tuple[PositiveInt, ...] = Field((1, 2), min_length=1)
     num_res_blocks: int = Field(1, ge=1)
     attention: bool = False  # self-attention in the coarsest stage
-    mid_attention: bool = True
+    mid_attention: bool = False
     share_phi: int = Field(4, ge=0)  # phi convolutions: 0 one per scale, 1 one, K shared (VAR: 4)
     phi_ratio: float = Field(0.5, ge=0, le=1)  # weight of the convolution in phi
-    beta: float = Field(0.25, ge=0)  # commitment loss
+    beta: float = Field(0.1, ge=0)  # commitment loss
     checkpoint: str | None = None  # a published tokenizer's file: it is loaded, not trained
     shift_px: int = Field(1, ge=0)  # random translation of training images
     seed: int = 0

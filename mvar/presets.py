@@ -28,6 +28,8 @@ VAR_TOKENIZER = TokenizerConfig(
     channel_multipliers=(1, 1, 2, 2, 4),
     num_res_blocks=2,
     attention=True,
+    mid_attention=True,
+    beta=0.25,
     checkpoint="$MVAR_TOKENIZER",
     shift_px=0,
 )
