@@ -29,6 +29,7 @@ def full():
         attention=facts["using_sa"],
         mid_attention=facts["using_mid_sa"],
         share_phi=facts["share_quant_resi"],
+        beta=facts["beta"],
     )
     tokenizer = Tokenizer(config, facts["in_channels"]).eval()
     tokenizer.load_state_dict(load_file(folder / "vae.safetensors"), strict=True)
@@ -68,6 +69,7 @@ def test_released_size_has_the_official_keys_shapes_and_count():
         channel_multipliers=(1, 1, 2, 2, 4),
         num_res_blocks=2,
         attention=True,
+        mid_attention=True,
     )
     with torch.device("meta"):
         tokenizer = Tokenizer(config, in_channels=3)
