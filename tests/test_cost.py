@@ -73,9 +73,11 @@ def test_whole_layer_shares_sum_to_one():
 
 def counted_flops(model, space):
     built = ScaleTransformer(model, space)
+    schedule = space.schedule
+    inputs = torch.zeros(1, schedule.num_tokens - schedule.lengths[0], space.code_channels)
     # MATH: older torch does not count its fused attention on CPU
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        built(torch.zeros(1, dtype=torch.long), torch.zeros(1, 29, 8))
+        built(torch.zeros(1, dtype=torch.long), inputs)
     return counter.get_total_flops()
 
 
@@ -83,7 +85,8 @@ def counted_flops(model, space):
 @pytest.mark.parametrize("shared", [False, True])
 def test_flops_are_those_that_torch_counts(pattern, shared):
     model = ModelConfig(depth=3, width=32, num_heads=2, pattern=pattern, shared_adaln=shared)
-    space = TokenSpace((1, 2, 3, 4), vocab_size=50, code_channels=8, num_classes=10)
+    space = TokenSpace((2, 3, 4), vocab_size=50, code_channels=8, num_classes=10)
+    # From side 2 on: a scale of one token takes no attention kernel, which torch then cannot count
     assert counted_flops(model, space) == forward_flops(model, space)
 
 

@@ -3,6 +3,8 @@
 A mixer that is added to the registry is covered here by itself.
 """
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -49,7 +51,7 @@ def run_split(model, labels, inputs, cuts):
     schedule, outputs, state = model.schedule, [], None
     skip = schedule.lengths[0]
     edges = [0, *cuts, schedule.num_scales]
-    for first, last in zip(edges[:-1], edges[1:], strict=True):
+    for first, last in pairwise(edges):
         span = schedule.span(first, last)
         piece = inputs[:, max(span.start - skip, 0) : span.stop - skip]
         logits, state = model(labels, piece, span, state)
@@ -79,7 +81,7 @@ def test_any_split_with_state_equals_teacher_forcing(pattern, dtype, data):
         close(run_split(model, labels, inputs, draw_cuts(data, len(sides))), whole, dtype)
 
 
-@pytest.mark.parametrize("pattern", MIXERS + ["intra+mamba"])
+@pytest.mark.parametrize("pattern", [*MIXERS, "intra+mamba"])
 def test_gradients_through_any_split_equal_teacher_forcing(pattern):
     model = make_model(pattern)
     labels, inputs = make_batch(model)
@@ -141,7 +143,7 @@ def test_every_parameter_gets_a_gradient(pattern):
         assert p.grad is not None and p.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("pattern", MIXERS + ["intra+mamba"])
+@pytest.mark.parametrize("pattern", [*MIXERS, "intra+mamba"])
 def test_an_image_does_not_depend_on_its_batch(pattern):
     model = make_model(pattern)
     labels, inputs = make_batch(model, batch=4)
@@ -152,7 +154,7 @@ def test_an_image_does_not_depend_on_its_batch(pattern):
             close(alone, whole[i : i + 1], torch.float64)
 
 
-@pytest.mark.parametrize("pattern", MIXERS + ["intra+mamba"])
+@pytest.mark.parametrize("pattern", [*MIXERS, "intra+mamba"])
 def test_no_code_path_depends_on_training_mode(pattern):
     model = make_model(pattern)
     labels, inputs = make_batch(model)
