@@ -28,7 +28,8 @@ DIGITS_SIDE = 8
 
 def to_float(images: Tensor | np.ndarray) -> Tensor:
     """Pixels uint8 in any shape to float32 in [-1, 1], with the rounding of the official transforms."""
-    unit = torch.as_tensor(images).to(torch.float32) / 255
+    unit = torch.tensor(images, dtype=torch.float32) if isinstance(images, np.ndarray) else images.to(torch.float32)
+    unit = unit / 255
     return unit + unit - 1
 
 

@@ -8,7 +8,7 @@ import pytest
 from analysis.compare import aggregate, check_comparable, ratio
 from analysis.records import load_records, training_curve
 from mvar.errors import UserError
-from mvar.presets import PRESETS
+from mvar.presets import DIGITS, PRESETS
 
 
 def edit(path, change):
@@ -24,7 +24,7 @@ def test_one_row_a_run_and_evaluation(results):
     assert sorted(records.table["run_id"]) == sorted(config.run_id for config in configs)
     row = records.table.set_index("run_id").loc[configs[1].run_id]
     assert (row["seed"], row["pattern"], row["depth"], row["state"]) == (1, "global", 8, "done")
-    assert row["eval/fid"] == pytest.approx(1.7) and row["num_images"] == 1800
+    assert row["eval/fid"] == pytest.approx(1.7) and row["num_images"] == DIGITS.evaluation.num_images
     assert [cell.label for cell in records.manifests[0].cells] == [cell["label"] for cell in manifest["cells"]]
 
 
@@ -130,11 +130,11 @@ def test_a_metric_that_is_no_number_becomes_a_dash(results, value):
 def test_training_curve_skips_what_it_cannot_read(results):
     run = results.run(PRESETS["digits"])
     whole = training_curve(run, "train/loss", problems := [])
-    assert len(whole) == 60 and problems == []
+    assert len(whole) == DIGITS.train.steps // DIGITS.runtime.log_every and problems == []
     lines = run.metrics.read_text().splitlines()
     run.metrics.write_text("\n".join([lines[0], '{"step": 20, "train/lo', '{"train/loss": 3.0}', "[1]", *lines[3:]]))
     partial = training_curve(run, "train/loss", problems)
-    assert partial["step"].tolist() == [10, *range(40, 601, 10)]
+    assert partial["step"].tolist() == [10, *range(40, DIGITS.train.steps + 1, 10)]
     assert [p.split("metrics.jsonl ")[1] for p in problems] == [
         "line 2: not valid JSON; skipped",
         "line 3: not a logged step; skipped",

@@ -12,6 +12,7 @@ from analysis.records import load_records
 from analysis.report import write_report
 from analysis.tables import sweep_table
 from mvar.errors import UserError
+from mvar.presets import DIGITS
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,8 @@ def test_all_of_it_is_there(whole, everything):
 def test_floors_extractor_machine_and_sizes_are_told(whole):
     _, text, _ = whole
     assert "99.7% of held-out images classified rightly" in text
-    assert "| 0.155 | digits, 1,800 images |" in text and "| 0.870 ± 0.040 |" in text and "FID(real, real)" in text
+    images = f"{DIGITS.evaluation.num_images:,} images"
+    assert f"| 0.155 | digits, {images} |" in text and "| 0.870 ± 0.040 |" in text and "FID(real, real)" in text
     assert re.search(r"\*\*digits\*\*: 1,3\d\d training and 4\d\d held-out images, 10 classes, 8 × 8 px", text)
     assert "**Machine**: a CPU, 2 CPUs" in text and "PyTorch 2.15.0" in text
 

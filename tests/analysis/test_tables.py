@@ -17,7 +17,7 @@ from experiments.cells import PAPER, paper_rows
 from mvar.config import TokenSpace
 from mvar.cost import attention_cost, num_params
 from mvar.errors import UserError
-from mvar.presets import model_size
+from mvar.presets import DIGITS, model_size
 from mvar.scales import PATCH_SIDES, ScaleSchedule
 
 
@@ -47,7 +47,7 @@ def test_table6_has_measured_and_printed_values_apart(everything):
     row = cells(table, 0)
     assert row[0] == ("method", "VAR") and ("FID ↓", "1.70 ± 0.10") in row and ("FID ↓", "3.55") in row
     assert ("NLL ↓ (bits/token)", "2.40 ± 0.10") in row and ("near-copies (%)", "12.5 ± 0.0") in row
-    assert ("seeds", "3") in row and ("steps", "600") in row
+    assert ("seeds", "3") in row and ("steps", str(DIGITS.train.steps)) in row
     with open(PAPER / "table6_mixers.csv", newline="") as file:
         printed = {r["method"]: float(r["fid"]) for r in csv.DictReader(file)}
     assert {r["label"]: r["paper_fid"] for r in table.rows} == printed
@@ -75,7 +75,7 @@ def test_equal_steps_and_equal_budget_are_separate_tables(results):
     results.sweep("mixers", mode="budget")
     steps, budget = table_of(results, "mixers"), table_of(results, "mixers", "budget")
     assert steps.name == "mixers-digits-steps" and budget.name == "mixers-digits-budget"
-    assert {r["steps"] for r in steps.rows} == {600} and len({r["steps"] for r in budget.rows}) > 1
+    assert {r["steps"] for r in steps.rows} == {DIGITS.train.steps} and len({r["steps"] for r in budget.rows}) > 1
     flops = [r["train_flops"] for r in budget.rows]
     assert max(flops) / min(flops) < 1.01
     assert any("same training FLOPs" in line for line in budget.reading)
