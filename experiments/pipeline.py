@@ -87,7 +87,7 @@ def _execute(context: Context, directory: RunDirectory) -> None:
 def _write_environment(context: Context, directory: RunDirectory) -> None:
     runtime, probe = context.config.runtime, torch.empty(0, device=context.device)
     attention = "torch" if runtime.attention_backend == "auto" else runtime.attention_backend
-    backends = {"attention": attention, "scan": ssd._choose_backend(runtime.scan_backend, probe)}
+    backends = {"attention": attention, "scan": ssd.choose_backend(runtime.scan_backend, probe)}
     write_json(directory.path / "env.json", describe(backends) | {"device": str(context.device)})
 
 

@@ -92,7 +92,7 @@ def imagenet(depth: int, resolution: int) -> RunConfig:
 DIGITS = RunConfig(
     data=DataConfig(heldout_fraction=0.25),
     tokenizer=TokenizerConfig(
-        train=OptimConfig(steps=400, batch_size=64, base_lr=1.6e-2, warmup_fraction=0.3, clip_norm=1.0)
+        train=OptimConfig(steps=350, batch_size=64, base_lr=1.6e-2, warmup_fraction=0.3, clip_norm=1.0)
     ),
     model=ModelConfig(
         depth=8,
@@ -102,7 +102,7 @@ DIGITS = RunConfig(
         attn_l2_norm=False,  # as the papers' d16, which the ablations use
         mamba=MambaConfig(d_state=16, headdim=32),
     ),
-    train=TrainConfig(steps=300, batch_size=32, base_lr=2.4e-2, warmup_fraction=0.1, clip_norm=1.0, label_dropout=0.1),
+    train=TrainConfig(steps=240, batch_size=32, base_lr=2.4e-2, warmup_fraction=0.1, clip_norm=1.0, label_dropout=0.1),
     evaluation=EvaluationConfig(num_images=1000),
 )
 

@@ -54,7 +54,7 @@ def ssd_scan(
     Raises:
         UserError: an unknown back end, or `mamba_ssm` where it is not installed or cannot run.
     """
-    if _choose_backend(backend, x) == "mamba_ssm":
+    if choose_backend(backend, x) == "mamba_ssm":
         return _scan_mamba_ssm(x, dt, A, B, C, D, state, chunk_size, need_state)
     return scan(x, dt, A, B, C, D, state, chunk_size or CHUNK_SIZE, need_state)
 
@@ -82,7 +82,8 @@ def ssd_flops(
     return products + 2 * (reads + writes) * num_heads * headdim * d_state
 
 
-def _choose_backend(backend: str, x: Tensor) -> str:
+def choose_backend(backend: str, x: Tensor) -> str:
+    """The back end that `ssd_scan` takes for tensors such as `x`; a `UserError` where the one asked for cannot run."""
     if backend not in ("auto", "torch", "mamba_ssm"):
         raise one_of("runtime.scan_backend", backend, ("auto", "torch", "mamba_ssm"))
     if backend == "torch":

@@ -295,8 +295,8 @@ def test_forced_backend_that_is_missing(monkeypatch):
 
     monkeypatch.setattr(ssd, "_mamba_ssm_kernel", lambda: None)
     with pytest.raises(UserError, match="'mamba_ssm' is not installed; allowed: pip install mamba-ssm"):
-        ssd._choose_backend("mamba_ssm", OnGpu())
-    assert ssd._choose_backend("auto", OnGpu()) == "torch"
+        ssd.choose_backend("mamba_ssm", OnGpu())
+    assert ssd.choose_backend("auto", OnGpu()) == "torch"
 
 
 def test_mamba_ssm_backend_calls_the_kernel(monkeypatch):
@@ -307,7 +307,7 @@ def test_mamba_ssm_backend_calls_the_kernel(monkeypatch):
         return recurrence(x, dt, A, B[:, :, 0], C[:, :, 0], D, initial_states)
 
     monkeypatch.setattr(ssd, "_mamba_ssm_kernel", lambda: kernel)
-    monkeypatch.setattr(ssd, "_choose_backend", lambda backend, x: "mamba_ssm")
+    monkeypatch.setattr(ssd, "choose_backend", lambda backend, x: "mamba_ssm")
     inputs = draw(2, 20, 2, 3, 4, dtype=torch.float32)
     for got, expected in zip(ssd_scan(**inputs), recurrence(**inputs), strict=True):
         torch.testing.assert_close(got, expected)
