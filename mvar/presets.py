@@ -92,7 +92,7 @@ def imagenet(depth: int, resolution: int) -> RunConfig:
 DIGITS = RunConfig(
     data=DataConfig(heldout_fraction=0.25),
     tokenizer=TokenizerConfig(
-        train=OptimConfig(steps=350, batch_size=64, base_lr=1.6e-2, warmup_fraction=0.3, clip_norm=1.0)
+        train=OptimConfig(steps=450, batch_size=64, base_lr=1.6e-2, warmup_fraction=0.3, clip_norm=1.0)
     ),
     model=ModelConfig(
         depth=8,
