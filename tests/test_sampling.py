@@ -1,12 +1,10 @@
 """Sampling against the official code (guidance, filters, smoothing, whole images), and one stream an image."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from official import GOLDEN, facts_of, load_model
 from safetensors.torch import load_file
 
 from mvar.config import ModelConfig, SampleConfig, TokenizerConfig, TokenSpace
@@ -14,14 +12,9 @@ from mvar.sampling import balanced_labels, draw, filter_logits, generate, guide,
 from mvar.tokenizer.quantizer import ResidualQuantizer
 from mvar.transformer import ScaleTransformer
 
-GOLDEN = Path(__file__).parent / "golden"
-FUNCTIONS = json.loads((GOLDEN / "sampling_fn" / "config.json").read_text())
-CASES = {"var_plain": "global", "var_plain_shared": "global", "var_l2": "global", "var_l2_shared": "global"}
-CASES |= {"mvar_plain": "intra+mamba", "mvar_l2": "intra+mamba"}
-BUFFERS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias", "patch_nums")
-WHOLE_IMAGES = [
-    (case, run["tag"]) for case in CASES for run in json.loads((GOLDEN / case / "config.json").read_text())["infer"]
-]
+FUNCTIONS = facts_of("sampling_fn")
+CASES = ["var_plain", "var_plain_shared", "var_l2", "var_l2_shared", "mvar_plain", "mvar_l2"]
+WHOLE_IMAGES = [(case, run["tag"]) for case in CASES for run in facts_of(case)["infer"]]
 
 
 @pytest.fixture(scope="module")
@@ -57,22 +50,10 @@ def test_more_smooth(functions, row):
 
 
 def load_case(case):
-    facts = json.loads((GOLDEN / case / "config.json").read_text())
-    config = ModelConfig(
-        depth=facts["depth"],
-        width=facts["width"],
-        num_heads=facts["heads"],
-        pattern=CASES[case],
-        attn_l2_norm=facts["attn_l2_norm"],
-        shared_adaln=facts["shared_aln"],
-    )
-    sides = tuple(facts["patch_nums"])
-    model = ScaleTransformer(config, TokenSpace(sides, facts["vocab_size"], facts["Cvae"], facts["num_classes"]))
-    state = load_file(GOLDEN / case / "state.safetensors")
-    model.load_state_dict({k: v.float() for k, v in state.items() if not k.endswith(BUFFERS)})
+    facts, model, inputs, outputs = load_model(case)
     quantizer = ResidualQuantizer(
         TokenizerConfig(
-            patch_sides=sides,
+            patch_sides=tuple(facts["patch_nums"]),
             vocab_size=facts["vocab_size"],
             code_channels=facts["Cvae"],
             share_phi=facts["share_quant_resi"],
@@ -81,15 +62,13 @@ def load_case(case):
     )
     vae = load_file(GOLDEN / case / "vae.safetensors")
     quantizer.load_state_dict({k.removeprefix("quantize."): v.float() for k, v in vae.items()})
-    return facts, model.eval(), quantizer
+    return facts, model.eval(), quantizer, inputs["infer.label"], outputs
 
 
 @pytest.mark.parametrize(("case", "tag"), WHOLE_IMAGES)
 def test_whole_images_scale_by_scale(case, tag):
-    facts, model, quantizer = load_case(case)
+    facts, model, quantizer, labels, expected = load_case(case)
     run = next(r for r in facts["infer"] if r["tag"] == tag)
-    labels = load_file(GOLDEN / case / "inputs.safetensors")["infer.label"]
-    expected = load_file(GOLDEN / case / "outputs.safetensors")
     logits = []
     config = SampleConfig(cfg_scale=run["cfg"], top_k=run["top_k"], top_p=run["top_p"])
     result = generate(

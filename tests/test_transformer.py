@@ -1,38 +1,16 @@
 """The backbone against the official code: logits, hidden states, losses and gradients on random weights."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from official import GOLDEN, load_model
 
 from mvar.config import ModelConfig, TokenSpace
 from mvar.transformer import ScaleTransformer
 
-GOLDEN = Path(__file__).parent / "golden"
 CASES = ["var_plain", "var_plain_shared", "var_l2", "var_l2_shared", "mvar_plain", "mvar_l2"]
-OFFICIAL_BUFFERS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias", "patch_nums")
-
-
-def load_case(name):
-    folder = GOLDEN / name
-    facts = json.loads((folder / "config.json").read_text())
-    config = ModelConfig(
-        depth=facts["depth"],
-        width=facts["width"],
-        num_heads=facts["heads"],
-        mlp_ratio=facts["mlp_ratio"],
-        pattern={"var": "global", "mvar": "intra+mamba"}[facts["kind"]],
-        attn_l2_norm=facts["attn_l2_norm"],
-        shared_adaln=facts["shared_aln"],
-    )
-    sides = tuple(facts["patch_nums"])
-    model = ScaleTransformer(config, TokenSpace(sides, facts["vocab_size"], facts["Cvae"], facts["num_classes"]))
-    weights = load_file(folder / "state.safetensors")
-    model.load_state_dict({k: v.float() for k, v in weights.items() if not k.endswith(OFFICIAL_BUFFERS)})
-    return facts, model, load_file(folder / "inputs.safetensors"), load_file(folder / "outputs.safetensors")
 
 
 def within_noise(actual, expected, noise, factor=8):
@@ -42,7 +20,7 @@ def within_noise(actual, expected, noise, factor=8):
 
 @pytest.mark.parametrize("case", CASES)
 def test_teacher_forcing(case):
-    facts, model, inputs, outputs = load_case(case)
+    facts, model, inputs, outputs = load_model(case)
     seen = {}
     for i, block in enumerate(model.blocks):
         block.register_forward_hook(lambda m, a, out, i=i: seen.__setitem__(f"tf.block.{i}.out", out[0]))
@@ -61,7 +39,7 @@ def test_teacher_forcing(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_loss_and_gradients(case):
-    facts, model, inputs, outputs = load_case(case)
+    facts, model, inputs, outputs = load_model(case)
     logits, _ = model(inputs["tf.label"], inputs["tf.x"])
     per_token = F.cross_entropy(logits.flatten(0, 1), inputs["tf.gt_idx"].flatten(), reduction="none")
     torch.testing.assert_close(per_token.view_as(inputs["tf.gt_idx"]), outputs["tf.loss_per_token"], rtol=0, atol=1e-4)

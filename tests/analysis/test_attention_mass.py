@@ -1,12 +1,11 @@
 """Attention mass: equal to materialised softmax, to the official code's numbers, and streamed without L x L maps."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from official import load_model
 
 from analysis.attention import AttentionStats, attention_stats, scale_mass
 from mvar.config import ModelConfig, TokenSpace
@@ -14,28 +13,10 @@ from mvar.errors import UserError
 from mvar.scales import ScaleSchedule
 from mvar.transformer import ScaleTransformer
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-BUFFERS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias", "patch_nums")
-
 
 def golden(case):
-    folder = GOLDEN / case
-    config = json.loads((folder / "config.json").read_text())
-    model = ScaleTransformer(
-        ModelConfig(
-            depth=config["depth"],
-            width=config["width"],
-            num_heads=config["heads"],
-            mlp_ratio=config["mlp_ratio"],
-            attn_l2_norm=config["attn_l2_norm"],
-            shared_adaln=config["shared_aln"],
-        ),
-        TokenSpace(tuple(config["patch_nums"]), config["vocab_size"], config["Cvae"], config["num_classes"]),
-    )
-    state = load_file(folder / "state.safetensors")
-    model.load_state_dict({k: v.float() for k, v in state.items() if k.split(".")[-1] not in BUFFERS})
-    tensors = load_file(folder / "inputs.safetensors")
-    return config, model, tensors["tf.label"], tensors["tf.x"], load_file(folder / "outputs.safetensors")
+    facts, model, inputs, outputs = load_model(case)
+    return facts, model, inputs["tf.label"], inputs["tf.x"], outputs
 
 
 def materialised(q, k, schedule):

@@ -1,0 +1,36 @@
+"""Loads a golden case of the official code: its facts, the model with its weights, inputs and outputs."""
+
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from mvar.config import ModelConfig, TokenSpace
+from mvar.transformer import ScaleTransformer
+
+GOLDEN = Path(__file__).parent / "golden"
+PATTERNS = {"var": "global", "mvar": "intra+mamba"}
+BUFFERS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias", "patch_nums")  # official, derived from the schedule here
+
+
+def facts_of(case):
+    return json.loads((GOLDEN / case / "config.json").read_text())
+
+
+def load_model(case):
+    """(facts, model, inputs, outputs) of a `var_*` or `mvar_*` case; the weights are loaded strictly by name."""
+    folder, facts = GOLDEN / case, facts_of(case)
+    config = ModelConfig(
+        depth=facts["depth"],
+        width=facts["width"],
+        num_heads=facts["heads"],
+        mlp_ratio=facts["mlp_ratio"],
+        pattern=PATTERNS[facts["kind"]],
+        attn_l2_norm=facts["attn_l2_norm"],
+        shared_adaln=facts["shared_aln"],
+    )
+    space = TokenSpace(tuple(facts["patch_nums"]), facts["vocab_size"], facts["Cvae"], facts["num_classes"])
+    model = ScaleTransformer(config, space)
+    weights = load_file(folder / "state.safetensors")
+    model.load_state_dict({k: v.float() for k, v in weights.items() if not k.endswith(BUFFERS)})
+    return facts, model, load_file(folder / "inputs.safetensors"), load_file(folder / "outputs.safetensors")
