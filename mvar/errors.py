@@ -1,5 +1,11 @@
 """The one exception that means "the user can mend this": shown as a single line, exit code 2, no traceback."""
 
+import re
+import sys
+from pathlib import Path
+
+OK, FAILURE, USER_ERROR, INTERRUPTED = 0, 1, 2, 130  # exit codes
+
 
 class UserError(Exception):
     """A mistake in what was asked for; the message names the field, its value and what is allowed."""
@@ -13,3 +19,17 @@ def one_of(what: str, value: object, allowed) -> UserError:
     near = get_close_matches(str(value), names, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return UserError(f"{what}: {str(value)!r} is unknown{hint}; allowed: {', '.join(names)}")
+
+
+def complain(message: str, code: int) -> int:
+    """Say on stderr, in one line, what is wrong; returns the exit code."""
+    line = re.sub(r"\s+", " ", message)
+    print(f"mvar: error: {line}", file=sys.stderr)
+    return code
+
+
+def existing_directory(what: str, path: Path, allowed: str) -> Path:
+    """A directory that a command reads; a missing one is a `UserError`."""
+    if not path.is_dir():
+        raise UserError(f"{what}: {path} is no directory; allowed: {allowed}")
+    return path

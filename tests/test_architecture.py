@@ -22,6 +22,7 @@ LAYERS = (
     ("mvar.evaluation",),
     ("experiments",),
     ("slurm", "analysis"),
+    ("mvar.commands",),
     ("mvar.cli",),
 )
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from experiments.store import DONE, Store
-from mvar.cli import FAILURE, OK, USER_ERROR, main
+from mvar.cli import main
+from mvar.commands.run import Run
 from mvar.config import RunConfig, override
+from mvar.errors import FAILURE, OK, USER_ERROR
 from mvar.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -164,11 +166,8 @@ def test_dry_run_makes_nothing(tmp_path, capsys):
 
 
 def test_seeds_and_settings_reach_the_configs():
-    from mvar.cli import Run, _requests
-
-    (request,) = _requests(
-        Run(("mixers",), "smoke", "0,4", (("train.steps=7", "model.depth=2"), ("sample.top_k=3",)), "1e9")
-    )
+    settings = (("train.steps=7", "model.depth=2"), ("sample.top_k=3",))
+    (request,) = Run(("mixers",), "smoke", "0,4", settings, "1e9").requests()
     configs: list[RunConfig] = request.configs()
     assert {config.seed for config in configs} == {0, 4}
     assert {config.model.depth for config in configs} == {2} and {config.sample.top_k for config in configs} == {3}

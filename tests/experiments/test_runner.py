@@ -16,8 +16,10 @@ from experiments.pipeline import execute
 from experiments.plan import RUN, Clock, tasks_of
 from experiments.runner import Summary, _Runner, run_all, task_share, worker_places
 from experiments.store import DONE, FAILED, STOPPED, Store
-from mvar.cli import FAILURE, INTERRUPTED, OK, USER_ERROR, main
+from mvar.cli import main
+from mvar.commands.run import Run
 from mvar.config import RunConfig, RuntimeConfig, override
+from mvar.errors import FAILURE, INTERRUPTED, OK, USER_ERROR
 from mvar.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
@@ -282,9 +284,7 @@ def test_killed_then_interrupted_then_finished(store, tmp_path):
 
 def test_configs_of_the_command_line_are_those_of_this_file():
     """The slow test waits for a run by its id."""
-    from mvar.cli import Run, _requests
-
     settings = tuple(f"{name}={value}" for name, value in TINY.items())
-    (request,) = _requests(Run(("mixers",), "smoke", set=(settings,)))
+    (request,) = Run(("mixers",), "smoke", set=(settings,)).requests()
     configs: list[RunConfig] = request.configs()
     assert override(CONFIG, {"model.pattern": "intra+mamba"}).run_id in {config.run_id for config in configs}

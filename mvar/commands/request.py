@@ -1,0 +1,95 @@
+"""What is asked for by every command that makes runs: sweeps, preset, seeds, settings, budget."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from mvar.errors import UserError, one_of
+
+if TYPE_CHECKING:
+    from experiments.cells import Request
+
+DEFAULT_BUDGET = "baseline"
+
+
+@dataclass(frozen=True)
+class Sweeps:
+    """The runs of one or more sweeps."""
+
+    sweeps: tyro.conf.Positional[tuple[str, ...]]
+    """Sweeps: mixers (Table 6), layers (Figure 5), parameters (Table 5). What they share is made once."""
+    preset: str = "digits"
+    """Where sizes, data and recipe come from, see mvar/presets.py."""
+    seeds: str = "1"
+    """A count (3: seeds 0, 1, 2) or a list (0,4,7) of seeds of initialisation and training."""
+    set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """FIELD=VALUE ...: fields that differ from the preset, e.g. model.depth=4 train.steps=100."""
+    budget: Annotated[str, tyro.conf.arg(metavar="[FLOPS]")] = ""
+    """Equal training FLOPs instead of equal steps; without a number, those of VAR at the preset's steps."""
+    dry_run: bool = False
+    """Only print runs, parameters, FLOPs and estimated time."""
+    results: Path = Path("results")
+    """Where runs are kept."""
+
+    def requests(self) -> "list[Request]":
+        """The sweeps with all their settings.
+
+        Raises:
+            UserError: an unknown sweep, preset or field; a value that is not allowed.
+        """
+        from experiments.cells import BUDGET, STEPS, Request, parse_overrides
+        from experiments.sweeps import SWEEPS, find_sweep
+        from mvar.config import override
+        from mvar.presets import PRESETS
+
+        if not self.sweeps:
+            raise UserError(f"sweep: none given; allowed: {', '.join(SWEEPS)}")
+        if self.preset not in PRESETS:
+            raise one_of("preset", self.preset, PRESETS)
+        overrides = parse_overrides(setting for group in self.set for setting in group)
+        if "seed" in overrides:
+            raise UserError("set: seed is given by --seeds; allowed there: a count or a list such as 0,4,7")
+        config = override(PRESETS[self.preset], overrides)
+        mode, budget = (BUDGET, _budget(self.budget)) if self.budget else (STEPS, None)
+        return [
+            Request(find_sweep(name), self.preset, config, _seeds(self.seeds), overrides, mode, budget)
+            for name in dict.fromkeys(self.sweeps)
+        ]
+
+
+def with_budget_value(arguments: list[str]) -> list[str]:
+    """`--budget` may stand alone: then it means the baseline's FLOPs."""
+    result = []
+    for i, argument in enumerate(arguments):
+        result.append(argument)
+        following = arguments[i + 1] if i + 1 < len(arguments) else ""
+        if argument == "--budget" and not re.match(r"[\d.]", following):
+            result.append(DEFAULT_BUDGET)
+    return result
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    allowed = "allowed: a count of 1 or more, or a list such as 0,4,7"
+    if not re.fullmatch(r"\d+(,\d+)*,?", text):
+        raise UserError(f"seeds: {text!r} is neither; {allowed}")
+    numbers = tuple(int(number) for number in text.split(",") if number)
+    if "," in text:
+        return tuple(dict.fromkeys(numbers))
+    if numbers[0] < 1:
+        raise UserError(f"seeds: {text} is no count; {allowed}")
+    return tuple(range(numbers[0]))
+
+
+def _budget(text: str) -> float | None:
+    if text == DEFAULT_BUDGET:
+        return None
+    try:
+        budget = float(text)
+    except ValueError:
+        budget = 0.0
+    if not 0 < budget < float("inf"):
+        raise UserError(f"budget: {text!r} is no number of FLOPs; allowed: a positive number such as 1e15, or none")
+    return budget

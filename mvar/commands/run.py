@@ -1,0 +1,49 @@
+"""`mvar run`: make the runs of sweeps on this machine."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from mvar.commands.request import Sweeps
+from mvar.errors import FAILURE, INTERRUPTED, OK, USER_ERROR, UserError, complain
+
+
+@dataclass(frozen=True)
+class Run(Sweeps):
+    """Make the runs of one or more sweeps that are not done yet; interrupted ones go on where they were."""
+
+    workers: Annotated[int, tyro.conf.arg(metavar="N")] = 0
+    """Worker processes; 0: one a core (or the cores of runtime.threads), or one a GPU."""
+
+    def execute(self, arguments: list[str]) -> int:
+        """Run them all; returns the exit code."""
+        from experiments.cells import unique, write_manifest
+        from experiments.store import Store, check_writable
+
+        if self.workers < 0:
+            raise UserError(f"workers: {self.workers} is negative; allowed: 1 or more, 0 for one a core or GPU")
+        requests = self.requests()
+        configs = unique(config for request in requests for config in request.configs())
+        store = Store(self.results)
+        if self.dry_run:
+            from experiments.tables import print_plan
+
+            print_plan(requests, store, self.workers or None)
+            return OK
+        check_writable(self.results)
+        for request in requests:
+            write_manifest(store, request, arguments)
+
+        from experiments.runner import run_all
+
+        summary = run_all(configs, store, self.workers or None)
+        for line in summary.complaints():
+            complain(line, FAILURE)
+        print(f"{summary.num_done} of {summary.num_runs} runs done in {store.root}")
+        if summary.interrupted:
+            return complain("interrupted; the same command goes on where it was", INTERRUPTED)
+        if not summary.failures:
+            return OK
+        only_mistakes = all(outcome.is_user_error for outcome in summary.failures.values())
+        return USER_ERROR if only_mistakes else FAILURE
