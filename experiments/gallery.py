@@ -10,7 +10,7 @@ from experiments.stages import Context, load_tokenizer
 from experiments.store import RunDirectory, Store
 from mvar.config import override
 from mvar.errors import UserError, one_of
-from mvar.training.weights import load_weights
+from mvar.weights import load_weights
 
 DEFAULT_CLASSES = 10
 

@@ -22,8 +22,8 @@ from mvar.files import atomic_write, read_json, write_json
 from mvar.kernels import ssd
 from mvar.sampling import balanced_labels, generate
 from mvar.tokenizer.model import Tokenizer
-from mvar.training.weights import load_weights, save_weights
 from mvar.transformer import ScaleTransformer
+from mvar.weights import load_weights, save_weights
 
 STAGES = ("tokenizer", "tokens", "extractor", "floors", "train", "sample", "evaluate")
 STATUS_INTERVAL_S = 2.0

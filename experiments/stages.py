@@ -32,7 +32,7 @@ from mvar.errors import UserError
 from mvar.files import write_json
 from mvar.tokenizer.model import Tokenizer
 from mvar.training.distributed import resolve_device
-from mvar.training.weights import load_weights, save_weights
+from mvar.weights import load_weights, save_weights
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
 Split = Literal["train", "heldout"]

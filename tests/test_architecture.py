@@ -13,10 +13,11 @@ SOURCES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py
 
 # Low to high: a module imports its own layer and those below.
 LAYERS = (
-    ("mvar.errors", "mvar.files", "mvar.scales", "mvar.pattern", "mvar.config", "mvar.presets"),
+    ("mvar.errors", "mvar.files", "mvar.scales", "mvar.pattern", "mvar.config", "mvar.presets", "mvar.weights"),
     ("mvar.kernels",),
     ("mvar.mixers",),
     ("mvar.transformer", "mvar.cost", "mvar.tokenizer"),
+    ("mvar.checkpoint_files", "mvar.published"),
     ("mvar.sampling", "mvar.data"),
     ("mvar.training",),
     ("mvar.evaluation",),

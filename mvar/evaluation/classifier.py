@@ -21,7 +21,7 @@ from mvar.evaluation.images import Images
 from mvar.training.distributed import resolve_device
 from mvar.training.loop import fit
 from mvar.training.objective import DataOrder, Objective, Rows
-from mvar.training.weights import load_weights, save_weights
+from mvar.weights import load_weights, save_weights
 
 NUM_FEATURES = 64
 BATCH_SIZE = 64

@@ -13,8 +13,8 @@ from mvar.config import override
 from mvar.errors import UserError
 from mvar.presets import PRESETS
 from mvar.tokenizer.model import Tokenizer
-from mvar.training.weights import save_weights
 from mvar.transformer import ScaleTransformer
+from mvar.weights import save_weights
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from experiments.store import DONE, FAILED, STOPPED, Store
 from mvar.config import RunConfig, override
 from mvar.errors import UserError
 from mvar.presets import PRESETS
-from mvar.training.weights import load_weights
+from mvar.weights import load_weights
 
 TINY = {
     "tokenizer.train.steps": 8,

@@ -10,7 +10,7 @@ from torch import nn
 
 from mvar.errors import UserError
 from mvar.training import checkpoint
-from mvar.training.weights import load_weights, save_weights
+from mvar.weights import load_weights, save_weights
 
 
 def state(value: float) -> dict:
