@@ -13,6 +13,7 @@ import torch
 
 from experiments import stages
 from experiments.environment import describe
+from experiments.selection import LabelScore, scorer
 from experiments.stages import Context, Progress, recorded
 from experiments.store import DONE, RUNNING, STOPPED, RunDirectory, ShouldStop, Stopped, Store
 from mvar import cost
@@ -20,7 +21,7 @@ from mvar.config import RunConfig
 from mvar.data.images import to_uint8
 from mvar.files import atomic_write, read_json, write_json
 from mvar.kernels import ssd
-from mvar.sampling import balanced_labels, generate
+from mvar.sampling import balanced_labels, generate, keep_best
 from mvar.tokenizer.model import Tokenizer
 from mvar.transformer import ScaleTransformer
 from mvar.weights import load_weights, save_weights
@@ -146,7 +147,7 @@ def load_generator(directory: RunDirectory, device: torch.device) -> ScaleTransf
     """The trained generator of a run, on a device, in evaluation mode."""
     config = directory.config()
     state, _ = load_weights(directory.weights)
-    model = ScaleTransformer(config.model, config.token_space, config.runtime)
+    model = ScaleTransformer.empty(config.model, config.token_space, config.runtime)
     model.load_state_dict(state)
     return model.to(device).eval()
 
@@ -155,13 +156,24 @@ def load_generator(directory: RunDirectory, device: torch.device) -> ScaleTransf
 
 
 def draw_images(
-    model: ScaleTransformer, tokenizer: Tokenizer, labels: torch.Tensor, seeds: list[tuple[int, int]], config: RunConfig
+    model: ScaleTransformer,
+    tokenizer: Tokenizer,
+    labels: torch.Tensor,
+    seeds: list[tuple[int, int]],
+    config: RunConfig,
+    score: LabelScore | None = None,
 ) -> np.ndarray:
-    """Draw and decode one image a label: `(B, H, W, channels)` uint8."""
-    drawn = generate(model, tokenizer.quantize, labels, seeds, config.sample)
-    with torch.no_grad():
-        pixels = tokenizer.decode(drawn.latent).cpu()
-    return np.ascontiguousarray(to_uint8(pixels).permute(0, 2, 3, 1).numpy())
+    """Draw and decode one image a label, `(B, H, W, channels)` uint8; with a `score`, the best of the candidates."""
+
+    def draw(streams: list[tuple[int, ...]]) -> np.ndarray:
+        drawn = generate(model, tokenizer.quantize, labels, streams, config.sample)
+        with torch.no_grad():
+            pixels = tokenizer.decode(drawn.latent).cpu()
+        return np.ascontiguousarray(to_uint8(pixels).permute(0, 2, 3, 1).numpy())
+
+    if score is None:
+        return draw(seeds)
+    return keep_best(draw, lambda images: score(images, labels), seeds, config.sample.candidates)
 
 
 def sample(context: Context, directory: RunDirectory, model: ScaleTransformer, tokenizer: Tokenizer) -> None:
@@ -181,12 +193,13 @@ def sample(context: Context, directory: RunDirectory, model: ScaleTransformer, t
     partial, progress_path = folder / "partial.bin", folder / "partial.json"
     record = read_json(progress_path) if progress_path.is_file() else {"done": 0, "sample_s": 0.0}
     partial.touch()
+    score = scorer(context)
     while (start := record["done"]) < count:
         context.check()
         began = time.perf_counter()
         stop = min(start + config.runtime.sample_batch, count)
         seeds = [(config.sample.seed, i) for i in range(start, stop)]
-        batch = draw_images(model, tokenizer, labels[start:stop], seeds, config)
+        batch = draw_images(model, tokenizer, labels[start:stop], seeds, config, score)
         _write_at(partial, start * batch[0].nbytes, batch.tobytes())
         record = {"done": stop, "sample_s": record["sample_s"] + time.perf_counter() - began}
         write_json(progress_path, record)  # after the pixels: it says that they are there
@@ -266,15 +279,17 @@ def evaluate(context: Context, directory: RunDirectory, model: ScaleTransformer,
     directory.add_evaluation(config.evaluation_id, record)
 
 
-def costs(config: RunConfig) -> dict[str, int]:
-    """What the run costs by analysis: parameters, FLOPs of a forward pass, of the training, of one image; state."""
+def costs(config: RunConfig) -> dict[str, float]:
+    """What the run costs by analysis: parameters, FLOPs of a forward pass, of the training, of one image that is kept; state."""
     model, space = config.model, config.token_space
     images = config.train.steps * config.train.batch_size
+    an_image = cost.sample_flops(model, space, guided=config.sample.cfg_scale > 0)
     return {
         "num_params": cost.num_params(model, space),
         "forward_flops": cost.forward_flops(model, space),
         "train_flops": cost.train_flops(model, space, images),
-        "sample_flops": cost.sample_flops(model, space, guided=config.sample.cfg_scale > 0),
+        "sample_flops": an_image * config.sample.candidates,
+        "acceptance_rate": config.sample.acceptance_rate,
         "state_bytes": cost.state_bytes(model, space),
     }
 

@@ -8,6 +8,7 @@ A published file is a plain state dict, .pth or .safetensors, or a training chec
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -95,7 +96,8 @@ def _shortened(names: list[str]) -> str:
 def _load_pickle(path: Path) -> Any:
     """Tensors and plain containers of a .pth file; `weights_only` refuses everything else."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
+        with warnings.catch_warnings(action="ignore"):  # of foreign pickles: what cannot be read is said below
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
     except pickle.UnpicklingError as error:
         unsafe = re.search(r"(?:GLOBAL|[Uu]nsupported (?:global|class|operand)|REDUCE)\W*(\S*)", str(error))
         if unsafe:

@@ -164,6 +164,17 @@ class ScaleTransformer(nn.Module):
         self.head = nn.Linear(width, space.vocab_size)
         self.init_weights()
 
+    @classmethod
+    def empty(
+        cls, config: ModelConfig, space: TokenSpace, runtime: RuntimeConfig = RuntimeConfig()
+    ) -> "ScaleTransformer":
+        """A model whose parameters hold no values yet, for weights to be loaded: drawing billions takes a minute."""
+        with torch.device("meta"):
+            model = cls(config, space, runtime)
+        model.to_empty(device="cpu")
+        model.levels.copy_(torch.tensor(model.schedule.levels))
+        return model
+
     def forward(
         self, labels: Tensor, inputs: Tensor, span: Span | None = None, state: list[Any] | None = None
     ) -> tuple[Tensor, list[Any]]:
