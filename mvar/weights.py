@@ -33,4 +33,6 @@ def load_weights(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such weights file") from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: truncated or damaged ({error}); allowed: a complete .safetensors file") from None
+        raise UserError(
+            f"{path}: not a readable .safetensors file (truncated or damaged: {error}); allowed: a complete one"
+        ) from None
