@@ -84,9 +84,10 @@ def _number(text: str) -> int | float | str:
     return text
 
 
-def with_seeds(config: RunConfig, seeds: Iterable[int]) -> list[RunConfig]:
-    """The config once for each seed of initialisation and training."""
-    return [override(config, {"seed": seed}) for seed in seeds]
+def with_seeds(config: RunConfig, seeds: Iterable[int], sample_seeds: Iterable[int] = ()) -> list[RunConfig]:
+    """The config for each seed of initialisation and training, and for each one's sampling seeds (none: its own)."""
+    sampled = list(sample_seeds) or [config.sample.seed]
+    return [override(config, {"seed": seed, "sample.seed": other}) for seed in seeds for other in sampled]
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class Request:
     overrides: Mapping[str, str] = field(default_factory=dict)
     mode: str = STEPS
     budget_flops: float | None = None
+    sample_seeds: tuple[int, ...] = ()  # sets of images of one trained run; none: the config's own
 
     @property
     def name(self) -> str:
@@ -114,30 +116,32 @@ class Request:
 
     def configs(self) -> list[RunConfig]:
         """Every run of the request, cell by cell, seed by seed."""
-        return [config for cell in self.cells() for config in with_seeds(cell.config, self.seeds)]
+        return [config for cell in self.cells() for config in with_seeds(cell.config, self.seeds, self.sample_seeds)]
 
 
 def write_manifest(store: Store, request: Request, command: Sequence[str]) -> Path:
     """Store what was asked for; seeds of an earlier request of the same name are kept beside the new ones."""
     path = store.manifest_path(request.name)
     try:
-        earlier = read_document(path).get("seeds", [])
+        earlier = read_document(path)
     except FileNotFoundError:
-        earlier = []
-    seeds = sorted({*earlier, *request.seeds})
+        earlier = {}
+    seeds = sorted({*earlier.get("seeds", []), *request.seeds})
+    asked = request.sample_seeds or (request.config.sample.seed,)
+    sample_seeds = sorted({*earlier.get("sample_seeds", []), *asked})
     budget = request.budget_flops
     if request.mode == BUDGET and budget is None:
         budget = float(training_flops(request.sweep.baseline(request.config)))
     cells = []
     for cell in request.cells():
-        configs = with_seeds(cell.config, seeds)
+        configs = with_seeds(cell.config, seeds, sample_seeds)
         cells.append(
             {
                 "label": cell.label,
                 "axes": dict(cell.axes),
                 "printed": dict(cell.printed),
-                "run_ids": [config.run_id for config in configs],
-                "evaluation_ids": [config.evaluation_id for config in configs],
+                "run_ids": list(dict.fromkeys(config.run_id for config in configs)),
+                "evaluation_ids": list(dict.fromkeys(config.evaluation_id for config in configs)),
             }
         )
     document = {
@@ -147,6 +151,7 @@ def write_manifest(store: Store, request: Request, command: Sequence[str]) -> Pa
         "mode": request.mode,
         "budget_flops": budget,
         "seeds": seeds,
+        "sample_seeds": sample_seeds,
         "overrides": dict(request.overrides),
         "command": shlex.join(["mvar", *command]),
         "cells": cells,

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from experiments.pipeline import draw_images, load_generator, save_grid
+from experiments.selection import scorer
 from experiments.stages import Context, load_tokenizer
 from experiments.store import RunDirectory, Store
 from mvar.config import override
@@ -44,14 +45,15 @@ def draw_grid(
     config = run.config()
     if not run.weights.is_file():
         raise UserError(f"run: {run.name} is not trained yet ({run.state()}); allowed: a run with model.safetensors")
-    config = override(config, {f"sample.{name}": value for name, value in settings.items()} | {"sample.seed": seed})
+    asked = {f"sample.{name}": value for name, value in settings.items()}
+    config = override(config, {"sample.candidates": 1} | asked | {"sample.seed": seed})
     names = class_names(run)
     numbers = [_class_number(name, names) for name in classes] or list(range(min(DEFAULT_CLASSES, len(names))))
     context = Context(config, store, lambda stage, done, total: None, lambda: False)
     labels = torch.tensor(numbers).repeat_interleave(per_class)
     seeds = [(seed, i) for i in range(len(labels))]
     model, tokenizer = load_generator(run, context.device), load_tokenizer(context)
-    images = draw_images(model, tokenizer, labels, seeds, config)
+    images = draw_images(model, tokenizer, labels, seeds, config, scorer(context))
     save_grid(out, images.reshape(len(numbers), per_class, *images.shape[1:]))
     return [names[number] for number in numbers]
 

@@ -280,7 +280,7 @@ def evaluate(context: Context, directory: RunDirectory, model: ScaleTransformer,
 
 
 def costs(config: RunConfig) -> dict[str, float]:
-    """What the run costs by analysis: parameters, FLOPs of a forward pass, of the training, of one image that is kept; state."""
+    """What the run costs by analysis: parameters; FLOPs of a forward pass, the training, one kept image; state."""
     model, space = config.model, config.token_space
     images = config.train.steps * config.train.batch_size
     an_image = cost.sample_flops(model, space, guided=config.sample.cfg_scale > 0)

@@ -33,7 +33,7 @@ class Task:
 def run_flops(config: RunConfig) -> float:
     """Training and sampling of one run."""
     sampling = cost.sample_flops(config.model, config.token_space, guided=config.sample.cfg_scale > 0)
-    return float(training_flops(config) + sampling * config.evaluation.num_images)
+    return float(training_flops(config) + sampling * config.sample.candidates * config.evaluation.num_images)
 
 
 @cache

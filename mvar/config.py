@@ -198,7 +198,13 @@ class SampleConfig(Config):
     top_k: int = Field(0, ge=0)  # 0: off
     top_p: float = Field(0.95, ge=0, le=1)  # 0: off
     more_smooth: bool = False  # Gumbel-softmax mixing of codes; for pictures, never for FID
+    candidates: int = Field(1, ge=1)  # rejection sampling: of so many images a classifier's favourite is kept
     seed: int = 0
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Share of the drawn images that is kept."""
+        return 1 / self.candidates
 
 
 class EvaluationConfig(Config):
@@ -306,6 +312,8 @@ class RunConfig(Config):
     def evaluation_id(self) -> str:
         """Identity of one evaluation of the run: sampling settings, evaluator and reference data."""
         sections = self.model_dump(mode="json", include={"schema_version", "sample", "evaluation"})
+        if self.sample.candidates == 1:
+            del sections["sample"]["candidates"]  # plain sampling keeps the ids that it had before there was a choice
         return digest([sections, self.extractor_id])
 
 

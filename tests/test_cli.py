@@ -35,8 +35,11 @@ def snapshot(root: Path) -> dict[Path, tuple[int, bytes]]:
 
 MISTAKES = [
     (["frob"], "frob"),
-    (["run"], "sweep: none given; allowed: mixers, layers, parameters"),
-    (["run", "mixer"], "sweep: 'mixer' is unknown (did you mean 'mixers'?); allowed: mixers, layers, parameters"),
+    (["run"], "sweep: none given; allowed: mixers, layers, parameters, rejection, scaling"),
+    (
+        ["run", "mixer"],
+        "sweep: 'mixer' is unknown (did you mean 'mixers'?); allowed: mixers, layers, parameters, rejection, scaling",
+    ),
     (["run", "mixers", "nope"], "sweep: 'nope' is unknown"),
     (["run", "mixers", "--preset", "digit"], "preset: 'digit' is unknown (did you mean 'digits'?)"),
     (["run", "mixers", "--set", "model.depht=4"], "'depht' is unknown (did you mean 'depth'?)"),

@@ -20,7 +20,8 @@ class Sweeps:
     """The runs of one or more sweeps."""
 
     sweeps: tyro.conf.Positional[tuple[str, ...]]
-    """Sweeps: mixers (Table 6), layers (Figure 5), parameters (Table 5). What they share is made once."""
+    """Sweeps: mixers (Table 6), layers (Figure 5), parameters (Table 5), rejection (Table 3), scaling. What they share
+    is made once."""
     preset: str = "digits"
     """Where sizes, data and recipe come from, see mvar/presets.py."""
     seeds: str = "1"
@@ -29,6 +30,8 @@ class Sweeps:
     """FIELD=VALUE ...: fields that differ from the preset, e.g. model.depth=4 train.steps=100."""
     budget: Annotated[str, tyro.conf.arg(metavar="[FLOPS]")] = ""
     """Equal training FLOPs instead of equal steps; without a number, those of VAR at the preset's steps."""
+    sample_seeds: str = "1"
+    """A count or a list of sampling seeds: sets of images that each trained run draws; they replicate no training."""
     dry_run: bool = False
     """Only print runs, parameters, FLOPs and estimated time."""
     results: Path = Path("results")
@@ -52,10 +55,13 @@ class Sweeps:
         overrides = parse_overrides(setting for group in self.set for setting in group)
         if "seed" in overrides:
             raise UserError("set: seed is given by --seeds; allowed there: a count or a list such as 0,4,7")
+        if "sample.seed" in overrides:
+            raise UserError("set: sample.seed is given by --sample-seeds; allowed there: a count or a list such as 0,4")
         config = override(PRESETS[self.preset], overrides)
         mode, budget = (BUDGET, _budget(self.budget)) if self.budget else (STEPS, None)
+        seeds, sample_seeds = _seeds("seeds", self.seeds), _seeds("sample-seeds", self.sample_seeds)
         return [
-            Request(find_sweep(name), self.preset, config, _seeds(self.seeds), overrides, mode, budget)
+            Request(find_sweep(name), self.preset, config, seeds, overrides, mode, budget, sample_seeds)
             for name in dict.fromkeys(self.sweeps)
         ]
 
@@ -71,15 +77,15 @@ def with_budget_value(arguments: list[str]) -> list[str]:
     return result
 
 
-def _seeds(text: str) -> tuple[int, ...]:
+def _seeds(what: str, text: str) -> tuple[int, ...]:
     allowed = "allowed: a count of 1 or more, or a list such as 0,4,7"
     if not re.fullmatch(r"\d+(,\d+)*,?", text):
-        raise UserError(f"seeds: {text!r} is neither; {allowed}")
+        raise UserError(f"{what}: {text!r} is neither; {allowed}")
     numbers = tuple(int(number) for number in text.split(",") if number)
     if "," in text:
         return tuple(dict.fromkeys(numbers))
     if numbers[0] < 1:
-        raise UserError(f"seeds: {text} is no count; {allowed}")
+        raise UserError(f"{what}: {text} is no count; {allowed}")
     return tuple(range(numbers[0]))
 
 

@@ -1,4 +1,4 @@
-"""Held-out negative log-likelihood of the generator under teacher forcing."""
+"""Held-out likelihood and token error of the generator under teacher forcing."""
 
 import math
 from collections.abc import Callable
@@ -21,7 +21,10 @@ def heldout_nll(
     batch_size: int = 100,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
-    """Negative log-likelihood of held-out tokens given all coarser scales and the true label, in bits per token.
+    """Likelihood and error of held-out tokens given all coarser scales and the true label.
+
+    Negative log-likelihood is in bits per token; the error is the share of tokens (0 to 1) that are not the most likely
+    one: VAR's two measures of a model's size.
 
     Args:
         model: the generator; evaluated in eval mode and left in the mode that it had.
@@ -32,7 +35,8 @@ def heldout_nll(
         progress: called with images done and in all.
 
     Returns:
-        `eval/nll_bits_per_token`, the mean over all tokens, and `eval/nll_bits_scale_00`, ... a scale.
+        `eval/nll_bits_per_token` and `eval/error`, means over all tokens, and `eval/nll_bits_scale_00`,
+        `eval/error_scale_00`, ... a scale.
 
     Raises:
         UserError: tokens or labels that do not fit the model, or a model whose logits are not finite.
@@ -41,30 +45,36 @@ def heldout_nll(
     tokens, labels = np.asarray(heldout_tokens), np.asarray(labels)
     _check(tokens, labels, model.space.num_classes, model.space.vocab_size, schedule.num_tokens)
     device = next(model.parameters()).device
-    bits = torch.zeros(schedule.num_tokens, dtype=torch.float64)
+    bits, wrong = torch.zeros(2, schedule.num_tokens, dtype=torch.float64)
     was_training = model.training
     model.eval()
     try:
         for start in range(0, len(tokens), batch_size):
             batch = torch.from_numpy(tokens[start : start + batch_size].astype(np.int64)).to(device)
             batch_labels = torch.from_numpy(labels[start : start + batch_size].astype(np.int64)).to(device)
-            bits += _token_bits(model, quantizer, batch, batch_labels).sum(0).cpu()
+            found = _token_bits_and_errors(model, quantizer, batch, batch_labels)
+            bits += found[0].sum(0).cpu()
+            wrong += found[1].sum(0).cpu()
             if progress:
                 progress(min(start + batch_size, len(tokens)), len(tokens))
     finally:
         model.train(was_training)
     if not bits.isfinite().all():
         raise UserError("model: its logits on held-out images are not finite (training diverged); allowed: finite")
-    bits /= len(tokens)
-    span = schedule.span()
-    scales = {f"eval/nll_bits_scale_{k:02d}": bits[span.local(k)].mean().item() for k in span.scales}
-    return {"eval/nll_bits_per_token": bits.mean().item(), **scales}
+    span, result = schedule.span(), {}
+    for total, scale, sums in (("nll_bits_per_token", "nll_bits", bits), ("error", "error", wrong)):
+        means = sums / len(tokens)
+        result[f"eval/{total}"] = means.mean().item()
+        result |= {f"eval/{scale}_scale_{k:02d}": means[span.local(k)].mean().item() for k in span.scales}
+    return result
 
 
-def _token_bits(model: nn.Module, quantizer: nn.Module, tokens: Tensor, labels: Tensor) -> Tensor:
+def _token_bits_and_errors(
+    model: nn.Module, quantizer: nn.Module, tokens: Tensor, labels: Tensor
+) -> tuple[Tensor, ...]:
     logits, _ = model(labels, quantizer.inputs(tokens))
     nll = functional.cross_entropy(logits.double().flatten(0, 1), tokens.flatten(), reduction="none")
-    return nll.view_as(tokens) / math.log(2)
+    return nll.view_as(tokens) / math.log(2), logits.argmax(-1) != tokens
 
 
 def _check(tokens: np.ndarray, labels: np.ndarray, num_classes: int, vocab_size: int, num_tokens: int) -> None:

@@ -20,6 +20,7 @@ from experiments.sweeps import SWEEPS, find_sweep
 from mvar.config import RunConfig, override
 from mvar.cost import num_params
 from mvar.errors import UserError
+from mvar.files import digest
 from mvar.presets import PRESETS
 
 DIGITS = PRESETS["digits"]
@@ -40,12 +41,13 @@ def test_every_preset_is_covered_by_every_sweep():
 
 
 def test_three_sweeps_share_runs():
-    runs = {name: {c.run_id for c in labels(name).values()} for name in SWEEPS}
+    names = ("mixers", "layers", "parameters")
+    runs = {name: {c.run_id for c in labels(name).values()} for name in names}
     assert sum(map(len, runs.values())) == 4 + 5 + 4
     assert len(set.union(*runs.values())) == 9
     var, mvar = labels("mixers")["VAR"].run_id, labels("mixers")["M-VAR"].run_id
     assert all({var, mvar} <= ids for ids in runs.values())
-    assert len(unique([c for name in SWEEPS for c in labels(name).values()])) == 9
+    assert len(unique([c for name in names for c in labels(name).values()])) == 9
 
 
 def test_spellings_of_one_model_are_one_run():
@@ -114,10 +116,41 @@ def test_budget_spends_equal_flops(name):
     for cell in cells:
         per_step = training_flops(cell.config) / cell.config.train.steps
         assert abs(training_flops(cell.config) - target) <= per_step / 2
-    steps = {cell.label: cell.config.train.steps for cell in cells}
-    baseline = next(iter(steps))
-    assert steps[baseline] == DIGITS.train.steps  # the same run in both modes
-    assert min(steps.values()) < DIGITS.train.steps
+    assert DIGITS.run_id in {cell.config.run_id for cell in cells}  # the baseline is the same run in both modes
+    assert min(cell.config.train.steps for cell in cells) < DIGITS.train.steps
+
+
+def test_rejection_is_an_evaluation_of_the_same_training():
+    cells = SWEEPS["rejection"].cells(DIGITS)
+    assert [cell.label for cell in cells] == [
+        "VAR, every image",
+        "VAR, best of 4",
+        "M-VAR, every image",
+        "M-VAR, best of 4",
+    ]
+    plain, best = cells[0].config, cells[1].config
+    assert plain.run_id == best.run_id == DIGITS.run_id and plain.evaluation_id == DIGITS.evaluation_id
+    assert best.evaluation_id != plain.evaluation_id and best.sample.acceptance_rate == 0.25
+    assert [cell.printed["fid"] for cell in cells] == [1.97, 1.80, 1.78, 1.67]
+    more = SWEEPS["rejection"].cells(override(DIGITS, {"sample.candidates": 8}))
+    assert [cell.config.sample.candidates for cell in more] == [1, 8, 1, 8]
+
+
+def test_plain_sampling_keeps_the_id_that_it_had_before_rejection():
+    sections = DIGITS.model_dump(mode="json", include={"schema_version", "sample", "evaluation"})
+    assert sections["sample"].pop("candidates") == 1
+    assert DIGITS.evaluation_id == digest([sections, DIGITS.extractor_id])
+
+
+def test_scaling_keeps_the_aspect_ratio():
+    cells = SWEEPS["scaling"].cells(DIGITS)
+    assert [cell.config.model.depth for cell in cells] == [2, 4, 6, 8, 10] * 2
+    assert {cell.config.model.width // cell.config.model.depth for cell in cells} == {8}
+    assert cells[3].config.run_id == DIGITS.run_id  # shared with every other sweep
+    sizes = [num_params(cell.config.model, cell.config.token_space) for cell in cells]
+    assert sizes[:5] == sorted(sizes[:5]) and sizes[5:] == sorted(sizes[5:])
+    with pytest.raises(UserError, match=r"model.width: 60 is no multiple of model.depth 8"):
+        SWEEPS["scaling"].cells(override(DIGITS, {"model.width": 60}))
 
 
 def test_explicit_budget_scales_steps():
@@ -149,6 +182,14 @@ def test_manifest_lists_runs_and_merges_seeds(tmp_path):
     expected = [override(labels("mixers")["VAR"], {"seed": seed}).run_id for seed in (0, 1, 2)]
     assert document["cells"][0]["run_ids"] == expected
     assert document["cells"][0]["printed"] == {"fid": 3.55}
+
+
+def test_sampling_seeds_are_sets_of_the_same_runs(tmp_path):
+    request = Request(SWEEPS["mixers"], "digits", DIGITS, (0, 1), sample_seeds=(0, 3))
+    assert len(unique(request.configs())) == 4 * 2 * 2
+    cell = read_document(write_manifest(Store(tmp_path), request, []))["cells"][0]
+    wanted = [override(DIGITS, {"sample.seed": seed}).evaluation_id for seed in (0, 3)]
+    assert len(cell["run_ids"]) == 2 and cell["evaluation_ids"] == wanted
 
 
 def test_manifests_of_different_requests_do_not_mix(tmp_path):
