@@ -17,7 +17,7 @@ LAYERS = (
     ("mvar.kernels",),
     ("mvar.mixers",),
     ("mvar.transformer", "mvar.cost", "mvar.tokenizer"),
-    ("mvar.checkpoint_files", "mvar.published"),
+    ("mvar.checkpoint_files", "mvar.published", "mvar.warm_start"),
     ("mvar.sampling", "mvar.data"),
     ("mvar.training",),
     ("mvar.evaluation",),
