@@ -4,7 +4,6 @@ Tokenizer, tokens, feature extractor, training, sampling, evaluation. Each stage
 else; after a kill at any point the next call goes on from what is on disk and ends in the same bytes (times aside).
 """
 
-import os
 import time
 from pathlib import Path
 
@@ -15,15 +14,16 @@ from experiments import stages
 from experiments.environment import describe
 from experiments.selection import LabelScore, scorer
 from experiments.stages import Context, Progress, recorded
-from experiments.store import DONE, RUNNING, STOPPED, RunDirectory, ShouldStop, Stopped, Store
+from experiments.store import DONE, RUNNING, STOPPED, RunDirectory, ShouldStop, Stopped, Store, write_document
 from mvar import cost
 from mvar.config import RunConfig
 from mvar.data.images import to_uint8
-from mvar.files import atomic_write, read_json, write_json
+from mvar.files import atomic_write, read_json, write_at, write_json
 from mvar.kernels import ssd
 from mvar.sampling import balanced_labels, generate, keep_best
 from mvar.tokenizer.model import Tokenizer
 from mvar.transformer import ScaleTransformer
+from mvar.warm_start import start_from
 from mvar.weights import load_weights, save_weights
 
 STAGES = ("tokenizer", "tokens", "extractor", "floors", "train", "sample", "evaluate")
@@ -97,15 +97,28 @@ def _write_environment(context: Context, directory: RunDirectory) -> None:
 
 def train(context: Context, directory: RunDirectory) -> None:
     """Train the generator; returns at once where its weights are there already."""
-    from mvar.training.loop import fit
-    from mvar.training.objectives import GeneratorObjective
-
     if directory.weights.is_file():
         return
     config = context.config
-    tokenizer = stages.load_tokenizer(context)
     torch.manual_seed(config.seed)
     model = ScaleTransformer(config.model, config.token_space, config.runtime)
+    if config.train.init_from:
+        start = start_from(model, config.train.init_from)
+        write_document(directory.path / "start.json", start.to_json())
+    if config.train.steps:
+        _fit(context, directory, model)
+    names = stages.images(config, "train").class_names
+    save_weights(
+        directory.weights, model, {"config": config.model_dump(mode="json"), "class_names": [str(n) for n in names]}
+    )
+
+
+def _fit(context: Context, directory: RunDirectory, model: ScaleTransformer) -> None:
+    from mvar.training.loop import fit
+    from mvar.training.objectives import GeneratorObjective
+
+    config = context.config
+    tokenizer = stages.load_tokenizer(context)
     objective = GeneratorObjective(
         model, tokenizer.quantize, stages.open_tokens(context, "train"), config.train, config.seed
     )
@@ -121,10 +134,6 @@ def train(context: Context, directory: RunDirectory) -> None:
     directory.write_status(RUNNING, "train", step=result.step, train_s=result.train_s)
     if not result.finished:
         raise Stopped(f"train: step {result.step} of {config.train.steps}")
-    names = stages.images(config, "train").class_names
-    save_weights(
-        directory.weights, model, {"config": config.model_dump(mode="json"), "class_names": [str(n) for n in names]}
-    )
 
 
 class _StatusWriter:
@@ -200,7 +209,7 @@ def sample(context: Context, directory: RunDirectory, model: ScaleTransformer, t
         stop = min(start + config.runtime.sample_batch, count)
         seeds = [(config.sample.seed, i) for i in range(start, stop)]
         batch = draw_images(model, tokenizer, labels[start:stop], seeds, config, score)
-        _write_at(partial, start * batch[0].nbytes, batch.tobytes())
+        write_at(partial, start * batch[0].nbytes, batch.tobytes())
         record = {"done": stop, "sample_s": record["sample_s"] + time.perf_counter() - began}
         write_json(progress_path, record)  # after the pixels: it says that they are there
         context.progress("sample", stop, count)
@@ -211,15 +220,6 @@ def sample(context: Context, directory: RunDirectory, model: ScaleTransformer, t
         np.savez(file, arr_0=pixels, labels=labels.numpy())
     partial.unlink()
     progress_path.unlink()
-
-
-def _write_at(path: Path, offset: int, data: bytes) -> None:
-    """Write and sync; not through a memory map, which dies of a signal where the disk is full instead of raising."""
-    with open(path, "r+b") as file:
-        file.seek(offset)
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _grid_images(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -297,4 +297,4 @@ def costs(config: RunConfig) -> dict[str, float]:
 def _timing(directory: RunDirectory, config: RunConfig) -> dict[str, float]:
     train_s = (directory.status() or {}).get("train_s", 0.0)
     sample_s = read_json(directory.samples(config.evaluation_id) / "timing.json")["sample_s"]
-    return {"train_s": train_s, "sample_s": sample_s, "train_step_ms": 1000 * train_s / config.train.steps}
+    return {"train_s": train_s, "sample_s": sample_s, "train_step_ms": 1000 * train_s / max(config.train.steps, 1)}

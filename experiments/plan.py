@@ -138,7 +138,7 @@ class Clock:
         before = torch.get_num_threads()
         torch.set_num_threads(self._threads)
         try:
-            if training_flops(config) / config.train.steps <= PROBE_FLOPS:
+            if training_flops(config) / max(config.train.steps, 1) <= PROBE_FLOPS:
                 return step_rate(config), "timed steps"
             return gemm_rate(resolve_device(config.runtime), config.train.precision), "GEMM rate (lower bound)"
         finally:

@@ -4,12 +4,10 @@ A stage is a directory with an id of its own, built under its lock: whoever come
 here may be called at any time, in any process, after any kill; it does what is missing and returns at once otherwise.
 """
 
-import os
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -28,8 +26,9 @@ from experiments.store import (
     write_document,
 )
 from mvar.config import RunConfig
-from mvar.errors import UserError
+from mvar.errors import UserError, in_field
 from mvar.files import write_json
+from mvar.published import load_tokenizer as load_tokenizer_file
 from mvar.tokenizer.model import Tokenizer
 from mvar.training.distributed import resolve_device
 from mvar.weights import load_weights, save_weights
@@ -105,7 +104,7 @@ def build_tokenizer(context: Context) -> None:
         with recorded(directory, "tokenizer"):
             write_json(directory.path / "config.json", config.model_dump(mode="json", include={"data", "tokenizer"}))
             if config.tokenizer.checkpoint:
-                tokenizer, train_s = _published_tokenizer(config), 0.0
+                tokenizer, train_s = published_tokenizer(config), 0.0
             else:
                 tokenizer, train_s = _train_tokenizer(context, directory)
             metadata = {"tokenizer": config.tokenizer.model_dump(mode="json")}
@@ -136,23 +135,24 @@ def _train_tokenizer(context: Context, directory: Directory) -> tuple[Tokenizer,
     return tokenizer, result.train_s
 
 
-def _published_tokenizer(config: RunConfig) -> Tokenizer:
-    """The tokenizer of a published checkpoint with the official keys, e.g. VAR's vae_ch160v4096z32.pth."""
-    path = Path(os.path.expandvars(os.path.expanduser(config.tokenizer.checkpoint or "")))
-    allowed = "allowed: a state dict with the official keys and the sizes of the tokenizer section"
-    if not path.is_file():
-        raise UserError(f"tokenizer.checkpoint: no file {str(path)!r}; {allowed}")
-    tokenizer = Tokenizer(config.tokenizer, config.data.channels)
-    try:
-        if path.suffix == ".safetensors":
-            state = load_weights(path)[0]
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        tokenizer.load_state_dict(state)
-    except Exception as error:  # the kinds of damage are many (zip, pickle, keys, shapes) and all mean one thing
+def published_tokenizer(config: RunConfig) -> Tokenizer:
+    """The tokenizer of the published checkpoint that the config names, e.g. VAR's vae_ch160v4096z32.pth.
+
+    Raises:
+        UserError: an unreadable file, or one whose sizes are not those of the config; names each.
+    """
+    wanted = config.tokenizer
+    with in_field("tokenizer.checkpoint"):
+        tokenizer = load_tokenizer_file(wanted.checkpoint or "", patch_sides=wanted.patch_sides)
+    found = tokenizer.config
+    names = ("vocab_size", "code_channels", "width", "channel_multipliers", "num_res_blocks", "share_phi")
+    pairs = [(f"tokenizer.{name}", getattr(found, name), getattr(wanted, name)) for name in names]
+    pairs.append(("data.channels", tokenizer.in_channels, config.data.channels))
+    wrong = [f"{name}: {ours!r} here, {theirs!r} in the file" for name, theirs, ours in pairs if theirs != ours]
+    if wrong:
         raise UserError(
-            f"tokenizer.checkpoint: cannot use {str(path)!r} ({one_line(error)[:200]}); {allowed}"
-        ) from None
+            f"tokenizer.checkpoint: {wanted.checkpoint} does not fit; {'; '.join(wrong)}; allowed: the file's values"
+        )
     return tokenizer
 
 
@@ -203,7 +203,7 @@ def build_tokens(context: Context) -> None:
             return
         with recorded(directory, "tokens"):
             tokenizer = load_tokenizer(context)
-            for split in ("train", "heldout"):
+            for split in ("train", "heldout") if config.train.steps else ("heldout",):
                 context.check()
                 image_set, crops = images(config, split), _num_crops(config, split)
                 build_token_cache(

@@ -60,7 +60,7 @@ class DataConfig(Config):
 class OptimConfig(Config):
     """One optimisation run; the fields of both objectives. Defaults are VAR's."""
 
-    steps: int = Field(600, ge=1)  # optimizer steps
+    steps: int = Field(600, ge=0)  # optimizer steps
     batch_size: int = Field(32, ge=1)  # images a step, over all processes and accumulation
     accumulate: int = Field(1, ge=1)  # micro-batches a step
     base_lr: float = Field(1e-4, gt=0)  # learning rate = base_lr * batch_size / 256
@@ -110,6 +110,8 @@ class TokenizerConfig(Config):
     @model_validator(mode="after")
     def _check_schedule(self) -> Self:
         _ = self.schedule
+        if not self.train.steps:
+            raise ValueError("tokenizer.train.steps: 0; allowed: 1 or more")
         return self
 
     @property
@@ -189,6 +191,14 @@ class TrainConfig(OptimConfig):
     label_dropout: float = Field(0.1, ge=0, lt=1)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     crops: int = Field(1, ge=1)  # token cache: random crops an image
+    # A generator's checkpoint to start from: layers with the same mixers are taken over; with steps=0 that is the run.
+    init_from: str | None = None
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> Self:
+        if not self.steps and not self.init_from:
+            raise ValueError("train.steps: 0; allowed: 1 or more, 0 only with train.init_from")
+        return self
 
 
 class SampleConfig(Config):
@@ -281,7 +291,11 @@ class RunConfig(Config):
 
     def identity(self) -> dict[str, Any]:
         """What changes the trained weights, as plain JSON values."""
-        return self.model_dump(mode="json", include={"schema_version", "seed", "data", "tokenizer", "model", "train"})
+        sections = {"schema_version", "seed", "data", "tokenizer", "model", "train"}
+        values = self.model_dump(mode="json", include=sections)
+        if self.train.init_from is None:
+            del values["train"]["init_from"]  # runs from scratch keep the ids that they had before there was a choice
+        return values
 
     @property
     def run_id(self) -> str:
@@ -297,8 +311,8 @@ class RunConfig(Config):
 
     @property
     def tokens_id(self) -> str:
-        """Identity of the token cache: data, tokenizer and number of crops."""
-        return digest([self.tokenizer_id, self.train.crops])
+        """Identity of the token cache: data, tokenizer and number of crops; 0 where only held-out tokens are needed."""
+        return digest([self.tokenizer_id, self.train.crops if self.train.steps else 0])
 
     @property
     def extractor_id(self) -> str:

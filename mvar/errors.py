@@ -2,6 +2,8 @@
 
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 OK, FAILURE, USER_ERROR, INTERRUPTED = 0, 1, 2, 130  # exit codes
@@ -33,3 +35,12 @@ def existing_directory(what: str, path: Path, allowed: str) -> Path:
     if not path.is_dir():
         raise UserError(f"{what}: {path} is no directory; allowed: {allowed}")
     return path
+
+
+@contextmanager
+def in_field(name: str) -> Iterator[None]:
+    """Mistakes inside the block are those of a field that holds a checkpoint's path: say its name."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{name}: {str(error).removeprefix('checkpoint: ')}") from None

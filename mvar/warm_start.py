@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mvar.checkpoint_files import expand
 from mvar.config import ModelConfig
-from mvar.errors import UserError
+from mvar.errors import UserError, in_field
 from mvar.files import file_digest
 from mvar.published import GeneratorFacts, load_generator
 from mvar.transformer import ScaleTransformer
@@ -58,7 +58,8 @@ def start_from(model: ScaleTransformer, path: Path | str) -> Start:
     Raises:
         UserError: an unreadable checkpoint, or one of other sizes; names every field that differs.
     """
-    source, facts = load_generator(path, patch_sides=model.space.patch_sides, num_heads=model.config.num_heads)
+    with in_field("train.init_from"):
+        source, facts = load_generator(path, patch_sides=model.space.patch_sides, num_heads=model.config.num_heads)
     _check_sizes(model, facts, path)
     kept = _kept_layers(facts.config, model.config)
     own, given = model.state_dict(), source.state_dict()

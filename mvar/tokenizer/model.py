@@ -17,7 +17,7 @@ class Tokenizer(nn.Module):
 
     def __init__(self, config: TokenizerConfig, in_channels: int) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.in_channels = config, in_channels
         self.schedule = config.schedule
         channels = config.code_channels
         self.encoder = Encoder(config, in_channels)

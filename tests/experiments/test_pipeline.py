@@ -231,7 +231,7 @@ def test_full_disk_while_sampling(tmp_path, finished, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device", "partial.bin")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "_write_at", full)
+        patch.setattr(pipeline, "write_at", full)
         with pytest.raises(OSError, match="No space left"):
             execute(other, store)
     assert "No space left" in store.run(other.run_id).status()["reason"]
@@ -264,7 +264,7 @@ def test_a_published_tokenizer_is_loaded_not_trained(finished, tmp_path, monkeyp
 
     loaded, _ = load_weights(build("vae.pth") / "tokenizer.safetensors")
     assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
-    for name, message in (("no.pth", "no file"), ("cut.pth", "cannot use"), ("other.pth", "extra")):
+    for name, message in (("no.pth", "no file"), ("cut.pth", "truncated"), ("other.pth", "extra")):
         with pytest.raises(UserError, match=f"tokenizer.checkpoint.*{message}"):
             build(name)
 
