@@ -1,79 +1,159 @@
-"""Where attention goes: the share of its mass inside a token's own scale and on every coarser one (paper, Table 1).
+"""Where attention goes: the share of its mass inside a token's own scale and on every coarser one, and its entropy.
 
-Block-causal attention over values that merely say which scale a key belongs to *is* that share: with `E[j, s] = 1`
-where key j lies in scale s, `softmax(q k^T) E` holds the mass on every scale. Fused attention kernels compute it
-without an L x L map. Shapes: `B` batch, `L` tokens, `H` heads, `S` scales, `N` layers with global attention.
+The mass on a block of keys is a difference of log-sum-exps, `exp(lse_block - lse)`, so scores are needed a tile at a
+time and no L x L map is ever held (paper, Table 1). Shapes: `B` images, `L` tokens, `H` heads, `S` scales, `N` layers
+with global attention. A row of statistics is `(N, H, S, S + 1)`: for queries of a scale the mass on every scale's keys,
+then the entropy in nats, both averaged over the queries.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from experiments import stages
-from experiments.pipeline import load_generator
-from experiments.store import RunDirectory, Store
 from mvar.errors import UserError
-from mvar.evaluation.images import spread_indices
-from mvar.files import file_digest, read_json, write_json
 from mvar.mixers.attention import GlobalAttention
 from mvar.scales import ScaleSchedule
 from mvar.transformer import ScaleTransformer
 
-SCHEMA_VERSION = 1
-MAX_IMAGES = 1000  # of a run's held-out images, evenly spread
-QUERY_CHUNK = 512  # bounds memory where torch has no fused kernel (fp64 on a GPU): then 512 x L scores a head are held
+SCHEMA_VERSION = 2
+CONFIDENCE = 0.95
+TILE_CELLS = {"cpu": 1 << 18, "cuda": 1 << 24}  # scores held at a time: what fits a core's cache, or fills a GPU
 
 
-def scale_mass(q: Tensor, k: Tensor, schedule: ScaleSchedule, chunk: int = QUERY_CHUNK) -> Tensor:
-    """Attention mass of every query on every scale's keys under block-causal attention.
+def scale_attention(
+    q: Tensor, k: Tensor, schedule: ScaleSchedule, tile_cells: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mass of every query on every scale's keys, and entropy, under block-causal attention.
 
     Args:
         q, k: `(B, H, L, head_dim)`, scaled so that `softmax(q k^T)` is the attention map.
         schedule: the scales of the L tokens.
-        chunk: queries that are handled at a time.
+        tile_cells: scores that are held at a time (at least one query's); None: by device.
 
     Returns:
-        `(B, H, L, S)`, non-negative; rows sum to 1 and are 0 for scales finer than the query's.
+        Mass `(B, H, L, S)`, non-negative; rows sum to 1 and are 0 for scales finer than the query's. Entropy
+        `(B, H, L)` in nats.
     """
-    num_scales, head_dim = schedule.num_scales, q.shape[-1]
-    width = max(num_scales, head_dim)  # fused kernels want queries, keys and values of one width; zeros change nothing
-    q, k = (F.pad(t, (0, width - head_dim)) for t in (q, k))
-    levels = torch.tensor(schedule.levels, device=q.device)
-    member = F.pad(F.one_hot(levels, num_scales).to(q.dtype), (0, width - num_scales)).expand_as(k)
-    mass = []
-    for step in schedule.steps():
-        seen = slice(0, step.stop)
-        for start in range(step.start, step.stop, chunk):
-            queries = q[:, :, start : min(start + chunk, step.stop)]
-            out = F.scaled_dot_product_attention(queries, k[:, :, seen], member[:, :, seen], scale=1.0)
-            mass.append(out[..., :num_scales])
-    return torch.cat(mass, dim=2)
+    cells = tile_cells or TILE_CELLS.get(q.device.type, 1 << 22)
+    heads = q.shape[1]
+    mass = q.new_zeros(*q.shape[:3], schedule.num_scales).flatten(0, 1)
+    entropy = q.new_empty(q.shape[:3]).flatten(0, 1)
+    q, k = q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2).contiguous()  # rows: images times heads
+    for scale, step in enumerate(schedule.steps()):
+        lengths = schedule.lengths[: scale + 1]
+        num_rows = max(1, min(len(q), cells // (step.stop * min(step.length, 64))))  # 64: enough for a quick product
+        num_queries = max(1, min(step.length, cells // (step.stop * num_rows)))
+        for row in range(0, len(q), num_rows):
+            rows, keys = slice(row, row + num_rows), k[row : row + num_rows, :, : step.stop]
+            for start in range(step.start, step.stop, num_queries):
+                queries = slice(start, min(start + num_queries, step.stop))
+                score = torch.bmm(q[rows, queries], keys)
+                score.sub_(score.amax(-1, keepdim=True))
+                weight = score.exp()
+                parts = torch.cat([w.sum(-1, keepdim=True) for w in weight.split(lengths, -1)], -1)
+                total = parts.sum(-1, keepdim=True)
+                mass[rows, queries, : scale + 1] = parts / total
+                # entropy = log-sum-exp minus the expected score
+                expected = score.mul_(weight).sum(-1, keepdim=True) / total
+                entropy[rows, queries] = (total.log() - expected).squeeze(-1)
+    images = -1, heads
+    return mass.unflatten(0, images), entropy.unflatten(0, images)
+
+
+def global_layers(model: ScaleTransformer) -> list[tuple[int, GlobalAttention]]:
+    """Number and mixer of every layer with global attention; a model without one is a `UserError`."""
+    layers = [(i, m) for i, block in enumerate(model.blocks) for m in block.mixers() if isinstance(m, GlobalAttention)]
+    if not layers:
+        raise UserError(f"model.pattern: {model.config.pattern!r} has no global layer; attention mass needs one")
+    return layers
+
+
+@contextmanager
+def observing(model: ScaleTransformer, see: Callable[[int, Tensor, Tensor], None]) -> Iterator[None]:
+    """Inside the block, `see(i, q, k)` gets the queries and keys `(B, H, L, head_dim)` that global layer i computes.
+
+    The model is in evaluation mode there, and afterwards in the mode that it was in.
+    """
+    layers, was_training = global_layers(model), model.training
+    for number, mixer in layers:
+        mixer.project = partial(_project, mixer.project, see, number)  # the instance's, in front of the class's
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+        for _, mixer in layers:
+            del mixer.project
+
+
+def _project(
+    project: Callable[[Tensor], tuple[Tensor, ...]], see: Callable[[int, Tensor, Tensor], None], number: int, x: Tensor
+) -> tuple[Tensor, ...]:
+    q, k, v = project(x)
+    see(number, *(t.to(torch.promote_types(t.dtype, torch.float32)) for t in (q, k)))
+    return q, k, v
+
+
+@torch.inference_mode()
+def attention_rows(model: ScaleTransformer, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
+    """Statistics of single images under teacher forcing: for each batch float64 `(B, N, H, S, S + 1)`, on the CPU.
+
+    Args:
+        model: a backbone with at least one layer that has a `global` mixer; left in the mode it was in.
+        batches: `(labels (B,), inputs (B, L - n_0, C))`, as the model's forward takes them.
+
+    Raises:
+        UserError: a model without global attention.
+    """
+    lengths = model.schedule.lengths
+    found: list[Tensor] = []
+
+    def see(number: int, q: Tensor, k: Tensor) -> None:
+        mass, entropy = scale_attention(q, k, model.schedule)
+        by_query = torch.cat((mass, entropy[..., None]), -1)
+        found.append(torch.stack([part.double().mean(2) for part in by_query.split(lengths, 2)], 2).cpu())
+
+    for labels, inputs in batches:
+        found.clear()
+        with observing(model, see):
+            model(labels, inputs)
+        yield torch.stack(found, 1)
 
 
 @dataclass(frozen=True)
 class AttentionStats:
-    """Attention mass by layer, head, query scale and key scale: mean and standard deviation over images.
+    """Attention by layer, head, query scale and key scale: mean and standard deviation over images, in float64.
 
-    `mean` and `sd` are `(N, H, S, S)`, float64, averaged over the queries of a scale. `intra_sd` `(N,)` is the standard
-    deviation over images of a layer's intra share. `layers` are the numbers of the N layers in the model.
+    All are means over the queries of a scale, or over all L queries where no query scale is given. Deviations are over
+    images (0 for a single one); `half_width` makes confidence intervals of them.
     """
 
-    layers: tuple[int, ...]
+    layers: tuple[int, ...]  # the numbers of the N layers in the model
     sides: tuple[int, ...]
     num_images: int
-    mean: Tensor
+    mean: Tensor  # mass, (N, H, S, S)
     sd: Tensor
-    intra_sd: Tensor
+    entropy: Tensor  # nats, (N, H, S)
+    entropy_sd: Tensor
+    matrix_sd: Tensor  # (N, S, S), of the mean over heads
+    intra_sd: Tensor  # (N,), of a layer's intra share
+    layer_entropy_sd: Tensor  # (N,), of a layer's mean entropy
+    share_sd: float  # of the model's intra share
 
     @property
     def matrix(self) -> Tensor:
         """`(N, S, S)`: mass that queries of a scale (row) put on keys of a scale (column); rows sum to 1."""
         return self.mean.mean(1)
+
+    @property
+    def key_shares(self) -> Tensor:
+        """`(N, S)`: mass on the keys of a scale, mean over heads and all queries; rows sum to 1."""
+        return _over_queries(self.matrix.transpose(1, 2), self.sides)
 
     @property
     def intra_per_scale(self) -> Tensor:
@@ -83,7 +163,7 @@ class AttentionStats:
     @property
     def intra_per_head(self) -> Tensor:
         """`(N, H)`: mass on the own scale, every query counting the same."""
-        return _over_queries(self.mean.diagonal(dim1=2, dim2=3), ScaleSchedule(self.sides))
+        return _over_queries(self.mean.diagonal(dim1=2, dim2=3), self.sides)
 
     @property
     def intra(self) -> Tensor:
@@ -93,19 +173,43 @@ class AttentionStats:
     @property
     def intra_without_first_scale(self) -> Tensor:
         """`(N,)`: the same without the first scale, whose queries have nothing else to look at."""
-        lengths = torch.tensor(ScaleSchedule(self.sides).lengths, dtype=torch.float64)
-        return (self.intra_per_scale[:, 1:] * lengths[1:]).sum(1) / lengths[1:].sum()
+        return _over_queries(self.intra_per_scale[:, 1:], self.sides[1:])
 
     @property
     def share(self) -> float:
         """Intra share of the model: the mean over its global layers. Table 1's score half; inter is 1 minus it."""
         return float(self.intra.mean())
 
+    @property
+    def layer_entropy(self) -> Tensor:
+        """`(N,)`: entropy in nats, mean over heads and all L queries."""
+        return _over_queries(self.entropy, self.sides).mean(1)
+
+    @property
+    def relative_entropy(self) -> Tensor:
+        """`(N, H, S)`: entropy over that of uniform attention to all visible keys; NaN where one key is visible."""
+        span = ScaleSchedule(self.sides).span()
+        uniform = torch.tensor([span.visible(k) for k in span.scales], dtype=torch.float64).log()
+        return self.entropy / uniform  # 0 / 0 for a first scale of one token
+
+    @property
+    def layer_relative_entropy(self) -> Tensor:
+        """`(N,)`: mean of `relative_entropy` over heads and the queries that see more than one key."""
+        first = int(self.sides[0] == 1)
+        return _over_queries(self.relative_entropy[..., first:], self.sides[first:]).mean(1)
+
+    def half_width(self, sd: Tensor | float) -> Tensor:
+        """Half of the two-sided 95 % t interval of a mean over the images, from a deviation; NaN for one image."""
+        from scipy.stats import t
+
+        factor = t.ppf((1 + CONFIDENCE) / 2, self.num_images - 1) if self.num_images > 1 else float("nan")
+        return torch.as_tensor(sd, dtype=torch.float64) * (factor / self.num_images**0.5)
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` reads them back."""
-        arrays = {name: getattr(self, name).tolist() for name in ("mean", "sd", "intra_sd")}
-        plain = {"layers": list(self.layers), "sides": list(self.sides), "num_images": self.num_images}
-        return {"schema_version": SCHEMA_VERSION, **plain, "share": self.share, **arrays}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain = {name: v.tolist() if isinstance(v, Tensor) else v for name, v in values.items()}
+        return {"schema_version": SCHEMA_VERSION, "share": self.share, **plain}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "AttentionStats":
@@ -113,9 +217,10 @@ class AttentionStats:
         version = values.get("schema_version")
         if version != SCHEMA_VERSION:
             raise UserError(f"attention.json: schema_version {version!r}; this version reads {SCHEMA_VERSION}")
+        kinds = {"layers": tuple, "sides": tuple, "num_images": int, "share_sd": float}
+        tensor = partial(torch.tensor, dtype=torch.float64)
         try:
-            arrays = {name: torch.tensor(values[name], dtype=torch.float64) for name in ("mean", "sd", "intra_sd")}
-            return cls(tuple(values["layers"]), tuple(values["sides"]), int(values["num_images"]), **arrays)
+            return cls(**{field.name: kinds.get(field.name, tensor)(values[field.name]) for field in fields(cls)})
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"attention.json: incomplete ({error!r}); delete it and it is measured again") from None
 
@@ -141,109 +246,65 @@ class _Running:
         return (self.squares / max(self.count - 1, 1)).sqrt()
 
 
-@torch.inference_mode()
+def summarise(rows: Iterable[Tensor], layers: tuple[int, ...], sides: tuple[int, ...]) -> AttentionStats:
+    """Means and deviations of a stream of rows, `(B, N, H, S, S + 1)` each, one batch in memory at a time.
+
+    Raises:
+        UserError: no rows.
+    """
+    running = {name: _Running() for name in ("mean", "entropy", "matrix", "intra", "layer_entropy", "share")}
+    for batch in rows:
+        mass, entropy = batch[..., :-1], batch[..., -1]
+        intra = _over_queries(mass.diagonal(dim1=3, dim2=4), sides).mean(2)
+        views = {"mean": mass, "entropy": entropy, "matrix": mass.mean(2), "intra": intra, "share": intra.mean(1)}
+        views["layer_entropy"] = _over_queries(entropy, sides).mean(2)
+        for name, values in views.items():
+            running[name].add(values)
+    if not running["mean"].count:
+        raise UserError("attention: no images to measure on; allowed: at least one")
+    deviations = {f"{name}_sd": running[name].sd for name in ("entropy", "matrix", "intra", "layer_entropy")}
+    return AttentionStats(
+        layers,
+        sides,
+        running["mean"].count,
+        running["mean"].mean,
+        running["mean"].sd,
+        running["entropy"].mean,
+        share_sd=float(running["share"].sd),
+        **deviations,
+    )
+
+
 def attention_stats(
     model: ScaleTransformer,
     batches: Iterable[tuple[Tensor, Tensor]],
     progress: Callable[[int, int], None] | None = None,
     total: int = 0,
 ) -> AttentionStats:
-    """Attention mass of a model's global layers under teacher forcing, streamed over batches of images.
+    """Attention statistics of a model's global layers under teacher forcing, streamed over batches of images.
 
     Args:
-        model: a backbone with at least one layer that has a `global` mixer; left in the mode it was in.
-        batches: `(labels (B,), inputs (B, L - n_0, C))`, as the model's forward takes them.
+        model, batches: as `attention_rows` takes them.
         progress: called with (images done, `total`).
         total: images in all, for `progress`.
 
     Raises:
         UserError: a model without global attention, or no images.
     """
-    layers = [(i, m) for i, block in enumerate(model.blocks) for m in block.mixers() if isinstance(m, GlobalAttention)]
-    if not layers:
-        raise UserError(f"model.pattern: {model.config.pattern!r} has no global layer; attention mass needs one")
-    schedule = model.schedule
-    mass, intra = _Running(), _Running()
-    found: dict[int, Tensor] = {}
 
-    def observe(number: int, mixer: GlobalAttention, x: Tensor) -> None:
-        q, k, _ = mixer.project(x)
-        by_query = scale_mass(*_at_least_fp32(q, k), schedule)
-        means = [part.double().mean(2) for part in by_query.split(schedule.lengths, dim=2)]
-        found[number] = torch.stack(means, dim=2).cpu()  # (B, H, S query, S key)
-
-    hooks = [
-        mixer.register_forward_pre_hook(lambda mixer, args, number=number: observe(number, mixer, args[0]))
-        for number, mixer in layers
-    ]
-    was_training = model.training
-    model.eval()
-    try:
-        for labels, inputs in batches:
-            found.clear()
-            model(labels, inputs)
-            batch = torch.stack([found[number] for number, _ in layers], dim=1)  # (B, N, H, S, S)
-            mass.add(batch)
-            intra.add(_over_queries(batch.diagonal(dim1=3, dim2=4), schedule).mean(2))
+    def counted() -> Iterator[Tensor]:
+        done = 0
+        for rows in attention_rows(model, batches):
+            done += len(rows)
+            yield rows
             if progress:
-                progress(mass.count, total)
-    finally:
-        model.train(was_training)
-        for hook in hooks:
-            hook.remove()
-    if not mass.count:
-        raise UserError("attention: no images to measure on; allowed: at least one")
-    numbers = tuple(number for number, _ in layers)
-    return AttentionStats(numbers, schedule.sides, mass.count, mass.mean, mass.sd, intra.sd)
+                progress(done, total)
+
+    layers = tuple(number for number, _ in global_layers(model))
+    return summarise(counted(), layers, model.schedule.sides)
 
 
-def _over_queries(by_scale: Tensor, schedule: ScaleSchedule) -> Tensor:
+def _over_queries(by_scale: Tensor, sides: tuple[int, ...]) -> Tensor:
     """Mean over queries of what is given by query scale, `(..., S)`: a scale weighs as many as it has tokens."""
-    lengths = torch.tensor(schedule.lengths, dtype=torch.float64)
+    lengths = torch.tensor(ScaleSchedule(sides).lengths, dtype=torch.float64)
     return (by_scale * lengths).sum(-1) / lengths.sum()
-
-
-def _at_least_fp32(*tensors: Tensor) -> list[Tensor]:
-    return [t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
-
-
-def run_attention(
-    store: Store, run: RunDirectory, progress: Callable[[int, int], None] | None = None
-) -> AttentionStats:
-    """Attention mass of a finished run on its held-out images, measured once and kept as `attention.json`.
-
-    The file names the weights that it was measured on; with other weights it is measured again.
-
-    Raises:
-        UserError: no weights, no tokenizer or no tokens, or a model without global attention.
-    """
-    if not run.weights.is_file():
-        raise UserError(f"{run.weights}: not there; allowed: a run that has finished training")
-    weights, path = file_digest(run.weights), run.path / "attention.json"
-    try:
-        kept = read_json(path)
-        if kept["weights_sha256"] == weights:
-            return AttentionStats.from_json(kept)
-    except (FileNotFoundError, UserError, KeyError, TypeError):
-        pass  # a cache: whatever is wrong with it, measuring again mends it
-    config = run.config()
-    context = stages.Context(config, store, progress=lambda stage, done, total: None, should_stop=lambda: False)
-    try:
-        tokens, tokenizer = stages.open_tokens(context, "heldout"), stages.load_tokenizer(context)
-        model = load_generator(run, context.device)
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: not there; the command that made the run makes it again") from None
-    chosen = spread_indices(len(tokens.tokens), MAX_IMAGES)
-
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(chosen), config.runtime.sample_batch):
-            part = chosen[start : start + config.runtime.sample_batch]
-            codes, labels = (
-                torch.as_tensor(np.asarray(a[part], dtype=np.int64)) for a in (tokens.tokens, tokens.labels)
-            )
-            codes, labels = codes.to(context.device), labels.to(context.device)
-            yield labels, tokenizer.quantize.inputs(codes)
-
-    stats = attention_stats(model, batches(), progress, len(chosen))
-    write_json(path, {**stats.to_json(), "weights_sha256": weights, "split": "heldout"})
-    return stats

@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.attention import AttentionStats, run_attention
+from analysis.attention import AttentionStats
+from analysis.attention_runs import run_attention
 from analysis.compare import Measured
 from analysis.records import Records
 from analysis.render import ANALYTIC, MEASURED, Column, Note, Table

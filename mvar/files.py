@@ -32,6 +32,15 @@ def atomic_write(path: Path | str) -> Iterator[BinaryIO]:
         raise
 
 
+def write_at(path: Path | str, offset: int, data: bytes) -> None:
+    """Write into an existing file and sync; a memory map dies of a signal where the disk is full instead of raising."""
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_json(path: Path | str, value: Any) -> None:
     """Write `value` as indented JSON, atomically. NaN and infinity are refused: JSON has neither."""
     text = json.dumps(value, indent=1, allow_nan=False) + "\n"

@@ -107,6 +107,7 @@ def generate(
     config: SampleConfig,
     progress: Progress | None = None,
     on_logits: Callable[[int, Tensor], None] | None = None,
+    on_latent: Callable[[int, Tensor], None] | None = None,
 ) -> Generated:
     """Draw one image for each label, coarse to fine, carrying every mixer's state.
 
@@ -118,6 +119,7 @@ def generate(
         config: guidance, filters and smoothing.
         progress: called with (scales done, scales).
         on_logits: called at every scale with its number and the guided, unfiltered logits `(B, n, V)`.
+        on_latent: called after every scale with its number and the latent so far `(B, C, h, h)`, which can be decoded.
     """
     schedule, space = model.schedule, model.space
     device = model.pos_1LC.device
@@ -145,6 +147,8 @@ def generate(
         else:
             codes = quantizer.embed(tokens[-1])
         latent = quantizer.add(latent, codes.to(latent.dtype), scale)
+        if on_latent:
+            on_latent(scale, latent)
         if not span.is_last:
             inputs = quantizer.next_input(latent, scale + 1)
             inputs = torch.cat((inputs, inputs)) if guided else inputs

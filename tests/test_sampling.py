@@ -138,3 +138,15 @@ def test_progress_counts_the_scales():
         model, quantizer, torch.zeros(1, dtype=torch.long), [0], SampleConfig(), progress=lambda *a: calls.append(a)
     )
     assert calls == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize("more_smooth", [False, True])
+def test_the_latent_is_told_after_every_scale(more_smooth):
+    model, quantizer = small("global")
+    config, latents = SampleConfig(more_smooth=more_smooth), []
+    generated = generate(model, quantizer, torch.tensor([0, 1]), [0, 1], config, on_latent=lambda *a: latents.append(a))
+    assert [scale for scale, _ in latents] == [0, 1, 2]
+    assert torch.equal(latents[-1][1], generated.latent)
+    if not more_smooth:  # mixtures of codes are not those of the tokens
+        for (_, latent), expected in zip(latents, quantizer.latents(generated.tokens), strict=True):
+            torch.testing.assert_close(latent, expected)

@@ -6,13 +6,16 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 
+from analysis.attention import AttentionStats
+from analysis.attention_runs import heldout_of_run
 from experiments.cells import Request, with_seeds, write_manifest
 from experiments.pipeline import costs
 from experiments.store import Store, floors_key, write_document
 from experiments.sweeps import SWEEPS
 from mvar.config import override
-from mvar.files import file_digest, write_json
+from mvar.files import write_json
 from mvar.presets import PRESETS
 
 # FID and NLL by pattern; a seed adds 0.1 (seed 0 nothing), so that means and deviations are known.
@@ -136,17 +139,22 @@ class Fabricated:
         for query in range(size):
             matrix[query, :query] = (1 - own) / max(query, 1)
             matrix[query, query] = own if query else 1.0
-        mean = np.broadcast_to(matrix, (depth, heads, size, size))
-        values = {
-            "schema_version": 1,
-            "layers": list(range(depth)),
-            "sides": list(config.tokenizer.patch_sides),
-            "num_images": 450,
-            "mean": mean.tolist(),
-            "sd": (0.01 * mean).tolist(),
-            "intra_sd": [0.02] * depth,
-            "weights_sha256": file_digest(run.weights),
-        }
+        mean = torch.tensor(matrix).expand(depth, heads, size, size)
+        by_layer, by_scale = torch.full((depth,), 0.02), torch.ones(depth, heads, size)
+        stats = AttentionStats(
+            layers=tuple(range(depth)),
+            sides=config.tokenizer.patch_sides,
+            num_images=450,
+            mean=mean,
+            sd=0.01 * mean,
+            entropy=by_scale,
+            entropy_sd=0.1 * by_scale,
+            matrix_sd=0.01 * mean[:, 0],
+            intra_sd=by_layer,
+            layer_entropy_sd=by_layer,
+            share_sd=0.02,
+        )
+        values = {**stats.to_json(), "measured": heldout_of_run(self.store, run).identity}
         write_json(run.path / "attention.json", values)
 
 

@@ -2,16 +2,19 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
-from analysis import attention
-from analysis.attention import attention_stats, run_attention
+from analysis import attention_runs
+from analysis.attention import attention_stats, observing
+from analysis.attention_runs import drawn_by_run, heldout_of_run, measure, run_attention
 from experiments import stages
 from experiments.store import Store
 from mvar.config import override
 from mvar.errors import UserError
 from mvar.presets import PRESETS
+from mvar.sampling import generate
 from mvar.tokenizer.model import Tokenizer
 from mvar.transformer import ScaleTransformer
 from mvar.weights import save_weights
@@ -48,7 +51,7 @@ def test_measured_on_heldout_tokens_once(trained, monkeypatch):
     expected = attention_stats(model, [(labels, tokenizer.quantize.inputs(codes))])
     assert found.layers == (0, 2, 3) and found.num_images == len(codes) == calls[-1][0] == calls[-1][1]
     torch.testing.assert_close(found.mean, expected.mean, rtol=0, atol=1e-6)
-    monkeypatch.setattr(attention, "load_generator", None)  # the second time nothing is loaded
+    monkeypatch.setattr(attention_runs, "load_generator", None)  # the second time nothing is loaded
     assert torch.equal(run_attention(store, run).mean, found.mean)
 
 
@@ -72,12 +75,92 @@ def test_other_weights_are_measured_anew(trained):
     run.weights.write_bytes(kept)
 
 
-def test_at_most_so_many_images(trained, monkeypatch):
+def test_at_most_so_many_images(trained, tmp_path):
     store, run, _ = trained
-    monkeypatch.setattr(attention, "MAX_IMAGES", 7)
-    (run.path / "attention.json").unlink(missing_ok=True)
-    assert run_attention(store, run).num_images == 7
-    (run.path / "attention.json").unlink()
+    assert measure(heldout_of_run(store, run, limit=7), tmp_path).num_images == 7
+
+
+def test_every_image_is_kept(trained, tmp_path):
+    store, run, _ = trained
+    stats = measure(heldout_of_run(store, run, limit=7), tmp_path)
+    rows = np.load(tmp_path / "attention_images.npy")
+    assert rows.shape == (7, 3, 2, 4, 5) and rows.dtype == np.float32
+    torch.testing.assert_close(torch.tensor(rows[..., :4]).double().mean(0), stats.mean)
+    torch.testing.assert_close(torch.tensor(rows[..., 4]).double().std(0), stats.entropy_sd)
+
+
+class Killed(BaseException):
+    """As a signal would."""
+
+
+@pytest.mark.parametrize("source", [heldout_of_run, drawn_by_run])
+@pytest.mark.parametrize("kills", [[1], [2, 3]])
+def test_a_killed_measurement_goes_on_and_ends_in_the_same_bytes(trained, tmp_path, source, kills):
+    store, run, _ = trained
+    what, done = source(store, run, 10, 3), []  # batches of 3, 3, 3, 1
+    measure(what, tmp_path / "whole")
+
+    def kill_at(number):
+        def progress(images, total):
+            done.append(images)
+            if len(done) == number:
+                raise Killed
+
+        return progress
+
+    for number in kills:
+        with pytest.raises(Killed):
+            measure(what, tmp_path / "killed", kill_at(number))
+    measure(what, tmp_path / "killed", kill_at(None))
+    assert done == [3, 6, 9, 10]
+    for name in ("attention.json", "attention_images.npy"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+    left = {path.name for path in (tmp_path / "killed").iterdir()}
+    assert left == {"attention.json", "attention_images.npy", ".attention.lock"}
+
+
+def test_rows_of_something_else_or_cut_short_are_not_gone_on_from(trained, tmp_path):
+    store, run, _ = trained
+    what = heldout_of_run(store, run, 10, 3)
+    whole = measure(what, tmp_path / "whole")
+    for damage in ("other", "short"):
+        folder = tmp_path / damage
+        with pytest.raises(Killed):
+            measure(what, folder, lambda images, total: (_ for _ in ()).throw(Killed))
+        if damage == "short":
+            data = folder / "attention_images.partial"
+            data.write_bytes(data.read_bytes()[:-1])
+        else:
+            record = folder / "attention_images.json"
+            record.write_text(record.read_text().replace('"limit": 10', '"limit": 9'))
+        calls = []
+        assert torch.equal(measure(what, folder, lambda *a, calls=calls: calls.append(a)).mean, whole.mean)
+        assert calls[0] == (3, 10)
+
+
+def test_drawn_images_are_measured_on_what_the_model_saw(trained, tmp_path):
+    """Attention observed while images are drawn, scale by scale, is what teacher forcing on them gives."""
+    store, run, model = trained
+    config = override(run.config(), {"sample.cfg_scale": 0, "sample.more_smooth": True})
+    tokenizer = stages.load_tokenizer(context(config, store))
+    opened = attention_runs.drawn_images(model, tokenizer.quantize, 4, config.sample)
+    labels, inputs = opened.batch(range(4))
+    stats = attention_stats(model, [(labels, inputs)])
+    assert labels.tolist() == [0, 1, 2, 3] and stats.num_images == 4
+    seen, keys = {}, {}
+
+    def see(number, q, k):
+        keys[number] = torch.cat([keys[number], k], 2) if number in keys else k
+        seen.setdefault(number, []).append((q @ keys[number].transpose(-1, -2)).softmax(-1))
+
+    with torch.inference_mode(), observing(model, see):
+        generate(model, tokenizer.quantize, labels, [(config.sample.seed, i) for i in range(4)], config.sample)
+    for row, number in enumerate(stats.layers):
+        for scale, weights in enumerate(seen[number]):
+            mass = torch.stack(
+                [w.sum(-1).mean((0, 2)) for w in weights.split(model.schedule.lengths[: scale + 1], -1)], -1
+            )
+            torch.testing.assert_close(stats.mean[row, :, scale, : scale + 1].float(), mass, rtol=0, atol=1e-5)
 
 
 def test_what_is_missing_is_named(trained):
