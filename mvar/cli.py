@@ -12,10 +12,13 @@ import sys
 from collections.abc import Sequence
 from functools import reduce
 from operator import or_
-from typing import Annotated, Protocol
+from typing import Protocol
 
 import tyro
 
+from mvar.commands.evaluate import Evaluate
+from mvar.commands.export import Export
+from mvar.commands.inspect import Inspect
 from mvar.commands.report import Report
 from mvar.commands.request import with_budget_value
 from mvar.commands.run import Run
@@ -29,6 +32,9 @@ COMMANDS = (
     Status,
     Report,
     Sample,
+    Evaluate,
+    Inspect,
+    Export,
 )
 
 
@@ -62,11 +68,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: list[str]) -> Command:
     """Parse by tyro; its boxed complaint becomes the one line of every other mistake."""
-    union = Annotated[reduce(or_, COMMANDS), tyro.conf.configure(tyro.conf.FlagCreatePairsOff)]
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(union, prog="mvar", args=with_budget_value(arguments), description=DESCRIPTION)
+            return tyro.cli(
+                reduce(or_, COMMANDS),
+                prog="mvar",
+                args=with_budget_value(arguments),
+                description=DESCRIPTION,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
     except SystemExit as leave:
         if leave.code in (0, None):
             raise

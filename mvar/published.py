@@ -288,15 +288,14 @@ def _tokenizer_sides(reader: _Shapes) -> tuple[int, ...]:
     return fitting[0]
 
 
-def check_pair(tokenizer: Tokenizer, space: TokenSpace) -> None:
-    """Whether a tokenizer writes the tokens that a generator models.
+def check_pair(config: TokenizerConfig, space: TokenSpace) -> None:
+    """Whether a tokenizer of this config writes the tokens that a generator models.
 
     Raises:
         UserError: another codebook or other scales; names both.
     """
-    config = tokenizer.config
     theirs = {
-        "codebook": (f"{config.vocab_size} codes of {config.code_channels} channels"),
+        "codebook": f"{config.vocab_size} codes of {config.code_channels} channels",
         "scales": "-".join(map(str, config.patch_sides)),
     }
     ours = {

@@ -334,7 +334,7 @@ def test_heads_that_cannot_be_told(tmp_path):
 
 
 def test_a_tokenizer_of_another_codebook():
-    tokenizer = small_tokenizer()
+    tokenizer = small_tokenizer().config
     space = TokenSpace((1, 2, 3, 4), 64, 8, 10)
     check_pair(tokenizer, space)
     with pytest.raises(UserError, match=r"codebook \(64 codes .* allowed: 4096 codes of 8"):

@@ -1,18 +1,23 @@
-"""`mvar sample`: draw images."""
+"""`mvar sample`: draw images from a run or a published checkpoint."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from mvar.commands.checkpoint import CheckpointFiles, check_source, sampling_preset
 from mvar.errors import OK, UserError
+
+if TYPE_CHECKING:
+    from experiments.gallery import Generator
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Draw images from a finished run as one grid, a row for each class."""
+class Sample(CheckpointFiles):
+    """Draw images from a trained run, or from a checkpoint and its tokenizer, as one grid: a row for each class."""
 
-    run: tyro.conf.Positional[str]
+    run: tyro.conf.Positional[str] = ""
     """Run id, a unique beginning of one, or the run's directory."""
     classes: str = ""
     """Class names or numbers, separated by commas; empty: the first ten."""
@@ -20,6 +25,8 @@ class Sample:
     """Images a class."""
     seed: int = 0
     """Numbers the set of images."""
+    sampling: str = ""
+    """Published settings: fid (cfg 1.5, top-k 900, top-p 0.96) or visual (cfg 4, more smooth)."""
     set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
     """FIELD=VALUE ... of the sampling, e.g. cfg_scale=3 top_p=0.9."""
     out: Path = Path("grid.png")
@@ -30,18 +37,29 @@ class Sample:
     def execute(self, arguments: list[str]) -> int:
         """Draw and write the grid; returns the exit code."""
         from experiments.cells import parse_overrides
-        from experiments.store import Store
 
-        store = Store(self.results)
-        run = store.find_run(self.run)
-        settings = parse_overrides(setting for group in self.set for setting in group)
-        classes = [name.strip() for name in self.classes.split(",") if name.strip()]
+        check_source(self.run, self.checkpoint)
         if self.per_class < 1:
             raise UserError(f"per-class: {self.per_class}; allowed: 1 or more")
         if self.seed < 0:
             raise UserError(f"seed: {self.seed}; allowed: 0 or more")
+        settings = sampling_preset(self.sampling) | parse_overrides(s for group in self.set for s in group)
+        classes = [name.strip() for name in self.classes.split(",") if name.strip()]
         from experiments.gallery import draw_grid
 
-        names = draw_grid(store, run, classes, self.per_class, self.seed, settings, self.out)
+        names = draw_grid(self._generator(settings), classes, self.per_class, self.seed, self.out)
         print(f"{self.out}: rows {', '.join(names)}")
         return OK
+
+    def _generator(self, settings: dict[str, Any]) -> "Generator":
+        from experiments import gallery
+        from experiments.store import Store
+        from mvar.presets import PRESETS
+
+        if self.run:
+            store = Store(self.results)
+            return gallery.of_run(store, store.find_run(self.run), settings)
+        if not self.tokenizer:
+            raise UserError("tokenizer: not given; allowed: the tokenizer's file, which --checkpoint needs")
+        config = self.config(PRESETS["imagenet256-d16"], adapt_data=True)
+        return gallery.of_checkpoint(config, self.num_heads or None, settings)

@@ -1,0 +1,36 @@
+"""What `mvar evaluate` prints: the metrics of one evaluation, and where they are kept."""
+
+from contextlib import suppress
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.store import Store, read_document
+from mvar.config import RunConfig
+from mvar.errors import UserError
+
+
+def print_evaluation(store: Store, config: RunConfig) -> None:
+    """Settings and metrics of a finished evaluation; of weights that came from a checkpoint also what was taken."""
+    run = store.run(config.run_id)
+    record = run.evaluations()[config.evaluation_id]
+    settings = ", ".join(f"{name} {value}" for name, value in record["sample"].items())
+    table = Table("metric", title=f"{record['evaluation']['num_images']} images: {settings}")
+    table.add_column("value", justify="right")
+    for name, value in sorted(record["metrics"].items()):
+        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    Console().print(table)
+    with suppress(FileNotFoundError):
+        print(start_line(read_document(run.path / "start.json")))
+    print(f"evaluation {config.evaluation_id} of {run.path}")
+
+
+def start_line(document: dict) -> str:
+    """One line for a run's `start.json`."""
+    from mvar.warm_start import Start
+
+    names = Start.__dataclass_fields__
+    try:
+        return str(Start(**{name: document[name] for name in names}))
+    except KeyError as error:
+        raise UserError(f"start.json: lacks {error}; allowed: as written by the run") from None

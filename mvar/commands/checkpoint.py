@@ -1,0 +1,65 @@
+"""What commands on published checkpoints share: which files, and what the files cannot tell."""
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mvar.errors import UserError, one_of
+
+if TYPE_CHECKING:
+    from mvar.config import RunConfig
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """A generator's checkpoint and its tokenizer."""
+
+    checkpoint: str = ""
+    """A generator's .pth or .safetensors: VAR's, M-VAR's, or one of this project."""
+    tokenizer: str = ""
+    """Its tokenizer's file, e.g. vae_ch160v4096z32.pth."""
+    patch_sides: str = ""
+    """The scales, e.g. 1,2,3,4, where the checkpoint cannot tell them."""
+    num_heads: int = 0
+    """Attention heads, where the checkpoint cannot tell them (no qk-norm, not 64 channels a head)."""
+
+    def sides(self) -> tuple[int, ...] | None:
+        """The scales that were given, or None."""
+        if not self.patch_sides:
+            return None
+        if not re.fullmatch(r"\d+([,-]\d+)*", self.patch_sides):
+            raise UserError(f"patch-sides: {self.patch_sides!r}; allowed: sides such as 1,2,3,4")
+        return tuple(int(side) for side in re.split("[,-]", self.patch_sides))
+
+    def config(self, base: "RunConfig", adapt_data: bool) -> "RunConfig":
+        """The run that the files are, data and sampling from `base`; prints what the generator's file says."""
+        from experiments.imported import imported_config
+
+        config, facts = imported_config(
+            base,
+            self.checkpoint,
+            self.tokenizer,
+            patch_sides=self.sides(),
+            num_heads=self.num_heads or None,
+            adapt_data=adapt_data,
+        )
+        print(f"{self.checkpoint}: {facts}")
+        return config
+
+
+def check_source(run: str, checkpoint: str) -> None:
+    """Exactly one of a run and a checkpoint."""
+    if bool(run) == bool(checkpoint):
+        given = "both are given" if run else "neither is given"
+        raise UserError(f"run, checkpoint: {given}; allowed: one of RUN and --checkpoint FILE")
+
+
+def sampling_preset(name: str) -> dict[str, object]:
+    """The fields of a named sampling setting; none for an empty name."""
+    from mvar.presets import SAMPLING
+
+    if not name:
+        return {}
+    if name not in SAMPLING:
+        raise one_of("sampling", name, SAMPLING)
+    return SAMPLING[name].model_dump(mode="json", exclude={"seed"})

@@ -1,0 +1,85 @@
+"""`mvar evaluate`: samples and metrics of a trained run or a published checkpoint, through the one pipeline."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from mvar.commands.checkpoint import CheckpointFiles, check_source, sampling_preset
+from mvar.errors import FAILURE, INTERRUPTED, OK, USER_ERROR, UserError, complain, one_of
+
+if TYPE_CHECKING:
+    from experiments.store import Store
+    from mvar.config import RunConfig
+
+OF_A_RUN = ("sample.", "evaluation.", "runtime.")
+
+
+@dataclass(frozen=True)
+class Evaluate(CheckpointFiles):
+    """Sample and measure a trained run with other settings, or a published checkpoint; what is done is not repeated.
+
+    A checkpoint becomes a run of the results directory with no training steps: status, report and attention know it.
+    """
+
+    run: tyro.conf.Positional[str] = ""
+    """Run id, a unique beginning of one, or the run's directory."""
+    preset: str = "imagenet256-d16"
+    """For a checkpoint: where data, evaluation and sampling come from."""
+    sampling: str = ""
+    """Published settings: fid (cfg 1.5, top-k 900, top-p 0.96) or visual (cfg 4, more smooth)."""
+    set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """FIELD=VALUE ..., e.g. sample.cfg_scale=2 evaluation.num_images=10000; for a checkpoint also data fields."""
+    results: Path = Path("results")
+    """Where runs are kept."""
+
+    def execute(self, arguments: list[str]) -> int:
+        """Evaluate and print the metrics; returns the exit code."""
+        check_source(self.run, self.checkpoint)
+        from experiments.store import Store, check_writable
+
+        store = Store(self.results)
+        config = self._of_run(store) if self.run else self._of_checkpoint()
+        check_writable(self.results)
+        from experiments.runner import run_all
+
+        summary = run_all([config], store, 1)
+        for line in summary.complaints():
+            complain(line, FAILURE)
+        if summary.interrupted:
+            return complain("interrupted; the same command goes on where it was", INTERRUPTED)
+        if summary.failures:
+            only_mistakes = all(outcome.is_user_error for outcome in summary.failures.values())
+            return USER_ERROR if only_mistakes else FAILURE
+        from experiments.evaluation_table import print_evaluation
+
+        print_evaluation(store, config)
+        return OK
+
+    def _overrides(self) -> dict[str, object]:
+        from experiments.cells import parse_overrides
+
+        named = {f"sample.{name}": value for name, value in sampling_preset(self.sampling).items()}
+        return named | parse_overrides(setting for group in self.set for setting in group)
+
+    def _of_run(self, store: "Store") -> "RunConfig":
+        from mvar.config import override
+
+        if self.tokenizer:
+            raise UserError("tokenizer: a run has its own; allowed: --tokenizer with --checkpoint only")
+        run, overrides = store.find_run(self.run), self._overrides()
+        for name in overrides:
+            if not name.startswith(OF_A_RUN):
+                raise UserError(f"set: {name} would be another run; allowed: fields of {', '.join(OF_A_RUN)}")
+        if not run.weights.is_file():
+            raise UserError(f"run: {run.name} is not trained yet ({run.state()}); allowed: a trained run")
+        return override(run.config(), overrides)
+
+    def _of_checkpoint(self) -> "RunConfig":
+        from mvar.config import override
+        from mvar.presets import PRESETS
+
+        if self.preset not in PRESETS:
+            raise one_of("preset", self.preset, PRESETS)
+        return self.config(override(PRESETS[self.preset], self._overrides()), adapt_data=False)
