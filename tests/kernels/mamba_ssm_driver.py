@@ -1,0 +1,81 @@
+"""Runs mamba-ssm's own Triton kernel on the CPU, by Triton's interpreter, beside our scan; prints relative errors.
+
+A process of its own: Triton reads TRITON_INTERPRET when it is imported, and the stand-ins below (for what the kernel's
+package asks of a GPU) must reach no other test. Usage: python mamba_ssm_driver.py FOLDER_OF_MAMBA_SSM
+"""
+
+import contextlib
+import json
+import os
+import sys
+import types
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+import triton.runtime.autotuner as autotuner
+
+from mvar.kernels import ssd
+
+CASES = [  # batch, length, heads, head size, state size, with a state before, kernel's chunk
+    (1, 64, 2, 16, 16, False, 32),
+    (2, 45, 2, 16, 16, True, 32),  # no multiple of the chunk: the end of a scale
+    (1, 9, 1, 32, 16, True, 16),  # shorter than a chunk
+]
+NAMES = ("x", "dt", "A", "B", "C", "D", "state")
+
+
+def stand_in(folder):
+    """What importing the package and running a kernel ask for, without a GPU."""
+    package = types.ModuleType("mamba_ssm")  # not its __init__, which imports language models and compiled kernels
+    package.__path__ = [f"{folder}/mamba_ssm"]
+    sys.modules["mamba_ssm"] = package
+    sys.path.append(folder)
+    torch.cuda.get_device_properties = lambda device: types.SimpleNamespace(multi_processor_count=1)
+    torch.cuda.device = lambda index: contextlib.nullcontext()
+    autotuner.Autotuner.do_bench = property(lambda self: lambda function, quantiles=None: [0.0] * 3)
+
+
+def tensors(batch, length, heads, size, n, has_state):
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    values = {
+        "x": normal(batch, length, heads, size),
+        "dt": 0.01 + 0.1 * torch.rand(batch, length, heads, generator=generator),
+        "A": -1 - 4 * torch.rand(heads, generator=generator),
+        "B": normal(batch, length, n),
+        "C": normal(batch, length, n),
+        "D": normal(heads),
+    }
+    if has_state:
+        values["state"] = normal(batch, heads, size, n)
+    return {name: value.requires_grad_() for name, value in values.items()}
+
+
+def run(scan, values, chunk):
+    arguments = [values.get(name) for name in NAMES]
+    y, final = scan(*arguments, chunk, True)
+    weights = torch.Generator().manual_seed(1)
+    loss = (y * torch.randn(y.shape, generator=weights)).sum()
+    loss = loss + (final * torch.randn(final.shape, generator=weights)).sum()
+    gradients = torch.autograd.grad(loss, list(values.values()))
+    return {"y": y, "final_state": final} | dict(zip((f"grad_{name}" for name in values), gradients, strict=True))
+
+
+def main():
+    stand_in(sys.argv[1])
+    errors = []
+    for *sizes, chunk in CASES:
+        values = tensors(*sizes)
+        theirs = run(ssd._scan_mamba_ssm, values, chunk)
+        ours = run(ssd.scan, values, chunk)
+        scale = {name: value.detach().abs().max().item() for name, value in ours.items()}
+        errors.append({name: (theirs[name] - ours[name]).abs().max().item() / scale[name] for name in ours})
+    print(json.dumps(errors))
+
+
+if __name__ == "__main__":
+    main()
