@@ -181,9 +181,14 @@ class AttentionStats:
         return float(self.intra.mean())
 
     @property
+    def head_entropy(self) -> Tensor:
+        """`(N, H)`: entropy in nats, mean over all L queries."""
+        return _over_queries(self.entropy, self.sides)
+
+    @property
     def layer_entropy(self) -> Tensor:
         """`(N,)`: entropy in nats, mean over heads and all L queries."""
-        return _over_queries(self.entropy, self.sides).mean(1)
+        return self.head_entropy.mean(1)
 
     @property
     def relative_entropy(self) -> Tensor:

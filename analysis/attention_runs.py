@@ -69,13 +69,14 @@ def measure(source: Source, folder: Path, progress: Progress | None = None) -> A
     Raises:
         UserError: a model without global attention, or something that the source lacks.
     """
+    if (kept := _kept(source, folder)) is not None:
+        return kept
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".attention.lock"):
-        kept = _kept(source, folder)
+        kept = _kept(source, folder)  # another process may have been at it
         if kept is None:
             kept = _measure(source, folder, progress)
-            values = {**kept.to_json(), "measured": source.identity}
-            write_json(folder / "attention.json", values)
+            write_json(folder / "attention.json", {**kept.to_json(), "measured": source.identity})
         return kept
 
 

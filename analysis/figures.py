@@ -12,6 +12,7 @@ import pandas as pd
 
 from analysis.compare import Measured, aggregate, check_comparable
 from analysis.cost_table import ScoredModel, uniform_share
+from analysis.maps import draw_flow
 from analysis.records import Manifest, Records, training_curve
 from analysis.render import Table
 from analysis.style import MIXERS, Figure, canvas, despine, mixer_look
@@ -23,7 +24,7 @@ SMOOTHING = 30  # of a loss curve: the window is that fraction of the training
 ERROR_BARS = {"capsize": 3, "elinewidth": 1}
 
 
-def _points(ax: Any, xs: Sequence[float], values: Sequence[Measured], **look: Any) -> None:
+def points(ax: Any, xs: Sequence[float], values: Sequence[Measured], **look: Any) -> None:
     """Means with standard deviations where there are any."""
     deviations = [np.nan if v.sd is None else v.sd for v in values]
     ax.errorbar(xs, [v.mean for v in values], yerr=deviations, **(ERROR_BARS | look))
@@ -38,7 +39,7 @@ def layers_figure(table: Table, manifest: Manifest, directory: Path) -> Figure:
         for ax, key, label in zip(axes[0], ("fid", "nll"), ("FID ↓", "held-out NLL ↓ (bits per token)"), strict=True):
             there = [row for row in rows if row.get(key)]
             look = mixer_look("intra+mamba") | {"label": None}
-            _points(ax, [row["layers_replaced"] for row in there], [row[key] for row in there], **look)
+            points(ax, [row["layers_replaced"] for row in there], [row[key] for row in there], **look)
             ax.set(xlabel=f"layers replaced by intra+mamba (of {rows[0]['depth']})", ylabel=label)
             ax.set_xticks([row["layers_replaced"] for row in rows])
         despine(*axes[0])
@@ -63,31 +64,40 @@ def cost_figure(records: Records, manifests: Sequence[Manifest], directory: Path
     if not cells:
         raise UserError(f"figure {name}: no finished run to draw")
     check_comparable(pd.concat([rows for _, rows in cells]))
-    with canvas(directory, name, 3.4, ncols=2, sharey=True) as (figure, axes):
-        # At an equal training budget all training FLOPs are the same: what an image costs is the other half.
-        flops = ("train_flops", "training FLOPs") if first.mode == "steps" else ("sample_flops", "FLOPs an image")
-        for ax, (key, label) in zip(axes[0], (("num_params", "parameters"), flops), strict=True):
-            costs = [aggregate(rows, key) for _, rows in cells]
+    # At an equal training budget all training FLOPs are the same: what an image costs is the other half.
+    flops = ("train_flops", "training FLOPs") if first.mode == "steps" else ("sample_flops", "FLOPs an image")
+    panels = (("num_params", "parameters"), flops, ("image_ms", "sampling time, ms an image"))
+    with canvas(directory, name, 3.2, ncols=len(panels), sharey=True) as (figure, axes):
+        for ax, (key, label) in zip(axes[0], panels, strict=True):
+            costs = [
+                aggregate(rows.assign(image_ms=1000 * rows["sample_s"] / rows["num_images"]), key) for _, rows in cells
+            ]
             unit, power = _unit(max((cost.mean for cost in costs if cost), default=1.0))
             for (cell, rows), cost in zip(cells, costs, strict=True):
                 fid = aggregate(rows, "eval/fid")
                 if not fid or not cost:
                     continue
-                _points(ax, [cost.mean / unit], [fid], linestyle="none", **mixer_look(rows["pattern"].iloc[0]))
+                look = mixer_look(rows["pattern"].iloc[0])
+                xerr = None if cost.sd is None or key != "image_ms" else [cost.sd / unit]
+                points(ax, [cost.mean / unit], [fid], linestyle="none", xerr=xerr, **look)
                 at = (cost.mean / unit, fid.mean)
-                text = ax.annotate(cell.label, at, (5, 3), textcoords="offset points", fontsize=6.5, color="0.25")
+                text = ax.annotate(cell.label, at, (4, 3), textcoords="offset points", fontsize=6, color="0.25")
                 text.set_path_effects([withStroke(linewidth=2, foreground="white")])  # readable over error bars
-            ax.set(xlabel=f"{label} (× {power})")
-            ax.margins(x=0.18, y=0.12)
+            ax.set(xlabel=f"{label} (× {power})" if unit != 1 else label)
+            ax.margins(x=0.22, y=0.12)
         axes[0, 0].set(ylabel="FID ↓")
         _legend_below(figure, axes[0, 0], "layers")
         despine(*axes[0])
-    return Figure(name, f"FID against cost: {first.title}", "Every finished run of the sweeps; cost is analytic.")
+    caption = (
+        "Every finished run of the sweeps. Parameters and FLOPs are analytic, sampling time is measured; bars: standard "
+        "deviation over seeds."
+    )
+    return Figure(name, f"FID against cost: {first.title}", caption)
 
 
 def _unit(largest: float) -> tuple[float, str]:
     """The power of a thousand to write numbers up to `largest` in."""
-    exponent = 3 * int(np.log10(largest) // 3)
+    exponent = max(0, 3 * int(np.log10(largest) // 3))
     return 10.0**exponent, f"10{str(exponent).translate(str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
 
 
@@ -114,7 +124,7 @@ def scale_figure(records: Records, manifest: Manifest, directory: Path) -> Figur
             values = [(i, m) for i, key in enumerate(keys) if (m := aggregate(rows, key))]
             dodge = 0.06 * (number - (len(cells) - 1) / 2)
             look = mixer_look(rows["pattern"].iloc[0]) | {"label": cell.label}
-            _points(ax, [i + dodge for i, _ in values], [m for _, m in values], linewidth=1.2, **look)
+            points(ax, [i + dodge for i, _ in values], [m for _, m in values], linewidth=1.2, **look)
         sides = records.configs[cells[0][1]["run_id"].iloc[0]].tokenizer.patch_sides
         ax.set_xticks(range(len(keys)), [f"{side} × {side}" for side in sides[: len(keys)]])
         ax.set(xlabel="scale (tokens)", ylabel="held-out NLL ↓ (bits per token)")
@@ -155,33 +165,11 @@ def loss_figure(records: Records, manifest: Manifest, directory: Path, problems:
 
 def flow_figure(scored: ScoredModel, name: str, directory: Path) -> Figure:
     """Where attention of a `global` model goes: from scale to scale, and the intra share layer by layer."""
-    import seaborn
-
     stats = list(scored.stats.values())
     matrix = np.mean([s.matrix.mean(0).numpy() for s in stats], axis=0)
     heads = np.mean([s.intra_per_head.numpy() for s in stats], axis=0)
-    sides = [f"{side}×{side}" for side in stats[0].sides]
-    size = len(sides)
     with canvas(directory, name, 3.1, ncols=2, width_ratios=[1.15, 1]) as (_, axes):
-        seaborn.heatmap(
-            100 * matrix,
-            mask=np.triu(np.ones((size, size), bool), 1),
-            ax=axes[0, 0],
-            cmap="mako_r",
-            vmin=0,
-            vmax=100,
-            square=True,
-            annot=size <= 10,
-            fmt=".0f",
-            annot_kws={"fontsize": 8 if size <= 6 else 6},
-            linewidths=0.5,
-            linecolor="white",
-            xticklabels=sides,
-            yticklabels=sides,
-            cbar_kws={"label": "attention mass (%)", "shrink": 0.8},
-        )
-        axes[0, 0].grid(False)
-        axes[0, 0].tick_params(length=0, labelsize=8 if size <= 6 else 6)
+        draw_flow(axes[0, 0], matrix, stats[0].sides)
         axes[0, 0].set(xlabel="keys of scale", ylabel="queries of scale", title="from scale to scale")
         ax, layers = axes[0, 1], stats[0].layers
         colour = mixer_look("global")["color"]

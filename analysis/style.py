@@ -35,13 +35,11 @@ def mixer_look(pattern: str) -> dict[str, Any]:
 
 
 @contextmanager
-def canvas(directory: Path, name: str, height: float, **layout: Any) -> Iterator[Any]:
-    """A matplotlib figure in the house style, written as PNG and PDF when the block ends well.
+def page(height: float, width: float = WIDTH, **layout: Any) -> Iterator[Any]:
+    """A matplotlib figure in the house style, to be drawn on inside the block and shown or saved whenever one likes.
 
     Args:
-        directory: where the files go.
-        name: of the files.
-        height: in inches; the width is a page's.
+        height, width: in inches; a text page is `WIDTH` wide.
         layout: `nrows`, `ncols` and whatever `Figure.subplots` takes.
 
     Yields:
@@ -65,19 +63,30 @@ def canvas(directory: Path, name: str, height: float, **layout: Any) -> Iterator
             "legend.frameon": False,
             "legend.title_fontsize": "small",
             "lines.markersize": 6,
-            "savefig.facecolor": "white",
         }
     )
     with matplotlib.rc_context(style):  # no pyplot: nothing global, any thread
-        figure = Canvas(figsize=(WIDTH, height), layout="constrained")
+        figure = Canvas(figsize=(width, height), layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
         axes = figure.subplots(**({"squeeze": False} | layout))
         yield figure, axes
-        for kind in ("png", "pdf"):
-            metadata = {"CreationDate": None} if kind == "pdf" else None  # the same numbers give the same bytes
-            with atomic_write(directory / f"{name}.{kind}") as file:
-                figure.savefig(file, format=kind, dpi=DPI, metadata=metadata)
-            figure.set_layout_engine("none")  # laid out by now: the second file takes half the time
+
+
+@contextmanager
+def canvas(directory: Path, name: str, height: float, **layout: Any) -> Iterator[Any]:
+    """A `page` that is written as `name`.png and `name`.pdf when the block ends well."""
+    with page(height, **layout) as (figure, axes):
+        yield figure, axes
+        save(figure, directory, name)
+
+
+def save(figure: Any, directory: Path, name: str) -> None:
+    """Write a figure as `name`.png and `name`.pdf; the same numbers give the same bytes."""
+    for kind in ("png", "pdf"):
+        metadata = {"CreationDate": None} if kind == "pdf" else None
+        with atomic_write(directory / f"{name}.{kind}") as file:
+            figure.savefig(file, format=kind, dpi=DPI, metadata=metadata)
+        figure.set_layout_engine("none")  # laid out by now: the second file takes half the time
 
 
 def despine(*axes: Any) -> None:
