@@ -35,14 +35,14 @@ def test_whole_maps_are_the_official_ones(official):
 def test_rows_and_scales_are_parts_of_the_whole_map(official):
     _, model, labels, inputs, _ = official
     schedule = model.schedule
-    whole = attention_map(model, labels[0], inputs[0], 1, 2)
+    whole = attention_map(model, labels[0], inputs[0], 1, 1)
     for query in (0, 3, schedule.num_tokens - 1):
         seen = schedule.span().visible(schedule.levels[query])
-        row = attention_map(model, labels[0], inputs[0], 1, 2, query=query)
+        row = attention_map(model, labels[0], inputs[0], 1, 1, query=query)
         assert row.shape == (seen,) and row.sum() == pytest.approx(1, abs=1e-5)
         torch.testing.assert_close(row, whole[query, :seen])
     for scale, step in enumerate(schedule.steps()):
-        part = attention_map(model, labels[0], inputs[0], 1, 2, scale=scale)
+        part = attention_map(model, labels[0], inputs[0], 1, 1, scale=scale)
         torch.testing.assert_close(part, whole[step.start : step.stop, : step.stop])
 
 
