@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import pandas as pd
@@ -9,28 +10,60 @@ import pandas as pd
 from mvar.errors import UserError
 
 DASH = "—"
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A quantity over `n` training seeds: mean and sample standard deviation (None for one seed)."""
+    """A quantity over `n` training seeds: mean and sample standard deviation (None for one seed), and its runs."""
 
     mean: float
     sd: float | None
     n: int
+    run_ids: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, values: pd.Series) -> "Measured | None":
+    def of(cls, values: pd.Series, run_ids: Collection[str] = ()) -> "Measured | None":
         """Of one value a seed, NaN for those that lack it; None where no seed has one."""
         values = values.dropna()
         if values.empty:
             return None
-        return cls(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None, len(values))
+        sd = float(values.std(ddof=1)) if len(values) > 1 else None
+        return cls(float(values.mean()), sd, len(values), tuple(sorted(set(run_ids))))
 
     def text(self, decimals: int, factor: float = 1.0) -> str:
         """`mean ± sd` with so many decimals, or the mean alone for one seed."""
         mean = f"{self.mean * factor:.{decimals}f}"
         return mean if self.sd is None else f"{mean} ± {self.sd * factor:.{decimals}f}"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of `n` differences paired by training seed, with a confidence interval (None for a single pair).
+
+    The interval is Student's t over the pairs: it takes them for a sample of normally distributed differences, which
+    two or three seeds cannot show, and it is not corrected for the number of rows that are compared.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+    run_ids: tuple[str, ...] = ()
+
+    def text(self, decimals: int, factor: float = 1.0) -> str:
+        """`-0.30 [-0.52, -0.08]`, or the mean alone for one pair."""
+        mean = f"{self.mean * factor:+.{decimals}f}"
+        if self.low is None or self.high is None:
+            return mean
+        return f"{mean} [{self.low * factor:+.{decimals}f}, {self.high * factor:+.{decimals}f}]"
+
+    @property
+    def excludes_zero(self) -> bool | None:
+        """Whether 0 lies outside of the interval; None where there is none."""
+        if self.low is None or self.high is None:
+            return None
+        return self.low > 0 or self.high < 0
 
 
 def by_seed(rows: pd.DataFrame, column: str) -> pd.Series:
@@ -42,16 +75,54 @@ def by_seed(rows: pd.DataFrame, column: str) -> pd.Series:
 
 def aggregate(rows: pd.DataFrame, column: str) -> Measured | None:
     """Mean and standard deviation of a column over training seeds."""
-    return Measured.of(by_seed(rows, column))
+    return Measured.of(by_seed(rows, column), _run_ids(rows, column))
+
+
+def _run_ids(rows: pd.DataFrame, column: str) -> list[str]:
+    return list(rows.loc[rows[column].notna(), "run_id"]) if column in rows.columns and "run_id" in rows.columns else []
 
 
 def ratio(rows: pd.DataFrame, reference: pd.DataFrame, column: str) -> Measured | None:
     """A column relative to a reference row's, paired seed by seed: what seeds share cancels."""
-    return Measured.of(by_seed(rows, column) / by_seed(reference, column))
+    run_ids = [*_run_ids(rows, column), *_run_ids(reference, column)]
+    return Measured.of(by_seed(rows, column) / by_seed(reference, column), run_ids)
 
 
-def check_comparable(rows: pd.DataFrame) -> None:
+def difference(rows: pd.DataFrame, reference: pd.DataFrame, column: str) -> Difference | None:
+    """A column minus a reference row's, paired over the training seeds that both have; None where there is no pair."""
+    from scipy.stats import t
+
+    pairs = (by_seed(rows, column) - by_seed(reference, column)).dropna()
+    if pairs.empty:
+        return None
+    mean, n = float(pairs.mean()), len(pairs)
+    run_ids = tuple(sorted({*_run_ids(rows, column), *_run_ids(reference, column)}))
+    if n < 2:
+        return Difference(mean, None, None, n, run_ids)
+    half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1) * pairs.std(ddof=1) / math.sqrt(n))
+    return Difference(mean, mean - half, mean + half, n, run_ids)
+
+
+def sampling_sd(rows: pd.DataFrame, column: str) -> float | None:
+    """Standard deviation over sampling seeds within a trained run, pooled over runs; None with one set of images a run.
+
+    It is what drawing other images is worth; the standard deviation over training seeds contains it.
+    """
+    if column not in rows.columns:
+        return None
+    groups = [values for _, values in rows.dropna(subset=[column]).groupby("run_id")[column] if len(values) > 1]
+    if not groups:
+        return None
+    squares = sum(float(((values - values.mean()) ** 2).sum()) for values in groups)
+    return math.sqrt(squares / sum(len(values) - 1 for values in groups))
+
+
+def check_comparable(rows: pd.DataFrame, ignore: Collection[str] = ()) -> None:
     """Refuse rows whose evaluator, number of images, sampling settings or reference differ.
+
+    Args:
+        rows: of `Records.table`.
+        ignore: settings that may differ, because they are what the table varies.
 
     Raises:
         UserError: they differ; names what differs and lists the groups with their runs.
@@ -59,9 +130,11 @@ def check_comparable(rows: pd.DataFrame) -> None:
     groups = {json_text: set(group["run_id"]) for json_text, group in rows.groupby("settings")}
     if len(groups) < 2:
         return
-    settings = [json.loads(text) for text in groups]
+    settings = [{k: v for k, v in json.loads(text).items() if k not in ignore} for text in groups]
     names = sorted({name for values in settings for name in values})
     differing = [name for name in names if len({json.dumps(values.get(name)) for values in settings}) > 1]
+    if not differing:
+        return
     told = []
     for values, run_ids in zip(settings, groups.values(), strict=True):
         says = ", ".join(f"{name} = {values.get(name)}" for name in differing)

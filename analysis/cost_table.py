@@ -24,8 +24,8 @@ from mvar.scales import PATCH_SIDES, ScaleSchedule
 PAPER = "paper (ImageNet)"
 PUBLISHED = {"256": "imagenet256-d16", "512": "imagenet512-d36"}  # VAR's model whose layer the third accounting takes
 COLUMNS = (
-    Column("schedule", "schedule"),
-    Column("label", "attention"),
+    Column("schedule", "schedule", is_text=True),
+    Column("label", "attention", is_text=True),
     Column("dense", "cells, dense (%)", ANALYTIC, 2, 100),
     Column("kept", "cells, kept (%)", ANALYTIC, 2, 100),
     Column("layer", "FLOPs of the layer (%)", ANALYTIC, 2, 100),

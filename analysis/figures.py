@@ -66,6 +66,7 @@ def cost_figure(records: Records, manifests: Sequence[Manifest], directory: Path
     check_comparable(pd.concat([rows for _, rows in cells]))
     # At an equal training budget all training FLOPs are the same: what an image costs is the other half.
     flops = ("train_flops", "training FLOPs") if first.mode == "steps" else ("sample_flops", "FLOPs an image")
+    plain = {cell.label for manifest in manifests if manifest.sweep == "mixers" for cell in manifest.cells}
     panels = (("num_params", "parameters"), flops, ("image_ms", "sampling time, ms an image"))
     with canvas(directory, name, 3.2, ncols=len(panels), sharey=True) as (figure, axes):
         for ax, (key, label) in zip(axes[0], panels, strict=True):
@@ -80,8 +81,12 @@ def cost_figure(records: Records, manifests: Sequence[Manifest], directory: Path
                 look = mixer_look(rows["pattern"].iloc[0])
                 xerr = None if cost.sd is None or key != "image_ms" else [cost.sd / unit]
                 points(ax, [cost.mean / unit], [fid], linestyle="none", xerr=xerr, **look)
+                if cell.label in plain:  # the legend says it
+                    continue
                 at = (cost.mean / unit, fid.mean)
-                text = ax.annotate(cell.label, at, (4, 3), textcoords="offset points", fontsize=6, color="0.25")
+                text = ax.annotate(
+                    cell.label.removeprefix("M-VAR-"), at, (4, 3), textcoords="offset points", fontsize=6, color="0.25"
+                )
                 text.set_path_effects([withStroke(linewidth=2, foreground="white")])  # readable over error bars
             ax.set(xlabel=f"{label} (× {power})" if unit != 1 else label)
             ax.margins(x=0.22, y=0.12)
@@ -89,8 +94,8 @@ def cost_figure(records: Records, manifests: Sequence[Manifest], directory: Path
         _legend_below(figure, axes[0, 0], "layers")
         despine(*axes[0])
     caption = (
-        "Every finished run of the sweeps. Parameters and FLOPs are analytic, sampling time is measured; bars: standard "
-        "deviation over seeds."
+        "Every finished run of the sweeps; W and D are Table 5's narrower and shallower M-VAR, N of M the layers "
+        "replaced. Parameters and FLOPs are analytic, sampling time is measured; bars: standard deviation over seeds."
     )
     return Figure(name, f"FID against cost: {first.title}", caption)
 

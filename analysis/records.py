@@ -13,11 +13,17 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.cache import ReadCache
 from experiments.store import DONE, RunDirectory, Store, read_document
-from mvar.config import RunConfig
+from mvar.config import RunConfig, SampleConfig, from_dict
 from mvar.errors import UserError
 
 MAKE_RUNS = "`mvar run mixers` trains some (`make demo` runs every sweep)"
+READ = ("config.json", "status.json", "eval.json")  # of a run directory
+MAX_POINTS = 500  # of a training curve that is kept: more cannot be seen in a figure
+
+
+EMPTY = ("run_id", "evaluation_id", "state", "seed", "sample_seed", "settings", "pattern", "data", "num_images")
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,13 @@ class Records:
     manifests: list[Manifest]
     missing: list[Missing] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    cache: ReadCache = field(default_factory=ReadCache)
+
+    @property
+    def done(self) -> pd.DataFrame:
+        """The finished evaluations of all runs."""
+        table = self.table
+        return table[(table["state"] == DONE) & table["evaluation_id"].notna()]
 
     def rows(self, cell: Cell) -> pd.DataFrame:
         """The finished evaluations of a cell: one row a training seed and sampling seed."""
@@ -91,28 +104,45 @@ class Records:
         return [manifest for manifest in self.manifests if manifest.sweep == name]
 
 
-def load_records(root: Path | str) -> Records:
+def load_records(root: Path | str, cache: ReadCache | None = None, allow_empty: bool = False) -> Records:
     """Read a results directory.
+
+    Args:
+        root: the results directory.
+        cache: of an earlier reading: runs that have not changed since are not read again.
+        allow_empty: where there is no run at all, return an empty table and say so among the problems.
 
     Raises:
         UserError: it holds no run at all; says which command makes some.
     """
-    store = Store(root)
+    store, cache = Store(root), cache or ReadCache()
     problems: list[str] = []
     rows: list[dict[str, Any]] = []
     configs: dict[str, RunConfig] = {}
     for path in sorted(path for path in (store.root / "runs").glob("*") if path.is_dir()):
-        run = store.run(path.name)
-        config = _attempt(problems, f"runs/{run.name}", run.config)
-        if config is not None:
-            configs[run.name] = config
-            rows += _run_rows(run, config, problems)
+        files = [path / name for name in READ]
+        read = cache.value(f"run {path.name}", files, lambda path=path: _read_run(store.run(path.name)))
+        problems += read["problems"]
+        if read["config"] is not None:
+            configs[path.name] = from_dict(RunConfig, read["config"])
+            rows += read["rows"]
     if not rows:
         told = "; ".join(["", *problems])
-        raise UserError(f"results: {store.root} holds no readable run{told}; {MAKE_RUNS}")
-    table = pd.DataFrame(rows)
+        error = f"results: {store.root} holds no readable run{told}; {MAKE_RUNS}"
+        if not allow_empty:
+            raise UserError(error)
+        problems.append(error)
+    table = pd.DataFrame(rows, columns=None if rows else EMPTY)
     manifests = _manifests(store, problems)
-    return Records(store, table, configs, manifests, _missing(manifests, table), problems)
+    return Records(store, table, configs, manifests, _missing(manifests, table), problems, cache)
+
+
+def _read_run(run: RunDirectory) -> dict[str, Any]:
+    """Config, rows and problems of one run as JSON values."""
+    problems: list[str] = []
+    config = _attempt(problems, f"runs/{run.name}", run.config)
+    rows = [] if config is None else _run_rows(run, config, problems)
+    return {"config": config and config.model_dump(mode="json"), "rows": rows, "problems": problems}
 
 
 def _attempt(problems: list[str], where: str, read: Callable[[], Any], default: Any = None) -> Any:
@@ -121,7 +151,14 @@ def _attempt(problems: list[str], where: str, read: Callable[[], Any], default: 
         return read()
     except UserError as error:
         problems.append(f"{where}: {error}")
-    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:  # valid JSON of another shape
+    except (
+        OSError,
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        ZeroDivisionError,
+    ) as error:  # valid JSON of another shape
         problems.append(f"{where}: not as this version writes it ({type(error).__name__}: {error})")
     return default
 
@@ -163,9 +200,10 @@ def _config_columns(run: RunDirectory, config: RunConfig) -> dict[str, Any]:
 
 
 def _evaluation_columns(record: Mapping[str, Any], where: str, problems: list[str]) -> dict[str, Any]:
-    sample = dict(record["sample"])
+    sample = SampleConfig().model_dump(mode="json") | record["sample"]  # a field that is newer than the record
     columns: dict[str, Any] = {
         "sample_seed": sample.pop("seed", None),  # a replicate, not a setting
+        "acceptance_rate": 1 / sample["candidates"],
         "settings": json.dumps(
             {
                 "extractor_id": record["extractor_id"],
@@ -223,9 +261,19 @@ def _missing(manifests: list[Manifest], table: pd.DataFrame) -> list[Missing]:
     return found
 
 
-def training_curve(run: RunDirectory, key: str, problems: list[str]) -> pd.DataFrame:
-    """A logged quantity over training: columns `step` and `value`; lines that cannot be read become problems."""
-    points = []
+def training_curve(run: RunDirectory, key: str, problems: list[str], cache: ReadCache | None = None) -> pd.DataFrame:
+    """A logged quantity over training: columns `step` and `value`; lines that cannot be read become problems.
+
+    At most `MAX_POINTS` of it, evenly spread.
+    """
+    cache = cache or ReadCache()
+    found = cache.value(f"curve {run.name} {key}", [run.metrics], lambda: _read_curve(run, key))
+    problems += found["problems"]
+    return pd.DataFrame(found["points"], columns=["step", "value"])
+
+
+def _read_curve(run: RunDirectory, key: str) -> dict[str, Any]:
+    points, problems = [], []
     try:
         lines = run.metrics.read_text(errors="replace").splitlines()
     except OSError:
@@ -237,10 +285,12 @@ def training_curve(run: RunDirectory, key: str, problems: list[str]) -> pd.DataF
             values = json.loads(line)
             if not isinstance(values, dict):
                 raise TypeError
-            if key in values:
+            if key in values and math.isfinite(values[key]):
                 points.append((int(values["step"]), float(values[key])))
+            elif key in values:
+                problems.append(f"{where}: {key} is {values[key]}; skipped")
         except ValueError:
             problems.append(f"{where}: not valid JSON; skipped")
         except (KeyError, TypeError):
             problems.append(f"{where}: not a logged step; skipped")
-    return pd.DataFrame(points, columns=["step", "value"])
+    return {"points": points[:: -(-len(points) // MAX_POINTS) or 1], "problems": problems}

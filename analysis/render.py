@@ -7,9 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.compare import DASH, Measured
+from analysis.compare import DASH, Difference, Measured
 
 MEASURED, ANALYTIC = "measured", "analytic"
+MAX_LINKS = 12  # run links in a row; the CSV has them all
 PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -25,8 +26,9 @@ def si(value: float) -> str:
 class Column:
     """A column: the key of its values in a row, its heading, who says so, and how a number is written.
 
-    `group` is `measured`, `analytic`, `paper (...)` or empty. `decimals` applies to floats and `Measured`; None writes
-    them with an SI prefix. `factor` is applied first (100 for shares in percent).
+    Columns with `is_text` are aligned left. `group` is `measured`, `analytic`, `paper (...)` or empty. `decimals`
+    applies to floats and `Measured`; None writes them with an SI prefix. `factor` is applied first (100 for shares in
+    percent).
     """
 
     key: str
@@ -34,13 +36,16 @@ class Column:
     group: str = ""
     decimals: int | None = 2
     factor: float = 1.0
+    is_text: bool = False
 
     def text(self, value: Any) -> str:
         """A cell as text; a dash for what is not there."""
         if value is None:
             return DASH
-        if isinstance(value, Measured):
-            return si(value.mean * self.factor) if self.decimals is None else value.text(self.decimals, self.factor)
+        if isinstance(value, Measured) and self.decimals is None:
+            return si(value.mean * self.factor)
+        if isinstance(value, Measured | Difference):
+            return value.text(self.decimals, self.factor)
         if isinstance(value, int | float) and self.decimals is None:
             return si(value * self.factor)
         if isinstance(value, float):
@@ -59,15 +64,29 @@ class Note:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of values by column key; `run_ids` has the runs behind each row. `reading` says how to read it, computed."""
+    """Rows of values by column key. `reading` says how to read it, computed from its numbers.
+
+    `run_ids` has the runs behind each row; empty for a table that no run stands behind, which then has no such column.
+    `missing` says what its dashes want, and which command makes it.
+    """
 
     name: str  # the file's, e.g. `mixers-digits-steps`
     title: str
     columns: Sequence[Column]
     rows: Sequence[dict[str, Any]]
-    run_ids: Sequence[Sequence[str]]
+    run_ids: Sequence[Sequence[str]] = ()
     notes: Sequence[Note] = ()
     reading: Sequence[str] = field(default_factory=list)
+    missing: Sequence[str] = field(default_factory=list)
+    caption: str = ""  # what a reader of the table alone must know: images, seeds
+
+    def runs_of(self, row: int, key: str) -> Sequence[str]:
+        """The runs that a cell was computed from: its own where it knows them, else its row's if it is measured."""
+        value = self.rows[row].get(key)
+        if isinstance(value, Measured | Difference) and value.run_ids:
+            return value.run_ids
+        column = next(column for column in self.columns if column.key == key)
+        return self.run_ids[row] if self.run_ids and value is not None and column.group == MEASURED else ()
 
     def footnotes(self) -> list[tuple[str, str]]:
         """(letter, text) of the notes in order; equal texts share a letter."""
@@ -95,14 +114,19 @@ def to_markdown(table: Table, link: Callable[[str], str]) -> str:
     for column in table.columns:
         group = f"<br>*{column.group}*" if column.group else ""
         headings.append(marked(column.heading, table.marks(None, column.key)) + group)
-    lines = ["| " + " | ".join([*headings, "runs"]) + " |"]
-    lines.append("|" + "|".join([" :-- ", *[" --: "] * (len(headings) - 1), " :-- "]) + "|")
-    for number, (row, run_ids) in enumerate(zip(table.rows, table.run_ids, strict=True)):
+    with_runs = bool(table.run_ids)
+    lines = ["| " + " | ".join([*headings, *["runs"] * with_runs]) + " |"]
+    alignment = [" :-- " if column.is_text else " --: " for column in table.columns]
+    lines.append("|" + "|".join([*alignment, *[" :-- "] * with_runs]) + "|")
+    for number, row in enumerate(table.rows):
         cells = [marked(c.text(row.get(c.key)), table.marks(number, c.key)) for c in table.columns]
-        runs = " ".join(f"[{short(run_id)}]({link(run_id)})" for run_id in run_ids) or DASH
-        lines.append("| " + " | ".join([*cells, runs]) + " |")
+        if with_runs:
+            links = [f"[{short(run_id)}]({link(run_id)})" for run_id in table.run_ids[number][:MAX_LINKS]]
+            more = len(table.run_ids[number]) - len(links)
+            cells.append(" ".join(links) + (f" and {more} more, see the CSV" if more else "") or DASH)
+        lines.append("| " + " | ".join(cells) + " |")
     notes = [f"<sup>{letter}</sup> {text}" for letter, text in table.footnotes()]
-    return "\n".join(lines) + "\n" + "".join(f"\n{note}  " for note in notes)
+    return "\n".join(lines) + "\n" + "".join(f"\n{note}  " for note in [*notes, *table.missing])
 
 
 def short(run_id: str) -> str:
@@ -113,23 +137,25 @@ def short(run_id: str) -> str:
 def to_csv(table: Table) -> str:
     """Plain numbers by key: a measured quantity has `_sd` and `_n` columns beside it; the last one has the run ids."""
     rows = []
-    for row, run_ids in zip(table.rows, table.run_ids, strict=True):
+    for number, row in enumerate(table.rows):
         flat: dict[str, Any] = {}
         for column in table.columns:
-            value = row.get(column.key)
+            value, key = row.get(column.key), column.key
             if isinstance(value, Measured):
-                flat |= {column.key: value.mean, f"{column.key}_sd": value.sd, f"{column.key}_n": value.n}
+                flat |= {key: value.mean, f"{key}_sd": value.sd, f"{key}_n": value.n}
+            elif isinstance(value, Difference):
+                flat |= {key: value.mean, f"{key}_low": value.low, f"{key}_high": value.high, f"{key}_n": value.n}
             else:
-                flat[column.key] = value
-        rows.append(flat | {"run_ids": " ".join(run_ids)})
+                flat[key] = value
+        rows.append(flat | {"run_ids": " ".join(table.run_ids[number]) if table.run_ids else None})
     names = list(dict.fromkeys(name for row in rows for name in row if name != "run_ids"))
     order = sorted(names, key=lambda name: _column_order(table, name))  # an sd beside its mean, even if row 1 has none
-    return pd.DataFrame(rows, columns=[*order, "run_ids"]).to_csv(index=False)
+    return pd.DataFrame(rows, columns=[*order, *["run_ids"] * bool(table.run_ids)]).to_csv(index=False)
 
 
 def _column_order(table: Table, name: str) -> tuple[int, str]:
     keys = [column.key for column in table.columns]
-    base = name if name in keys else name.removesuffix("_sd").removesuffix("_n")
+    base = name if name in keys else name.rpartition("_")[0]
     return keys.index(base), name[len(base) :]
 
 
@@ -143,20 +169,19 @@ def to_latex(table: Table) -> str:
     style = pd.DataFrame(cells, columns=columns).style.hide(axis="index")
     text = style.to_latex(
         hrules=True,
-        column_format="l" + "r" * (len(table.columns) - 1),
+        column_format="".join("l" if column.is_text else "r" for column in table.columns),
         multicol_align="c",
         environment="table*",
         position_float="centering",
-        caption=_tex(table.title),
+        caption=_tex(f"{table.title}. {table.caption}" if table.caption else table.title),
         label=f"tab:{table.name}",
     )
     text = text.replace("\\begin{tabular}", "\\resizebox{\\textwidth}{!}{%\n\\begin{tabular}")
     notes = "".join(f"\n\\par\\textsuperscript{{{letter}}} {_tex(note)}" for letter, note in table.footnotes())
     text = text.replace("\\end{tabular}", "\\end{tabular}}\n\\footnotesize" + notes)
     labels = [str(row.get(table.columns[0].key)) for row in table.rows]
-    runs = "".join(
-        f"% {label}: {' '.join(ids) or 'no run'}\n" for label, ids in zip(labels, table.run_ids, strict=True)
-    )
+    ids = table.run_ids or [()] * len(labels)
+    runs = "".join(f"% {label}: {' '.join(run) or 'no run'}\n" for label, run in zip(labels, ids, strict=True))
     return f"% \\usepackage{{booktabs,graphicx}}\n{runs}{text}"
 
 
@@ -170,7 +195,22 @@ SPECIAL = {
     "↓": r"$\downarrow$",
     "↑": r"$\uparrow$",
     "—": "--",
+    "–": "--",
+    "−": "$-$",
+    "²": "$^2$",
+    "<": "$<$",
+    ">": "$>$",
+    "`": "",
 }
+
+
+def latex_document(names: Sequence[str]) -> str:
+    """A document that shows the tables of these names, which lie beside it: `pdflatex tables.tex`."""
+    inputs = "\n\\clearpage\n".join(f"\\input{{{name}.tex}}" for name in names)
+    return (
+        "\\documentclass{article}\n\\usepackage[utf8]{inputenc}\n\\usepackage{booktabs,graphicx}\n"
+        "\\usepackage[margin=2cm]{geometry}\n\\begin{document}\n" + inputs + "\n\\end{document}\n"
+    )
 
 
 def _tex(text: str, marks: str = "") -> str:

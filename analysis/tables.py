@@ -1,15 +1,17 @@
-"""Tables 5 and 6, and Figure 5 as a table: what run directories measured, and the paper's numbers in columns apart.
+"""A sweep as a table (Tables 5 and 6, Figure 5, ...): what run directories measured, and the paper's numbers apart.
 
 What must not be compared is refused, what is missing is a dash, and nothing is filled in.
 """
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
-from analysis.compare import aggregate, check_comparable, ratio
+from analysis.compare import aggregate, check_comparable, ratio, sampling_sd
 from analysis.reading import order_reading, trend_reading
-from analysis.records import Cell, Manifest, Records
+from analysis.records import Cell, Manifest, Missing, Records
 from analysis.render import ANALYTIC, MEASURED, Column, Note, Table
 from experiments.cells import paper_rows
 from mvar.errors import UserError
@@ -25,6 +27,7 @@ SCORES = (
     Column("precision", "precision ↑", MEASURED),
     Column("recall", "recall ↑", MEASURED),
 )
+IS = Column("is", "IS ↑", MEASURED)
 COSTS = (
     Column("num_params", "parameters", ANALYTIC, None),
     Column("train_flops", "training FLOPs", ANALYTIC, None),
@@ -42,11 +45,17 @@ RELATIVE = (
     Column("inference_analytic", "relative inference time", ANALYTIC),
     Column("paper_relative_inference_time", "relative inference time", PAPER, 1),
 )
+
+
+def _name(heading: str) -> Column:
+    return Column("label", heading, is_text=True)
+
+
 LAYOUTS = {
-    "mixers": (Column("label", "method"), Column("pattern", "layers"), FID, PAPER_FID, *SCORES, *COSTS),
-    "layers": (Column("label", "layers replaced"), FID, PAPER_FID, *SCORES, *COSTS),
+    "mixers": (_name("method"), Column("pattern", "layers", is_text=True), FID, PAPER_FID, *SCORES, *COSTS),
+    "layers": (_name("layers replaced"), FID, PAPER_FID, *SCORES, *COSTS),
     "parameters": (
-        Column("label", "model"),
+        _name("model"),
         Column("depth", "depth"),
         Column("width", "width"),
         COSTS[0],
@@ -57,14 +66,40 @@ LAYOUTS = {
         *RELATIVE,
         *COSTS[1:],
     ),
+    "rejection": (
+        _name("images kept"),
+        Column("acceptance_rate", "acceptance rate (%)", MEASURED, 1, 100),
+        FID,
+        PAPER_FID,
+        IS,
+        Column("paper_is", "IS ↑", PAPER, 1),
+        Column("paper_model", "model", PAPER, is_text=True),
+        *SCORES[1:],
+        COSTS[0],
+        *COSTS[2:3],
+        *COSTS[5:],
+    ),
+    "scaling": (
+        _name("model"),
+        Column("depth", "depth"),
+        Column("width", "width"),
+        SCORES[0],
+        Column("error", "token error (%)", MEASURED, 1, 100),
+        FID,
+        SCORES[1],
+        *COSTS,
+    ),
 }
+VARIED = {"rejection": ("sample.candidates",)}  # settings that a sweep varies: its rows are compared all the same
 KEYS = {
     "fid": "eval/fid",
+    "is": "eval/is",
+    "error": "eval/error",
     "nll": "eval/nll_bits_per_token",
     **{name: f"eval/{name}" for name in ("copy_rate", "precision", "recall")},
     **{name: name for name in ("train_s", "sample_s")},
 }
-CONSTANTS = ("num_params", "train_flops", "sample_flops", "steps")  # the same for every seed
+CONSTANTS = ("num_params", "train_flops", "sample_flops", "steps", "acceptance_rate")  # the same for every seed
 
 
 def cell_rows(records: Records, manifest: Manifest) -> list[tuple[Cell, pd.DataFrame]]:
@@ -76,7 +111,7 @@ def cell_rows(records: Records, manifest: Manifest) -> list[tuple[Cell, pd.DataF
     cells = [(cell, records.rows(cell)) for cell in manifest.cells]
     found = pd.concat([rows for _, rows in cells])
     if not found.empty:
-        check_comparable(found)
+        check_comparable(found, VARIED.get(manifest.sweep, ()))
     return cells
 
 
@@ -90,6 +125,7 @@ def sweep_table(records: Records, manifest: Manifest) -> Table:
         raise UserError(f"sweep: {manifest.sweep!r} has no table; allowed: {', '.join(LAYOUTS)}")
     cells = cell_rows(records, manifest)
     rows = [_row(cell, found) for cell, found in cells]
+    found = pd.concat([found for _, found in cells])
     if manifest.sweep == "parameters":
         _add_relative(rows, cells)
     return Table(
@@ -99,8 +135,23 @@ def sweep_table(records: Records, manifest: Manifest) -> Table:
         rows=rows,
         run_ids=[sorted(set(found["run_id"])) for _, found in cells],
         notes=contradictions(manifest.artefact, rows),
-        reading=_reading(manifest, cells, rows),
+        reading=_reading(manifest, found, rows),
+        missing=missing_lines([m for m in records.missing if m.sweep == manifest.name]) or _unasked(manifest),
+        caption="" if found.empty else f"{_seeds_line(_seeds(rows))} {_images_line(found)}",
     )
+
+
+def missing_lines(missing: Sequence[Missing]) -> list[str]:
+    """What the dashes of a table want: a line for each command, with the runs that it makes."""
+    commands: dict[str, list[str]] = {}
+    for m in missing:
+        commands.setdefault(m.command, []).append(f"{m.label} ({m.run_id}: {m.why})")
+    return [f"Missing here: {'; '.join(runs)}. Command: `{command}`" for command, runs in commands.items()]
+
+
+def _unasked(manifest: Manifest) -> list[str]:
+    asked = any(cell.run_ids for cell in manifest.cells)
+    return [] if asked else [f"No run of this was asked for yet. Command: `{manifest.command}`"]
 
 
 def _row(cell: Cell, found: pd.DataFrame) -> dict[str, Any]:
@@ -118,9 +169,9 @@ def _number(value: Any) -> Any:
     return float(value) if isinstance(value, int) else value
 
 
-def _constant(found: pd.DataFrame, name: str) -> int | None:
+def _constant(found: pd.DataFrame, name: str) -> int | float | None:
     values = found[name].dropna().unique() if name in found else []
-    return int(values[0]) if len(values) else None
+    return values[0].item() if len(values) else None
 
 
 def _add_relative(rows: list[dict[str, Any]], cells: list[tuple[Cell, pd.DataFrame]]) -> None:
@@ -150,13 +201,23 @@ def contradictions(artefact: str, rows: list[dict[str, Any]]) -> list[Note]:
     return sorted(notes, key=lambda note: -1 if note.row is None else note.row)
 
 
-def _reading(manifest: Manifest, cells: list[tuple[Cell, pd.DataFrame]], rows: list[dict[str, Any]]) -> list[str]:
-    found = pd.concat([found for _, found in cells])
+def _seeds(rows: Sequence[dict[str, Any]]) -> list[int]:
+    return sorted({row["n"] for row in rows if "n" in row})
+
+
+def _reading(manifest: Manifest, found: pd.DataFrame, rows: list[dict[str, Any]]) -> list[str]:
     if found.empty:
         return ["Nothing is measured yet."]
-    seeds = sorted({row["n"] for row in rows if "n" in row})
-    lines = [_seeds_line(seeds), _settings_line(found)]
-    lines += trend_reading(rows) if manifest.sweep == "layers" else order_reading(rows)
+    lines = [_seeds_line(_seeds(rows)), *_sampling_line(found), _settings_line(found)]
+    if manifest.sweep in ("mixers", "parameters"):
+        lines += order_reading(rows)
+    if manifest.sweep == "layers":
+        lines += trend_reading(rows)
+    if manifest.sweep == "rejection":
+        lines.append(
+            "Acceptance rate: images kept over images drawn. The images are picked by the classifier whose features "
+            "and logits FID and IS compare: both flatter picked images. FLOPs and time an image count every candidate."
+        )
     if manifest.sweep == "parameters":
         lines.append(
             f"Cost and time are relative to {REFERENCE_ROW}, as in the paper. Measured: time of a training step and of "
@@ -176,6 +237,17 @@ def _reading(manifest: Manifest, cells: list[tuple[Cell, pd.DataFrame]], rows: l
     return lines
 
 
+def _sampling_line(found: pd.DataFrame) -> list[str]:
+    """What drawing other images is worth, apart from training again; nothing with one set of images a run."""
+    sd, sets = sampling_sd(found, "eval/fid"), found.groupby("run_id")["sample_seed"].nunique().max()
+    if sd is None:
+        return []
+    return [
+        f"Up to {sets} sets of images a run (sampling seeds), averaged before seeds are compared. Over sampling seeds "
+        f"of one training FID has a standard deviation of {sd:.2f}: what drawing other images is worth."
+    ]
+
+
 def _seeds_line(seeds: list[int]) -> str:
     if seeds == [1]:
         return "One seed a row: there is no standard deviation, and a difference between two rows may be chance."
@@ -184,9 +256,16 @@ def _seeds_line(seeds: list[int]) -> str:
     return f"Mean ± sample standard deviation over {counts} training seeds.{single}"
 
 
+def _images_line(found: pd.DataFrame) -> str:
+    images, reference = int(found["num_images"].iloc[0]), json.loads(found["settings"].iloc[0])["reference.num_images"]
+    return f"All metrics: {images:,} images a set against {reference:,} held-out ones."
+
+
 def _settings_line(found: pd.DataFrame) -> str:
-    images = int(found["num_images"].iloc[0])
-    line = f"All metrics: {images:,} images a set, against held-out images; sampling time is for the whole set."
+    line = (
+        f"{_images_line(found)} FID of so many is above that of more images (its bias is upwards, the more so the "
+        "fewer there are): it compares only with FIDs of the same counts. Sampling time is for the whole set."
+    )
     heldout = "eval/copy_rate_heldout"
     if heldout in found and found[heldout].notna().any():
         line += (
