@@ -1,11 +1,12 @@
-"""Loads a golden case of the official code: its facts, the model with its weights, inputs and outputs."""
+"""Loads a golden case of the official code: its facts, model and quantizer with their weights, inputs and outputs."""
 
 import json
 from pathlib import Path
 
 from safetensors.torch import load_file
 
-from mvar.config import ModelConfig, TokenSpace
+from mvar.config import ModelConfig, TokenizerConfig, TokenSpace
+from mvar.tokenizer.quantizer import ResidualQuantizer
 from mvar.transformer import ScaleTransformer
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -34,3 +35,20 @@ def load_model(case):
     weights = load_file(folder / "state.safetensors")
     model.load_state_dict({k: v.float() for k, v in weights.items() if not k.endswith(BUFFERS)})
     return facts, model, load_file(folder / "inputs.safetensors"), load_file(folder / "outputs.safetensors")
+
+
+def load_quantizer(case):
+    """The quantizer of the tokenizer that a `var_*` or `mvar_*` case belongs to."""
+    facts = facts_of(case)
+    quantizer = ResidualQuantizer(
+        TokenizerConfig(
+            patch_sides=tuple(facts["patch_nums"]),
+            vocab_size=facts["vocab_size"],
+            code_channels=facts["Cvae"],
+            share_phi=facts["share_quant_resi"],
+            phi_ratio=facts["quant_resi"],
+        )
+    )
+    vae = load_file(GOLDEN / case / "vae.safetensors")
+    quantizer.load_state_dict({k.removeprefix("quantize."): v.float() for k, v in vae.items()})
+    return quantizer

@@ -1,13 +1,17 @@
 """Sampling against the official code (guidance, filters, smoothing, whole images), and one stream an image."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from official import GOLDEN, facts_of, load_model
+from official import GOLDEN, facts_of, load_model, load_quantizer
 from safetensors.torch import load_file
 
+from mvar import sampling
 from mvar.config import ModelConfig, SampleConfig, TokenizerConfig, TokenSpace
+from mvar.published import load_tokenizer
 from mvar.sampling import balanced_labels, draw, filter_logits, generate, guide, smooth_probabilities
 from mvar.tokenizer.quantizer import ResidualQuantizer
 from mvar.transformer import ScaleTransformer
@@ -51,33 +55,62 @@ def test_more_smooth(functions, row):
 
 def load_case(case):
     facts, model, inputs, outputs = load_model(case)
-    quantizer = ResidualQuantizer(
-        TokenizerConfig(
-            patch_sides=tuple(facts["patch_nums"]),
-            vocab_size=facts["vocab_size"],
-            code_channels=facts["Cvae"],
-            share_phi=facts["share_quant_resi"],
-            phi_ratio=facts["quant_resi"],
-        )
-    )
-    vae = load_file(GOLDEN / case / "vae.safetensors")
-    quantizer.load_state_dict({k.removeprefix("quantize."): v.float() for k, v in vae.items()})
-    return facts, model.eval(), quantizer, inputs["infer.label"], outputs
+    return facts, model.eval(), load_quantizer(case), inputs["infer.label"], outputs
 
 
 @pytest.mark.parametrize(("case", "tag"), WHOLE_IMAGES)
 def test_whole_images_scale_by_scale(case, tag):
     facts, model, quantizer, labels, expected = load_case(case)
     run = next(r for r in facts["infer"] if r["tag"] == tag)
-    logits = []
+    logits, latents = [], []
     config = SampleConfig(cfg_scale=run["cfg"], top_k=run["top_k"], top_p=run["top_p"])
     result = generate(
-        model, quantizer, labels, range(len(labels)), config, on_logits=lambda scale, guided: logits.append(guided)
+        model,
+        quantizer,
+        labels,
+        range(len(labels)),
+        config,
+        on_logits=lambda scale, guided: logits.append(guided),
+        on_latent=lambda scale, latent: latents.append(latent),
     )
     assert torch.equal(result.tokens, expected[f"{tag}.idx"])
     noise = max(run["logits_fp32_vs_fp64"], run["raw_inference_vs_train_mode_logits"])
     assert (torch.cat(logits, 1) - expected[f"{tag}.logits_cfg"]).abs().max() <= 8 * noise
     assert (result.latent - expected[f"{tag}.f_hat"]).abs().max() <= 8 * run["f_hat_fp32_vs_fp64"]
+    for scale, latent in enumerate(latents[:-1]):
+        given = quantizer.next_input(latent, scale + 1)
+        wanted = expected[f"{tag}.next_input.{scale}"].flatten(2).transpose(1, 2)
+        assert (given - wanted).abs().max() <= 8 * run["f_hat_fp32_vs_fp64"]
+
+
+def test_images_of_the_decoder():
+    """Tokens to pixels: the one case with a decoder."""
+    _, model, quantizer, labels, expected = load_case("var_l2")
+    (tag,) = (key.removesuffix(".img") for key in expected if key.endswith(".img"))
+    run = next(r for r in facts_of("var_l2")["infer"] if r["tag"] == tag)
+    config = SampleConfig(cfg_scale=run["cfg"], top_k=run["top_k"], top_p=run["top_p"])
+    latent = generate(model, quantizer, labels, range(len(labels)), config).latent
+    tokenizer = load_tokenizer(GOLDEN / "tok_full_q4" / "vae.safetensors")
+    images = tokenizer.decode(latent).add(1).mul(0.5)
+    torch.testing.assert_close(images, expected[f"{tag}.img"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["var_l2", "mvar_l2"])
+def test_tokens_of_the_official_random_stream(case, monkeypatch):
+    """Real sampling, filters and all, equals the official one where the draws come from its single stream a batch."""
+    _, model, quantizer, labels, expected = load_case(case)
+    (key,) = (key for key in expected if key.startswith("rng."))
+    cfg, k, p, seed = re.fullmatch(r"rng\.cfg([\d.]+)_k(\d+)_p([\d.]+)_gseed(\d+)\.idx", key).groups()
+    stream = torch.Generator().manual_seed(int(seed))
+
+    def official_draw(logits, uniform):
+        probabilities = logits.softmax(-1).flatten(0, 1)
+        return torch.multinomial(probabilities, 1, replacement=True, generator=stream).view(logits.shape[:2])
+
+    monkeypatch.setattr(sampling, "draw", official_draw)
+    config = SampleConfig(cfg_scale=float(cfg), top_k=int(k), top_p=float(p))
+    tokens = generate(model, quantizer, labels, range(len(labels)), config).tokens
+    assert torch.equal(tokens, expected[key])
 
 
 def small(pattern="intra+mamba", classes=3):

@@ -1,25 +1,22 @@
 """Parameter groups, schedules and the whole optimisation against the official code."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from official import GOLDEN, load_model, load_quantizer
 from torch import nn
 from toy_objective import RUNTIME, rows_of
 
-from mvar.config import ModelConfig, OptimConfig, TokenizerConfig, TokenSpace, TrainConfig
+from mvar.config import ModelConfig, OptimConfig, TokenSpace, TrainConfig
 from mvar.data.tokens import TokenCache
 from mvar.errors import UserError
-from mvar.tokenizer.quantizer import ResidualQuantizer
 from mvar.training.loop import fit
 from mvar.training.objectives import GeneratorObjective
 from mvar.training.optimizer import Schedule, build_adamw, lr_and_decay, param_groups
 from mvar.transformer import ScaleTransformer
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 FACTS = json.loads((GOLDEN / "schedule_optim" / "config.json").read_text())
 
 
@@ -98,23 +95,8 @@ def test_groups_skip_frozen_parameters_and_adamw_needs_some():
 @pytest.mark.parametrize("case", ["var_plain", "mvar_plain"])
 def test_optimisation_trace(case, tmp_path):
     """Six steps of the real loop on one batch: losses, norms, rates, and the parameters they end in."""
-    folder = GOLDEN / case
-    facts = json.loads((folder / "config.json").read_text())
-    optim, inputs = facts["optim"], load_file(folder / "inputs.safetensors")
-    outputs = load_file(folder / "outputs.safetensors")
-    sides = tuple(facts["patch_nums"])
-    pattern = {"var": "global", "mvar": "intra+mamba"}[facts["kind"]]
-    config = ModelConfig(
-        depth=facts["depth"], width=facts["width"], num_heads=facts["heads"], pattern=pattern, attn_l2_norm=False
-    )
-    model = ScaleTransformer(config, TokenSpace(sides, facts["vocab_size"], facts["Cvae"], facts["num_classes"]))
-    weights = {k: v.float() for k, v in load_file(folder / "state.safetensors").items()}
-    model.load_state_dict({name: weights[name] for name in model.state_dict()})
-    quantizer = ResidualQuantizer(
-        TokenizerConfig(patch_sides=sides, vocab_size=facts["vocab_size"], code_channels=facts["Cvae"])
-    )
-    codes = load_file(folder / "vae.safetensors")
-    quantizer.load_state_dict({k.removeprefix("quantize."): v.float() for k, v in codes.items()})
+    facts, model, inputs, outputs = load_model(case)
+    optim, quantizer = facts["optim"], load_quantizer(case)
     train = TrainConfig(
         steps=optim["max_it"],
         batch_size=2,
@@ -145,6 +127,24 @@ def test_optimisation_trace(case, tmp_path):
         )
     logits = model(inputs["tf.label"], inputs["tf.x"])[0].detach()
     assert (logits - outputs["optim.final_logits"]).abs().max() <= 8 * optim["final_logits_fp32_vs_fp64"]
+
+
+@pytest.mark.parametrize("case", ["var_plain", "var_plain_shared", "var_l2", "var_l2_shared", "mvar_plain", "mvar_l2"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_trainers_loss(case, smoothing, tmp_path):
+    facts, model, inputs, outputs = load_model(case)
+    cache = TokenCache(tmp_path, inputs["tf.gt_idx"].numpy(), inputs["tf.label"].numpy(), {})
+    train = TrainConfig(label_smoothing=smoothing, label_dropout=0)
+    objective = GeneratorObjective(model, load_quantizer(case), cache, train, seed=0)
+    loss, metrics = objective.loss((inputs["tf.label"], inputs["tf.gt_idx"], inputs["tf.x"]), 0)
+    expected = outputs["tf.loss_label_smoothing_0.1" if smoothing else "tf.loss"]
+    torch.testing.assert_close(loss.detach(), expected.view(()), rtol=1e-5, atol=1e-6)
+    if not smoothing:
+        last = f"{len(facts['patch_nums']) - 1:02d}"
+        names = {"acc_mean": "accuracy", "Lt": f"loss_scale_{last}", "acc_tail": f"accuracy_scale_{last}"}
+        for official, name in names.items():
+            logged = facts["train_metrics"][official] / (100 if official.startswith("acc") else 1)
+            assert metrics[f"train/{name}"].item() == pytest.approx(logged, rel=1e-5), name
 
 
 def test_order_covers_every_epoch_and_depends_on_nothing_else():
