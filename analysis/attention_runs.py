@@ -26,7 +26,6 @@ from mvar.data.images import FolderSource, load_images, to_float
 from mvar.errors import UserError
 from mvar.evaluation.images import spread_indices
 from mvar.files import file_digest, read_json, write_at, write_json
-from mvar.presets import SAMPLING
 from mvar.sampling import balanced_labels, generate
 from mvar.tokenizer.model import Tokenizer
 from mvar.tokenizer.quantizer import ResidualQuantizer
@@ -187,13 +186,15 @@ def heldout_of_run(store: Store, run: RunDirectory, limit: int = MAX_IMAGES, bat
     return Source(identity, open_run)
 
 
-def drawn_by_run(store: Store, run: RunDirectory, num_images: int, batch_size: int = 0) -> Source:
-    """The first images that a run draws with its own sampling settings, classes balanced.
+def drawn_by_run(
+    store: Store, run: RunDirectory, num_images: int, batch_size: int = 0, sample: SampleConfig | None = None
+) -> Source:
+    """The first images that a run draws, classes balanced, none rejected; `sample` None: with the run's own settings.
 
     Raises:
         UserError: a run without weights.
     """
-    sample = run.config().sample
+    sample = (sample or run.config().sample).model_copy(update={"candidates": 1})
     identity = _run_identity(run, "self", num_images, batch_size) | {"sample": sample.model_dump(mode="json")}
 
     def open_run() -> Opened:
@@ -241,23 +242,59 @@ def drawn_inputs(
     return torch.cat(inputs, 1)
 
 
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """A published generator and its tokenizer, and what the files cannot tell (`mvar.published.load_generator`)."""
+
+    checkpoint: Path
+    tokenizer: Path
+    patch_sides: tuple[int, ...] | None = None
+    num_heads: int | None = None
+
+    def identity(self, source: str, limit: int, batch_size: int) -> dict[str, Any]:
+        """What decides a measurement on these files.
+
+        Raises:
+            UserError: a file that is not there.
+        """
+        values: dict[str, Any] = {"source": source, "limit": limit, "batch_size": batch_size or CHECKPOINT_BATCH}
+        for name in ("checkpoint", "tokenizer"):
+            path = getattr(self, name)
+            if not path.is_file():
+                raise UserError(f"{name}: no file {str(path)!r}; allowed: a .pth or .safetensors file")
+            values[f"{name}_sha256"] = file_digest(path)
+        return values | {"patch_sides": self.patch_sides and list(self.patch_sides), "num_heads": self.num_heads}
+
+    def load(self) -> tuple[ScaleTransformer, Tokenizer]:
+        """Model and tokenizer, on a GPU where there is one.
+
+        Raises:
+            UserError: files that cannot be used, that do not fit each other, or a model without global attention.
+        """
+        model, _ = published.load_generator(self.checkpoint, patch_sides=self.patch_sides, num_heads=self.num_heads)
+        global_layers(model)  # before the tokenizer is waited for
+        tokenizer = published.load_tokenizer(self.tokenizer, patch_sides=model.space.patch_sides)
+        published.check_pair(tokenizer.config, model.space)
+        device = torch.device(resolve_device(RuntimeConfig()))
+        return model.to(device), tokenizer.to(device)
+
+
 def images_for_checkpoint(
-    checkpoint: Path, tokenizer: Path, images_from: Path, limit: int = MAX_IMAGES, batch_size: int = 0
+    files: CheckpointFiles, images_from: Path, limit: int = MAX_IMAGES, batch_size: int = 0
 ) -> Source:
     """At most `limit` images of a folder with a subfolder for each class, evenly spread, through the tokenizer."""
-    identity = _checkpoint_identity("heldout", checkpoint, tokenizer, limit, batch_size)
-    files = FolderSource(images_from, "images-from")
-    identity["images"] = files.fingerprint(range(len(files.labels)))
+    identity = files.identity("heldout", limit, batch_size)
+    folder = FolderSource(images_from, "images-from")
+    identity["images"] = folder.fingerprint(range(len(folder.labels)))
 
     def open_checkpoint() -> Opened:
-        model, coder = _load_published(checkpoint, tokenizer)
-        side = coder.config.patch_sides[-1] * coder.config.downsample
+        model, tokenizer = files.load()
         data = DataConfig(
             name="imagefolder",
             root=str(images_from),
             heldout_root=str(images_from),
-            image_size=side,
-            channels=coder.encoder.conv_in.in_channels,
+            image_size=tokenizer.config.patch_sides[-1] * tokenizer.config.downsample,
+            channels=tokenizer.encoder.conv_in.in_channels,
             num_classes=model.space.num_classes,
         )
         images = load_images(data, "heldout")
@@ -266,43 +303,22 @@ def images_for_checkpoint(
         def batch(numbers: range) -> Batch:
             pixels = np.stack([images.image(int(i), None) for i in chosen[numbers]])
             labels = torch.from_numpy(images.labels[chosen[numbers]]).to(device)
-            return labels, coder.quantize.inputs(coder.encode(to_float(pixels).to(device)))
+            return labels, tokenizer.quantize.inputs(tokenizer.encode(to_float(pixels).to(device)))
 
         return Opened(model, len(chosen), batch)
 
     return Source(identity, open_checkpoint)
 
 
-def drawn_by_checkpoint(
-    checkpoint: Path, tokenizer: Path, num_images: int, batch_size: int = 0, sample: SampleConfig = SAMPLING["fid"]
-) -> Source:
-    """Images that a checkpoint draws, classes balanced; by default with the settings that the READMEs name for FID."""
-    identity = _checkpoint_identity("self", checkpoint, tokenizer, num_images, batch_size)
-    identity["sample"] = sample.model_dump(mode="json")
+def drawn_by_checkpoint(files: CheckpointFiles, num_images: int, batch_size: int, sample: SampleConfig) -> Source:
+    """Images that a checkpoint draws, classes balanced."""
+    identity = files.identity("self", num_images, batch_size) | {"sample": sample.model_dump(mode="json")}
 
     def open_checkpoint() -> Opened:
-        model, coder = _load_published(checkpoint, tokenizer)
-        return drawn_images(model, coder.quantize, num_images, sample)
+        model, tokenizer = files.load()
+        return drawn_images(model, tokenizer.quantize, num_images, sample)
 
     return Source(identity, open_checkpoint)
-
-
-def _load_published(checkpoint: Path, tokenizer: Path) -> tuple[ScaleTransformer, Tokenizer]:
-    model, _ = published.load_generator(checkpoint)
-    global_layers(model)  # before the tokenizer and images are waited for
-    coder = published.load_tokenizer(tokenizer, patch_sides=model.space.patch_sides)
-    published.check_pair(coder, model.space)
-    device = torch.device(resolve_device(RuntimeConfig()))
-    return model.to(device), coder.to(device)
-
-
-def _checkpoint_identity(source: str, checkpoint: Path, tokenizer: Path, limit: int, batch_size: int) -> dict[str, Any]:
-    identity: dict[str, Any] = {"source": source, "limit": limit, "batch_size": batch_size or CHECKPOINT_BATCH}
-    for name, path in (("weights_sha256", checkpoint), ("tokenizer_sha256", tokenizer)):
-        if not path.is_file():
-            raise UserError(f"{name.split('_')[0]}: no file {str(path)!r}; allowed: a .pth or .safetensors checkpoint")
-        identity[name] = file_digest(path)
-    return identity
 
 
 def _run_identity(run: RunDirectory, source: str, limit: int, batch_size: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import tyro
 
+from mvar.commands.attention import Attention
 from mvar.commands.evaluate import Evaluate
 from mvar.commands.export import Export
 from mvar.commands.inspect import Inspect
@@ -32,6 +33,7 @@ COMMANDS = (
     Status,
     Report,
     Sample,
+    Attention,
     Evaluate,
     Inspect,
     Export,

@@ -1,0 +1,172 @@
+"""`mvar attention`: where the attention of a run or a published checkpoint goes."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from mvar.commands.checkpoint import CheckpointFiles, check_source, sampling_preset
+from mvar.errors import OK, UserError, existing_directory
+
+if TYPE_CHECKING:
+    from analysis.attention import AttentionStats
+    from analysis.attention_runs import Source
+
+RUN_IMAGES, CHECKPOINT_IMAGES = 1000, 64  # unless said otherwise
+
+
+@dataclass(frozen=True)
+class Attention(CheckpointFiles):
+    """Measure how much attention stays inside a scale and how much goes to every coarser one; draw it.
+
+    Interrupted, the same command goes on where it was.
+    """
+
+    run: tyro.conf.Positional[str] = ""
+    """Run id, a unique beginning of one, or the run's directory."""
+    source: Literal["heldout", "self"] = "heldout"
+    """Measure on held-out images, or on images that the model draws itself."""
+    images: int = 0
+    """At most so many images; 0: 1000 of a run, 64 for a checkpoint."""
+    images_from: str = ""
+    """Held-out images for a checkpoint: a folder with a subfolder for each class."""
+    sampling: str = ""
+    """For source self: fid or visual; empty: the run's own, for a checkpoint fid."""
+    set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """For source self: FIELD=VALUE ... of the sampling, e.g. cfg_scale=3."""
+    batch: int = 0
+    """Images at a time; 0: runtime.sample_batch of a run, 8 for a checkpoint. 1 needs the least memory."""
+    results: Path = Path("results")
+    """Where runs are kept."""
+    out: str = ""
+    """Folder to write; empty: the run's directory, or results/attention/... for what is not the default."""
+
+    def execute(self, arguments: list[str]) -> int:
+        """Measure, print a table, write attention.json and figures; returns the exit code."""
+        check_source(self.run, self.checkpoint)
+        for name in ("images", "batch"):
+            if (value := getattr(self, name)) < 0:
+                raise UserError(f"{name}: {value}; allowed: 1 or more, 0 for the default")
+        if self.source == "heldout" and (self.sampling or self.set):
+            raise UserError("sampling, set: only for images that are drawn; allowed: with --source self")
+        source, name, folder = self._of_run() if self.run else self._of_checkpoint()
+        from rich.console import Console
+        from rich.progress import Progress
+
+        from analysis.attention_runs import measure
+
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task("measuring", total=None)
+            stats = measure(source, folder, lambda done, total: bar.update(task, completed=done, total=total))
+        show(stats, f"{name}, {stats.num_images:,} images ({self.source})")
+        draw(stats, folder)
+        print(f"{folder}: attention.json, attention_images.npy, attention_{{flow,heads,layers}}.{{png,pdf}}")
+        return OK
+
+    def _settings(self) -> dict[str, Any]:
+        from experiments.cells import parse_overrides
+
+        return sampling_preset(self.sampling) | parse_overrides(s for group in self.set for s in group)
+
+    def _of_run(self) -> "tuple[Source, str, Path]":
+        from experiments.store import Store
+
+        existing_directory("results", self.results, "one that `mvar run` has made")
+        for name in ("tokenizer", "images_from", "patch_sides", "num_heads"):
+            if getattr(self, name):
+                raise UserError(f"{name.replace('_', '-')}: only for --checkpoint; a run has its own")
+        store = Store(self.results)
+        run = store.find_run(self.run)
+        config = run.config()
+        from analysis.attention_runs import drawn_by_run, heldout_of_run
+        from mvar.config import override
+
+        limit = self.images or RUN_IMAGES
+        if self.source == "self":
+            sample = override(config.sample, self._settings())
+            source = drawn_by_run(store, run, limit, self.batch, sample)
+        else:
+            source = heldout_of_run(store, run, limit, self.batch)
+        is_default = self.source == "heldout" and limit == RUN_IMAGES and not self.batch
+        return source, run.name, self._folder(run.name, source, run.path if is_default else None)
+
+    def _of_checkpoint(self) -> "tuple[Source, str, Path]":
+        if not self.tokenizer:
+            raise UserError("tokenizer: not given; allowed: the tokenizer's file, which --checkpoint needs")
+        if bool(self.images_from) != (self.source == "heldout"):
+            needs = "needs" if self.source == "heldout" else "does without"
+            raise UserError(
+                f"images-from: {self.images_from!r}; --source {self.source} of a checkpoint {needs} it; allowed: a "
+                "folder of class subfolders with --source heldout, none with --source self"
+            )
+        from analysis import attention_runs
+        from mvar.config import override
+        from mvar.presets import SAMPLING
+
+        files = attention_runs.CheckpointFiles(
+            Path(self.checkpoint), Path(self.tokenizer), self.sides(), self.num_heads or None
+        )
+        limit = self.images or CHECKPOINT_IMAGES
+        if self.source == "self":
+            sample = override(SAMPLING["fid"], self._settings())
+            source = attention_runs.drawn_by_checkpoint(files, limit, self.batch, sample)
+        else:
+            source = attention_runs.images_for_checkpoint(files, Path(self.images_from), limit, self.batch)
+        name = Path(self.checkpoint).stem
+        return source, name, self._folder(name, source, None)
+
+    def _folder(self, name: str, source: "Source", default: Path | None) -> Path:
+        if self.out:
+            return Path(self.out)
+        from mvar.files import digest
+
+        return default or self.results / "attention" / f"{name}-{self.source}-{digest(source.identity)}"
+
+
+def show(stats: "AttentionStats", title: str) -> None:
+    """Print a table: a row a layer, then the model."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from analysis.cost_table import uniform_share
+    from analysis.maps import names
+    from mvar.scales import ScaleSchedule
+
+    table = Table(title=f"{title}: % of attention mass", title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("layer", "own scale", "±", *names(stats.sides), "entropy (nats)", "of max (%)"):
+        table.add_column(column, justify="right", no_wrap=True)
+
+    def add(name: str, share: float, sd: float, keys: Any, entropy: float, relative: float) -> None:
+        half = 100 * float(stats.half_width(sd))
+        percent = (f"{100 * share:.1f}", "–" if math.isnan(half) else f"{half:.2f}", *(f"{100 * k:.1f}" for k in keys))
+        table.add_row(name, *percent, f"{entropy:.2f}", f"{100 * relative:.0f}")
+
+    per_layer = (stats.layers, stats.intra, stats.intra_sd, stats.key_shares, stats.layer_entropy)
+    for layer, share, sd, keys, entropy, relative in zip(*per_layer, stats.layer_relative_entropy, strict=True):
+        add(str(layer), float(share), float(sd), keys, float(entropy), float(relative))
+    table.add_section()
+    means = (stats.key_shares.mean(0), float(stats.layer_entropy.mean()), float(stats.layer_relative_entropy.mean()))
+    add("mean", stats.share, stats.share_sd, *means)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 400  # a file has no margin to break lines at
+    console.print(table)
+    uniform = uniform_share(ScaleSchedule(stats.sides))
+    print(
+        f"own scale: {stats.share:.1%} of attention mass; uniform attention would put {uniform:.1%} there. "
+        "Own scale and 1×1 ...: where the mass of all queries lies; ±: 95 % t interval over images. Of max: of the "
+        "entropy of uniform attention."
+    )
+
+
+def draw(stats: "AttentionStats", folder: Path) -> None:
+    """Write the figures."""
+    from analysis import maps, style
+
+    figures = {"flow": maps.flow_figure, "heads": maps.heads_figure, "layers": maps.layers_figure}
+    for name, figure in figures.items():
+        style.save(figure(stats), folder, f"attention_{name}")
