@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from analysis.compare import Measured
 from analysis.records import Records
+from analysis.render import MEASURED, Column, Table
 from experiments import stages
 from experiments.store import floors_key, read_document
 from mvar.config import RunConfig
@@ -102,15 +104,40 @@ def floor_rows(records: Records, problems: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
+def floors_table(rows: list[dict[str, Any]]) -> Table:
+    """The floors as a table."""
+    columns = (
+        Column("what", "floor", is_text=True),
+        Column("value", "value", MEASURED, 3),
+        Column("data", "data", is_text=True),
+    )
+    shown = [
+        {
+            "what": row["what"],
+            "value": Measured(row["value"], row["sd"], 1),
+            "data": f"{row['data']}, {row['num_images']:,} images",
+        }
+        for row in rows
+    ]
+    return Table("floors", "Floors", columns, shown)
+
+
 def machine_lines(records: Records, problems: list[str]) -> list[str]:
     """One line a machine and code version that runs were made with, and how many runs."""
     found: dict[str, int] = {}
     for run_id in records.configs:
-        environment = _read(records.store.run(run_id).path / "env.json", records, problems)
-        if environment:
-            line = _machine(environment)
-            found[line] = found.get(line, 0) + 1
+        path = records.store.run(run_id).path / "env.json"
+        read = records.cache.value(f"env {run_id}", [path], lambda path=path: _read_machine(path, records))
+        problems += read["problems"]
+        if read["line"]:
+            found[read["line"]] = found.get(read["line"], 0) + 1
     return [f"{line}: {count} run{'s' if count > 1 else ''}" for line, count in found.items()]
+
+
+def _read_machine(path: Path, records: Records) -> dict[str, Any]:
+    problems: list[str] = []
+    environment = _read(path, records, problems)
+    return {"line": environment and _machine(environment), "problems": problems}
 
 
 def _machine(environment: dict[str, Any]) -> str:

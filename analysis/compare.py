@@ -110,7 +110,8 @@ def sampling_sd(rows: pd.DataFrame, column: str) -> float | None:
     """
     if column not in rows.columns:
         return None
-    groups = [values for _, values in rows.dropna(subset=[column]).groupby("run_id")[column] if len(values) > 1]
+    groups = [values for _, values in rows.dropna(subset=[column]).groupby(["run_id", "settings"])[column]]
+    groups = [values for values in groups if len(values) > 1]
     if not groups:
         return None
     squares = sum(float(((values - values.mean()) ** 2).sum()) for values in groups)

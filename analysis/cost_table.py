@@ -1,6 +1,6 @@
 """Table 1: what global attention looks at, and what it pays for that; computed for the cost, measured for the score."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +60,14 @@ def scored_models(
     configs: dict[str, RunConfig] = {}
     problems = []
     done = set(records.table.loc[records.table["state"] == DONE, "run_id"])
-    for run_id in sorted(done):
+    others = Counter(records.configs[run_id].model.pattern for run_id in done)
+    if done and not others.pop("global", 0):
+        told = ", ".join(f"{pattern} ({count})" for pattern, count in sorted(others.items()))
+        problems.append(
+            "Table 1: no finished run has global attention in every layer, so the score is not measured; layers of "
+            f"the runs there: {told}; `mvar run mixers` trains one that has"
+        )
+    for run_id in sorted(done - _of_depth_sweep_alone(records)):
         config = records.configs[run_id]
         if config.model.pattern != "global":
             continue
@@ -71,6 +78,14 @@ def scored_models(
         except Exception as error:  # one run with damaged files: the others are still measured
             problems.append(f"runs/{run_id}: attention is not measured: {one_line(error)}")
     return [ScoredModel(configs[key], stats) for key, stats in groups.items() if stats], problems
+
+
+def _of_depth_sweep_alone(records: Records) -> set[str]:
+    """Runs that only the scaling sweep asked for: small models, which the table has no room for beside the others."""
+    asked: dict[bool, set[str]] = {True: set(), False: set()}
+    for manifest in records.manifests:
+        asked[manifest.sweep == "scaling"] |= {run_id for cell in manifest.cells for run_id in cell.run_ids}
+    return asked[True] - asked[False] if asked[False] else set()
 
 
 def uniform_share(schedule: ScaleSchedule) -> float:

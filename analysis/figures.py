@@ -66,7 +66,6 @@ def cost_figure(records: Records, manifests: Sequence[Manifest], directory: Path
     check_comparable(pd.concat([rows for _, rows in cells]))
     # At an equal training budget all training FLOPs are the same: what an image costs is the other half.
     flops = ("train_flops", "training FLOPs") if first.mode == "steps" else ("sample_flops", "FLOPs an image")
-    plain = {cell.label for manifest in manifests if manifest.sweep == "mixers" for cell in manifest.cells}
     panels = (("num_params", "parameters"), flops, ("image_ms", "sampling time, ms an image"))
     with canvas(directory, name, 3.2, ncols=len(panels), sharey=True) as (figure, axes):
         for ax, (key, label) in zip(axes[0], panels, strict=True):
@@ -81,7 +80,7 @@ def cost_figure(records: Records, manifests: Sequence[Manifest], directory: Path
                 look = mixer_look(rows["pattern"].iloc[0])
                 xerr = None if cost.sd is None or key != "image_ms" else [cost.sd / unit]
                 points(ax, [cost.mean / unit], [fid], linestyle="none", xerr=xerr, **look)
-                if cell.label in plain:  # the legend says it
+                if look["label"] in MIXERS and not cell.label.startswith("M-VAR-"):  # the legend says it
                     continue
                 at = (cost.mean / unit, fid.mean)
                 text = ax.annotate(
@@ -148,7 +147,9 @@ def loss_figure(records: Records, manifest: Manifest, directory: Path, problems:
         ax = axes[0, 0]
         for cell in manifest.cells:
             run_ids = [run_id for run_id in cell.run_ids if run_id in trained]
-            curves = [training_curve(records.store.run(run_id), "train/loss", problems) for run_id in run_ids]
+            curves = [
+                training_curve(records.store.run(run_id), "train/loss", problems, records.cache) for run_id in run_ids
+            ]
             curves = [curve for curve in curves if not curve.empty]
             if not curves:
                 continue
@@ -162,6 +163,7 @@ def loss_figure(records: Records, manifest: Manifest, directory: Path, problems:
         if not drawn:
             raise UserError(f"figure {name}: no training loss to draw")
         ax.set(xlabel="training step", ylabel="training loss (nats per token)")
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend(fontsize="small")
         despine(ax)
     caption = f"Faint: every seed as logged; bold: mean over seeds, smoothed over 1/{SMOOTHING} of the training."

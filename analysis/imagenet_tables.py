@@ -110,7 +110,7 @@ def _columns(which: Artefact, printed: Sequence[dict[str, Any]]) -> tuple[Column
     first = [Column("family", "family", is_text=True)] if "family" in names else []
     first.append(Column("label", "model", is_text=True))
     if which.rejection:
-        first.append(Column("acceptance_rate", "acceptance rate (%)", MEASURED, 1, 100))
+        first.append(Column("acceptance_rate", "acceptance rate (%)", "", 1, 100))
     pairs = (
         ("fid", "FID ↓", Column("fid", "FID ↓", MEASURED)),
         ("is", "IS ↑", Column("is", "IS ↑", MEASURED, 1)),

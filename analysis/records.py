@@ -19,6 +19,7 @@ from mvar.config import RunConfig, SampleConfig, from_dict
 from mvar.errors import UserError
 
 MAKE_RUNS = "`mvar run mixers` trains some (`make demo` runs every sweep)"
+NO_RUN = "holds no readable run"
 READ = ("config.json", "status.json", "eval.json")  # of a run directory
 MAX_POINTS = 500  # of a training curve that is kept: more cannot be seen in a figure
 
@@ -128,7 +129,7 @@ def load_records(root: Path | str, cache: ReadCache | None = None, allow_empty: 
             rows += read["rows"]
     if not rows:
         told = "; ".join(["", *problems])
-        error = f"results: {store.root} holds no readable run{told}; {MAKE_RUNS}"
+        error = f"results: {store.root} {NO_RUN}{told}; {MAKE_RUNS}"
         if not allow_empty:
             raise UserError(error)
         problems.append(error)
@@ -242,6 +243,16 @@ def _manifest(path: Path) -> Manifest:
     )
     names = ("sweep", "artefact", "preset", "mode", "budget_flops", "command")
     return Manifest(name=path.stem, cells=cells, **{name: values[name] for name in names})
+
+
+def unasked(sweep: str) -> Manifest:
+    """A sweep that nobody has asked for yet: what the paper prints, no runs, and the command that makes them."""
+    from experiments.sweeps import find_sweep
+    from mvar.presets import DIGITS
+
+    found = find_sweep(sweep)
+    cells = tuple(Cell(cell.label, cell.axes, cell.printed, (), ()) for cell in found.cells(DIGITS))
+    return Manifest(f"{sweep}-digits-steps", sweep, found.artefact, "digits", "steps", None, f"mvar run {sweep}", cells)
 
 
 def _missing(manifests: list[Manifest], table: pd.DataFrame) -> list[Missing]:

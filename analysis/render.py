@@ -1,6 +1,7 @@
 """A table as a value, and its three forms: Markdown to read, CSV to compute with, LaTeX (booktabs) to print."""
 
 import string
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -178,10 +179,13 @@ def to_latex(table: Table) -> str:
     )
     text = text.replace("\\begin{tabular}", "\\resizebox{\\textwidth}{!}{%\n\\begin{tabular}")
     notes = "".join(f"\n\\par\\textsuperscript{{{letter}}} {_tex(note)}" for letter, note in table.footnotes())
+    notes += "".join(f"\n\\par {_tex(line)}" for line in table.missing)
     text = text.replace("\\end{tabular}", "\\end{tabular}}\n\\footnotesize" + notes)
     labels = [str(row.get(table.columns[0].key)) for row in table.rows]
-    ids = table.run_ids or [()] * len(labels)
-    runs = "".join(f"% {label}: {' '.join(run) or 'no run'}\n" for label, run in zip(labels, ids, strict=True))
+    runs = "".join(
+        f"% {label}: {' '.join(ids) or 'no run'}\n"
+        for label, ids in zip(labels, table.run_ids, strict=bool(table.run_ids))
+    )
     return f"% \\usepackage{{booktabs,graphicx}}\n{runs}{text}"
 
 
@@ -198,6 +202,7 @@ SPECIAL = {
     "–": "--",
     "−": "$-$",
     "²": "$^2$",
+    "Δ": r"$\Delta$",
     "<": "$<$",
     ">": "$>$",
     "`": "",
@@ -214,5 +219,7 @@ def latex_document(names: Sequence[str]) -> str:
 
 
 def _tex(text: str, marks: str = "") -> str:
-    escaped = "".join(SPECIAL.get(character, character) for character in text)
+    # A character that nobody thought of must not keep a document from compiling.
+    ascii_only = (unicodedata.normalize("NFKD", c).encode("ascii", "ignore").decode() or "?" for c in text)
+    escaped = "".join(SPECIAL.get(c, c if c.isascii() else plain) for c, plain in zip(text, ascii_only, strict=True))
     return escaped + (f"\\textsuperscript{{{marks}}}" if marks else "")

@@ -1,72 +1,103 @@
-"""The report: every table and figure that the run directories support, as Markdown, CSV, LaTeX, PNG and PDF.
+"""The report: every table and figure that the run directories support, as Markdown, HTML, CSV, LaTeX, PNG and PDF.
 
 What cannot be made is named with the reason, and the rest is written all the same. The same runs give the same bytes.
 """
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pandas as pd
-
-from analysis import background, figures
-from analysis.compare import DASH
+from analysis import background, figures, paper_figures
+from analysis.cache import ReadCache
 from analysis.cost_table import scored_models, table1
+from analysis.differences import differences_table
+from analysis.document import Block, Bullets, Section, Text, document_to_markdown
 from analysis.grids import samples_figure
-from analysis.records import Manifest, Records, load_records
-from analysis.render import Table, to_csv, to_latex, to_markdown
+from analysis.imagenet_tables import ARTEFACTS, Artefact, imagenet_table
+from analysis.page import document_to_html
+from analysis.records import Manifest, Records, load_records, unasked
+from analysis.render import Column, Table, latex_document, to_csv, to_latex
+from analysis.scaling import curves, scaling_table
 from analysis.style import Figure
+from analysis.summary import summary
 from analysis.tables import LAYOUTS, sweep_table
-from experiments.store import DONE, one_line
+from experiments.store import one_line
 from mvar.errors import UserError
 from mvar.files import atomic_write
 
 T = TypeVar("T")
-SWEEP_ORDER = ("parameters", "mixers", "layers")  # Table 5, Table 6, Figure 5
+SWEEP_ORDER = ("mixers", "parameters", "layers", "rejection", "scaling")
+ALWAYS = ("mixers", "parameters", "layers")  # the paper's own: shown with dashes where nobody asked for them
+TITLE = "Measured, beside what the paper prints"
 
 
-def write_report(results: Path | str, progress: Callable[[int, int], None] | None = None) -> Path:
-    """Write `report/report.md` with its tables and figures from the run directories under `results`.
+def write_report(
+    results: Path | str,
+    progress: Callable[[int, int], None] | None = None,
+    complain: Callable[[str], None] | None = None,
+) -> Path:
+    """Write `report/` (`report.md`, `report.html`, `tables/`, `figures/`) from the run directories under `results`.
 
     Args:
-        results: a results directory (`results/README.md` has its layout).
+        results: a results directory (`results/README.md` has its layout). Without any run in it the report still has
+            what needs none: Table 1's cost and all that the paper prints.
         progress: called with (sections done, sections in all).
+        complain: called in the end with each problem, one line.
 
     Returns:
-        The path of `report.md`.
-
-    Raises:
-        UserError: there is no run at all; says which command makes some.
+        The path of `report.md`; `report.html` lies beside it.
     """
-    records = load_records(results)
-    return _Writer(records, progress or (lambda done, total: None)).write()
+    directory = Path(results) / "report"
+    records = load_records(results, ReadCache(directory / "cache.json"), allow_empty=True)
+    writer = _Writer(records, progress or (lambda done, total: None))
+    path = writer.write()
+    for problem in dict.fromkeys(writer.problems) if complain else ():
+        complain(problem)
+    return path
 
 
 class _Writer:
-    """Collects the lines of the report, writes its files, and remembers which."""
+    """Collects the sections of the report, writes its files, and remembers which."""
 
     def __init__(self, records: Records, progress: Callable[[int, int], None]) -> None:
         self.records = records
         self.progress = progress
         self.problems = records.problems
         self.directory = records.store.root / "report"
-        self.lines: list[str] = []
+        self.figures = self.directory / "figures"
+        self.sections: list[Section] = []
+        self.tables: list[str] = []
         self.written: set[Path] = set()
+        self.floors: list[dict[str, Any]] = []
+        self.swept: list[tuple[Manifest, Table, Table | None]] = []
 
     def write(self) -> Path:
         """Write everything; the path of `report.md`."""
-        (self.directory / "figures").mkdir(parents=True, exist_ok=True)
-        sections = [self._head, self._background, self._table1, *self._sweep_sections(), self._more_figures, self._runs]
-        for number, section in enumerate(sections):
-            self.attempt("report", section)
-            self.progress(number + 1, len(sections) + 1)
+        self.figures.mkdir(parents=True, exist_ok=True)
+        parts = [
+            self._background,
+            self._table1,
+            *self._sweep_sections(),
+            self._more_figures,
+            *[lambda which=which: self._imagenet(which) for which in ARTEFACTS],
+            self._runs,
+        ]
+        for number, part in enumerate(parts):
+            self.attempt("report", part)
+            self.progress(number + 1, len(parts) + 1)
         self._missing()
+        first = Section(TITLE, level=1)
+        problems = len(dict.fromkeys(self.problems))
+        first.blocks = self.attempt("summary", summary, self.records, self.swept, self.floors, problems) or []
+        self.sections.insert(0, first)
         self._problems()
+        self._save(self.directory / "tables" / "tables.tex", latex_document(self.tables))
         self._remove_stale()
         path = self.directory / "report.md"
-        self._save(path, "\n".join(self.lines) + "\n")
-        self.progress(len(sections) + 1, len(sections) + 1)
+        self._save(path, document_to_markdown(self.sections))
+        self._save(self.directory / "report.html", document_to_html(self.sections, self.directory))
+        self.records.cache.save()
+        self.progress(len(parts) + 1, len(parts) + 1)
         return path
 
     def attempt(self, what: str, make: Callable[..., T], *arguments: Any) -> T | None:
@@ -78,9 +109,13 @@ class _Writer:
             self.problems.append(told if isinstance(error, UserError) else f"{what}: {told}")
         return None
 
-    def say(self, *lines: str) -> None:
-        """Add lines, and an empty one."""
-        self.lines += [*lines, ""]
+    def section(self, title: str, *blocks: Block, level: int = 2) -> None:
+        """Begin a section."""
+        self.sections.append(Section(title, list(blocks), level))
+
+    def add(self, block: Block) -> None:
+        """Add to the section that was begun last."""
+        self.sections[-1].blocks.append(block)
 
     def _save(self, path: Path, text: str) -> None:
         with atomic_write(path) as file:
@@ -97,137 +132,119 @@ class _Writer:
     # Parts ----------------------------------------------------------------------------------------------------------
 
     def table(self, table: Table) -> None:
-        """A table in its three forms, and how to read it."""
-        link = "../runs/{}/".format
-        self.say(to_markdown(table, link))
+        """A table in all its forms."""
+        self.add(table)
         for kind, text in (("csv", to_csv(table)), ("tex", to_latex(table))):
             self._save(self.directory / "tables" / f"{table.name}.{kind}", text)
-        files = " · ".join(f"[{kind}](tables/{table.name}.{kind})" for kind in ("csv", "tex"))
-        self.say("**How to read this**", "", *[f"- {line}" for line in table.reading])
-        self.say(f"Files: {files}")
+        self.tables.append(table.name)
 
     def figure(self, what: str, make: Callable[..., Figure], *arguments: Any) -> None:
         """A figure, or a problem."""
         figure = self.attempt(f"figure {what}", make, *arguments)
         if figure is None:
             return
-        self.written |= {self.directory / "figures" / f"{figure.name}.{kind}" for kind in ("png", "pdf")}
-        self.say(f"![{figure.title}](figures/{figure.name}.png)")
-        self.say(f"*{figure.title}.* {figure.caption} [pdf](figures/{figure.name}.pdf)")
-
-    @property
-    def figures(self) -> Path:
-        """Where figures go."""
-        return self.directory / "figures"
+        self.written |= {self.figures / f"{figure.name}.{kind}" for kind in ("png", "pdf")}
+        self.add(figure)
 
     # Sections -------------------------------------------------------------------------------------------------------
 
-    def _head(self) -> None:
-        table = self.records.table
-        done = table.loc[table["state"] == DONE, "run_id"].nunique()
-        asked = {run_id for manifest in self.records.manifests for cell in manifest.cells for run_id in cell.run_ids}
-        missing = {missing.run_id for missing in self.records.missing}
-        self.say("# Measured, beside what the paper prints")
-        self.say(
-            f"{done} finished runs; {len(asked) - len(missing)} of the {len(asked)} that sweeps asked for are here"
-            + (f", {len(missing)} are [missing](#missing)." if missing else ".")
-            + " Each row of a table links its runs. A dash is what is not measured or not printed: nothing is filled "
-            "in. Printed values are the paper's, on ImageNet, and stand in columns of their own: they show the paper's "
-            "trend, they are no target."
-        )
-
     def _background(self) -> None:
-        self.say("## What the numbers stand on")
-        for lines in (background.data_lines, background.tokenizer_lines, background.extractor_lines):
-            for line in self.attempt("background", lines, self.records, self.problems) or []:
-                self.lines.append(f"- {line}")
-        for line in self.attempt("background", background.machine_lines, self.records, self.problems) or []:
-            self.lines.append(f"- **Machine**: {line}.")
-        self.lines.append("")
-        rows = self.attempt("floors", background.floor_rows, self.records, self.problems) or []
-        if not rows:
-            return
-        self.say("### Floors", "", "What no generator on top of this tokenizer can be expected to beat.")
-        self.lines += ["| floor | value | data |", "| :-- | --: | :-- |"]
-        for row in rows:
-            value = f"{row['value']:.3f}" + ("" if row["sd"] is None else f" ± {row['sd']:.3f}")
-            self.lines.append(f"| {row['what']} | {value} | {row['data']}, {row['num_images']:,} images |")
-        self.lines.append("")
-        self._save(self.directory / "tables" / "floors.csv", pd.DataFrame(rows).to_csv(index=False))
+        self.section("What the numbers stand on")
+        lines: list[str] = []
+        for make in (background.data_lines, background.tokenizer_lines, background.extractor_lines):
+            lines += self.attempt("background", make, self.records, self.problems) or []
+        machines = self.attempt("background", background.machine_lines, self.records, self.problems) or []
+        self.add(Bullets([*lines, *(f"**Machine**: {line}." for line in machines)]))
+        self.floors = self.attempt("floors", background.floor_rows, self.records, self.problems) or []
+        if self.floors:
+            what = Text("What no generator on top of this tokenizer can be expected to beat.")
+            self.section("Floors", what, level=3)
+            self.table(background.floors_table(self.floors))
 
     def _table1(self) -> None:
+        self.section("Table 1: attention score and cost")
         models, problems = scored_models(self.records)
         self.problems += problems
-        self.say("## Table 1: attention score and cost")
         table = table1(models)
         self.table(table)
         self.figure(table.name, figures.table1_figure, table, self.figures)
-        for number, scored in enumerate(models):
-            name = f"attention-{scored.config.data.name}-{number}"
-            self.figure(name, figures.flow_figure, scored, name, self.figures)
+        largest = {scored.config.data.name: scored for scored in sorted(models, key=lambda m: m.config.model.width)}
+        for data, scored in largest.items():
+            self.figure(data, figures.flow_figure, scored, f"attention-{data}", self.figures)
+
+    def _imagenet(self, which: Artefact) -> None:
+        self.section(f"{which.artefact}: {which.title}")
+        table, refused = imagenet_table(self.records, which)
+        if refused:
+            self.problems.append(f"{which.artefact}: {refused}")
+        self.table(table)
+        if which.name == "table2":
+            self.figure("figure2", paper_figures.figure2, table, self.figures)
 
     def _sweep_sections(self) -> list[Callable[[], None]]:
         known = [m for sweep in SWEEP_ORDER for m in self.records.sweeps(sweep)]
+        known += [unasked(sweep) for sweep in ALWAYS if not self.records.sweeps(sweep)]
         known.sort(key=lambda m: (SWEEP_ORDER.index(m.sweep), m.preset, m.mode != "steps", m.name))
         others = [m for m in self.records.manifests if m.sweep not in LAYOUTS]
         self.problems += [f"sweep {m.name}: no table is known for {m.sweep!r}" for m in others]
         return [lambda manifest=manifest: self._sweep(manifest) for manifest in known]
 
     def _sweep(self, manifest: Manifest) -> None:
-        self.say(f"## {manifest.artefact}: {manifest.sweep}, {manifest.title}")
+        self.section(f"{manifest.artefact}: {manifest.sweep}, {manifest.title}")
         try:
             table = sweep_table(self.records, manifest)
         except UserError as error:
-            self.say(f"**Not compared.** {error}")
+            self.add(Text(f"**Not compared.** {error}"))
             self.problems.append(f"{manifest.name}: {error}")
             return
         self.table(table)
+        differences = None
+        if manifest.sweep != "scaling":
+            differences = self.attempt("differences", differences_table, self.records, manifest)
+        if differences:
+            self.table(differences)
+        self.swept.append((manifest, table, differences))
+        if any("n" in row for row in table.rows):
+            self._sweep_figures(manifest, table)
+
+    def _sweep_figures(self, manifest: Manifest, table: Table) -> None:
         if manifest.sweep == "layers":
             self.figure(manifest.name, figures.layers_figure, table, manifest, self.figures)
-        if manifest.sweep == "mixers":
+        if manifest.sweep in ("mixers", "rejection"):
             self.figure("samples", samples_figure, self.records, manifest, self.figures, self.problems)
+        if manifest.sweep == "mixers":
             self.figure("likelihood", figures.scale_figure, self.records, manifest, self.figures)
             self.figure("loss", figures.loss_figure, self.records, manifest, self.figures, self.problems)
+        if manifest.sweep == "scaling":
+            found = curves(self.records, manifest)
+            laws_table, laws = scaling_table(found, manifest)
+            self.table(laws_table)
+            self.figure(manifest.name, paper_figures.scaling_figure, found, laws, manifest, self.figures)
 
     def _more_figures(self) -> None:
         groups: dict[tuple[str, str], list[Manifest]] = {}
-        for manifest in self.records.manifests:
-            if manifest.sweep in LAYOUTS:
+        for manifest, table, _ in self.swept:
+            if manifest.sweep in ALWAYS and any("n" in row for row in table.rows):
                 groups.setdefault((manifest.preset, manifest.mode), []).append(manifest)
         if groups:
-            self.say("## FID against cost")
+            self.section("FID against cost")
         for manifests in groups.values():
             self.figure("cost", figures.cost_figure, self.records, manifests, self.figures)
 
     def _runs(self) -> None:
         self._save(self.directory / "tables" / "runs.csv", self.records.table.to_csv(index=False))
-        self.say("## All runs", "", "Every metric of every run: [runs.csv](tables/runs.csv).")
+        self.section("All runs", Text("Every metric of every run: [runs.csv](tables/runs.csv)."))
 
     def _missing(self) -> None:
         if not self.records.missing:
             return
-        self.say("## Missing", "", "A command makes what it lists and skips what is there.")
-        self.lines += ["| sweep | row | run | why | command |", "| :-- | :-- | :-- | :-- | :-- |"]
-        for m in self.records.missing:
-            self.lines.append(f"| {m.sweep} | {m.label} | {m.run_id} | {m.why} | `{m.command or DASH}` |")
-        self.lines.append("")
+        self.section("Missing", Text("A command makes what it lists and skips what is there."))
+        names = {"sweep": "sweep", "label": "row", "run_id": "run", "why": "why", "command": "command"}
+        columns = [Column(key, heading, is_text=True) for key, heading in names.items()]
+        rows = [{key: getattr(m, key) for key in names} | {"command": f"`{m.command}`"} for m in self.records.missing]
+        self.table(Table("missing", "Runs that sweeps asked for and that are not there", columns, rows))
 
     def _problems(self) -> None:
         if self.problems:
             here = f"{self.records.store.root}/"  # a report does not depend on where it was made
-            self.say("## Problems", "", *[f"- {p.replace(here, '')}" for p in dict.fromkeys(self.problems)])
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """`python -m analysis.report [RESULTS]`: write the report and print where it is."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        print(write_report(Path(arguments[0] if arguments else "results")))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+            self.section("Problems", Bullets([p.replace(here, "") for p in dict.fromkeys(self.problems)]))

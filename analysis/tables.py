@@ -68,7 +68,7 @@ LAYOUTS = {
     ),
     "rejection": (
         _name("images kept"),
-        Column("acceptance_rate", "acceptance rate (%)", MEASURED, 1, 100),
+        Column("acceptance_rate", "acceptance rate (%)", "", 1, 100),
         FID,
         PAPER_FID,
         IS,

@@ -30,6 +30,12 @@ def complain(message: str, code: int) -> int:
     return code
 
 
+def warn(message: str) -> None:
+    """Say on stderr, in one line, what was not as it should be; the work goes on."""
+    line = re.sub(r"\s+", " ", message)
+    print(f"mvar: warning: {line}", file=sys.stderr)
+
+
 def existing_directory(what: str, path: Path, allowed: str) -> Path:
     """A directory that a command reads; a missing one is a `UserError`."""
     if not path.is_dir():

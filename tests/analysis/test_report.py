@@ -6,12 +6,12 @@ import shutil
 import numpy as np
 import pytest
 
-from analysis import figures, report
+from analysis import figures
 from analysis.grids import first_of_each_class, read_samples, tile
 from analysis.records import load_records
 from analysis.report import write_report
 from analysis.tables import sweep_table
-from mvar.errors import UserError
+from mvar import cli
 from mvar.presets import DIGITS
 
 
@@ -51,13 +51,14 @@ def test_every_link_is_relative_and_leads_somewhere(whole):
 
 def test_tables_and_figures_come_in_all_forms(whole):
     path, _, _ = whole
-    stems = {"parameters-digits-steps", "mixers-digits-steps", "layers-digits-steps", "table1", "runs", "floors"}
-    assert {p.stem for p in (path.parent / "tables").glob("*.csv")} == stems
-    assert {p.stem for p in (path.parent / "tables").glob("*.tex")} == stems - {"runs", "floors"}
+    sweeps = [f"{sweep}-digits-steps" for sweep in ("parameters", "mixers", "layers")]
+    stems = {*sweeps, *(f"{name}-differences" for name in sweeps), *(f"table{n}" for n in (1, 2, 3, 4)), "floors"}
+    assert {p.stem for p in (path.parent / "tables").glob("*.csv")} == stems | {"runs"}
+    assert {p.stem for p in (path.parent / "tables").glob("*.tex")} == stems | {"tables"}
     drawn = {p.stem for p in (path.parent / "figures").glob("*.png")}
     assert drawn == {p.stem for p in (path.parent / "figures").glob("*.pdf")}
     by_sweep = ("layers", "samples-mixers", "nll-by-scale", "loss", "fid-cost")
-    assert drawn == {"table1", "attention-digits-0", *(f"{name}-digits-steps" for name in by_sweep)}
+    assert drawn == {"table1", "figure2", "attention-digits", *(f"{name}-digits-steps" for name in by_sweep)}
 
 
 def test_the_same_numbers_give_the_same_bytes(whole, everything, tmp_path):
@@ -70,11 +71,32 @@ def test_the_same_numbers_give_the_same_bytes(whole, everything, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_no_runs(tmp_path, capsys):
-    with pytest.raises(UserError, match="`mvar run mixers`"):
-        write_report(tmp_path)
-    assert report.main([str(tmp_path)]) == 2
-    assert "holds no readable run" in capsys.readouterr().err
+def test_without_runs_there_is_what_needs_none(tmp_path, capsys):
+    assert cli.main(["report", "--results", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    (line,) = said.err.strip().splitlines()
+    assert line.startswith("mvar: error: results:") and "holds no readable run" in line and "`mvar run mixers`" in line
+    text = (tmp_path / "report" / "report.md").read_text()
+    for heading in ("Table 1", "Table 2", "Table 3", "Table 4", "Table 5", "Table 6", "Figure 5"):
+        assert re.search(rf"^## {heading}", text, re.MULTILINE), heading
+    assert "| 256 px, VAR-d16, L = 680 | intra-scale | 23.89 | 38.57 |" in text
+    assert "| M-VAR | intra+mamba | — | 3.07 | — |" in text  # Table 6: printed, not measured
+    assert "No run of this was asked for yet. Command: `mvar run mixers`" in text
+    assert "Missing here: VAR-d16, M-VAR-d16. Command: `mvar run mixers --preset imagenet256-d16`" in text
+
+
+def test_problems_are_said_on_stderr_and_the_report_is_written(results, capsys):
+    _, configs = results.sweep("mixers")
+    results.store.run(configs[1].run_id).write_status("stopped", "train", step=120, steps=600)
+    path = results.store.run(configs[0].run_id).metrics
+    path.write_text('{"step": 10, "train/lo\n' + path.read_text())
+    assert cli.main(["report", "--results", str(results.root)]) == 0
+    said = capsys.readouterr()
+    lines = said.err.strip().splitlines()
+    assert all(line.startswith("mvar: warning: ") for line in lines)
+    assert any(configs[1].run_id in line and "stopped in train, step 120 of 600" in line for line in lines)
+    assert any("metrics.jsonl line 1: not valid JSON" in line for line in lines)
+    assert f"report: {results.root}/report/report.md" in said.out and "report.html" in said.out
 
 
 def test_what_is_wrong_does_not_stop_the_rest(results, monkeypatch):

@@ -161,7 +161,9 @@ def test_uniform_share_by_hand():
 def test_table1_without_a_global_run_says_so(results):
     results.run(load_preset_pattern("intra"))
     models, problems = scored_models(load_records(results.root))
-    assert models == [] and problems == []
+    assert models == []
+    (problem,) = problems
+    assert "no finished run has global attention in every layer" in problem and "intra (1)" in problem
     assert any("the score is not measured" in line for line in table1(models).reading)
 
 
