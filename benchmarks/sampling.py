@@ -4,6 +4,8 @@ Run: `python -m benchmarks.sampling`. Everything is measured in turn within one 
 
 - state / prefix: M-VAR's official code runs Mamba over all past tokens again at every scale; here its state is carried.
 - FLOP rate / GEMM rate: the sampler's analytic FLOPs over its wall time, against a large matrix product's.
+- products / GEMM rate: the same for the sampler's linear layers alone, run again at their shapes without all else:
+  most of them are of few rows (a scale's tokens), so that this, not 1, is what the FLOP rate can come near.
 - bf16 / fp32: weights and activations in bf16; only processors with bf16 units can gain.
 """
 
@@ -20,6 +22,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from benchmarks.machine import describe_machine, gemm_flops_per_s, has_bf16_units
 from mvar.config import ModelConfig, SampleConfig, TokenizerConfig, TokenSpace
@@ -88,12 +91,35 @@ def seconds(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def products(model: ScaleTransformer, sample: Callable[[], Any]) -> tuple[Callable[[], None], float]:
+    """The linear layers of one call of a sampler, at the same shapes and in the same order; and their FLOPs."""
+    calls: list[tuple[nn.Linear, Tensor]] = []
+
+    def remember(layer: nn.Linear, arguments: tuple[Tensor, ...]) -> None:
+        calls.append((layer, torch.randn_like(arguments[0])))
+
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    hooks = [layer.register_forward_pre_hook(remember) for layer in layers]
+    sample()
+    for hook in hooks:
+        hook.remove()
+
+    @torch.no_grad()
+    def run() -> None:
+        for layer, x in calls:
+            F.linear(x, layer.weight, layer.bias)
+
+    return run, sum(2.0 * x.numel() * layer.out_features for layer, x in calls)
+
+
 def measure(settings: Settings) -> dict[str, Any]:
     runs, flops = {}, {}
     for pattern in [*sorted(REGISTRY), "intra+mamba"]:
         model, quantizer = build(settings, pattern)
         runs[pattern] = sampler(settings, model, quantizer)
         flops[pattern] = settings.batch * sample_flops(model.config, model.space, guided=True)
+        if pattern == "intra+mamba":
+            runs["products"], product_flops = products(model, runs[pattern])
         if pattern == "intra+mamba":
             half, _ = build(settings, pattern)
             runs["intra+mamba bf16"] = sampler(settings, half.bfloat16(), quantizer)
@@ -110,6 +136,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         "gemm_gflops_per_s": gemm / 1e9,
         "seconds": taken,
         "state_over_prefix": taken["intra+mamba, prefix"] / taken["intra+mamba"],
+        "products_over_gemm": product_flops / taken["products"] / gemm,
         "rate_over_gemm": {name: flops[name] / taken[name] / gemm for name in flops},
         "bf16_over_fp32": taken["intra+mamba"] / taken["intra+mamba bf16"],
         "has_bf16_units": has_bf16_units(),
@@ -123,6 +150,12 @@ def show(result: dict[str, Any]) -> None:
     taken = result["seconds"]
     for name, rate in result["rate_over_gemm"].items():
         table.add_row(f"{name}: FLOP rate / GEMM rate", f"{taken[name]:.2f}", f"{rate:.2f}", f"{RATE_GOAL:.2f}")
+    table.add_row(
+        "intra+mamba: its linear layers alone / GEMM rate",
+        f"{taken['products']:.2f}",
+        f"{result['products_over_gemm']:.2f}",
+        "",
+    )
     table.add_row(
         "intra+mamba: carried state against prefix",
         f"{taken['intra+mamba, prefix']:.2f}",

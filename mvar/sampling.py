@@ -53,17 +53,26 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
     """Mask logits `(..., V)` to -inf as the official code does: top-k first, then top-p; 0 turns either off.
 
     Every value equal to the k-th largest stays, so ties keep more than k. Top-p drops, in ascending order, what adds
-    up to no more than `1 - top_p`; the largest value always stays.
+    up to no more than `1 - top_p`; the largest value always stays. Values equal to the smallest kept one stay too (in
+    the official code an unstable sort decides which of them).
     """
-    if 0 < top_k < logits.shape[-1]:
-        threshold = logits.topk(top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < threshold, -torch.inf)
+    top_k = top_k if 0 < top_k < logits.shape[-1] else 0
+    if not top_k and not 0 < top_p < 1:
+        return logits
+    ascending = _ascending(logits)
+    threshold = ascending[..., -top_k, None] if top_k else ascending[..., :1]
     if 0 < top_p < 1:
-        ascending, order = logits.sort(dim=-1)
-        drop = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
-        drop[..., -1] = False
-        logits = logits.masked_fill(drop.scatter(-1, order, drop), -torch.inf)
-    return logits
+        kept = ascending.masked_fill(ascending < threshold, -torch.inf)
+        num_dropped = (kept.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p).sum(dim=-1, keepdim=True)
+        threshold = kept.gather(-1, num_dropped.clamp_max(kept.shape[-1] - 1))
+    return logits.masked_fill(logits < threshold, -torch.inf)
+
+
+def _ascending(logits: Tensor) -> Tensor:
+    """Sorted values; numpy's sort takes a fifth of the time of torch's on a CPU."""
+    if logits.is_cuda or logits.dtype not in (torch.float32, torch.float64):
+        return logits.sort(dim=-1).values
+    return torch.from_numpy(np.sort(logits.detach().numpy(), axis=-1))
 
 
 def smooth_probabilities(logits: Tensor, gumbel: Tensor, ratio: float) -> Tensor:

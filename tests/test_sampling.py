@@ -37,6 +37,14 @@ def test_filters(functions, row):
     torch.testing.assert_close(probabilities, expected, rtol=1e-5, atol=1e-7)
 
 
+def test_equal_values_share_their_fate():
+    """Top-k keeps ties (official); at the edge of top-p they stay too, whatever a sort makes of them."""
+    logits = torch.tensor([[0.0, 2.0, 1.0, 1.0, 1.0, -3.0]])
+    assert (filter_logits(logits, 2) > -torch.inf).tolist() == [[False, True, True, True, True, False]]
+    assert (filter_logits(logits, 0, 0.6) > -torch.inf).tolist() == [[False, True, True, True, True, False]]
+    assert (filter_logits(logits, 1, 0.6) > -torch.inf).tolist() == [[False, True, False, False, False, False]]
+
+
 @pytest.mark.parametrize("row", FUNCTIONS["mixes"], ids=lambda r: r["key"])
 def test_guidance(functions, row):
     inputs, outputs = functions
