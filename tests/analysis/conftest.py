@@ -60,7 +60,7 @@ class Fabricated:
         self._samples(run, config)
         run.add_evaluation(config.evaluation_id, self.evaluation(config, **metrics))
         self._stages(config)
-        if config.model.pattern == "global":
+        if config.model.pattern == "global" and config.data.name == "digits":
             self._attention(run, config)
         return run
 
@@ -111,7 +111,7 @@ class Fabricated:
         digits = load_digits()
         count, rng = 120, np.random.default_rng(zlib.crc32(run.name.encode()))
         labels = np.arange(count) % config.data.num_classes
-        rows = np.array([rng.choice(np.flatnonzero(digits.target == label)) for label in labels])
+        rows = np.array([rng.choice(np.flatnonzero(digits.target == label % 10)) for label in labels])
         images = np.clip(digits.images[rows] * 15 + rng.normal(0, 12, (count, 8, 8)), 0, 255).astype(np.uint8)
         folder = run.samples(config.evaluation_id)
         folder.mkdir(parents=True, exist_ok=True)

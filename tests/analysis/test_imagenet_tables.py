@@ -1,0 +1,125 @@
+"""Tables 2, 3 and 4: all that is printed, ours where runs are, and what is counted from the published sizes."""
+
+import csv
+import json
+import shutil
+
+import pytest
+
+from analysis.imagenet_tables import ARTEFACTS, imagenet_table
+from analysis.paper_figures import figure2
+from analysis.records import load_records
+from analysis.render import to_markdown
+from experiments.cells import PAPER
+from mvar.config import override
+from mvar.presets import PRESETS
+
+TABLE2, TABLE3, TABLE4 = ARTEFACTS
+D16 = PRESETS["imagenet256-d16"]
+
+
+def by_label(table):
+    return {row["label"]: row for row in table.rows}
+
+
+@pytest.mark.parametrize("which", ARTEFACTS, ids=lambda which: which.name)
+def test_every_printed_row_is_there_with_dashes_for_ours(results, which):
+    results.run(PRESETS["digits"])  # other data: never in these tables
+    table, refused = imagenet_table(load_records(results.root), which)
+    with open(PAPER / f"{which.csv}.csv", newline="") as file:
+        printed = list(csv.DictReader(file))
+    assert [row["label"] for row in table.rows] == [row["model"] for row in printed]
+    assert [f"{row['paper_fid']:.2f}" for row in table.rows] == [row["fid"] for row in printed]
+    assert [row["paper_is"] for row in table.rows] == [row["is"] for row in printed]
+    assert refused is None and all(row.get("fid") is None for row in table.rows) and not any(table.run_ids)
+    assert "No run of ours is there" in " ".join(table.reading)
+
+
+def test_what_is_missing_names_the_command():
+    table, _ = imagenet_table(load_records("nowhere", allow_empty=True), TABLE2)
+    assert "Missing here: VAR-d16, M-VAR-d16. Command: `mvar run mixers --preset imagenet256-d16`" in table.missing
+    assert "Missing here: M-VAR-d32. No recipe is published for depth 32." in table.missing
+    table, _ = imagenet_table(load_records("nowhere", allow_empty=True), TABLE3)
+    assert "Missing here: VAR-d30. Command: `mvar run rejection --preset imagenet256-d30`" in table.missing
+
+
+def test_sizes_and_times_are_counted_without_runs():
+    rows = by_label(imagenet_table(load_records("nowhere", allow_empty=True), TABLE2)[0])
+    assert rows["M-VAR-d16"]["num_params"] == pytest.approx(464.2e6, rel=1e-3)
+    assert (
+        rows["M-VAR-d32"]["num_params"] == pytest.approx(3659e6, rel=1e-3) and rows["BigGAN"].get("num_params") is None
+    )
+    assert (
+        rows["M-VAR-d32"]["time_analytic"] == 1
+        and rows["VAR-d16"]["time_analytic"] < rows["M-VAR-d16"]["time_analytic"]
+    )
+
+
+def test_contradictions_stand_on_their_cells():
+    records = load_records("nowhere", allow_empty=True)
+    marked = {}
+    for which in ARTEFACTS:
+        table, _ = imagenet_table(records, which)
+        assert to_markdown(table, str)
+        for note in table.notes:
+            marked[which.name, table.rows[note.row]["label"], note.column] = note.text
+            assert note.column in {column.key for column in table.columns}
+    assert set(marked) == {
+        ("table2", "M-VAR-d32", "paper_params"),
+        ("table2", "M-VAR-d24", "paper_relative_time"),
+        ("table2", "M-VAR-d16", "paper_params"),
+        ("table3", "M-VAR-d32", "paper_fid"),
+        ("table4", "BigGAN", "paper_fid"),
+    }
+
+
+def test_runs_of_the_published_recipe_stand_on_the_printed_row(results, tmp_path):
+    results.sweep("mixers", seeds=(0, 1), preset="imagenet256-d16")
+    table, refused = imagenet_table(load_records(results.root), TABLE2)
+    rows = by_label(table)
+    assert refused is None
+    assert rows["VAR-d16"]["fid"].text(2) == "1.65 ± 0.07" and rows["VAR-d16"]["paper_fid"] == 3.55
+    assert rows["M-VAR-d16"]["n"] == 2 and len(table.run_ids[list(rows).index("M-VAR-d16")]) == 2
+    assert len(rows) == 28  # intra and mamba alone are no models of this table
+    assert not any("d16" in line for line in table.missing)
+    assert figure2(table, tmp_path).caption.endswith("Filled: measured here.")
+
+
+def test_another_recipe_is_a_row_of_its_own(results):
+    results.run(override(D16, {"train.steps": 1000}))
+    table, _ = imagenet_table(load_records(results.root), TABLE2)
+    rows = by_label(table)
+    assert rows["VAR-d16"].get("fid") is None and "paper_fid" not in rows["VAR-d16, 1,000 steps"]
+    assert rows["VAR-d16, 1,000 steps"]["fid"].mean == 1.6
+    assert any("VAR-d16, M-VAR-d16. Command" in line for line in table.missing)
+
+
+def test_rejection_goes_to_table_3_with_its_rate(results):
+    config = override(PRESETS["imagenet256-d30"], {"sample.candidates": 5})
+    results.run(config)
+    records = load_records(results.root)
+    rows = by_label(imagenet_table(records, TABLE3)[0])
+    assert rows["VAR-d30"]["acceptance_rate"] == pytest.approx(0.2) and rows["VAR-d30"]["fid"].mean == 1.6
+    assert by_label(imagenet_table(records, TABLE2)[0])["VAR-d30"].get("fid") is None
+
+
+def test_512_px_and_relative_time(results):
+    results.sweep("mixers", preset="imagenet512-d24")
+    results.run(PRESETS["imagenet512-d36"])
+    rows = by_label(imagenet_table(load_records(results.root), TABLE4)[0])
+    assert rows["M-VAR-d24"]["time"].mean == 1 and rows["VAR-d36"]["time"].mean == pytest.approx(0.5)
+    assert rows["VAR-d36"]["time_analytic"] > 1
+
+
+def test_mixed_evaluators_leave_the_printed_table_and_say_why(results):
+    _, configs = results.sweep("mixers", preset="imagenet256-d16")
+    run = results.store.run(configs[0].run_id)
+    values = json.loads((run.path / "eval.json").read_text())
+    values["evaluations"][configs[0].evaluation_id]["reference"]["num_images"] = 10
+    (run.path / "eval.json").write_text(json.dumps(values))
+    table, refused = imagenet_table(load_records(results.root), TABLE2)
+    assert "evaluations differ in reference.num_images" in refused
+    assert len(table.rows) == 28 and all(row.get("fid") is None for row in table.rows)
+    assert any(line.startswith("**Not compared.**") for line in table.reading)
+    shutil.rmtree(run.path)
+    assert imagenet_table(load_records(results.root), TABLE2)[1] is None

@@ -1,0 +1,107 @@
+"""The page and the LaTeX tables as Chromium and pdflatex see them, where those are there."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from analysis.compare import Measured
+from analysis.document import Bullets, Section, Text, document_to_markdown
+from analysis.page import document_to_html
+from analysis.render import Column, Note, Table
+from analysis.report import write_report
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+QUIET = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+TABLE = Table(
+    "t",
+    "T",
+    (Column("label", "row", is_text=True), Column("fid", "FID", "measured"), Column("paper_fid", "FID", "paper (X)")),
+    [
+        {"label": "a <b>", "fid": Measured(1.5, 0.1, 2, ("d-s0-aaaa", "d-s1-bbbb")), "paper_fid": 3.0},
+        {"label": "c", "fid": Measured(2.5, None, 1, ("d-s0-cccc",))},
+        {"label": "d", "paper_fid": 4.0},
+    ],
+    [["d-s0-aaaa", "d-s1-bbbb"], ["d-s0-cccc"], []],
+    [Note(0, "paper_fid", "a contradiction")],
+    ["how to read"],
+    ["Missing here: d. Command: `mvar run mixers`"],
+)
+
+
+@pytest.fixture(scope="module")
+def page(everything):
+    return write_report(everything.root).with_suffix(".html")
+
+
+def test_cells_lead_to_their_runs(tmp_path):
+    html = document_to_html(
+        [Section("First: one", [Text("**bold** <i>"), Bullets(["x `y`"], "List"), TABLE])], tmp_path
+    )
+    cells = re.findall(r"<td[^>]*>(?:(?!</td>).)*</td>", html.replace("\n", ""))
+    assert 'title="from d-s0-aaaa, d-s1-bbbb">1.50 ± 0.10</td>' in cells[1]
+    assert '<a href="../runs/d-s0-cccc/">2.50</a>' in cells[5]
+    assert "title" not in cells[9] and ">—<" in cells[9]  # nothing measured: nothing to lead to
+    assert "3.00<sup>a</sup>" in cells[2] and "<sup>a</sup> a contradiction" in html
+    assert (
+        "a &lt;b&gt;" in html and "<strong>bold</strong> &lt;i&gt;" in html and "<code>mvar run mixers</code>" in html
+    )
+    assert 'id="first-one"' in html and 'href="#first-one"' in html
+
+
+def test_markdown_says_the_same(tmp_path):
+    text = document_to_markdown([Section("First: one", [TABLE])])
+    assert (
+        "| a <b> | 1.50 ± 0.10 | 3.00<sup>a</sup> | [s0-aaaa](../runs/d-s0-aaaa/) [s1-bbbb](../runs/d-s1-bbbb/) |"
+        in text
+    )
+    assert "| d | — | 4.00 | — |" in text and "Missing here: d. Command: `mvar run mixers`" in text
+
+
+def test_the_page_needs_nothing_else(page):
+    html = page.read_text()
+    assert "<script" not in html and "http://" not in html and "https://" not in html
+    sources = re.findall(r'<img src="([^"]{0,40})', html)
+    assert len(sources) > 5 and all(source.startswith("data:image/png;base64,") for source in sources)
+    for link in re.findall(r'href="([^"#]+)"', html):
+        assert not link.startswith("/") and (page.parent / link).exists(), link
+    for anchor in re.findall(r'href="#([^"]+)"', html):
+        assert f'id="{anchor}"' in html, anchor
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
+def test_a_browser_shows_every_table_and_picture(page, tmp_path):
+    command = [CHROMIUM, *QUIET, f"--user-data-dir={tmp_path}", "--dump-dom", page.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    source = page.read_text()
+    assert dom.count("<table") == source.count("<table") > 8 and dom.count("<img") == source.count("<img") > 5
+    for heading in ("Table 1", "Table 2", "Table 3", "Table 4", "Table 5", "Table 6", "Figure 5"):
+        assert re.search(rf"<h2>{heading}", dom), heading
+    # a browser repairs what is malformed by moving it: the same tags in the same order mean that nothing was
+    tags = re.compile(r"<(/?(?:table|thead|tbody|tr|td|th|section|figure|ul|li|nav))\b")
+    assert tags.findall(dom) == tags.findall(source)
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex on this machine")
+def test_every_latex_table_compiles(page, tmp_path):
+    for path in (page.parent / "tables").glob("*.tex"):
+        shutil.copy(path, tmp_path)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "tables.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
+    pages = int(re.search(r"\((\d+) pages?", done.stdout)[1])
+    assert pages >= len(list(tmp_path.glob("*.tex"))) - 1  # one a table
+    assert "Overfull \\hbox" not in done.stdout
