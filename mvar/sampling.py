@@ -42,7 +42,7 @@ def guide(logits: Tensor, cfg_scale: float, scale: int, num_scales: int) -> Tens
     """
     t = cfg_scale * _ramp(scale, num_scales)
     conditional, unconditional = logits.chunk(2)
-    return (1 + t) * conditional - t * unconditional
+    return torch.lerp(unconditional, conditional, 1 + t)  # the same in one pass
 
 
 def _ramp(scale: int, num_scales: int) -> float:
@@ -62,10 +62,10 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
     ascending = _ascending(logits)
     threshold = ascending[..., -top_k, None] if top_k else ascending[..., :1]
     if 0 < top_p < 1:
-        kept = ascending.masked_fill(ascending < threshold, -torch.inf)
+        kept = ascending.masked_fill_(ascending < threshold, -torch.inf)
         num_dropped = (kept.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p).sum(dim=-1, keepdim=True)
         threshold = kept.gather(-1, num_dropped.clamp_max(kept.shape[-1] - 1))
-    return logits.masked_fill(logits < threshold, -torch.inf)
+    return torch.where(logits < threshold, -torch.inf, logits)
 
 
 def _ascending(logits: Tensor) -> Tensor:
@@ -100,9 +100,10 @@ class ImageStreams:
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     """Tokens `(B, n)` from logits `(B, n, V)` and uniform numbers `(B, n)`, by inverting the cumulative distribution.
 
-    In fp64 and from one number a token, so that rounding (another batch size) all but never moves a draw.
+    Summed in fp64 and from one number a token, so that rounding (another batch size) all but never moves a draw.
     """
-    cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    weights = (logits - logits.amax(dim=-1, keepdim=True)).exp_()
+    cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
     target = uniform[..., None] * cumulative[..., -1:]
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_max(logits.shape[-1] - 1)
 

@@ -28,9 +28,13 @@ class KeyValueState:
 
     @classmethod
     def allocate(cls, like: Tensor, num_tokens: int) -> "KeyValueState":
-        """Room for a whole image, with the batch, heads, type and device of `like` `(B, H, L, head_dim)`."""
-        shape = (*like.shape[:2], num_tokens, like.shape[3])
-        return cls(like.new_empty(shape), like.new_empty(shape))
+        """Room for a whole image, with the batch, heads, type and device of `like` `(B, H, L, head_dim)`.
+
+        Token by token in memory, as projections write them: appending then copies whole rows.
+        """
+        batch, heads, _, head_dim = like.shape
+        keys, values = (like.new_empty(batch, num_tokens, heads, head_dim).transpose(1, 2) for _ in range(2))
+        return cls(keys, values)
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add the tokens that follow; returns the keys and values of all tokens so far."""
