@@ -38,6 +38,7 @@ class Column:
     decimals: int | None = 2
     factor: float = 1.0
     is_text: bool = False
+    in_print: bool = True  # LaTeX has a page's width: what a reader can do without is left to the other forms
 
     def text(self, value: Any) -> str:
         """A cell as text; a dash for what is not there."""
@@ -162,22 +163,27 @@ def _column_order(table: Table, name: str) -> tuple[int, str]:
 
 def to_latex(table: Table) -> str:
     """A `table*` for `\\usepackage{booktabs,graphicx}`, page-wide, footnotes under it, run ids as comments."""
-    columns = pd.MultiIndex.from_tuples([(c.group, _tex(c.heading, table.marks(None, c.key))) for c in table.columns])
+    printed = [column for column in table.columns if column.in_print]
+    # "paper (ImageNet 256)" over every printed column would take the width that its numbers need
+    heads = [(c.group.split(" (")[0], _tex(c.heading, table.marks(None, c.key))) for c in printed]
+    sources = dict.fromkeys(c.group for c in printed if "(" in c.group)
+    caption = ". ".join(text.rstrip(".") for text in (table.title, table.caption, *sources) if text)
+    columns = pd.MultiIndex.from_tuples(heads)
     cells = [
-        [_tex(column.text(row.get(column.key)), table.marks(number, column.key)) for column in table.columns]
+        [_tex(column.text(row.get(column.key)), table.marks(number, column.key)) for column in printed]
         for number, row in enumerate(table.rows)
     ]
     style = pd.DataFrame(cells, columns=columns).style.hide(axis="index")
     text = style.to_latex(
         hrules=True,
-        column_format="".join("l" if column.is_text else "r" for column in table.columns),
+        column_format="".join("l" if column.is_text else "r" for column in printed),
         multicol_align="c",
         environment="table*",
         position_float="centering",
-        caption=_tex(f"{table.title}. {table.caption}" if table.caption else table.title),
+        caption=_tex(caption),
         label=f"tab:{table.name}",
     )
-    text = text.replace("\\begin{tabular}", "\\resizebox{\\textwidth}{!}{%\n\\begin{tabular}")
+    text = text.replace("\\begin{tabular}", f"{SHRINK}{{!}}{{%\n\\begin{{tabular}}")
     notes = "".join(f"\n\\par\\textsuperscript{{{letter}}} {_tex(note)}" for letter, note in table.footnotes())
     notes += "".join(f"\n\\par {_tex(line)}" for line in table.missing)
     text = text.replace("\\end{tabular}", "\\end{tabular}}\n\\footnotesize" + notes)
@@ -189,6 +195,7 @@ def to_latex(table: Table) -> str:
     return f"% \\usepackage{{booktabs,graphicx}}\n{runs}{text}"
 
 
+SHRINK = r"\resizebox{\ifdim\width>\textwidth \textwidth\else\width\fi}"  # to the page's width, never beyond its own
 SPECIAL = {
     "\\": r"\textbackslash{}",
     **{character: "\\" + character for character in "&%$#_{}"},
@@ -198,8 +205,8 @@ SPECIAL = {
     "×": r"$\times$",
     "↓": r"$\downarrow$",
     "↑": r"$\uparrow$",
-    "—": "--",
-    "–": "--",
+    "—": r"\textemdash{}",
+    "–": r"\textendash{}",
     "−": "$-$",
     "²": "$^2$",
     "Δ": r"$\Delta$",
@@ -214,7 +221,7 @@ def latex_document(names: Sequence[str]) -> str:
     inputs = "\n\\clearpage\n".join(f"\\input{{{name}.tex}}" for name in names)
     return (
         "\\documentclass{article}\n\\usepackage[utf8]{inputenc}\n\\usepackage{booktabs,graphicx}\n"
-        "\\usepackage[margin=2cm]{geometry}\n\\begin{document}\n" + inputs + "\n\\end{document}\n"
+        "\\usepackage[landscape,margin=2cm]{geometry}\n\\begin{document}\n" + inputs + "\n\\end{document}\n"
     )
 
 
@@ -222,4 +229,5 @@ def _tex(text: str, marks: str = "") -> str:
     # A character that nobody thought of must not keep a document from compiling.
     ascii_only = (unicodedata.normalize("NFKD", c).encode("ascii", "ignore").decode() or "?" for c in text)
     escaped = "".join(SPECIAL.get(c, c if c.isascii() else plain) for c, plain in zip(text, ascii_only, strict=True))
+    escaped = escaped.replace("--", "-{}-")  # an option of a command, no dash
     return escaped + (f"\\textsuperscript{{{marks}}}" if marks else "")

@@ -24,17 +24,17 @@ PAPER_FID = Column("paper_fid", "FID ↓", PAPER)
 SCORES = (
     Column("nll", "NLL ↓ (bits/token)", MEASURED),
     Column("copy_rate", "near-copies (%)", MEASURED, 1, 100),
-    Column("precision", "precision ↑", MEASURED),
-    Column("recall", "recall ↑", MEASURED),
+    Column("precision", "precision ↑", MEASURED, in_print=False),
+    Column("recall", "recall ↑", MEASURED, in_print=False),
 )
 IS = Column("is", "IS ↑", MEASURED)
 COSTS = (
     Column("num_params", "parameters", ANALYTIC, None),
     Column("train_flops", "training FLOPs", ANALYTIC, None),
-    Column("sample_flops", "FLOPs an image", ANALYTIC, None),
-    Column("steps", "steps", "", 0),
-    Column("train_s", "training (s)", MEASURED, 1),
-    Column("sample_s", "sampling (s)", MEASURED, 1),
+    Column("sample_flops", "FLOPs an image", ANALYTIC, None, in_print=False),
+    Column("steps", "steps", "", 0, in_print=False),
+    Column("train_s", "training (s)", MEASURED, 1, in_print=False),
+    Column("sample_s", "sampling (s)", MEASURED, 1, in_print=False),
     Column("n", "seeds", "", 0),
 )
 RELATIVE = (
