@@ -102,16 +102,16 @@ def map_figure(weights: Tensor, schedule: ScaleSchedule, title: str = "") -> Any
     """Heat map of `attention_map`'s whole map `(L, L)`, or of the queries of one scale `(n, V)`, with the scales'
     boundaries. Logarithmic: a weight of a coarse scale is one of few, of a fine scale one of many."""
     from matplotlib.colors import LogNorm
-    from matplotlib.ticker import LogFormatter
 
     rows, columns = weights.shape
     values = np.where(weights.numpy() > 0, 100 * weights.numpy(), np.nan)
     top = np.nanmax(values)
+    bottom = min(max(top / 1000, np.nanmin(values)), 0.9 * top)  # below the top also where all weights are equal
     is_whole = rows == schedule.num_tokens
     with page(*((4.6, 5.4) if is_whole else (min(4.6, 1.2 + 4.5 * rows / columns), WIDTH))) as (figure, axes):
         ax = axes[0, 0]
         shown = ax.imshow(
-            values, cmap="mako_r", norm=LogNorm(max(top / 1000, np.nanmin(values)), top), interpolation="nearest",
+            values, cmap="mako_r", norm=LogNorm(bottom, top), interpolation="nearest",
             aspect="equal" if is_whole else "auto",
         )  # fmt: skip
         ends = [0, *[end for end in schedule.offsets[1:] if end <= columns]]
@@ -120,17 +120,19 @@ def map_figure(weights: Tensor, schedule: ScaleSchedule, title: str = "") -> Any
             _scale_axis(ax.yaxis, ends, schedule.sides)
         else:
             ax.set_yticks([0, rows - 1])
+        line = {"color": "white", "linewidth": 1.5 if columns < 100 else 0.7}
         for end in ends[1:-1]:
-            ax.axvline(end - 0.5, color="white", linewidth=1.5)
+            ax.axvline(end - 0.5, **line)
             if is_whole:
-                ax.axhline(end - 0.5, color="white", linewidth=1.5)
+                ax.axhline(end - 0.5, **line)
         own = schedule.sides[len(ends) - 2]
         ylabel = "query tokens, by scale" if is_whole else f"query token of scale {own}×{own}"
         ax.set(xlabel="key tokens, by scale", ylabel=ylabel, title=title)
         ax.grid(False)
         bar = figure.colorbar(shown, ax=ax, label="attention weight (%), logarithmic", shrink=0.8, extend="min")
-        for axis in (bar.ax.yaxis.set_major_formatter, bar.ax.yaxis.set_minor_formatter):
-            axis(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+        bar.ax.yaxis.set_major_formatter("{x:g}")
+        if top / bottom < 30:  # not two powers of ten: ticks between them need names
+            bar.ax.yaxis.set_minor_formatter("{x:g}")
     return figure
 
 
@@ -138,7 +140,7 @@ def _scale_axis(axis: Any, ends: Sequence[int], sides: Sequence[int]) -> None:
     """Scale names in the middle of each scale that is wide enough for its name."""
     middles = [(a + b - 1) / 2 for a, b in pairwise(ends)]
     labels = names(sides[: len(middles)])
-    keep = [i for i, (a, b) in enumerate(pairwise(ends)) if (b - a) / ends[-1] > 0.025]
+    keep = [i for i, (a, b) in enumerate(pairwise(ends)) if (b - a) / ends[-1] > (0.025 if ends[-1] < 100 else 0.06)]
     axis.set_ticks([middles[i] for i in keep], [labels[i] for i in keep])
     axis.set_tick_params(length=0, labelsize=7)
 

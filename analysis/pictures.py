@@ -73,7 +73,7 @@ def query_figure(weights: Tensor, schedule: ScaleSchedule, query: int, image: np
     columns = min(6, len(pictures) + 1)
     rows = -(-(len(pictures) + 1) // columns)
     masses = [float(part.sum()) for part in weights.split(schedule.lengths[: scale + 1])]
-    with page(rows * 1.55 + 0.6, nrows=rows, ncols=columns) as (figure, axes):
+    with page(rows * 1.6 + 0.4, nrows=rows, ncols=columns) as (figure, axes):
         for number, ax in enumerate(axes.flat):
             ax.axis("off")
             if number > len(pictures):
@@ -83,15 +83,15 @@ def query_figure(weights: Tensor, schedule: ScaleSchedule, query: int, image: np
             corner = (column / side, row / side)
             ax.add_patch(Rectangle(corner, 1 / side, 1 / side, fill=False, edgecolor="#56B4E9", linewidth=1.5))
             if number == 0:
-                text = f"query of {side}×{side}"
+                text = f"query of\n{side}×{side}"
             else:
-                text = f"keys {names(schedule.sides)[number - 1]}: {masses[number - 1]:.0%}"
+                text = f"keys {names(schedule.sides)[number - 1]}\n{masses[number - 1]:.0%}"
                 shown = ax.imshow(
                     pictures[number - 1], cmap=veil, vmin=pictures.min(), vmax=pictures.max(), extent=(0, 1, 1, 0),
                     interpolation="nearest",
                 )  # fmt: skip
             ax.set_title(text, fontsize=8, fontweight="normal", loc="center")
-        figure.colorbar(shown, ax=axes, label="weight (× uniform attention)", shrink=0.9, aspect=15)
+        figure.colorbar(shown, ax=axes, label="weight (× uniform)", shrink=0.9, aspect=15)
         figure.suptitle(title, fontsize="medium")
     return figure
 

@@ -130,13 +130,17 @@ def test_drawings_say_what_they_show(tmp_path, channels):
             maps.map_figure(attention_map(model, 0, inputs[0], 1, 0, scale=2), model.schedule),
             "query token of scale 3×3",
         ),
+        "one token": (
+            maps.map_figure(attention_map(model, 0, inputs[0], 1, 0, scale=0), model.schedule),
+            "query token of scale 1×1",
+        ),
         "flow": (maps.flow_figure(stats), "mean over 3 layers"),
         "flow1": (maps.flow_figure(stats, 1), "layer 1"),
         "heads": (maps.heads_figure(stats), f"head 1: {float(stats.intra_per_head[0, 1]):.0%}"),
         "layers": (maps.layers_figure(stats), "mass inside the own scale (%)"),
         "query": (
             pictures.query_figure(row, model.schedule, 7, grown[0, -1]),
-            f"keys 2×2: {float(row[1:5].sum()):.0%}",
+            f"keys 2×2\n{float(row[1:5].sum()):.0%}",
         ),
         "growth": (pictures.growth_figure(grown, (1, 2, 3), ["a", "b", "c"]), "+ 3×3"),
     }
