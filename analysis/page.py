@@ -12,6 +12,7 @@ from analysis.render import Table, short
 from analysis.style import Figure
 
 TEMPLATE = "page.html.jinja"
+MAX_TOLD = 8  # run ids in a tooltip
 MAX_LINKS = 3  # run links in a row that are seen at once; the others unfold
 
 
@@ -76,7 +77,7 @@ def _rows(table: Table) -> list[dict[str, Any]]:
                     "marks": table.marks(number, column.key),
                     "kind": _kind(column.group),
                     "is_text": column.is_text,
-                    "title": "from " + ", ".join(runs) if runs else "",
+                    "title": _told(runs),
                     "link": run_link(runs[0]) if len(runs) == 1 else "",
                 }
             )
@@ -84,3 +85,9 @@ def _rows(table: Table) -> list[dict[str, Any]]:
         links = [{"text": short(run_id), "link": run_link(run_id), "title": run_id} for run_id in ids]
         rows.append({"cells": cells, "links": links[:MAX_LINKS], "more": links[MAX_LINKS:], "dash": DASH})
     return rows
+
+
+def _told(runs: Sequence[str]) -> str:
+    """The runs behind a cell, as its tooltip."""
+    more = f" and {len(runs) - MAX_TOLD} more" if len(runs) > MAX_TOLD else ""
+    return f"from {', '.join(runs[:MAX_TOLD])}{more}" if runs else ""

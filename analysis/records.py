@@ -17,6 +17,7 @@ from analysis.cache import ReadCache
 from experiments.store import DONE, RunDirectory, Store, read_document
 from mvar.config import RunConfig, SampleConfig, from_dict
 from mvar.errors import UserError
+from mvar.files import digest
 
 MAKE_RUNS = "`mvar run mixers` trains some (`make demo` runs every sweep)"
 NO_RUN = "holds no readable run"
@@ -120,9 +121,10 @@ def load_records(root: Path | str, cache: ReadCache | None = None, allow_empty: 
     problems: list[str] = []
     rows: list[dict[str, Any]] = []
     configs: dict[str, RunConfig] = {}
+    schema = digest(RunConfig.model_json_schema())  # what another version of the code has kept is read anew
     for path in sorted(path for path in (store.root / "runs").glob("*") if path.is_dir()):
         files = [path / name for name in READ]
-        read = cache.value(f"run {path.name}", files, lambda path=path: _read_run(store.run(path.name)))
+        read = cache.value(f"run {path.name} {schema}", files, lambda path=path: _read_run(store.run(path.name)))
         problems += read["problems"]
         if read["config"] is not None:
             configs[path.name] = from_dict(RunConfig, read["config"])
