@@ -1,8 +1,8 @@
 """Tables 2, 3 and 4 (ImageNet): every row that the paper prints, and ours where runs of that model exist.
 
 A run fills a printed row when it is the published model on 1000 classes at that resolution, trained by the published
-recipe (`mvar.presets`); another training of the same model gets a row of its own. Parameters and relative time of VAR
-and M-VAR are also counted from the config alone, for which no run is needed.
+recipe (`mvar.presets`); another training of the model, and published weights, get rows of their own below it.
+Parameters and relative time of VAR and M-VAR are also counted from the config alone, for which no run is needed.
 """
 
 import re
@@ -25,6 +25,23 @@ from mvar.presets import PRESETS, imagenet, model_size
 
 PATTERNS = {"VAR": "global", "M-VAR": "intra+mamba"}
 CLASSES = 1000
+RECIPE, PUBLISHED = "published recipe", "published weights"
+SIZE = ("depth", "width", "num_heads", "pattern", "mlp_ratio", "shared_adaln")  # what makes a model the published one
+
+
+@dataclass(frozen=True)
+class Ours:
+    """One model as we have it: the paper's name, how its weights came about, what its training hangs on, candidates."""
+
+    model: str
+    training: str  # RECIPE, PUBLISHED or so many steps
+    identity: str
+    candidates: int
+
+    def label(self, which: "Artefact") -> str:
+        """Of a row of its own."""
+        best = f", best of {self.candidates}" if which.rejection else ""
+        return f"{self.model}, {self.training}{best}"
 
 
 @dataclass(frozen=True)
@@ -75,19 +92,14 @@ def imagenet_table(records: Records, which: Artefact) -> tuple[Table, str | None
             check_comparable(pd.concat(found.values()), ("sample.candidates",) if which.rejection else ())
     except UserError as error:
         refused, found = str(error), {}
-    rows: list[dict[str, Any]] = []
-    run_ids: list[list[str]] = []
-    for row in printed:
-        rows.append(_printed_row(row, which))
-        run_ids.append([])
-    for (model, recipe, candidates), measured in found.items():
-        number = next((i for i, row in enumerate(rows) if row["label"] == model and not run_ids[i]), None)
-        if number is None or not recipe:
-            steps = "" if recipe else f", {int(measured['steps'].iloc[0]):,} steps"
-            best = f", best of {candidates}" if which.rejection else ""
-            rows.append(_analytic(f"{model}{steps}{best}", which, model))
-            run_ids.append([])
-            number = len(rows) - 1
+    rows = [_printed_row(row, which) for row in printed]
+    run_ids: list[list[str]] = [[] for _ in rows]
+    for ours, measured in found.items():
+        number = next((i for i, row in enumerate(rows) if row["label"] == ours.model), None)
+        if number is None or run_ids[number] or ours.training != RECIPE:
+            number = _below(rows, ours.model)
+            rows.insert(number, _analytic(ours.label(which), which, ours.model))
+            run_ids.insert(number, [])
         rows[number] |= _values(measured)
         run_ids[number] = sorted(set(measured["run_id"]))
     _add_relative_time(rows, run_ids, found, which)
@@ -103,6 +115,12 @@ def imagenet_table(records: Records, which: Artefact) -> tuple[Table, str | None
         _missing(rows, run_ids, which),
     )
     return table, refused
+
+
+def _below(rows: Sequence[dict[str, Any]], model: str) -> int:
+    """Where a further row of a model goes: under those that are there, else at the end."""
+    numbers = [i for i, row in enumerate(rows) if row["label"] == model or str(row["label"]).startswith(f"{model},")]
+    return max(numbers, default=len(rows) - 1) + 1
 
 
 def _columns(which: Artefact, printed: Sequence[dict[str, Any]]) -> tuple[Column, ...]:
@@ -157,24 +175,19 @@ def published_model(name: str, resolution: int) -> ModelConfig | None:
     return override(preset, {"model.pattern": pattern}).model if preset else model_size(depth, pattern=pattern)
 
 
-def _measured(records: Records, which: Artefact) -> dict[tuple[str, bool, int], pd.DataFrame]:
-    """Finished evaluations by (model, trained by the published recipe, candidates), seeds together."""
-    groups: dict[tuple[str, str, bool, int], list[int]] = {}
+def _measured(records: Records, which: Artefact) -> dict[Ours, pd.DataFrame]:
+    """Finished evaluations of the table's models, seeds together."""
+    groups: dict[Ours, list[int]] = {}
     done = records.done
     for number, run_id, rate in zip(done.index, done["run_id"], done.get("acceptance_rate", ()), strict=False):
         config = records.configs[run_id]
         candidates = round(1 / rate)
         name = _name(config, which.resolution)
         if name and (candidates > 1) == which.rejection:
-            key = (name, digest(config.identity() | {"seed": None}), _by_recipe(config, which), candidates)
-            groups.setdefault(key, []).append(number)
-    ordered = sorted(groups, key=lambda key: (key[0], not key[2], key[3], key[1]))
-    found: dict[tuple[str, bool, int], pd.DataFrame] = {}
-    for key in ordered:
-        name, identity, recipe, candidates = key
-        label = name if (name, recipe, candidates) not in found else f"{name} ({identity})"
-        found[label, recipe, candidates] = done.loc[groups[key]]
-    return found
+            identity = digest(config.identity() | {"seed": None})
+            groups.setdefault(Ours(name, _training(config, which), identity, candidates), []).append(number)
+    ordered = sorted(groups, key=lambda ours: (ours.model, ours.training != RECIPE, ours.candidates, ours.identity))
+    return {ours: done.loc[groups[ours]] for ours in ordered}
 
 
 def _name(config: RunConfig, resolution: int) -> str | None:
@@ -184,15 +197,16 @@ def _name(config: RunConfig, resolution: int) -> str | None:
         return None
     names = [name for name, pattern in PATTERNS.items() if pattern == model.pattern]
     name = f"{names[0]}-d{model.depth}" if names else None
-    return name if name and published_model(name, resolution) == model else None
+    wanted = published_model(name, resolution) if name else None
+    return name if wanted and all(getattr(wanted, key) == getattr(model, key) for key in SIZE) else None
 
 
-def _by_recipe(config: RunConfig, which: Artefact) -> bool:
+def _training(config: RunConfig, which: Artefact) -> str:
+    if not config.train.steps:
+        return PUBLISHED
     preset = PRESETS.get(f"imagenet{which.resolution}-d{config.model.depth}")
-    if preset is None:
-        return False
-    recipe = override(preset, {"model.pattern": config.model.pattern, "seed": config.seed})
-    return recipe.identity() == config.identity()
+    recipe = preset and override(preset, {"model.pattern": config.model.pattern, "seed": config.seed})
+    return RECIPE if recipe and recipe.identity() == config.identity() else f"{config.train.steps:,} steps"
 
 
 def _values(measured: pd.DataFrame) -> dict[str, Any]:
@@ -201,8 +215,10 @@ def _values(measured: pd.DataFrame) -> dict[str, Any]:
     return values | {"acceptance_rate": rate, "n": int(measured["seed"].nunique())}
 
 
-def _add_relative_time(rows: list[dict[str, Any]], run_ids: list[list[str]], found: dict, which: Artefact) -> None:
-    reference = next((rows_ for (name, recipe, _), rows_ in found.items() if name == which.reference and recipe), None)
+def _add_relative_time(
+    rows: list[dict[str, Any]], run_ids: list[list[str]], found: dict[Ours, pd.DataFrame], which: Artefact
+) -> None:
+    reference = next((measured for ours, measured in found.items() if ours.model == which.reference), None)
     if reference is None:
         return
     by_runs = {tuple(sorted(set(measured["run_id"]))): measured for measured in found.values()}
@@ -211,7 +227,7 @@ def _add_relative_time(rows: list[dict[str, Any]], run_ids: list[list[str]], fou
             row["time"] = ratio(by_runs[tuple(ids)], reference, "sample_s")
 
 
-def _reading(found: dict, which: Artefact, refused: str | None) -> list[str]:
+def _reading(found: dict[Ours, pd.DataFrame], which: Artefact, refused: str | None) -> list[str]:
     lines = [
         "Printed rows are the paper's; ours stand in columns of their own where runs on 1000 classes at "
         f"{which.resolution} px exist. Parameters and relative time marked analytic are counted from the published "
@@ -244,4 +260,9 @@ def _missing(rows: list[dict[str, Any]], run_ids: list[list[str]], which: Artefa
             lines.append(f"Missing here: {', '.join(names)}. Command: `{which.command.format(depth=depth)}`")
         else:
             lines.append(f"Missing here: {', '.join(names)}. No recipe is published for depth {depth}.")
+    if wanted:
+        preset = next(name for name in PRESETS if name.startswith(f"imagenet{which.resolution}"))
+        best = " --set sample.candidates=4" if which.rejection else ""
+        command = f"mvar evaluate --checkpoint MODEL.pth --tokenizer VAE.pth --preset {preset}{best}"
+        lines.append(f"Published weights get a row without training: `{command}`")
     return lines

@@ -109,7 +109,7 @@ def main(settings: Settings) -> None:
     """Measure, print and keep."""
     import analysis.report  # noqa: F401  importing torch and pandas is no part of it
 
-    with tempfile.TemporaryDirectory(dir=settings.results.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=settings.results) as folder:
         store = Store(Path(folder))
         count = multiply(Store(settings.results), store, settings.runs)
         seconds = {"cold": timed(store.root), "again": timed(store.root)}

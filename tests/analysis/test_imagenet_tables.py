@@ -94,6 +94,15 @@ def test_another_recipe_is_a_row_of_its_own(results):
     assert any("VAR-d16, M-VAR-d16. Command" in line for line in table.missing)
 
 
+def test_published_weights_stand_under_the_printed_row(results):
+    results.run(override(D16, {"train.steps": 0, "train.init_from": "$VAR_D16", "model.attn_l2_norm": True}))
+    table, _ = imagenet_table(load_records(results.root), TABLE2)
+    labels = [row["label"] for row in table.rows]
+    number = labels.index("VAR-d16, published weights")
+    assert labels[number - 1] == "VAR-d16" and table.rows[number]["fid"].mean == 1.6 and table.run_ids[number]
+    assert "mvar evaluate --checkpoint" in table.missing[-1]
+
+
 def test_rejection_goes_to_table_3_with_its_rate(results):
     config = override(PRESETS["imagenet256-d30"], {"sample.candidates": 5})
     results.run(config)

@@ -7,6 +7,7 @@ import pytest
 
 from analysis.compare import aggregate, check_comparable, ratio
 from analysis.records import load_records, training_curve
+from experiments.store import Store
 from mvar.errors import UserError
 from mvar.presets import DIGITS, PRESETS
 
@@ -200,3 +201,17 @@ def test_evaluations_that_differ_are_not_compared(results, name):
     text = str(error.value)
     assert f"evaluations differ in {name} " in text and text.count("[") == 2
     assert all(config.run_id in text for config in configs)
+
+
+def test_the_benchmarks_directories_are_runs_like_any(results, tmp_path):
+    from benchmarks.report import multiply
+
+    results.sweep("mixers", seeds=(0, 1))
+    before = {path: path.stat().st_mtime_ns for path in results.root.rglob("*") if path.is_file()}
+    store = Store(tmp_path / "many")
+    assert multiply(results.store, store, 30) == 30
+    records = load_records(store.root)
+    assert records.problems == [] and records.missing == [] and len(records.table) == 30
+    assert sum(len(cell.run_ids) for cell in records.manifests[0].cells) == 30
+    assert records.table["eval/fid"].nunique() > 8  # shifted, not merely copied
+    assert {path: path.stat().st_mtime_ns for path in results.root.rglob("*") if path.is_file()} == before
