@@ -1,6 +1,9 @@
 """Attention of a run: measured on its held-out tokens, kept, and measured again when what it rests on has changed."""
 
 import json
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -117,6 +120,34 @@ def test_a_killed_measurement_goes_on_and_ends_in_the_same_bytes(trained, tmp_pa
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
     left = {path.name for path in (tmp_path / "killed").iterdir()}
     assert left == {"attention.json", "attention_images.npy", ".attention.lock"}
+
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+from analysis.attention_runs import heldout_of_run, measure
+from experiments.store import Store
+store = Store(sys.argv[1])
+source = heldout_of_run(store, store.find_run(sys.argv[2]), 10, 3)
+measure(source, Path(sys.argv[3]), lambda done, total: time.sleep(60))
+"""
+
+
+def test_a_process_that_was_killed_is_gone_on_from(trained, tmp_path):
+    store, run, _ = trained
+    record = tmp_path / "killed" / "attention_images.json"
+    command = [sys.executable, "-c", DRIVER, str(store.root), run.name, str(tmp_path / "killed")]
+    with subprocess.Popen(command) as process:
+        until = time.monotonic() + 100
+        while not record.exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        process.kill()  # after the first batch: it sleeps then
+    what, done = heldout_of_run(store, run, 10, 3), []
+    measure(what, tmp_path / "killed", lambda images, total: done.append(images))
+    measure(what, tmp_path / "whole")
+    assert done == [6, 9, 10]
+    for name in ("attention.json", "attention_images.npy"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
 
 
 def test_rows_of_something_else_or_cut_short_are_not_gone_on_from(trained, tmp_path):
