@@ -26,6 +26,7 @@ from mvar.data.images import FolderSource, load_images, to_float
 from mvar.errors import UserError
 from mvar.evaluation.images import spread_indices
 from mvar.files import file_digest, read_json, write_at, write_json
+from mvar.presets import SAMPLING
 from mvar.sampling import balanced_labels, generate
 from mvar.tokenizer.model import Tokenizer
 from mvar.tokenizer.quantizer import ResidualQuantizer
@@ -42,9 +43,14 @@ Batch = tuple[Tensor, Tensor]  # labels (B,), inputs (B, L - n_0, C)
 
 @dataclass(frozen=True)
 class Opened:
-    """A model in evaluation mode and its images: `batch(numbers)` gives labels and inputs on the model's device."""
+    """A model in evaluation mode and its images: `batch(numbers)` gives labels and inputs on the model's device.
+
+    `sample` says how it draws images, whether those are measured or others.
+    """
 
     model: ScaleTransformer
+    tokenizer: Tokenizer
+    sample: SampleConfig
     num_images: int
     batch: Callable[[range], Batch]
 
@@ -181,7 +187,7 @@ def heldout_of_run(store: Store, run: RunDirectory, limit: int = MAX_IMAGES, bat
             )
             return labels, tokenizer.quantize.inputs(codes)
 
-        return Opened(model, len(chosen), batch)
+        return Opened(model, tokenizer, _plain(run.config().sample), len(chosen), batch)
 
     return Source(identity, open_run)
 
@@ -194,21 +200,19 @@ def drawn_by_run(
     Raises:
         UserError: a run without weights.
     """
-    sample = (sample or run.config().sample).model_copy(update={"candidates": 1})
+    sample = _plain(sample or run.config().sample)
     identity = _run_identity(run, "self", num_images, batch_size) | {"sample": sample.model_dump(mode="json")}
 
     def open_run() -> Opened:
         with _named_if_missing():
             context = _context(store, run)
-            model, quantizer = load_generator(run, context.device), stages.load_tokenizer(context).quantize
-        return drawn_images(model, quantizer, num_images, sample)
+            model, tokenizer = load_generator(run, context.device), stages.load_tokenizer(context)
+        return drawn_images(model, tokenizer, num_images, sample)
 
     return Source(identity, open_run)
 
 
-def drawn_images(
-    model: ScaleTransformer, quantizer: ResidualQuantizer, num_images: int, sample: SampleConfig
-) -> Opened:
+def drawn_images(model: ScaleTransformer, tokenizer: Tokenizer, num_images: int, sample: SampleConfig) -> Opened:
     """Images that a model draws: teacher forcing on what it saw while drawing gives the attention of the drawing.
 
     With guidance that is the half with the class; the half without one is not measured.
@@ -218,9 +222,9 @@ def drawn_images(
     def batch(numbers: range) -> Batch:
         labels = all_labels[list(numbers)].to(model.pos_1LC.device)
         seeds = [(sample.seed, number) for number in numbers]
-        return labels, drawn_inputs(model, quantizer, labels, seeds, sample)
+        return labels, drawn_inputs(model, tokenizer.quantize, labels, seeds, sample)
 
-    return Opened(model, num_images, batch)
+    return Opened(model, tokenizer, sample, num_images, batch)
 
 
 def drawn_inputs(
@@ -305,7 +309,7 @@ def images_for_checkpoint(
             labels = torch.from_numpy(images.labels[chosen[numbers]]).to(device)
             return labels, tokenizer.quantize.inputs(tokenizer.encode(to_float(pixels).to(device)))
 
-        return Opened(model, len(chosen), batch)
+        return Opened(model, tokenizer, SAMPLING["fid"], len(chosen), batch)
 
     return Source(identity, open_checkpoint)
 
@@ -316,7 +320,7 @@ def drawn_by_checkpoint(files: CheckpointFiles, num_images: int, batch_size: int
 
     def open_checkpoint() -> Opened:
         model, tokenizer = files.load()
-        return drawn_images(model, tokenizer.quantize, num_images, sample)
+        return drawn_images(model, tokenizer, num_images, sample)
 
     return Source(identity, open_checkpoint)
 
@@ -326,6 +330,11 @@ def _run_identity(run: RunDirectory, source: str, limit: int, batch_size: int) -
         raise UserError(f"{run.weights}: not there; allowed: a run that has finished training")
     size = batch_size or run.config().runtime.sample_batch
     return {"source": source, "limit": limit, "batch_size": size, "weights_sha256": file_digest(run.weights)}
+
+
+def _plain(sample: SampleConfig) -> SampleConfig:
+    """The settings without rejection: every image that is drawn counts."""
+    return sample.model_copy(update={"candidates": 1})
 
 
 def _context(store: Store, run: RunDirectory) -> stages.Context:

@@ -36,6 +36,14 @@ class Attention(CheckpointFiles):
     """For source self: fid or visual; empty: the run's own, for a checkpoint fid."""
     set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
     """For source self: FIELD=VALUE ... of the sampling, e.g. cfg_scale=3."""
+    picture: int = -1
+    """Also draw an image of this class: as it grows, and what one query of it looks at."""
+    layer: int = -1
+    """Layer of the picture; -1: the one whose attention is furthest from uniform."""
+    head: int = -1
+    """Head of the picture; -1: the mean over heads."""
+    query: int = -1
+    """Token of the picture that looks; -1: the middle of the finest scale."""
     batch: int = 0
     """Images at a time; 0: runtime.sample_batch of a run, 8 for a checkpoint. 1 needs the least memory."""
     results: Path = Path("results")
@@ -63,8 +71,40 @@ class Attention(CheckpointFiles):
             stats = measure(source, folder, lambda done, total: bar.update(task, completed=done, total=total))
         show(stats, f"{name}, {stats.num_images:,} images ({self.source})")
         draw(stats, folder)
-        print(f"{folder}: attention.json, attention_images.npy, attention_{{flow,heads,layers}}.{{png,pdf}}")
+        if self.picture >= 0:
+            self._draw_picture(source, stats, folder)
+        print(f"{folder}: {', '.join(sorted(path.name for path in folder.glob('attention*')))}")
         return OK
+
+    def _draw_picture(self, source: "Source", stats: "AttentionStats", folder: Path) -> None:
+        """One image that the model draws: growing, one map, and one query over the image."""
+        import torch
+
+        from analysis import maps, pictures, style
+        from analysis.attention_runs import drawn_inputs
+
+        opened = source.open()
+        model, tokenizer, schedule = opened.model, opened.tokenizer, opened.model.schedule
+        if self.picture >= model.space.num_classes:
+            raise UserError(f"picture: {self.picture}; allowed: classes 0 to {model.space.num_classes - 1}")
+        layer = self.layer if self.layer >= 0 else stats.layers[int(stats.layer_relative_entropy.argmin())]
+        head = self.head if self.head >= 0 else None
+        side = schedule.sides[-1]
+        query = self.query if self.query >= 0 else schedule.offsets[-2] + side * (side // 2) + side // 2
+        sample = opened.sample
+        labels, seeds = torch.tensor([self.picture], device=model.pos_1LC.device), [(sample.seed, 0)]
+        inputs = drawn_inputs(model, tokenizer.quantize, labels, seeds, sample)
+        row = maps.attention_map(model, labels, inputs, layer, head, query=query)
+        rows = maps.attention_map(model, labels, inputs, layer, head, scale=schedule.levels[query])
+        grown = pictures.grow(model, tokenizer, labels, seeds, sample)
+        title = f"class {self.picture}, layer {layer}, {'mean over heads' if head is None else f'head {head}'}"
+        figures = {
+            "growth": pictures.growth_figure(grown, schedule.sides, title=f"class {self.picture}, scale by scale"),
+            "map": maps.map_figure(rows, schedule, title),
+            "query": pictures.query_figure(row, schedule, query, grown[0, -1], title),
+        }
+        for name, figure in figures.items():
+            style.save(figure, folder, f"attention_{name}")
 
     def _settings(self) -> dict[str, Any]:
         from experiments.cells import parse_overrides

@@ -108,14 +108,19 @@ def test_a_checkpoint_on_images(pictures, tmp_path, capsys):
     assert "state, 10 images (heldout)" in capsys.readouterr().out
 
 
-def test_a_checkpoint_on_its_own_images(tmp_path):
+def test_a_checkpoint_on_its_own_images(tmp_path, capsys):
     command = ["attention", "--checkpoint", str(VAR), "--tokenizer", str(TOKENIZER), "--source", "self"]
-    command += ["--results", str(tmp_path), "--images", "3"]
-    assert main(command) == OK
+    command += ["--results", str(tmp_path), "--images", "3", "--picture"]
+    assert main([*command, "2"]) == OK
     (folder,) = (tmp_path / "attention").iterdir()
-    assert written(folder) == FILES and folder.name.startswith("state-self-")
+    drawn = {f"attention_{name}.{kind}" for name in ("growth", "map", "query") for kind in ("png", "pdf")}
+    assert written(folder) == FILES | drawn and folder.name.startswith("state-self-")
     measured = json.loads((folder / "attention.json").read_text())["measured"]
     assert measured["sample"]["cfg_scale"] == 1.5 and measured["sample"]["top_k"] == 900  # the READMEs' for FID
+    for wrong in (["10"], ["2", "--layer", "7"], ["2", "--head", "3"], ["2", "--query", "30"]):
+        capsys.readouterr()
+        assert main([*command, *wrong]) == USER_ERROR
+        assert "allowed: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

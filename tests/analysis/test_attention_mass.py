@@ -13,7 +13,7 @@ from scipy import stats as scipy_stats
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from analysis.attention import AttentionStats, attention_rows, attention_stats, observing, scale_attention
+from analysis.attention import TILE_CELLS, AttentionStats, attention_rows, attention_stats, observing, scale_attention
 from mvar.config import ModelConfig, TokenSpace
 from mvar.errors import UserError
 from mvar.scales import ScaleSchedule
@@ -226,6 +226,19 @@ def test_no_tensor_grows_faster_than_the_sequence(sides):
     with torch.inference_mode(), LargestTensor() as largest:
         scale_attention(q, k, schedule, tile_cells=8 * schedule.num_tokens)
     assert largest.cells <= head_dim * schedule.num_tokens < schedule.num_tokens**2 / 20
+    with torch.inference_mode(), LargestTensor() as largest:
+        materialised(q, k, schedule)
+    assert largest.cells == schedule.num_tokens**2  # the yardstick sees a map where there is one
+
+
+def test_a_whole_measurement_holds_no_map():
+    space = TokenSpace((1, 16, 24, 32), 11, 4, 5)  # L = 1857
+    model = ScaleTransformer(ModelConfig(depth=2, width=16, num_heads=2, pattern="global"), space)
+    length = model.schedule.num_tokens
+    with LargestTensor() as largest:
+        attention_stats(model, [(torch.tensor([1]), torch.randn(1, length - 1, 4))])
+    widest = 4 * model.config.width  # of the feed-forward's hidden layer
+    assert largest.cells <= max(TILE_CELLS["cpu"], widest * length) < length**2 / 10
 
 
 PEAK = """

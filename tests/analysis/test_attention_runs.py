@@ -174,7 +174,7 @@ def test_drawn_images_are_measured_on_what_the_model_saw(trained, tmp_path):
     store, run, model = trained
     config = override(run.config(), {"sample.cfg_scale": 0, "sample.more_smooth": True})
     tokenizer = stages.load_tokenizer(context(config, store))
-    opened = attention_runs.drawn_images(model, tokenizer.quantize, 4, config.sample)
+    opened = attention_runs.drawn_images(model, tokenizer, 4, config.sample)
     labels, inputs = opened.batch(range(4))
     stats = attention_stats(model, [(labels, inputs)])
     assert labels.tolist() == [0, 1, 2, 3] and stats.num_images == 4
