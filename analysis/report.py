@@ -69,6 +69,7 @@ class _Writer:
         self.tables: list[str] = []
         self.written: set[Path] = set()
         self.floors: list[dict[str, Any]] = []
+        self.attention: list[str] = []
         self.swept: list[tuple[Manifest, Table, Table | None]] = []
 
     def write(self) -> Path:
@@ -88,7 +89,8 @@ class _Writer:
         self._missing()
         first = Section(TITLE, level=1)
         problems = len(dict.fromkeys(self.problems))
-        first.blocks = self.attempt("summary", summary, self.records, self.swept, self.floors, problems) or []
+        found = self.attempt("summary", summary, self.records, self.swept, self.attention, self.floors, problems)
+        first.blocks = found or []
         self.sections.insert(0, first)
         self._problems()
         self._save(self.directory / "tables" / "tables.tex", latex_document(self.tables))
@@ -166,6 +168,7 @@ class _Writer:
         models, problems = scored_models(self.records)
         self.problems += problems
         table = table1(models)
+        self.attention = list(table.reading)
         self.table(table)
         self.figure(table.name, figures.table1_figure, table, self.figures)
         largest = {scored.config.data.name: scored for scored in sorted(models, key=lambda m: m.config.model.width)}

@@ -10,6 +10,7 @@ from analysis.render import Table
 
 FEW_IMAGES = 10_000  # below it FID's bias is a good part of it; the papers use 50,000
 MANY_COPIES = 1.5  # near-copies over those of held-out images, from which on a row is named
+MAX_SCORES = 3
 Tables = Sequence[tuple[Manifest, Table, Table | None]]  # a sweep, its table, its differences from the baseline
 
 PRINTED = (
@@ -18,11 +19,22 @@ PRINTED = (
 )
 
 
-def summary(records: Records, tables: Tables, floors: Sequence[dict[str, Any]], num_problems: int) -> list[Block]:
-    """Blocks of the first section."""
+def summary(
+    records: Records, tables: Tables, attention: Sequence[str], floors: Sequence[dict[str, Any]], num_problems: int
+) -> list[Block]:
+    """Blocks of the first section.
+
+    Args:
+        records: all that was read.
+        tables: the sweeps' tables.
+        attention: how to read Table 1.
+        floors: of `background.floor_rows`.
+        num_problems: lines under "Problems".
+    """
+    scores = [f"Attention, {line}" for line in attention if "inside a scale lie" in line]
     blocks: list[Block] = [
         Bullets(_run_lines(records, tables), "What was run"),
-        Bullets(_findings(tables), "Main finding"),
+        Bullets([*_findings(tables), *scores[:MAX_SCORES]], "Main finding"),
     ]
     if floors:
         blocks.append(Bullets(_floor_lines(floors), "Floors"))
@@ -62,17 +74,22 @@ def _count(number: int, what: str) -> str:
 def _findings(tables: Tables) -> list[str]:
     lines = []
     for manifest, table, differences in tables:
+        if manifest.sweep == "layers":
+            trend = [line for line in table.reading if line.startswith("FID ") and " from " in line]
+            lines += [f"{manifest.title}, layers replaced: {line}" for line in trend]
         if manifest.sweep != "mixers":
             continue
         rows = {row["label"]: row for row in table.rows}
         var, mvar = rows.get("VAR", {}), rows.get("M-VAR", {})
         if not (isinstance(var.get("fid"), Measured) and isinstance(mvar.get("fid"), Measured)):
-            lines.append(f"{manifest.title}: VAR and M-VAR are not both measured.")
             continue
         found = next((row for row in differences.rows if row["label"] == "M-VAR"), {}) if differences else {}
         lines += [f"{manifest.title}: {line}." for line in _pair(var, mvar, found)]
         lines += [f"{manifest.title}: {line}" for line in table.reading if line.startswith("Of ")]
-    return lines or ["Table 6 is not measured yet: `mvar run mixers` makes its runs."]
+    measured = any(
+        manifest.sweep == "mixers" and any("n" in row for row in table.rows) for manifest, table, _ in tables
+    )
+    return lines if measured else [*lines, "Table 6 is not measured yet: `mvar run mixers` makes its runs."]
 
 
 def _pair(var: dict[str, Any], mvar: dict[str, Any], found: dict[str, Any]) -> list[str]:

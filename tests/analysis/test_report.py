@@ -32,6 +32,29 @@ def test_all_of_it_is_there(whole, everything):
     assert calls[-1][0] == calls[-1][1] and [done for done, _ in calls] == list(range(1, len(calls) + 1))
 
 
+def test_the_first_screen_says_what_was_run_and_found(whole, everything):
+    first = whole[1].split("\n## ")[0]
+    assert "17 finished runs; 17 of the 17 that sweeps asked for are here." in first
+    assert "mixers (Table 6), parameters (Table 5), layers (Figure 5)" in first
+    assert "FID 1.10 ± 0.10 for M-VAR (`intra+mamba`), 1.70 ± 0.10 for VAR (`global`)" in first
+    assert "(difference -0.60 [-0.60, -0.60] over 3 seeds: the interval excludes 0)" in first
+    assert "FID falls from 1.60 (0 of 8) to 1.00 (8 of 8)" in first and "Attention, digits" in first
+    assert "FID on digits" in first and "real training images 0.22" in first
+    assert "Rows of one seed" in first and "layers (digits, equal steps)" in first
+    assert "is biased upwards" in first and "near-copies of training images than new images would have (5.0%)" in first
+
+
+def test_nothing_run_yet_of_what_was_asked_for(results):
+    manifest, _ = results.sweep("mixers", make=False)
+    problems = []
+    text = write_report(results.root, complain=problems.append).read_text()
+    assert len(problems) == 1 and "holds no readable run" in problems[0]
+    assert "0 finished runs; 0 of the 4 that sweeps asked for are here, 4 are [missing](#missing)." in text
+    assert "Table 6 is not measured yet" in text
+    for cell in manifest["cells"]:
+        assert f"{cell['label']} ({cell['run_ids'][0]}: not there)" in text
+
+
 def test_floors_extractor_machine_and_sizes_are_told(whole):
     _, text, _ = whole
     assert "99.7% of held-out images classified rightly" in text

@@ -7,6 +7,7 @@ from scipy import stats
 
 from analysis.compare import Difference, check_comparable, difference, sampling_sd
 from analysis.differences import differences_table
+from analysis.paper_figures import scaling_figure
 from analysis.records import load_records
 from analysis.scaling import MIN_POINTS, curves, fit_law, scaling_table
 from analysis.tables import sweep_table
@@ -159,7 +160,7 @@ def test_what_does_not_fall_has_no_exponent():
     assert law.exponent == 0 and law.correlation > 0.9 and not law.resolved
 
 
-def test_the_sweep_is_fitted_for_both_models_and_both_costs(results):
+def test_the_sweep_is_fitted_for_both_models_and_both_costs(results, tmp_path):
     _, configs = results.sweep("scaling", seeds=(0, 1))
     for config in configs:
         bits = 3 + 2 * (config.model.depth / 2) ** -1.0 + 0.01 * config.seed
@@ -173,6 +174,8 @@ def test_the_sweep_is_fitted_for_both_models_and_both_costs(results):
     assert {row["metric"] for row in table.rows} >= {"token error, last scale", "NLL (bits/token), all scales"}
     assert all(law.correlation < -0.9 and law.exponent > 0 for law in laws.values())
     assert all(len(run_ids) == 10 for run_ids in table.run_ids)
+    drawn = scaling_figure(found, laws, manifest, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} >= {f"{drawn.name}.png", f"{drawn.name}.pdf"}
 
 
 def test_too_few_sizes_say_how_many_are_there_and_how_to_make_more(results):
