@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from mvar.files import read_json
+
 PACKAGES = (
     "torch",
     "torchvision",
@@ -23,8 +25,12 @@ PACKAGES = (
 
 @cache
 def git_state() -> dict[str, Any]:
-    """Commit of the code and whether tracked files differ from it; nulls where the code is not a git checkout."""
+    """Commit of the code and whether files differ from it; nulls where the code is neither a git checkout nor a
+    submission's snapshot of one, whose directory is named then."""
     root = Path(__file__).parents[1]
+    snapshot = root / "snapshot.json"
+    if snapshot.is_file():
+        return {**read_json(snapshot), "snapshot": root.name}
 
     def git(*arguments: str) -> str:
         return subprocess.run(

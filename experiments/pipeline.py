@@ -2,9 +2,12 @@
 
 Tokenizer, tokens, feature extractor, training, sampling, evaluation. Each stage does what is missing and nothing
 else; after a kill at any point the next call goes on from what is on disk and ends in the same bytes (times aside).
+Where several processes make a run, the first one calls `execute` and the others `follow`.
 """
 
+import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +19,15 @@ from experiments.selection import LabelScore, scorer
 from experiments.stages import Context, Progress, recorded
 from experiments.store import DONE, RUNNING, STOPPED, RunDirectory, ShouldStop, Stopped, Store, write_document
 from mvar import cost
-from mvar.config import RunConfig
+from mvar.config import RunConfig, from_dict
 from mvar.data.images import to_uint8
 from mvar.files import atomic_write, read_json, write_at, write_json
 from mvar.kernels import ssd
 from mvar.sampling import balanced_labels, generate, keep_best
 from mvar.tokenizer.model import Tokenizer
+from mvar.training import distributed
 from mvar.transformer import ScaleTransformer
-from mvar.warm_start import start_from
+from mvar.warm_start import Start, start_from
 from mvar.weights import load_weights, save_weights
 
 STAGES = ("tokenizer", "tokens", "extractor", "floors", "train", "sample", "evaluate")
@@ -67,7 +71,8 @@ def _execute(context: Context, directory: RunDirectory) -> None:
         torch.set_num_threads(config.runtime.threads)
     directory.write_config(config)
     with recorded(directory, "tokenizer"):
-        directory.write_status(RUNNING, "tokenizer", steps=config.train.steps)
+        job = os.environ.get("MVAR_JOB")  # of SLURM; None where the run is made without
+        directory.write_status(RUNNING, "tokenizer", steps=config.train.steps, job=job)
         _write_environment(context, directory)
         stages.build_tokenizer(context)
         directory.write_status(RUNNING, "tokens")
@@ -100,40 +105,62 @@ def train(context: Context, directory: RunDirectory) -> None:
     if directory.weights.is_file():
         return
     config = context.config
-    torch.manual_seed(config.seed)
-    model = ScaleTransformer(config.model, config.token_space, config.runtime)
-    if config.train.init_from:
-        start = start_from(model, config.train.init_from)
+    model, start = _new_generator(config)
+    if start:
         write_document(directory.path / "start.json", start.to_json())
     if config.train.steps:
-        _fit(context, directory, model)
+        team = distributed.current_team()
+        if team:
+            team.call({"train": config.model_dump(mode="json")})
+        result = _fit(context, directory, model, _StatusWriter(context, directory))
+        directory.write_status(RUNNING, "train", step=result.step, train_s=result.train_s)
+        if not result.finished:
+            raise Stopped(f"train: step {result.step} of {config.train.steps}")
     names = stages.images(config, "train").class_names
     save_weights(
         directory.weights, model, {"config": config.model_dump(mode="json"), "class_names": [str(n) for n in names]}
     )
 
 
-def _fit(context: Context, directory: RunDirectory, model: ScaleTransformer) -> None:
+def follow(store: Store, should_stop: ShouldStop) -> None:
+    """Take part in the trainings that the first process of the team calls for, until it sends this one away."""
+    team = distributed.current_team()
+    assert team
+    while (message := team.hear()) != distributed.LEAVE:
+        config = from_dict(RunConfig, message["train"])
+        if config.runtime.threads:
+            torch.set_num_threads(config.runtime.threads)
+        context = Context(config, store, lambda stage, done, total: None, should_stop)
+        _fit(context, store.run(config.run_id), _new_generator(config)[0], None)
+
+
+def _new_generator(config: RunConfig) -> tuple[ScaleTransformer, Start | None]:
+    """The generator before its first step, and what it starts from."""
+    torch.manual_seed(config.seed)
+    model = ScaleTransformer(config.model, config.token_space, config.runtime)
+    return model, start_from(model, config.train.init_from) if config.train.init_from else None
+
+
+def _fit(context: Context, directory: RunDirectory, model: ScaleTransformer, progress: "_StatusWriter | None"):
+    """Train by the loop, together with the other processes where there are any; its `FitResult`."""
     from mvar.training.loop import fit
     from mvar.training.objectives import GeneratorObjective
 
-    config = context.config
+    config, team = context.config, distributed.current_team()
     tokenizer = stages.load_tokenizer(context)
     objective = GeneratorObjective(
         model, tokenizer.quantize, stages.open_tokens(context, "train"), config.train, config.seed
     )
-    result = fit(
-        objective,
-        config.train,
-        directory.path,
-        config.runtime,
-        seed=config.seed,
-        progress=_StatusWriter(context, directory),
-        should_stop=context.should_stop,
-    )
-    directory.write_status(RUNNING, "train", step=result.step, train_s=result.train_s)
-    if not result.finished:
-        raise Stopped(f"train: step {result.step} of {config.train.steps}")
+    with team.together(distributed.resolve_device(config.runtime)) if team else nullcontext():
+        return fit(
+            objective,
+            config.train,
+            directory.path,
+            config.runtime,
+            seed=config.seed,
+            progress=progress,
+            should_stop=context.should_stop,
+        )
 
 
 class _StatusWriter:

@@ -6,12 +6,10 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from experiments.cells import training_flops
-from experiments.store import DONE, Store, floors_key
+from experiments.store import DONE, RUN, Store, floors_key
 from mvar import cost
 from mvar.config import RunConfig
 from mvar.training.distributed import resolve_device
-
-RUN = "run"
 
 
 @dataclass(frozen=True)

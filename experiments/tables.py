@@ -2,19 +2,32 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from experiments.cells import Request, unique, with_seeds
 from experiments.display import duration
 from experiments.store import DONE, RUNNING, Directory, RunDirectory, Store
 
-MISSING, INTERRUPTED = "missing", "interrupted"
-STYLES = {DONE: "green", RUNNING: "cyan", "failed": "red", "stopped": "yellow", INTERRUPTED: "yellow", MISSING: "dim"}
+MISSING, INTERRUPTED, QUEUED = "missing", "interrupted", "queued"
+STYLES = {DONE: "green", RUNNING: "cyan", QUEUED: "blue", "failed": "red", "stopped": "yellow"}
+STYLES |= {INTERRUPTED: "yellow", MISSING: "dim"}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What has become of a run or stage."""
+
+    state: str  # done, running, queued, failed, stopped, interrupted or missing
+    status: dict[str, Any] | None = None  # its own status document
+    reason: str = ""
+    job: str = ""  # of SLURM
+    node: str = ""
 
 
 def _console() -> Console:
@@ -67,42 +80,47 @@ def _labels(requests: Sequence[Request]) -> dict[str, list[str]]:
     return labels
 
 
-def print_status(results: Path) -> None:
-    """Every stage and run that was begun or asked for."""
-    store = Store(results)
-    table = Table("stage or run", "state", "at", "loss", "updated", "why")
+def print_status(store: Store, names: Iterable[str], look: Callable[[Directory], Seen]) -> None:
+    """Every stage, and the runs of the given names, as `look` sees them."""
+    table = Table("stage or run", "state", "at", "loss", "time left", "job", "updated", "why")
     counts: Counter[str] = Counter()
     for stage in store.stages():
-        _add(table, stage, "")
-    asked = {run_id for manifest in store.manifests() for cell in manifest["cells"] for run_id in cell["run_ids"]}
-    for name in sorted(asked | {run.name for run in store.runs()}):
+        _add(table, stage, look(stage), {})
+    for name in names:
         run = store.run(name)
-        counts[_add(table, run, _last_loss(run))] += 1
+        seen = look(run)
+        counts[seen.state] += 1
+        _add(table, run, seen, _last_row(run) if seen.status else {})
     _console().print(table)
     print(", ".join(f"{count} {state}" for state, count in counts.most_common()) or "no runs yet")
 
 
-def _add(table: Table, directory: Directory, loss: str) -> str:
-    status: dict[str, Any] = directory.status() or {"state": MISSING}
-    state = status["state"]
-    if state == RUNNING and not directory.is_locked():
-        state = INTERRUPTED  # its process was killed before it could say so
-    at = status.get("stage", "")
-    if status.get("steps") and state != DONE:
-        at += f" {status['step']}/{status['steps']}"
-    name = f"[{STYLES[state]}]{state}[/]"
-    table.add_row(directory.name, name, at, loss, status.get("updated", ""), status.get("reason") or "")
-    return state
+def _add(table: Table, directory: Directory, seen: Seen, row: dict[str, Any]) -> None:
+    status = seen.status or {}
+    at, left = status.get("stage", ""), ""
+    step, steps = status.get("step", 0), status.get("steps", 0)
+    if steps and seen.state != DONE:
+        at += f" {step}/{steps}"
+        if seen.state == RUNNING and row.get("step"):
+            left = duration(row["train/elapsed_s"] / row["step"] * (steps - step))
+    loss = row.get("train/loss")
+    where = f"{seen.job} on {seen.node}" if seen.node else seen.job
+    name = f"[{STYLES[seen.state]}]{seen.state}[/]"
+    shown = "" if loss is None else f"{loss:.3f}"
+    table.add_row(directory.name, name, at, shown, left, where, status.get("updated", ""), escape(seen.reason))
 
 
-def _last_loss(run: RunDirectory) -> str:
+def _last_row(run: RunDirectory) -> dict[str, Any]:
+    """The last complete row of the metrics; empty where there is none."""
     try:
         lines = run.metrics.read_text().splitlines()
     except FileNotFoundError:
-        return ""
+        return {}
     for line in reversed(lines):
         try:
-            return f"{json.loads(line)['train/loss']:.3f}"
-        except (ValueError, KeyError):
+            row = json.loads(line)
+            row["train/loss"], row["step"]
+            return row
+        except (ValueError, KeyError, TypeError):
             continue  # a line that is just being written
-    return ""
+    return {}

@@ -17,20 +17,30 @@ from typing import Protocol
 import tyro
 
 from mvar.commands.attention import Attention
+from mvar.commands.cancel import Cancel
+from mvar.commands.doctor import Doctor
 from mvar.commands.evaluate import Evaluate
 from mvar.commands.export import Export
 from mvar.commands.inspect import Inspect
+from mvar.commands.logs import Logs
 from mvar.commands.report import Report
 from mvar.commands.request import with_budget_value
+from mvar.commands.retry import Retry
 from mvar.commands.run import Run
 from mvar.commands.sample import Sample
 from mvar.commands.status import Status
+from mvar.commands.submit import Submit
 from mvar.errors import FAILURE, INTERRUPTED, USER_ERROR, UserError, complain
 
 DESCRIPTION = "Ablations of sequence mixers in scale-wise autoregressive image generation."
 COMMANDS = (
     Run,
+    Submit,
     Status,
+    Logs,
+    Cancel,
+    Retry,
+    Doctor,
     Report,
     Sample,
     Attention,

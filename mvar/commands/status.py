@@ -1,21 +1,30 @@
-"""`mvar status`: what is done, running, stopped, failed, missing."""
+"""`mvar status`: what is done, running, queued, stopped, failed, missing."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from mvar.errors import OK, existing_directory
+from mvar.errors import OK, existing_directory, warn
 
 
 @dataclass(frozen=True)
 class Status:
-    """Show every run that was begun or asked for: done, running, stopped, failed, missing."""
+    """Show every run that was begun, asked for or submitted: done, running, queued, stopped, failed, missing.
+
+    From the results directory, and one squeue where runs were submitted to SLURM.
+    """
 
     results: Path = Path("results")
     """Where runs are kept."""
 
     def execute(self, arguments: list[str]) -> int:
         """Print the table; returns the exit code."""
+        from experiments.store import Store
         from experiments.tables import print_status
+        from slurm.queue import View
 
-        print_status(existing_directory("results", self.results, "one that `mvar run` has made"))
+        store = Store(existing_directory("results", self.results, "one that `mvar run` has made"))
+        view = View(store)
+        print_status(store, view.names(), view)
+        if view.queue.problem:
+            warn(f"{view.queue.problem}; states of submitted runs are as their directories say")
         return OK

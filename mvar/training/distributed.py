@@ -1,20 +1,189 @@
 """Device and processes of a training, through Lightning Fabric.
 
-Fabric finds rank, world size and address under torchrun and SLURM, opens the process group, and wraps the module in
-DDP. Precision is left to the loop (torch's own autocast and GradScaler): Fabric's half-precision plugins also round
-the floating-point inputs, and an image that is its own target must not be rounded.
+One process, or DDP over the processes that a launcher started: torchrun, or a job of `mvar submit`, which tells its
+processes by `joined` who they are. Fabric wraps the module in DDP. Precision is left to the loop (torch's own autocast
+and GradScaler): Fabric's half-precision plugins also round the floating-point inputs, and an image that is its own
+target must not be rounded.
+
+Only training is shared by several processes. Everything around it (stages, sampling, evaluation) is the first
+process's; the others wait at a store, not in a collective that would time out, until they are called.
 """
 
+import json
 import os
-from typing import TYPE_CHECKING
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mvar.config import RuntimeConfig
 from mvar.errors import UserError
+from mvar.files import write_json
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from torch.distributed import Store
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # between two steps of training nobody is away for longer
+MEETING_TIMEOUT_S = 600.0  # processes of one job are started together
+POLL_S = 0.1
+LEAVE = "leave"
+
+
+class Team:
+    """The processes that train together, as one of them sees them."""
+
+    def __init__(self, store: "Store", rank: int, world: int) -> None:
+        self.rank, self.world = rank, world
+        self.gathered = False  # whether all are at one training just now
+        self._store, self._number = store, 0
+
+    def call(self, message: Any) -> None:
+        """The first process tells all others what to do next."""
+        self._store.set(f"call/{self._number}", json.dumps(message))
+        self._number += 1
+
+    def hear(self) -> Any:
+        """Another process waits for what to do next, however long the first one takes.
+
+        Raises:
+            RuntimeError: the first process is gone.
+        """
+        key = f"call/{self._number}"
+        while not self._store.check([key]):
+            time.sleep(POLL_S)
+        self._number += 1
+        return json.loads(self._store.get(key))
+
+    @contextmanager
+    def together(self, device: str) -> Iterator[None]:
+        """While all processes are at one training: what `open_fabric` opens inside is DDP."""
+        import torch.distributed as dist
+
+        if not dist.is_initialized():
+            backend = "nccl" if device == "cuda" else "gloo"
+            if device == "cuda":
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            store = dist.PrefixStore("group", self._store)
+            dist.init_process_group(
+                backend, store=store, rank=self.rank, world_size=self.world, timeout=COLLECTIVE_TIMEOUT
+            )
+        self.gathered = True
+        try:
+            yield
+        finally:
+            self.gathered = False
+
+    def part(self) -> None:
+        """The first process stays until all others have read their last call: the store is in its memory."""
+        self._store.add("parted", 1)
+        deadline = time.monotonic() + 30
+        while not self.rank and self._store.add("parted", 0) < self.world and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+
+
+_team: Team | None = None  # of this process; process groups are global too
+
+
+def current_team() -> Team | None:
+    """The team that this process belongs to; None where it is alone."""
+    return _team
+
+
+@contextmanager
+def joined(rank: int, world: int, local_rank: int, local_world: int, meeting: Path) -> Iterator[Team]:
+    """Meet the other processes of a job: the first opens a store at a free port and writes its address to a file.
+
+    The port is chosen by the system while it is opened, so two jobs on one node cannot collide; the environment is
+    then torchrun's, which Fabric reads.
+
+    Args:
+        rank: of this process, 0 to `world` - 1.
+        world: number of processes.
+        local_rank: of this process on its node: its GPU.
+        local_world: processes on each node.
+        meeting: a file on a file system that all share, fresh for each start of the job.
+
+    Raises:
+        UserError: no address was written in time.
+    """
+    from torch.distributed import TCPStore
+
+    if rank == 0:
+        host = _own_address()
+        store = TCPStore(host, 0, world, is_master=True, wait_for_workers=False)
+        write_json(meeting, {"host": host, "port": store.port})
+    else:
+        address = _read_meeting(meeting)
+        store = TCPStore(address["host"], address["port"], world, is_master=False)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "GROUP_RANK": str(rank // local_world)}
+    os.environ |= {"LOCAL_RANK": str(local_rank), "LOCAL_WORLD_SIZE": str(local_world), "TORCHELASTIC_RUN_ID": "job"}
+    with _as_team(Team(store, rank, world)) as team:
+        yield team
+
+
+@contextmanager
+def joined_by_torchrun() -> Iterator[Team | None]:
+    """Meet the other processes that torchrun started; None where it did not start this one, or alone."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
+        yield None
+        return
+    from torch.distributed import PrefixStore, TCPStore
+
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun itself keeps the store then
+    found = TCPStore(address, port, world, is_master=rank == 0 and not agents, wait_for_workers=False)
+    store = PrefixStore(f"team/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", found)
+    with _as_team(Team(store, rank, world)) as team:
+        yield team
+
+
+@contextmanager
+def _as_team(team: Team) -> Iterator[Team]:
+    """Make it this process's team. After an exception the others are not sent away: the launcher ends them."""
+    global _team
+    _team = team
+    try:
+        yield team
+        if team.rank == 0:
+            team.call(LEAVE)
+        team.part()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    finally:
+        _team = None
+
+
+def _own_address() -> str:
+    """What other nodes can reach this one by: SLURM's name for it if that resolves, else the host's, else its IP."""
+    for name in (os.environ.get("SLURMD_NODENAME"), socket.gethostname()):
+        try:
+            socket.gethostbyname(name or "")
+            return str(name)
+        except OSError:
+            continue
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # sends nothing: asks for the route's own address
+        try:
+            probe.connect(("10.255.255.255", 1))
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"
+
+
+def _read_meeting(path: Path) -> Any:
+    deadline = time.monotonic() + MEETING_TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            return json.loads(path.read_text())
+        except FileNotFoundError:
+            time.sleep(POLL_S)
+    raise UserError(f"{path}: the job's first process wrote no address in {MEETING_TIMEOUT_S:.0f} s")
 
 
 def resolve_device(runtime: RuntimeConfig) -> str:
@@ -27,17 +196,11 @@ def resolve_device(runtime: RuntimeConfig) -> str:
 
 
 def process_grid() -> tuple[int, int]:
-    """Processes a node and nodes that the launcher (torchrun, srun) announced; (1, 1) without one."""
-    env = os.environ
-    if "TORCHELASTIC_RUN_ID" in env:
-        local = int(env["LOCAL_WORLD_SIZE"])
-        return local, int(env["WORLD_SIZE"]) // local
-    # Only inside srun: in an interactive allocation SLURM_NTASKS is set too, but this process is alone.
-    if int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in env and "SLURM_STEP_ID" in env:
-        nodes = int(env.get("SLURM_STEP_NUM_NODES", env.get("SLURM_NNODES", 1)))
-        tasks = int(env.get("SLURM_STEP_NUM_TASKS", env["SLURM_NTASKS"]))
-        return tasks // nodes, nodes
-    return 1, 1
+    """Processes a node, and nodes, of the training that is opened; (1, 1) where this process trains alone."""
+    if (_team and not _team.gathered) or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return 1, 1
+    local = int(os.environ["LOCAL_WORLD_SIZE"])
+    return local, int(os.environ["WORLD_SIZE"]) // local
 
 
 def open_fabric(runtime: RuntimeConfig) -> "Fabric":

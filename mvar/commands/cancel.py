@@ -1,0 +1,32 @@
+"""`mvar cancel`: take runs from the queue."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from mvar.errors import OK, UserError, existing_directory
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Take runs from SLURM's queue; what is running saves a checkpoint first. `mvar submit` or `retry` goes on."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Run ids, or unique beginnings."""
+    all: bool = False
+    """Everything of this results directory that is queued or running, shared stages too."""
+    results: Path = Path("results")
+    """Where runs are kept."""
+
+    def execute(self, arguments: list[str]) -> int:
+        """Cancel them; returns the exit code."""
+        from experiments.store import Store
+        from slurm.find import cancel
+
+        if bool(self.runs) == self.all:
+            raise UserError(f"cancel: {len(self.runs)} runs and all={self.all}; allowed: runs, or --all")
+        store = Store(existing_directory("results", self.results, "one that `mvar submit` has made"))
+        for job_id, names in cancel(store, self.runs).items():
+            print(f"cancelled job {job_id}: {', '.join(names)}")
+        return OK

@@ -1,0 +1,39 @@
+"""`mvar doctor`: what can be used here, and what to do about the rest."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mvar.commands.submit import Settings, named_profile
+from mvar.errors import FAILURE, OK
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Say what of SLURM, GPUs, kernels and disk is usable, and what to do about the rest.
+
+    Exit code 1 where something that is needed is broken: SLURM and the request only with a --cluster that uses it.
+    """
+
+    cluster: str = ""
+    """A profile to check, see `mvar submit`."""
+    cluster_set: Settings = ()
+    """FIELD=VALUE ...: fields that differ from the profile."""
+    results: Path = Path("results")
+    """Where runs would be kept."""
+
+    def execute(self, arguments: list[str]) -> int:
+        """Print the findings; returns the exit code."""
+        from rich.console import Console
+        from rich.markup import escape
+
+        from slurm.doctor import examine
+
+        profile = named_profile(self.cluster, self.cluster_set) if self.cluster else None
+        findings = examine(self.results, profile)
+        console = Console(soft_wrap=True, highlight=False)
+        styles = {"ok": "green", "missing": "yellow", "broken": "red"}
+        for finding in findings:
+            advice = f" -> {finding.advice}" if finding.advice else ""
+            state = f"[{styles[finding.state]}]{finding.state:8}[/]"
+            console.print(f"{state}{finding.what}: {escape(finding.found + advice)}")
+        return FAILURE if any(finding.state == "broken" for finding in findings) else OK

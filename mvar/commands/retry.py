@@ -1,0 +1,50 @@
+"""`mvar retry`: submit again what failed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from mvar.commands.submit import Settings, named_profile, send
+from mvar.errors import OK, UserError, existing_directory
+
+
+@dataclass(frozen=True)
+class Retry:
+    """Submit runs again that failed, were killed or left the queue; they go on from their last checkpoint."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Run ids, or unique beginnings; also of cancelled ones."""
+    failed: bool = False
+    """All failed runs."""
+    cluster: str = ""
+    """Another profile than the last time, see `mvar submit`."""
+    cluster_set: Settings = ()
+    """FIELD=VALUE ...: fields that differ, e.g. mem_gb=64."""
+    dry_run: bool = False
+    """Only print what would be submitted."""
+    results: Path = Path("results")
+    """Where runs are kept."""
+
+    def execute(self, arguments: list[str]) -> int:
+        """Submit them; returns the exit code."""
+        from experiments.store import Store
+        from slurm.find import to_retry
+        from slurm.profiles import with_settings
+
+        if bool(self.runs) == self.failed:
+            raise UserError(f"retry: {len(self.runs)} runs and failed={self.failed}; allowed: runs, or --failed")
+        store = Store(existing_directory("results", self.results, "one that `mvar submit` has made"))
+        groups = to_retry(store, self.runs)
+        if not groups:
+            print("nothing failed")
+            return OK
+        if self.cluster:
+            profile = named_profile(self.cluster, self.cluster_set)
+            if profile.executor != "slurm":
+                raise UserError(
+                    f"cluster: {self.cluster} is no SLURM profile; allowed there: `mvar run` goes on itself"
+                )
+            return send([config for _, configs in groups for config in configs], store, profile, self.dry_run)
+        settings = [setting for group in self.cluster_set for setting in group]
+        return max(send(configs, store, with_settings(profile, settings), self.dry_run) for profile, configs in groups)

@@ -1,0 +1,110 @@
+"""`mvar submit`: the runs of sweeps on a cluster."""
+
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import tyro
+
+from mvar.commands.request import Sweeps
+from mvar.errors import FAILURE, INTERRUPTED, OK, USER_ERROR, UserError, complain
+
+if TYPE_CHECKING:
+    from experiments.store import Store
+    from mvar.config import RunConfig
+    from slurm.profiles import Profile
+
+Settings = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]
+
+
+@dataclass(frozen=True)
+class Submit(Sweeps):
+    """Send the runs of sweeps that are not done yet to a cluster, and return: the very runs of `mvar run`.
+
+    Shared stages are made first, by a job of their own. What is queued or running is not submitted again.
+    """
+
+    cluster: str = ""
+    """slurm, slurm-gpu, slurm-node (8 GPUs a run), local (processes of this machine), inprocess, or a .toml or .yaml
+    file with the fields of slurm/profiles.py."""
+    cluster_set: Settings = ()
+    """FIELD=VALUE ...: fields that differ from the profile, e.g. partition=gpu timeout_min=120 env.NAME=value."""
+
+    def execute(self, arguments: list[str]) -> int:
+        """Submit them all; returns the exit code."""
+        from experiments.cells import unique, write_manifest
+        from experiments.store import Store, check_writable
+
+        profile = named_profile(self.cluster, self.cluster_set)
+        requests = self.requests()
+        configs = unique(config for request in requests for config in request.configs())
+        store = Store(self.results)
+        if self.dry_run and profile.executor != "slurm":
+            from experiments.tables import print_plan
+
+            print_plan(requests, store, profile.workers or None)
+            return OK
+        if not self.dry_run:
+            check_writable(self.results)
+            for request in requests:
+                write_manifest(store, request, arguments)
+        if profile.executor == "slurm":
+            return send(configs, store, profile, self.dry_run)
+        return run_here(configs, store, profile)
+
+
+def named_profile(cluster: str, settings: tuple[tuple[str, ...], ...]) -> "Profile":
+    """The profile that `--cluster` and `--cluster-set` ask for."""
+    from slurm.profiles import PROFILES, load_profile
+
+    if not cluster:
+        raise UserError(f"cluster: none given; allowed: {', '.join(PROFILES)}, or a .toml or .yaml file")
+    return load_profile(cluster, [setting for group in settings for setting in group])
+
+
+def send(configs: "list[RunConfig]", store: "Store", profile: "Profile", dry_run: bool = False) -> int:
+    """Submit what is missing to SLURM and say what was sent; returns the exit code."""
+    from slurm.submission import describe
+    from slurm.submit import check, plan, submit
+
+    found = plan(configs, store)
+    print(
+        f"{len(configs)} runs: {found.num_done} done, {found.num_active} queued or running, {len(found.runs)} to submit"
+    )
+    if not found.runs:
+        return OK
+    if dry_run:
+        check(found, profile)
+        for tasks in found.stages:
+            print("stages: " + ", ".join(task.name for task in tasks))
+        for task in found.runs:
+            print(f"run: {task.name}")
+        print(f"would call sbatch {found.num_jobs} times; SLURM accepts the requests")
+        return OK
+    submission = submit(found, store, profile)
+    for job in submission.jobs:
+        kind = "stages" if job.name.endswith("-stages") else "runs"
+        print(f"{kind}: job {describe(job)}")
+    print(f"submission {submission.id}, code in {submission.code}")
+    print(f"next: mvar status --results {shlex.quote(str(store.root))}")
+    return OK
+
+
+def run_here(configs: "list[RunConfig]", store: "Store", profile: "Profile") -> int:
+    """Make the runs on this machine; returns the exit code."""
+    if profile.executor == "inprocess":
+        from slurm.inprocess import run_all
+
+        summary = run_all(configs, store)
+    else:
+        from experiments import runner
+
+        summary = runner.run_all(configs, store, profile.workers or None)
+    for line in summary.complaints():
+        complain(line, FAILURE)
+    print(f"{summary.num_done} of {summary.num_runs} runs done in {store.root}")
+    if summary.interrupted:
+        return complain("interrupted; the same command goes on where it was", INTERRUPTED)
+    if not summary.failures:
+        return OK
+    return USER_ERROR if all(outcome.is_user_error for outcome in summary.failures.values()) else FAILURE

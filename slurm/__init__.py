@@ -1,0 +1,1 @@
+"""Where runs are made: cluster profiles, submission, the job, what the queue says."""

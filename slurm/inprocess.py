@@ -1,0 +1,68 @@
+"""Make runs in this very process, one after the other: for debugging, and for `torchrun`."""
+
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from experiments.pipeline import execute, follow
+from experiments.runner import Summary
+from experiments.store import DONE, FAILED, STOPPED, Store, one_line
+from experiments.workers import Outcome
+from mvar.config import RunConfig
+from mvar.errors import UserError
+from mvar.training.distributed import joined_by_torchrun
+
+
+def run_all(configs: Sequence[RunConfig], store: Store) -> Summary:
+    """Make every run that is not done; Ctrl-C and SIGTERM stop at the next step's end, with a checkpoint.
+
+    Under torchrun the processes train each run together. A failure of one run does not stop the others, unless there
+    are several processes: they may be out of step, so all end with the exception.
+    """
+    with _signals() as received, joined_by_torchrun() as team:
+        if team and team.rank:
+            follow(store, lambda: bool(received))
+        else:
+            summary = _run_all(configs, store, received, raising=team is not None)
+            summary.num_done = sum(store.is_done(config) for config in configs)
+            return summary
+    return Summary(num_runs=len(configs), num_done=sum(store.is_done(config) for config in configs))
+
+
+def _run_all(configs: Sequence[RunConfig], store: Store, received: list[int], raising: bool) -> Summary:
+    summary = Summary(num_runs=len(configs))
+    for config in configs:
+        try:
+            state, reason, is_user_error = execute(config, store, should_stop=lambda: bool(received)), "", False
+        except Exception as error:
+            if raising:
+                raise
+            state, reason, is_user_error = FAILED, one_line(error), isinstance(error, UserError)
+        summary.outcomes[config.run_id] = Outcome(state, reason, is_user_error)
+        print(f"{state} {config.run_id}" + (f": {reason}" if reason else ""), flush=True)
+        if state == STOPPED or (received and state != DONE):
+            summary.interrupted = True
+            break
+    return summary
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them."""
+    received: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+        if len(received) > 1:  # asked twice: at once
+            raise KeyboardInterrupt
+
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if on_main_thread else ()
+    previous = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

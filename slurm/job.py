@@ -1,0 +1,212 @@
+"""What runs in a job: one element of a submission, on one or many processes, until done, failed or asked to stop.
+
+Signals only set a flag. Training asks for it between steps, all processes agree, one checkpoint is written, and only
+then the job asks SLURM to queue it again. submitit's own handlers (which pickle and requeue inside the handler) are
+replaced before they can run, and no result is pickled: the state is in the run's directory, the exit code is true.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from experiments.store import FAILED, RUN, RUNNING, STOPPED, Directory, Stopped, Store, one_line
+from mvar.errors import FAILURE, OK, USER_ERROR, UserError
+from mvar.files import atomic_write
+from slurm import scheduler
+from slurm.guard import WARNINGS
+from slurm.submission import Submission, Work, is_cancelled, read
+
+REQUEUE_TRIES, REQUEUE_WAIT_S = 10, 15.0  # a controller that is being restarted comes back
+IDLE_LIMIT = 3  # time limits in a row without any progress, after which more time is what is needed
+LAST_WORD_S = 10.0
+LEFT_OVER = 128 + signal.SIGTERM  # exit code of a job that SLURM is ending anyway
+
+
+@dataclass(frozen=True)
+class Element:
+    """One element of a submission: plain values, so that its pickle is the same for every version of the code."""
+
+    folder: str
+    job: str
+    index: int
+
+    def __call__(self) -> None:
+        """Do the work and end the process with its exit code."""
+        code = _Process(self).run()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.exit(code)  # no Exception: submitit ends without a result file
+
+
+class _Process:
+    """This process of the job."""
+
+    def __init__(self, element: Element) -> None:
+        import submitit
+
+        self._signals: list[int] = []
+        for number in WARNINGS:
+            signal.signal(number, self._note)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, WARNINGS)  # blocked since slurm.guard
+        self._environment = submitit.JobEnvironment()
+        self._element = element
+        self._submission: Submission = read(Path(element.folder))
+        self._began = time.monotonic()
+        self._progress: tuple[str, int] = ("", 0)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._signals.append(number)
+
+    def should_stop(self) -> bool:
+        """Whether SLURM has warned this process."""
+        return bool(self._signals)
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Note how far the work is."""
+        self._progress = (stage, done)
+
+    # The work ---------------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Do the element's works; returns the exit code."""
+        from mvar.training import distributed
+
+        environment, element = self._environment, self._element
+        if is_cancelled(Path(element.folder), element.job, element.index):
+            print("cancelled", file=sys.stderr)
+            return LEFT_OVER
+        os.environ["MVAR_JOB"] = environment.job_id  # noted in the status of what is made
+        store = Store(self._submission.folder.parents[1])
+        works = self._submission.works(element.job, element.index)
+        if environment.num_tasks == 1:
+            return self._guarded(lambda: self._work(works, store))
+        with distributed.joined(
+            environment.global_rank,
+            environment.num_tasks,
+            environment.local_rank,
+            environment.num_tasks // environment.num_nodes,
+            self._meeting(),
+        ) as team:
+            code = self._guarded(lambda: self._follow(store) if team.rank else self._work(works, store))
+            if code:
+                if team.rank:
+                    time.sleep(LAST_WORD_S)  # a bad exit ends all processes: the first one is to write why, first
+                sys.stderr.flush()
+                os._exit(code)  # tidying up a group that others are stuck in could hang
+            return code
+
+    def _meeting(self) -> Path:
+        """Where the first process tells the others its address; another file after each requeue."""
+        restart = os.environ.get("SLURM_RESTART_COUNT", "0")
+        step = os.environ.get("SLURM_STEP_ID", "0")
+        return self._submission.folder / "meetings" / f"{self._environment.job_id}-{restart}-{step}.json"
+
+    def _guarded(self, work: Callable[[], int]) -> int:
+        try:
+            return work()
+        except Stopped as stopped:
+            return self._leave(one_line(stopped))
+        except UserError as error:
+            print(f"mvar: error: {one_line(error)}", file=sys.stderr)
+            return USER_ERROR
+        except Exception:
+            traceback.print_exc()
+            return FAILURE
+
+    def _work(self, works: list[Work], store: Store) -> int:
+        from experiments.pipeline import execute
+        from experiments.stages import BUILDERS, Context
+
+        for work in works:
+            self._refuse_second(store, work)
+            if work.kind == RUN:
+                if execute(work.config, store, self.progress, self.should_stop) == STOPPED:
+                    raise Stopped("asked to stop")
+            else:
+                BUILDERS[work.kind](Context(work.config, store, self.progress, self.should_stop))
+        return OK
+
+    def _follow(self, store: Store) -> int:
+        from experiments.pipeline import follow
+
+        follow(store, self.should_stop)
+        return OK
+
+    def _refuse_second(self, store: Store, work: Work) -> None:
+        """Refuse a run that another living job works on: file locks do not reach other nodes on every file system."""
+        status = store.run(work.config.run_id).status() if work.kind == RUN else None
+        other = (status or {}).get("job")
+        if not status or status["state"] != RUNNING or other in (None, self._environment.job_id):
+            return
+        if scheduler.job_state(other) == "RUNNING":
+            raise UserError(f"run: {work.name} is being made by job {other}; allowed: one job at a time")
+
+    # Stopping ---------------------------------------------------------------------------------------------------------
+
+    def _leave(self, reason: str) -> int:
+        """After the checkpoint: queue the job again, unless SLURM has already decided what becomes of it.
+
+        While SLURM still calls the job RUNNING, the signal was a warning: a time limit that comes near, or a
+        preemption with grace. Else it is ending the job: by scancel, or to requeue it itself.
+        """
+        print(f"stopped at {self._progress[0]} {self._progress[1]} by signals {self._signals}", file=sys.stderr)
+        if self._environment.global_rank:
+            return OK
+        if is_cancelled(Path(self._element.folder), self._element.job, self._element.index):
+            return self._end(STOPPED, "cancelled", LEFT_OVER)
+        raw_id = self._environment.raw_job_id
+        last: Exception | None = None
+        for attempt in range(REQUEUE_TRIES):
+            try:
+                if scheduler.job_state(raw_id) != "RUNNING":
+                    return LEFT_OVER
+                if idle := self._idle():
+                    return self._end(FAILED, idle, FAILURE)
+                scheduler.call("scontrol", "requeue", self._environment.job_id)
+                print("queued again", file=sys.stderr)
+                time.sleep(REQUEUE_WAIT_S)  # SLURM ends this process; its exit code means nothing then
+                return OK
+            except scheduler.SchedulerError as error:
+                last = error
+                print(f"requeue, attempt {attempt + 1}: {error}", file=sys.stderr)
+                time.sleep(REQUEUE_WAIT_S / 5 * (attempt + 1))
+        return self._end(STOPPED, f"{reason}; could not be queued again: {last}", FAILURE)
+
+    def _idle(self) -> str:
+        """Why not to go on: several time limits in a row have passed at the same step; else empty."""
+        limit_s = 60 * self._submission.profile.timeout_min
+        if time.monotonic() - self._began < limit_s / 4:  # preempted early: says nothing about the limit
+            return ""
+        path = self._submission.folder / "limits" / f"{self._environment.job_id}.json"
+        try:
+            progress, count = json.loads(path.read_text())
+        except (FileNotFoundError, ValueError):
+            progress, count = None, 0
+        count = count + 1 if progress == list(self._progress) else 1
+        with atomic_write(path) as file:
+            file.write(json.dumps([self._progress, count]).encode())
+        if count < IDLE_LIMIT:
+            return ""
+        stage, done = self._progress
+        return f"{count} time limits in a row ended at {stage} {done}; allowed: a longer timeout_min"
+
+    def _end(self, state: str, reason: str, code: int) -> int:
+        store = Store(self._submission.folder.parents[1])
+        for work in self._submission.works(self._element.job, self._element.index):
+            directory: Directory = store.run(work.config.run_id)
+            if work.kind != RUN:
+                if work.kind == "floors":
+                    continue
+                directory = store.stage(work.kind, work.key.partition("-")[2])
+            status = directory.status()
+            if status and status["state"] in (RUNNING, STOPPED):
+                directory.write_status(state, status["stage"], reason=reason)
+        print(reason, file=sys.stderr)
+        return code

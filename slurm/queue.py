@@ -1,0 +1,178 @@
+"""What has become of every run: its directory, the submissions that ask for it, and at most one squeue."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.store import DONE, FAILED, RUNNING, STOPPED, Directory, Store
+from experiments.tables import INTERRUPTED, MISSING, QUEUED, Seen
+from slurm import scheduler
+from slurm.scheduler import Entry, SchedulerError
+from slurm.submission import Job, Submission, log_paths, submissions
+
+TAIL_BYTES = 65536
+# What SLURM writes into a job's errors when it ends one, and what that means; the last line that fits counts.
+CAUSES = (
+    (re.compile(r"oom.?kill|exceeded memory limit|Out Of Memory|OUT_OF_MEMORY", re.I), "out of memory"),
+    (re.compile(r"DUE TO TIME LIMIT", re.I), "time limit, before the warning signal could be heeded"),
+    (re.compile(r"DUE TO NODE FAILURE", re.I), "its node failed"),
+    (re.compile(r"DUE TO PREEMPTION", re.I), "preempted"),
+    (re.compile(r"CANCELLED AT", re.I), "cancelled"),
+    (re.compile(r"task.*: Killed|signal 9|Segmentation|Bus error|Aborted", re.I), "a process of it was killed"),
+    (re.compile(r"ModuleNotFoundError|ImportError", re.I), "Python could not start"),
+)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The latest submission of a key, and its line of squeue while it is queued or running."""
+
+    submission: Submission
+    job: Job
+    index: int
+    entry: Entry | None
+
+    @property
+    def job_id(self) -> str:
+        """What SLURM calls the element."""
+        return self.entry.job_id if self.entry else self.job.element_id(self.index)
+
+
+@dataclass(frozen=True)
+class Queue:
+    """All submissions beside what squeue says of them."""
+
+    owners: dict[str, Owner] = field(default_factory=dict)  # by key of the work
+    problem: str = ""  # why squeue could not be asked
+
+
+def read_queue(found: Sequence[Submission]) -> Queue:
+    """Whose work is whose, and what is in the queue: one squeue where there are submissions.
+
+    An active element of an older submission goes before an ended one of a newer.
+    """
+    problem, entries = "", []
+    try:
+        entries = scheduler.queued(job.name for submission in found for job in submission.jobs)
+    except SchedulerError as error:
+        problem = str(error)
+    by_name: dict[str, dict[int, Entry]] = {}
+    for entry in entries:
+        by_name.setdefault(entry.name, {})[entry.index] = entry
+    owners: dict[str, Owner] = {}
+    for submission in found:
+        for job in submission.jobs:
+            for index, keys in enumerate(job.elements):
+                entry = by_name.get(job.name, {}).get(index)
+                for key in keys:
+                    if entry or key not in owners or not owners[key].entry:
+                        owners[key] = Owner(submission, job, index, entry)
+    return Queue(owners, problem)
+
+
+def active_elements(found: Sequence[Submission]) -> dict[str, str]:
+    """Keys of what is queued or running, with the ids of the elements that make them.
+
+    Raises:
+        SchedulerError: squeue failed; what is queued is then not known.
+    """
+    queue = read_queue(found)
+    if queue.problem:
+        raise SchedulerError(queue.problem)
+    return {key: owner.job_id for key, owner in queue.owners.items() if owner.entry}
+
+
+class View:
+    """States of runs and stages as `mvar status` shows them."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.queue = read_queue(submissions(store))
+        self._runs: dict[str, Owner] = {}
+        for key, owner in self.queue.owners.items():
+            name = key.partition("/")[0]
+            if name not in self._runs or owner.entry or not self._runs[name].entry:
+                self._runs[name] = owner
+
+    def owner(self, name: str) -> Owner | None:
+        """The latest submission of a run or stage."""
+        return self._runs.get(name)
+
+    def names(self) -> list[str]:
+        """Every run that was begun, asked for or submitted."""
+        asked = {r for manifest in self._store.manifests() for cell in manifest["cells"] for r in cell["run_ids"]}
+        submitted = {key.partition("/")[0] for key in self.queue.owners if "/" in key}
+        return sorted(asked | submitted | {run.name for run in self._store.runs()})
+
+    def __call__(self, directory: Directory) -> Seen:
+        """What has become of one directory."""
+        status, owner = directory.status(), self.owner(directory.name)
+        if owner and owner.entry:
+            return _in_queue(status, owner.entry)
+        if status is None:
+            return self._never_begun(owner) if owner else Seen(MISSING)
+        state, job = status["state"], status.get("job")
+        if state == RUNNING:
+            if directory.is_locked():
+                return Seen(RUNNING, status, job=job or "")
+            if not job:
+                return Seen(INTERRUPTED, status)
+            if self.queue.problem:
+                return Seen(RUNNING, status, "as its directory says; squeue could not be asked", job)
+            return Seen(FAILED, status, f"job {job} is no longer in the queue: {self._cause(owner, job)}", job)
+        if state == STOPPED and owner and owner.index in owner.job.cancelled:
+            return Seen(STOPPED, status, "cancelled", owner.job_id)
+        if state == STOPPED and job and owner and not self.queue.problem:
+            reason = f"{status.get('reason')}; job {job} left the queue: {self._cause(owner, job)}"
+            return Seen(STOPPED, status, reason, job)
+        return Seen(state, status, status.get("reason") or "", job or "")
+
+    def _never_begun(self, owner: Owner) -> Seen:
+        job = owner.job_id if owner.job.job_id else ""
+        if owner.index in owner.job.cancelled:
+            return Seen(STOPPED, None, "cancelled", job)
+        if self.queue.problem:
+            return Seen(MISSING, None, "squeue could not be asked", job)
+        if not owner.job.job_id:
+            return Seen(MISSING, None, "its submission was interrupted before sbatch")
+        return Seen(FAILED, None, f"job {job} left the queue before it began: {self._why_not_begun(owner, job)}", job)
+
+    def _why_not_begun(self, owner: Owner, job: str) -> str:
+        for other in owner.submission.jobs:
+            for key in (key for keys in other.elements for key in keys if other.name.endswith("-stages")):
+                kind, _, stage_id = key.partition("-")
+                if kind != "floors" and (seen := self(self._store.stage(kind, stage_id))).state != DONE:
+                    return f"{key} {seen.state}" + (f" ({seen.reason})" if seen.reason else "")
+        return self._cause(owner, job)
+
+    def _cause(self, owner: Owner | None, job: str) -> str:
+        if owner is None or not owner.job_id.startswith(job.partition("_")[0]):
+            return "no log"
+        return cause_of_death(log_paths(owner.submission, owner.job, owner.index))
+
+
+def _in_queue(status: dict[str, Any] | None, entry: Entry) -> Seen:
+    if entry.state == "COMPLETING" and status and status["state"] in (DONE, FAILED):
+        return Seen(status["state"], status, status.get("reason") or "", entry.job_id)
+    if entry.state in ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "PREEMPTED"):
+        if status and status["state"] == DONE and not entry.reason.startswith("Dependency"):
+            return Seen(DONE, status, "", entry.job_id)
+        return Seen(QUEUED, status, entry.reason if entry.state == "PENDING" else entry.state, entry.job_id)
+    return Seen(RUNNING, status, "", entry.job_id, entry.node)
+
+
+def cause_of_death(logs: Iterable[Path]) -> str:
+    """What SLURM or the processes wrote last about a job's end, with the line; `cause unknown` where they did not."""
+    for path in logs:
+        if path.suffix != ".err":
+            continue
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+        for line in reversed(lines):
+            for pattern, meaning in CAUSES:
+                if pattern.search(line):
+                    return f"{meaning} ({' '.join(line.split())[:160]})"
+    return "cause unknown, see `mvar logs`"

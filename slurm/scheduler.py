@@ -1,0 +1,104 @@
+"""The calls to SLURM's commands, each with a time limit and an error of one line."""
+
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from mvar.errors import UserError
+from slurm.profiles import Profile, user_sbatch_variables
+
+TIMEOUT_S = 60.0
+# Of a job or launcher that this process itself may run in: sbatch and the job would take them for their own.
+FOREIGN = re.compile(
+    r"(SLURM|SBATCH|SRUN|SUBMITIT|TORCHELASTIC)_(?!CONF$)|(RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|GROUP_RANK"
+    r"|MASTER_ADDR|MASTER_PORT)$"
+)
+FORMAT = "%i|%j|%T|%r|%L|%N"
+
+
+class SchedulerError(UserError):
+    """A command of SLURM failed or is not there; the message has what it said."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of squeue: a job, or one element of an array."""
+
+    job_id: str  # 12, or 12_3 for element 3
+    name: str
+    state: str  # PENDING, RUNNING, COMPLETING ...
+    reason: str
+    time_left: str  # until the job's time limit, as SLURM writes it
+    node: str
+
+    @property
+    def index(self) -> int:
+        """The element of the array; 0 for a job that is none."""
+        return int(self.job_id.partition("_")[2] or 0)
+
+
+def call(*command: str) -> str:
+    """Run a command of SLURM; returns its output.
+
+    Raises:
+        SchedulerError: it is not installed, failed or took too long.
+    """
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL)
+    except FileNotFoundError:
+        raise SchedulerError(
+            f"cluster: {command[0]} is not on PATH; allowed here: --cluster local or inprocess, or a machine with SLURM"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise SchedulerError(f"{command[0]}: no answer in {TIMEOUT_S:.0f} s") from None
+    if result.returncode:
+        said = " ".join((result.stderr or result.stdout).split()) or f"exit code {result.returncode}"
+        raise SchedulerError(f"{command[0]}: {said}")
+    return result.stdout
+
+
+def queued(names: Iterable[str]) -> list[Entry]:
+    """What of the jobs with these names is pending or running: one squeue, none where there are no names.
+
+    By name and not by id: the names are on disk before sbatch is called, so a submission that was killed between
+    sbatch and noting the id is found all the same; and squeue fails for ids that it has forgotten.
+    """
+    names = sorted(set(names))
+    if not names:
+        return []
+    lines = call("squeue", "--noheader", "--array", "--all", f"--name={','.join(names)}", f"--format={FORMAT}")
+    return [Entry(*line.split("|")) for line in lines.splitlines() if line.count("|") == FORMAT.count("|")]
+
+
+def job_state(job_id: str) -> str | None:
+    """The state of one job or element; None where SLURM no longer queues it."""
+    try:
+        states = call("squeue", "--noheader", "--all", f"--jobs={job_id}", "--format=%T").split()
+    except SchedulerError as error:
+        if "Invalid job id" in str(error):
+            return None
+        raise
+    return states[0] if states else None
+
+
+def settings() -> dict[str, str]:
+    """The cluster's configuration, as `scontrol show config` prints it."""
+    pairs = (line.partition("=") for line in call("scontrol", "show", "config").splitlines())
+    return {name.strip(): value.strip() for name, separator, value in pairs if separator}
+
+
+@contextmanager
+def clean_environment(profile: Profile) -> Iterator[None]:
+    """Without the variables of a job or launcher around this process; those stay that point to the cluster."""
+    kept, before = user_sbatch_variables(profile), dict(os.environ)
+    for name in before:
+        if FOREIGN.match(name) and name not in kept:
+            del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

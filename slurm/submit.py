@@ -1,0 +1,228 @@
+"""Send what is missing of some runs to SLURM: shared stages first, runs as one array behind them. Returns at once.
+
+However many runs: one `scontrol`, one `squeue`, one `sbatch --test-only` each distinct request, one `sbatch` each
+array (one for the stages, one for every MaxArraySize runs).
+"""
+
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.plan import RUN, Task, tasks_of
+from experiments.store import Store
+from mvar.config import RunConfig
+from mvar.errors import UserError
+from slurm import scheduler, snapshot
+from slurm.job import Element
+from slurm.profiles import Profile
+from slurm.queue import active_elements
+from slurm.submission import Submission, job_of, new_id, submissions
+
+if TYPE_CHECKING:
+    from submitit import SlurmExecutor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a submission would send."""
+
+    stages: list[list[Task]]  # one element each distinct tokenizer
+    runs: list[Task]
+    waits_for: list[str]  # ids of earlier jobs that make stages of these runs
+    num_done: int
+    num_active: int  # queued or running already
+    max_array: int
+
+    @property
+    def num_jobs(self) -> int:
+        """Calls of sbatch."""
+        return bool(self.stages) + -(-len(self.runs) // self.max_array)
+
+
+def plan(configs: Sequence[RunConfig], store: Store) -> Plan:
+    """What is missing and neither queued nor running. Asks SLURM for its configuration and for its queue.
+
+    Raises:
+        SchedulerError: SLURM is not there or does not answer.
+    """
+    max_array = int(scheduler.settings().get("MaxArraySize", "1001"))
+    tasks = tasks_of(configs, store)
+    busy = active_elements(submissions(store))
+    busy_runs = {key.partition("/")[0] for key in busy if "/" in key}  # one run's two evaluations share a directory
+    runs = [t for t in tasks if t.kind == RUN and t.config.run_id not in busy_runs]
+    runs = [t for t in runs if not store.run(t.config.run_id).is_locked()]  # made by `mvar run` here and now
+    needed = _stages_for(runs, tasks)
+    waits_for = sorted({busy[t.key] for t in needed if t.key in busy})
+    stages = _by_tokenizer([t for t in needed if t.key not in busy])
+    num_open = sum(t.kind == RUN for t in tasks)
+    return Plan(stages, runs, waits_for, len(configs) - num_open, num_open - len(runs), max_array)
+
+
+def _stages_for(runs: Sequence[Task], tasks: Sequence[Task]) -> list[Task]:
+    """The stages, not yet done, that the given runs need (floors come with the tokenizer and the extractor)."""
+    keys = {key for run in runs for key in run.needs}
+    tokenizers = {run.config.tokenizer_id for run in runs}
+    return [t for t in tasks if t.key in keys or (t.kind == "floors" and runs and t.config.tokenizer_id in tokenizers)]
+
+
+def _by_tokenizer(stages: Sequence[Task]) -> list[list[Task]]:
+    groups: dict[str, list[Task]] = {}
+    for task in stages:
+        groups.setdefault(task.config.tokenizer_id, []).append(task)
+    return list(groups.values())
+
+
+def submit(found: Plan, store: Store, profile: Profile) -> Submission:
+    """Check every distinct request, then submit.
+
+    Raises:
+        SchedulerError: a request that SLURM refuses (nothing was submitted then), or a failing sbatch (what was
+            submitted before it is cancelled).
+    """
+    folder = store.root.absolute() / "submissions" / new_id()
+    check(found, profile)
+    code = snapshot.take(folder.parent / "code")
+    folder.mkdir(parents=True)
+    name = f"mvar-{folder.name}"
+    jobs, size = [], found.max_array
+    if found.stages:
+        jobs.append(job_of(folder, f"{name}-stages", found.stages))
+    for number, start in enumerate(range(0, len(found.runs), size)):
+        jobs.append(job_of(folder, f"{name}-runs-{number}", [[t] for t in found.runs[start : start + size]]))
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    submission = Submission(folder, profile, code, created, tuple(jobs))
+    submission.write()
+    return _send(submission, found.waits_for)
+
+
+def _send(submission: Submission, waits_for: Sequence[str]) -> Submission:
+    sent: list[str] = []
+    waits = list(waits_for)
+    try:
+        for position, job in enumerate(submission.jobs):
+            is_stages = job.name.endswith("-stages")
+            profile = submission.profile.for_stages if is_stages else submission.profile
+            executor = make_executor(submission, job.name, profile, [] if is_stages else waits)
+            elements = [Element(str(submission.folder), job.name, i) for i in range(len(job.elements))]
+            job_id = _sbatch(executor, elements, profile)
+            sent.append(job_id)
+            if is_stages:
+                waits.append(job_id)
+            jobs = list(submission.jobs)
+            jobs[position] = replace(job, job_id=job_id)
+            submission = replace(submission, jobs=tuple(jobs))
+            submission.write()
+    except UserError:
+        if sent:
+            scheduler.call("scancel", *sent)
+        raise
+    return submission
+
+
+def _sbatch(executor: "SlurmExecutor", elements: Sequence[Element], profile: Profile) -> str:
+    """Submit through submitit, one element as a job and several as one array; returns the job's id."""
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    with scheduler.clean_environment(profile):
+        try:
+            if len(elements) == 1:
+                return executor.submit(elements[0]).job_id
+            with executor.batch():
+                jobs = [executor.submit(element) for element in elements]
+            return jobs[0].job_id.partition("_")[0]
+        except (FailedJobError, FailedSubmissionError, OSError) as error:
+            raise scheduler.SchedulerError(f"sbatch: {' '.join(str(error).split())}") from None
+
+
+def make_executor(
+    submission: Submission, name: str, profile: Profile, waits_for: Sequence[str] = ()
+) -> "SlurmExecutor":
+    """submitit's executor for one job: what is asked of SLURM, and how Python is started.
+
+    `kill-on-invalid-dep`: else a run whose stages failed waits for ever. `requeue`: where the site's default is not
+    to. `kill-on-bad-exit` and `wait=0`: a process that dies ends the others, which would wait for it; one that has
+    done its part does not.
+    """
+    from submitit import SlurmExecutor
+
+    try:
+        executor = SlurmExecutor(submission.logs, python=f"{shlex.quote(sys.executable)} -m slurm.guard")
+    except RuntimeError:
+        raise scheduler.SchedulerError("cluster: srun is not on PATH; allowed: a machine with SLURM") from None
+    extra: dict[str, str | int | bool] = {"requeue": True, **profile.sbatch}
+    if waits_for:
+        extra |= {"dependency": f"afterok:{':'.join(waits_for)}", "kill-on-invalid-dep": "yes"}
+    optional = {n: getattr(profile, n) for n in ("partition", "account", "qos", "constraint", "mem_gb")}
+    if "mem_gb" in optional:
+        memory = optional.pop("mem_gb")
+        optional["mem"] = f"{round(memory * 1024)}M" if memory else None
+    executor.update_parameters(
+        job_name=name,
+        time=profile.timeout_min,
+        nodes=profile.nodes,
+        ntasks_per_node=profile.num_tasks_per_node,
+        cpus_per_task=profile.cpus_per_task,
+        gpus_per_node=profile.gpus_per_node or None,
+        signal_delay_s=profile.signal_delay_s,
+        array_parallelism=profile.array_parallelism,
+        srun_args=["--kill-on-bad-exit=1", "--wait=0"],
+        setup=_setup(submission, profile),
+        additional_parameters=extra,
+        **{name: value for name, value in optional.items() if value is not None},
+    )
+    return executor
+
+
+def _setup(submission: Submission, profile: Profile) -> list[str]:
+    """Shell lines of the batch script: the profile's, then the code that was submitted and the number of threads.
+
+    srun asks for the CPUs of a task anew since SLURM 22.05. PYTHONSAFEPATH: `python -m` would put the working
+    directory, often a checkout that has moved on, before the snapshot.
+    """
+    variables = {
+        "PYTHONSAFEPATH": "1",
+        "SRUN_CPUS_PER_TASK": str(profile.cpus_per_task),
+        "OMP_NUM_THREADS": str(profile.cpus_per_task),
+        "MKL_NUM_THREADS": str(profile.cpus_per_task),
+        **profile.env,
+    }
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    path = f'export PYTHONPATH={shlex.quote(str(submission.code))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
+    return [*profile.setup, *exports, path]
+
+
+def check(found: Plan, profile: Profile) -> None:
+    """Let SLURM check each distinct request (`sbatch --test-only`) before anything is submitted.
+
+    Raises:
+        SchedulerError: a request that no node can satisfy, an unknown partition or option; has what SLURM said.
+    """
+    wanted = [profile] if found.runs else []
+    if found.stages:
+        wanted.append(profile.for_stages)
+    for one in {p.model_dump_json(): p for p in wanted}.values():
+        check_profile(one)
+
+
+def check_profile(profile: Profile) -> None:
+    """Let SLURM check one request.
+
+    Raises:
+        SchedulerError: it is refused.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        nowhere = Submission(Path(name), profile, Path(name), "")
+        text = make_executor(nowhere, "mvar-test", profile)._make_submission_file_text("true", "test")
+        script = Path(name, "request.sh")
+        script.write_text(text)
+        with scheduler.clean_environment(profile):
+            try:
+                scheduler.call("sbatch", "--test-only", str(script))
+            except scheduler.SchedulerError as error:
+                fields = ", ".join(f"{k}={v}" for k, v in profile.model_dump(exclude_defaults=True).items())
+                raise scheduler.SchedulerError(f"{error}; asked for: {fields or 'the defaults'}") from None
