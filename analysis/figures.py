@@ -60,7 +60,7 @@ def cost_figure(records: Records, manifests: Sequence[Manifest], directory: Path
     found = {cell.run_ids: (cell, rows) for manifest in manifests for cell, rows in cell_rows(records, manifest)}
     cells = [(cell, rows) for cell, rows in found.values() if aggregate(rows, "eval/fid")]
     first = manifests[0]
-    name = f"fid-cost-{first.preset}-{first.mode}"
+    name = f"fid-cost-{first.setting}"
     if not cells:
         raise UserError(f"figure {name}: no finished run to draw")
     check_comparable(pd.concat([rows for _, rows in cells]))
@@ -116,7 +116,7 @@ def _legend_below(figure: Any, ax: Any, title: str) -> None:
 
 def scale_figure(records: Records, manifest: Manifest, directory: Path) -> Figure:
     """Held-out NLL by scale, one line a mixer."""
-    name = f"nll-by-scale-{manifest.preset}-{manifest.mode}"
+    name = f"nll-by-scale-{manifest.setting}"
     cells = [(cell, rows) for cell, rows in cell_rows(records, manifest) if not rows.empty]
     keys = sorted(key for key in records.table.columns if key.startswith("eval/nll_bits_scale_"))
     cells = [(cell, rows) for cell, rows in cells if any(rows[key].notna().any() for key in keys)]
@@ -140,7 +140,7 @@ def scale_figure(records: Records, manifest: Manifest, directory: Path) -> Figur
 
 def loss_figure(records: Records, manifest: Manifest, directory: Path, problems: list[str]) -> Figure:
     """Training loss over steps, one colour a mixer."""
-    name = f"loss-{manifest.preset}-{manifest.mode}"
+    name = f"loss-{manifest.setting}"
     trained = set(records.table.loc[records.table["state"] == DONE, "run_id"])
     drawn = False
     with canvas(directory, name, 3.0) as (_, axes):

@@ -51,14 +51,21 @@ class Manifest:
     budget_flops: float | None
     command: str
     cells: tuple[Cell, ...]
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # of the preset, by the request's --set
 
     @property
     def title(self) -> str:
         """Preset and what the cells have in common, e.g. "digits, equal steps"."""
+        settings = "".join(f", {name}={value}" for name, value in self.overrides.items())
         if self.mode == "steps":
-            return f"{self.preset}, equal steps"
+            return f"{self.preset}, equal steps{settings}"
         budget = f" ({self.budget_flops:.3g} FLOPs)" if self.budget_flops else ""
-        return f"{self.preset}, equal training budget{budget}"
+        return f"{self.preset}, equal training budget{budget}{settings}"
+
+    @property
+    def setting(self) -> str:
+        """The name without the sweep: what other sweeps of the same request share, e.g. `digits-steps`."""
+        return self.name.removeprefix(f"{self.sweep}-")
 
 
 @dataclass(frozen=True)
@@ -243,7 +250,7 @@ def _manifest(path: Path) -> Manifest:
         Cell(c["label"], c["axes"], c["printed"], tuple(c["run_ids"]), tuple(dict.fromkeys(c["evaluation_ids"])))
         for c in values["cells"]
     )
-    names = ("sweep", "artefact", "preset", "mode", "budget_flops", "command")
+    names = ("sweep", "artefact", "preset", "mode", "budget_flops", "command", "overrides")
     return Manifest(name=path.stem, cells=cells, **{name: values[name] for name in names})
 
 

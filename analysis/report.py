@@ -225,10 +225,10 @@ class _Writer:
             self.figure(manifest.name, paper_figures.scaling_figure, found, laws, manifest, self.figures)
 
     def _more_figures(self) -> None:
-        groups: dict[tuple[str, str], list[Manifest]] = {}
+        groups: dict[str, list[Manifest]] = {}
         for manifest, table, _ in self.swept:
             if manifest.sweep in ALWAYS and any("n" in row for row in table.rows):
-                groups.setdefault((manifest.preset, manifest.mode), []).append(manifest)
+                groups.setdefault(manifest.setting, []).append(manifest)
         if groups:
             self.section("FID against cost")
         for manifests in groups.values():

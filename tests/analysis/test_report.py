@@ -55,6 +55,21 @@ def test_nothing_run_yet_of_what_was_asked_for(results):
         assert f"{cell['label']} ({cell['run_ids'][0]}: not there)" in text
 
 
+def test_requests_with_other_settings_have_titles_and_files_of_their_own(results):
+    results.sweep("mixers")
+    results.sweep("mixers", overrides={"train.steps": "50"})
+    path = write_report(results.root)
+    titles = re.findall(r"^## (Table 6.*)$", path.read_text(), re.MULTILINE)
+    assert sorted(titles) == [
+        "Table 6: mixers, digits, equal steps",
+        "Table 6: mixers, digits, equal steps, train.steps=50",
+    ]
+    for kind in ("loss", "nll-by-scale", "samples-mixers", "fid-cost"):
+        assert len(list((path.parent / "figures").glob(f"{kind}-*.png"))) == 2, kind
+    anchors = re.findall(r'<section id="([^"]+)"', path.with_suffix(".html").read_text())
+    assert len(anchors) == len(set(anchors))
+
+
 def test_floors_extractor_machine_and_sizes_are_told(whole):
     _, text, _ = whole
     assert "99.7% of held-out images classified rightly" in text
