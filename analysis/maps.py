@@ -102,6 +102,7 @@ def map_figure(weights: Tensor, schedule: ScaleSchedule, title: str = "") -> Any
     """Heat map of `attention_map`'s whole map `(L, L)`, or of the queries of one scale `(n, V)`, with the scales'
     boundaries. Logarithmic: a weight of a coarse scale is one of few, of a fine scale one of many."""
     from matplotlib.colors import LogNorm
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     rows, columns = weights.shape
     values = np.where(weights.numpy() > 0, 100 * weights.numpy(), np.nan)
@@ -129,10 +130,10 @@ def map_figure(weights: Tensor, schedule: ScaleSchedule, title: str = "") -> Any
         ylabel = "query tokens, by scale" if is_whole else f"query token of scale {own}×{own}"
         ax.set(xlabel="key tokens, by scale", ylabel=ylabel, title=title)
         ax.grid(False)
-        bar = figure.colorbar(shown, ax=ax, label="attention weight (%), logarithmic", shrink=0.8, extend="min")
-        bar.ax.yaxis.set_major_formatter("{x:g}")
-        if top / bottom < 30:  # not two powers of ten: ticks between them need names
-            bar.ax.yaxis.set_minor_formatter("{x:g}")
+        ticks = {"ticks": LogLocator(subs=(1, 2, 3, 5)), "format": FuncFormatter(lambda x, _: f"{x:g}")}
+        label = "attention weight (%), logarithmic"
+        bar = figure.colorbar(shown, ax=ax, label=label, shrink=0.8, extend="min", **ticks)
+        bar.ax.minorticks_off()
     return figure
 
 
