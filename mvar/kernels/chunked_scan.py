@@ -6,9 +6,9 @@ with the state `h` before it does (Dao & Gu 2024, arXiv:2405.21060, Sections 6 a
     y_i = sum_j exp(c_i - c_j) (C_i . B_j) dt_j x_j  +  exp(c_i) h C_i  +  D x_i
     h'  = exp(c_end) h  +  sum_j exp(c_end - c_j) dt_j x_j B_j^T
 
-Every exponent is at most 0, so no decay is too stiff. `C_i . B_j` is shared by the heads. Layouts are such that no
-product needs a transposed copy, except of x once in backward: MKL is several times slower where the right factor of a
-batch of small products is transposed.
+Every exponent is at most 0, so no decay is too stiff. `C_i . B_j` is shared by the heads. So are `B` and `C` where
+the state is written and read: with heads side by side each is one product a chunk, of `x` weighted by head. Inside,
+states are `(B, N, H, P)` for that reason.
 
 Shapes: `B` batch, `c` chunks, `q` tokens of a chunk, `H` heads, `P` head size, `N` SSM state.
 """
@@ -63,28 +63,48 @@ class _Part:
         self.dt = self.chunked(dt).to(self.dtype).mT.contiguous().clamp(min=_MIN_STEP)  # (B, c, H, q)
         # A step below the least exponent forgets all that was; cut off it does not cost the sum its precision.
         self.cum = (self.dt * A.to(self.dtype)[:, None]).clamp_(min=_MIN_EXPONENT).cumsum(-1)
+        # Writing tokens j after reading tokens i: (B, c, i, j).
+        self.scores = (self.C @ self.B.mT).tril_()
 
     @cached_property
     def decay_from_start(self) -> Tensor:
-        """What each token still sees of the state before the chunk, `(B, c, H, q)`."""
-        return _decay(self.cum.clone())
+        """What each token still sees of the state before the chunk, `(B, c, q, H, 1)`."""
+        return _decay(self.cum.clone()).mT.contiguous()[..., None]
 
     @cached_property
-    def decay_to_end(self) -> Tensor:
-        """What is left of each token at the end of the chunk, `(B, c, H, q)`."""
-        return _decay(self.cum[..., -1:] - self.cum)
+    def keep(self) -> Tensor:
+        """What is left of the state before a chunk at its end, `(B, c, 1, H, 1)`."""
+        return self.decay_from_start[:, :, -1:]
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """What each token adds to the state at the end of the chunk: `dt` and the decay since, `(B, c, q, H, 1)`."""
+        return (_decay(self.cum[..., -1:] - self.cum) * self.dt).mT.contiguous()[..., None]
 
     def chunked(self, x: Tensor) -> Tensor:
         """`(B, L, ...)` as a view `(B, c, q, ...)`."""
         return x[:, self.tokens].unflatten(1, (-1, self.q))
+
+    def matrix(self, group: Group) -> Tensor:
+        """The decays between tokens i and j, times `dt_j`: `(b, c, H, i, j)`; right for j <= i, finite elsewhere."""
+        cum = self.cum[group]
+        return _decay(cum[..., :, None] - cum[..., None, :]).mul_(self.dt[group][..., None, :])
 
     def heads_first(self, x: Tensor) -> Tensor:
         """`(b, c, q, H, P)` as `(b c H, q, P)`: a view of a single chunk, a copy of several."""
         return x.to(self.dtype).transpose(2, 3).reshape(-1, self.q, self.headdim)
 
     def tokens_first(self, x: Tensor, like: Tensor) -> Tensor:
-        """`(b c H, P, q)` as a view with the shape of `like`, `(b, c, q, H, P)`."""
-        return x.view(*like.shape[:2], self.heads, self.headdim, self.q).permute(0, 1, 4, 2, 3)
+        """`(b c H, q, P)` as a view with the shape of `like`, `(b, c, q, H, P)`."""
+        return x.view(*like.shape[:2], self.heads, self.q, self.headdim).transpose(2, 3)
+
+    def joined(self, x: Tensor) -> Tensor:
+        """`(b, c, rows, H, P)` or `(b, c, rows, N)` as a batch of matrices, heads side by side."""
+        return x.flatten(0, 1).flatten(2)
+
+    def split(self, x: Tensor, like: Tensor) -> Tensor:
+        """`(b c, rows, H P)` as a view `(b, c, rows, H, P)`, with `b` and `c` of `like`."""
+        return x.view(*like.shape[:2], x.shape[1], self.heads, self.headdim)
 
     def groups(self, first_alone: bool, last_alone: bool) -> list[Group]:
         """The chunks in groups, sequences outside: a first chunk without a state and a last one that leaves none apart.
@@ -111,59 +131,73 @@ def _parts(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: i
     return [_Part(x, dt, A, B, C, slice(low, high), q) for low, high, q in bounds if high > low]
 
 
+def _inner(state: Tensor) -> Tensor:
+    """A state `(B, H, P, N)` as the scan works on it, `(B, N, H, P)`, and back: a view either way."""
+    return state.permute(0, 3, 1, 2)
+
+
+def _outer(state: Tensor) -> Tensor:
+    return state.permute(0, 2, 3, 1)
+
+
 def _forward(x, dt, A, B, C, D, h, chunk_size, need_state) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
-    """The scan without autograd, and the state before every chunk in groups, as backward needs it."""
+    """The scan without autograd; for backward also the states before every chunk and what was read of them."""
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     parts, kept = _parts(x, dt, A, B, C, chunk_size), []
     D = None if D is None else D.to(parts[0].dtype)[:, None]
+    h = None if h is None else _inner(h)
     for part in parts:
         leaves_state = need_state or part is not parts[-1]
-        # Tokens j that write before tokens i that read, so that x need not be transposed.
-        scores = (part.B @ part.C.mT).triu_()
         out, ends = part.chunked(y), []
         for rows, chunks in part.groups(h is None, not leaves_state):
             if chunks.start == 0:
                 carry = None if h is None else h[rows].to(part.dtype)
             last = chunks.stop == part.chunks
-            before, carry = _forward_group(part, (rows, chunks), scores, D, carry, leaves_state or not last, out)
-            kept.append(before)
+            before, carry = _states(part, (rows, chunks), carry, leaves_state or not last)
+            kept += [before, _outputs(part, (rows, chunks), D, before, out[rows, chunks])]
             if last:
                 ends.append(carry)
         if leaves_state:
             h = ends[0] if len(ends) == 1 else torch.cat(ends)
-    return y, h if need_state else None, kept
+    return y, _outer(h) if need_state else None, kept
 
 
-def _forward_group(
-    part: _Part, group: Group, scores: Tensor, D: Tensor | None, carry: Tensor | None, write: bool, out: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    """Writes the group's outputs; returns the states before its chunks and the one after."""
-    x, cum, out = part.heads_first(part.x[group]), part.cum[group], out[group]
-    matrix = _decay(cum[..., None, :] - cum[..., :, None])
-    matrix.mul_(scores[group][:, :, None]).mul_(part.dt[group][..., None])
+def _states(part: _Part, group: Group, carry: Tensor | None, write: bool) -> tuple[Tensor | None, Tensor | None]:
+    """The states before a group's chunks `(b, c, N, H, P)`, and the one after, given the one before `(b, N, H, P)`."""
+    before = None if carry is None else carry[:, None]
+    if not write:
+        return before, carry
+    x = part.x[group]
+    written = torch.bmm(part.joined(part.B[group]).mT, part.joined(x * part.weights[group]))
+    states = part.split(written, x)
+    keep = part.keep[group]
+    for number in range(states.shape[1]):
+        if carry is not None:
+            states[:, number].addcmul_(carry, keep[:, number])
+        carry = states[:, number]
+    if states.shape[1] > 1:  # then there is a state before
+        before = torch.cat([before, states[:, :-1]], dim=1)
+        carry = carry.clone()  # a view would keep all of them alive
+    return before, carry
+
+
+def _outputs(part: _Part, group: Group, D: Tensor | None, before: Tensor | None, out: Tensor) -> Tensor | None:
+    """Writes a group's outputs; returns what was read of the states, `(b, c, q, H, P)`."""
+    matrix = part.matrix(group).mul_(part.scores[group][:, :, None])
     if D is not None:
         matrix.diagonal(dim1=-2, dim2=-1).add_(D)
-    y = torch.bmm(x.mT, matrix.view(-1, part.q, part.q))  # (b c H, P, q)
-
-    before = None if carry is None else carry[:, None]
-    if write:
-        weights = part.decay_to_end[group] * part.dt[group]
-        written = part.B[group][:, :, None] * weights[..., None]
-        states = torch.bmm(x.mT, written.view(-1, *written.shape[3:]))
-        states = states.view(*cum.shape[:3], *states.shape[1:])  # (b, c, H, P, N)
-        keep = part.decay_from_start[group][..., -1:, None]
-        for number in range(states.shape[1]):
-            if carry is not None:
-                states[:, number].addcmul_(carry, keep[:, number])
-            carry = states[:, number]
-        if states.shape[1] > 1:  # then there is a state before
-            before = torch.cat([before, states[:, :-1]], dim=1)
-            carry = carry.clone()  # a view would keep all of them alive
-    if before is not None:
-        read = part.C[group].mT[:, :, None] * part.decay_from_start[group][..., None, :]
-        torch.baddbmm(y, before.flatten(0, 2), read.view(-1, *read.shape[3:]), out=y)
-    out.copy_(part.tokens_first(y, out))
-    return before, carry
+    y = torch.bmm(matrix.view(-1, part.q, part.q), part.heads_first(part.x[group]))
+    y = part.tokens_first(y, out)
+    if before is None:
+        out.copy_(y)
+        return None
+    read = part.split(torch.bmm(part.joined(part.C[group]), part.joined(before)), out)
+    read.mul_(part.decay_from_start[group])
+    if out.dtype == read.dtype:
+        torch.add(y, read, out=out)
+    else:
+        out.copy_(y + read)
+    return read
 
 
 class _Scan(torch.autograd.Function):
@@ -182,7 +216,8 @@ class _Scan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dh: Tensor | None):
         x, dt, A, B, C, D, *kept = ctx.saved_tensors
-        dy = torch.zeros_like(x) if dy is None else dy
+        dy = torch.zeros_like(x) if dy is None else dy.contiguous()
+        dh = None if dh is None else _inner(dh).contiguous()
         grads = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, dt, B, C)]
         dA, dD = torch.zeros_like(A), None if D is None else torch.zeros_like(D)
         with torch.autocast(x.device.type, enabled=False):
@@ -195,13 +230,14 @@ class _Scan(torch.autograd.Function):
                 for rows, chunks in reversed(groups):
                     if chunks.stop == part.chunks:
                         after = None if dh is None else dh[rows].to(part.dtype)
-                    after = backward.group((rows, chunks), kept.pop(), after)
+                    read, before = kept.pop(), kept.pop()
+                    after = backward.group((rows, chunks), before, read, after)
                     if chunks.start == 0:
                         starts.insert(0, after)
                 dh = None if starts[0] is None else torch.cat(starts)
                 backward.finish(A, grads, dA, dD)
         dx, ddt, dB, dC = grads
-        dstate = None if ctx.state_dtype is None else dh.to(ctx.state_dtype)
+        dstate = None if ctx.state_dtype is None else _outer(dh).to(ctx.state_dtype)
         return dx, ddt, dA, dB, dC, dD, dstate, None, None
 
 
@@ -215,42 +251,43 @@ class _PartBackward:
 
     def __init__(self, part: _Part, dy: Tensor, D: Tensor | None, dx: Tensor) -> None:
         self.part, self.dy, self.dx = part, part.chunked(dy), part.chunked(dx)
-        # Here the reading token i comes before the writing token j.
-        self.scores = (part.C @ part.B.mT).tril_()
-        self.skip = None if D is None else D.to(part.dtype)[:, None] / part.dt
-        self.dscores = torch.empty_like(self.scores)
+        self.D = None if D is None else D.to(part.dtype)[:, None]
+        self.dscores = torch.empty_like(part.scores)
         # Through the state and, with dt, through the chunk's own matrix: from each token and to each token.
         self.sent, self.received, self.own, self.written, self.passed = torch.zeros_like(
             part.dt.expand(5, *part.dt.shape), memory_format=torch.contiguous_format
         )
         self.dB, self.dC = torch.zeros_like(part.B), torch.zeros_like(part.C)
 
-    def group(self, group: Group, before: Tensor | None, after: Tensor | None) -> Tensor | None:
-        """Gradients of a group, given the states before its chunks and the gradient of the one after its last.
+    def group(self, group: Group, before: Tensor | None, read: Tensor | None, after: Tensor | None) -> Tensor | None:
+        """Gradients of a group, given the states before its chunks, what was read of them and the gradient of the one
+        after its last.
 
         Returns the gradient of the state before its first chunk.
         """
-        x, dy = self.part.heads_first(self.part.x[group]), self.part.heads_first(self.dy[group])
-        dx = self._inside(group, x, dy)
-        first = None
+        dx, first = self._inside(group), None
         if before is not None:
-            after, first = self._through_state(group, dy, before, after)
+            after, first = self._through_state(group, before, read, after)
         elif after is not None:
             after = after[:, None]
-        if after is not None:
-            self._into_state(group, x, dx, before, after)
-        dt = self.part.dt[group].mT[..., None]
         out = self.dx[group]
-        torch.mul(self.part.tokens_first(dx, out), dt, out=out)
+        if after is None:
+            out.copy_(dx)
+        else:
+            into = self._into_state(group, before, after)
+            if out.dtype == dx.dtype:
+                torch.addcmul(dx, into, self.part.weights[group], out=out)
+            else:
+                out.copy_(torch.addcmul(dx, into, self.part.weights[group]))
         return first
 
-    def _inside(self, group: Group, x: Tensor, dy: Tensor) -> Tensor:
-        """What flows through the chunks' own matrices; returns the gradient of dt x, `(b c H, P, q)`."""
-        part = self.part
-        cum, dt, scores = part.cum[group], part.dt[group], self.scores[group][:, :, None]
-        matrix = _decay(cum[..., :, None] - cum[..., None, :])  # (b, c, H, q, q)
-        stepped = torch.mul(x.mT, dt.reshape(-1, 1, part.q), out=x.new_empty(x.mT.shape))
-        flow = torch.bmm(dy, stepped).view(matrix.shape).mul_(matrix)
+    def _inside(self, group: Group) -> Tensor:
+        """What flows through the chunks' own matrices; returns the gradient of x, `(b, c, q, H, P)`."""
+        part, scores = self.part, self.part.scores[group][:, :, None]
+        dy, matrix = part.heads_first(self.dy[group]), part.matrix(group)
+        # copied, because a right factor that is transposed costs MKL several times the product on some processors
+        turned = part.heads_first(part.x[group]).mT.contiguous()
+        flow = torch.bmm(dy, turned).view(matrix.shape).mul_(matrix)
         torch.sum(flow, 2, out=self.dscores[group])
         diagonal = flow.diagonal(dim1=-2, dim2=-1)
         self.own[group] = diagonal
@@ -260,31 +297,28 @@ class _PartBackward:
         torch.sum(flow, -1, out=self.received[group])
 
         matrix.mul_(scores)
-        if self.skip is not None:
-            matrix.diagonal(dim1=-2, dim2=-1).add_(self.skip[group])
-        return torch.bmm(dy.mT, matrix.view(-1, part.q, part.q))
+        if self.D is not None:
+            matrix.diagonal(dim1=-2, dim2=-1).add_(self.D)
+        dx = torch.bmm(matrix.view(-1, part.q, part.q).mT, dy)
+        return part.tokens_first(dx, self.dx[group])
 
     def _through_state(
-        self, group: Group, dy: Tensor, before: Tensor, after: Tensor | None
+        self, group: Group, before: Tensor, read: Tensor, after: Tensor | None
     ) -> tuple[Tensor | None, Tensor]:
         """What flows through the states before the chunks.
 
         Returns the gradients of the states after the chunks, and of the one before the first.
         """
-        part = self.part
-        decay, C = part.decay_from_start[group], part.C[group][:, :, None]
-        dy = dy * decay.reshape(-1, part.q, 1)
-        dread = torch.bmm(dy, before.flatten(0, 2)).view(*decay.shape, -1)  # (b, c, H, q, N)
-        torch.sum(dread, 2, out=self.dC[group])
-        self.received[group] += dread.mul_(C).sum(-1)
-
-        read = C.expand(dread.shape).reshape(-1, *dread.shape[3:])
-        dstates = torch.bmm(dy.mT, read).view(before.shape)
-        afters = []
+        part, dy = self.part, self.dy[group]
+        self.received[group] += (dy * read).sum(-1).mT
+        faded = part.joined(dy * part.decay_from_start[group])
+        torch.bmm(faded, part.joined(before).mT, out=self.dC[group].flatten(0, 1))
+        dstates = part.split(torch.bmm(part.joined(part.C[group]).mT, faded), before)
+        keep, afters = part.keep[group], []
         for number in reversed(range(before.shape[1])):
             afters.insert(0, after)
             if after is not None:
-                dstates[:, number].addcmul_(after, decay[:, number, :, -1:, None])
+                dstates[:, number].addcmul_(after, keep[:, number])
             after = dstates[:, number]
         if len(afters) == 1:
             return None if afters[0] is None else afters[0][:, None], after
@@ -292,19 +326,21 @@ class _PartBackward:
             afters[-1] = torch.zeros_like(after)
         return torch.stack(afters, 1), after
 
-    def _into_state(self, group: Group, x: Tensor, dx: Tensor, before: Tensor | None, after: Tensor) -> None:
-        """What flows through the states after the chunks, whose gradients are `after`."""
+    def _into_state(self, group: Group, before: Tensor | None, after: Tensor) -> Tensor:
+        """What flows through the states after the chunks, whose gradients are `after` `(b, c, N, H, P)`.
+
+        Returns the gradient of each token's contribution, `(b, c, q, H, P)`, before its weight.
+        """
         part = self.part
-        keep, B, flat = part.decay_to_end[group], part.B[group], after.flatten(0, 2)
-        write = (B.mT[:, :, None] * keep[..., None, :]).view(-1, B.shape[-1], part.q)
-        torch.baddbmm(dx, flat, write, out=dx)
-        dwrite = torch.bmm(x, flat).view(*keep.shape, -1)  # (b, c, H, q, N)
-        dwrite.mul_((keep * part.dt[group])[..., None])
-        torch.sum(dwrite, 2, out=self.dB[group])
-        torch.sum(dwrite.mul_(B[:, :, None]), -1, out=self.written[group])
+        states = part.joined(after)
+        weighted = part.x[group] * part.weights[group]
+        into = part.split(torch.bmm(part.joined(part.B[group]), states), weighted)
+        self.dB[group] = torch.bmm(part.joined(weighted), states.mT).view(self.dB[group].shape)
+        self.written[group] = weighted.mul_(into).sum(-1).mT
         if before is not None:
-            passed = (after * before).sum((-1, -2))[..., None]
-            self.passed[group] = passed * part.decay_from_start[group][..., -1:]
+            passed = (after * before).sum((2, 4), keepdim=True) * part.keep[group]  # (b, c, 1, H, 1)
+            self.passed[group] = passed[:, :, 0]
+        return into
 
     def finish(self, A: Tensor, grads: list[Tensor], dA: Tensor, dD: Tensor | None) -> None:
         """Write the gradients of dt, B and C, and add those of A and D."""
@@ -312,7 +348,7 @@ class _PartBackward:
         _, ddt, dB, dC = (part.chunked(grad) for grad in grads)
         lower = torch.ones(part.q, part.q, dtype=part.dtype, device=A.device).tril_()
         decays = (self.received - self.sent) @ lower + self.written @ (1 - lower) + self.passed
-        own = self.own * self.scores.diagonal(dim1=-2, dim2=-1)[:, :, None]
+        own = self.own * part.scores.diagonal(dim1=-2, dim2=-1)[:, :, None]
         steps = (self.sent + own + self.written) / part.dt
         ddt.copy_((steps + decays * A.to(part.dtype)[:, None]).mT)
         dA += (part.dt * decays).sum((0, 1, 3)).to(dA.dtype)
