@@ -15,6 +15,7 @@ from mvar.evaluation.evaluate import evaluate
 from mvar.evaluation.extractor import INCEPTION_FILE, Extractor, inception_extractor
 from mvar.evaluation.images import Images
 from mvar.evaluation.metrics import image_metrics
+from mvar.evaluation.rejection import class_outputs, label_score
 
 CONFIG = EvaluationConfig(kid_subset_size=40)
 
@@ -289,6 +290,24 @@ def test_inception_from_a_file(inception_file, monkeypatch):
     assert not extractor.knows_labels and extractor.heldout_accuracy is None
     colour = inception_extractor(str(inception_file), id="x", channels=3)
     assert torch.equal(colour(grey.repeat(1, 3, 1, 1))[0], features)
+
+
+def test_rejection_is_judged_by_inceptions_logits(inception_file):
+    class Training:
+        labels = np.arange(4) % 2
+        pixels = draw(4, 0)
+
+        def image(self, i, rng):
+            return self.pixels[i]
+
+    extractor = inception_extractor(str(inception_file), id="x", channels=1)
+    outputs = class_outputs(extractor, Training(), 2, per_class=2)
+    images = np.moveaxis(draw(3, 1), 1, -1)
+    scores = label_score(extractor, outputs, images, torch.tensor([0, 1, 1]))
+    _, logits = extractor(torch.from_numpy(draw(3, 1)))
+    assert all(0 <= number < 1008 for number in outputs)
+    expected = logits.log_softmax(-1)[torch.arange(3), torch.tensor(outputs)[[0, 1, 1]]]
+    np.testing.assert_allclose(scores, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["none", "missing", "not a file of weights", "other weights", "truncated"])
