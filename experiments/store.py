@@ -145,10 +145,19 @@ class RunDirectory(Directory):
             raise UserError(f"run: {self.path} has no config.json; allowed: a directory made by `mvar run`") from None
 
     def write_config(self, config: RunConfig) -> None:
-        """Store the config; a directory that holds another science under the same name is refused."""
+        """Store the config; a directory that holds another science under the same name is refused.
+
+        A run that has one keeps its settings of sampling and evaluation: another evaluation, by rejection say, is not
+        what `mvar sample` and `mvar evaluate` start from afterwards.
+        """
         path = self.path / "config.json"
-        if path.exists() and self.config().identity() != config.identity():
-            raise UserError(f"{path}: holds another config than run {config.run_id}; allowed: move that directory away")
+        if path.exists():
+            kept = self.config()
+            if kept.identity() != config.identity():
+                raise UserError(
+                    f"{path}: holds another config than run {config.run_id}; allowed: move that directory away"
+                )
+            config = config.model_copy(update={"sample": kept.sample, "evaluation": kept.evaluation})
         write_json(path, config.model_dump(mode="json"))
 
     def evaluations(self) -> dict[str, Any]:

@@ -51,6 +51,10 @@ def test_one_training_two_records(store):
     assert best["cost"]["num_params"] == plain["cost"]["num_params"]
 
 
+def test_the_run_keeps_the_settings_that_it_was_made_with(store):
+    assert store.run(PLAIN.run_id).config().sample == PLAIN.sample
+
+
 def test_every_kept_image_is_at_least_as_surely_of_its_class_as_the_plain_one(store):
     context = Context(BEST, store, lambda stage, done, total: None, lambda: False)
     score = scorer(context)
