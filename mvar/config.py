@@ -40,7 +40,7 @@ class DataConfig(Config):
     channels: Literal[1, 3] = 1
     num_classes: int = Field(10, ge=2)  # checked against the data
     heldout_fraction: float = Field(1 / 6, gt=0, lt=1)  # of each class, where there is no heldout_root
-    split_seed: int = 0
+    split_seed: int = Field(0, ge=0)
     resize_factor: float = Field(1.125, ge=1)  # shorter side before cropping, relative to image_size (VAR: 1.125)
     hflip: bool = False  # VAR trains without
 
@@ -104,7 +104,7 @@ class TokenizerConfig(Config):
     beta: float = Field(0.1, ge=0)  # commitment loss
     checkpoint: str | None = None  # a published tokenizer's file: it is loaded, not trained
     shift_px: int = Field(1, ge=0)  # random translation of training images
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     train: OptimConfig = OptimConfig(steps=600, batch_size=64, base_lr=1.6e-2, warmup_fraction=0.3, clip_norm=1.0)
 
     @model_validator(mode="after")
@@ -209,7 +209,7 @@ class SampleConfig(Config):
     top_p: float = Field(0.95, ge=0, le=1)  # 0: off
     more_smooth: bool = False  # Gumbel-softmax mixing of codes; for pictures, never for FID
     candidates: int = Field(1, ge=1)  # rejection sampling: of so many images a classifier's favourite is kept
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
     @property
     def acceptance_rate(self) -> float:
@@ -224,7 +224,7 @@ class EvaluationConfig(Config):
     extractor: Literal["classifier", "inception"] = "classifier"
     inception_weights: str | None = None  # torch-fidelity's Inception file, for extractor=inception
     classifier_steps: int = Field(250, ge=1)
-    classifier_seed: int = 0
+    classifier_seed: int = Field(0, ge=0)
     kid_subset_size: int = Field(500, ge=2)
     prc_neighborhood: int = Field(3, ge=1)
 
@@ -263,7 +263,7 @@ class RunConfig(Config):
     """A run: everything from images to metrics."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    seed: int = 0  # of the generator's initialisation and training
+    seed: int = Field(0, ge=0)  # of the generator's initialisation and training
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()
