@@ -13,6 +13,7 @@ from experiments.store import floors_key, read_document
 from mvar.config import RunConfig
 from mvar.errors import UserError
 from mvar.files import digest, read_json
+from mvar.warm_start import Start
 
 # Floor metric -> what it is; those with a standard deviation have it under the same key with `_sd`.
 FLOORS = {
@@ -120,6 +121,16 @@ def floors_table(rows: list[dict[str, Any]]) -> Table:
         for row in rows
     ]
     return Table("floors", "Floors", columns, shown)
+
+
+def start_lines(records: Records, problems: list[str]) -> list[str]:
+    """One line a run that started from a checkpoint: which of its layers were loaded, which are new."""
+    lines = []
+    for run_id, config in records.configs.items():
+        if config.train.init_from:
+            document = _read(records.store.run(run_id).path / "start.json", records, problems)
+            lines += [f"`{run_id}` starts {Start.from_json(document)}."] if document else []
+    return lines
 
 
 def machine_lines(records: Records, problems: list[str]) -> list[str]:

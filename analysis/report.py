@@ -153,7 +153,8 @@ class _Writer:
     def _background(self) -> None:
         self.section("What the numbers stand on")
         lines: list[str] = []
-        for make in (background.data_lines, background.tokenizer_lines, background.extractor_lines):
+        makers = (background.data_lines, background.tokenizer_lines, background.extractor_lines, background.start_lines)
+        for make in makers:
             lines += self.attempt("background", make, self.records, self.problems) or []
         machines = self.attempt("background", background.machine_lines, self.records, self.problems) or []
         self.add(Bullets([*lines, *(f"**Machine**: {line}." for line in machines)]))

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from experiments.store import Store, read_document
 from mvar.config import RunConfig
-from mvar.errors import UserError
+from mvar.warm_start import Start
 
 
 def print_evaluation(store: Store, config: RunConfig) -> None:
@@ -21,16 +21,5 @@ def print_evaluation(store: Store, config: RunConfig) -> None:
         table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
     Console().print(table)
     with suppress(FileNotFoundError):
-        print(start_line(read_document(run.path / "start.json")))
+        print(f"starts {Start.from_json(read_document(run.path / 'start.json'))}")
     print(f"evaluation {config.evaluation_id} of {run.path}")
-
-
-def start_line(document: dict) -> str:
-    """One line for a run's `start.json`."""
-    from mvar.warm_start import Start
-
-    names = Start.__dataclass_fields__
-    try:
-        return str(Start(**{name: document[name] for name in names}))
-    except KeyError as error:
-        raise UserError(f"start.json: lacks {error}; allowed: as written by the run") from None

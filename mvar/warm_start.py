@@ -3,7 +3,8 @@
 That is how a VAR becomes a hybrid (the paper's "From VAR to M-VAR", Figure 5), and how published weights become a run.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,15 @@ class Start:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Start":
+        """Read `to_json`'s values back, fields beside them aside."""
+        try:
+            found = {field.name: values[field.name] for field in fields(cls)}
+        except KeyError as error:
+            raise UserError(f"start.json: lacks {error}; allowed: as a run writes it") from None
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
 
     def __str__(self) -> str:
         layers = f"layers {_ranges(self.loaded_layers) or 'none'}"

@@ -123,6 +123,9 @@ def test_a_hybrid_starts_from_the_checkpoint(root):
     assert execute(hybrid, store) == DONE
     start = read_document(store.run(hybrid.run_id).path / "start.json")
     assert (start["loaded_layers"], start["new_layers"]) == ([1], [0])
+    assert main(["report", *place(root)]) == OK
+    report = (root / "results" / "report" / "report.md").read_text()
+    assert f"`{hybrid.run_id}` starts from mvar.pth: layers 1 loaded; layers 0 initialised anew" in report
     assert "blocks.0.attn.proj.weight" in load_weights(store.run(hybrid.run_id).weights)[0]
 
 
