@@ -216,7 +216,8 @@ def _reading(manifest: Manifest, found: pd.DataFrame, rows: list[dict[str, Any]]
     if manifest.sweep == "rejection":
         lines.append(
             "Acceptance rate: images kept over images drawn. The images are picked by the classifier whose features "
-            "and logits FID and IS compare: both flatter picked images. FLOPs and time an image count every candidate."
+            "and logits FID and IS compare, so neither is an independent judge of picked images: IS rewards them, FID "
+            "may fall or, where picking narrows the set, rise. FLOPs and time an image count every candidate."
         )
     if manifest.sweep == "parameters":
         lines.append(
