@@ -8,7 +8,7 @@ from functools import cache
 from experiments.cells import training_flops
 from experiments.store import DONE, RUN, Store, floors_key
 from mvar import cost
-from mvar.config import RunConfig
+from mvar.config import DataConfig, RunConfig, TokenizerConfig
 from mvar.training.distributed import resolve_device
 
 
@@ -34,23 +34,27 @@ def run_flops(config: RunConfig) -> float:
     return float(training_flops(config) + sampling * config.sample.candidates * config.evaluation.num_images)
 
 
-@cache
 def tokenizer_flops(config: RunConfig) -> float:
     """Training of the tokenizer: FLOPs of one image counted by torch on shapes alone, three passes a step."""
+    return _tokenizer_flops(config.tokenizer, config.data)
+
+
+@cache  # by what it depends on: the runs of a sweep share it
+def _tokenizer_flops(tokenizer_config: TokenizerConfig, data: DataConfig) -> float:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from mvar.tokenizer.model import Tokenizer
 
-    if config.tokenizer.checkpoint:
+    if tokenizer_config.checkpoint:
         return 0.0
     with torch.device("meta"):
-        tokenizer = Tokenizer(config.tokenizer, config.data.channels)
-        images = torch.empty(1, config.data.channels, config.data.image_size, config.data.image_size)
+        tokenizer = Tokenizer(tokenizer_config, data.channels)
+        images = torch.empty(1, data.channels, data.image_size, data.image_size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         latent = tokenizer.features(images)
         tokenizer.decode(latent)
-    settings = config.tokenizer.train
+    settings = tokenizer_config.train
     return 3.0 * counter.get_total_flops() * settings.steps * settings.batch_size
 
 

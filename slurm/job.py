@@ -23,7 +23,7 @@ from slurm import scheduler
 from slurm.guard import WARNINGS
 from slurm.submission import Submission, Work, is_cancelled, read
 
-REQUEUE_TRIES, REQUEUE_WAIT_S = 10, 15.0  # a controller that is being restarted comes back
+REQUEUE_TRIES, REQUEUE_WAIT_S = 10, 2.0  # waits 2, 4 ... 20 s: a controller that is being restarted comes back
 IDLE_LIMIT = 3  # time limits in a row without any progress, after which more time is what is needed
 LAST_WORD_S = 10.0
 LEFT_OVER = 128 + signal.SIGTERM  # exit code of a job that SLURM is ending anyway
@@ -121,6 +121,9 @@ class _Process:
             return FAILURE
 
     def _work(self, works: list[Work], store: Store) -> int:
+        works = [work for work in works if work.kind != RUN or not store.is_done(work.config)]
+        if not works:  # a job that was requeued after its end: not worth the import of torch
+            return OK
         from experiments.pipeline import execute
         from experiments.stages import BUILDERS, Context
 
@@ -171,12 +174,11 @@ class _Process:
                     return self._end(FAILED, idle, FAILURE)
                 scheduler.call("scontrol", "requeue", self._environment.job_id)
                 print("queued again", file=sys.stderr)
-                time.sleep(REQUEUE_WAIT_S)  # SLURM ends this process; its exit code means nothing then
-                return OK
+                return OK  # the exit code of a requeued job means nothing
             except scheduler.SchedulerError as error:
                 last = error
                 print(f"requeue, attempt {attempt + 1}: {error}", file=sys.stderr)
-                time.sleep(REQUEUE_WAIT_S / 5 * (attempt + 1))
+                time.sleep(REQUEUE_WAIT_S * (attempt + 1))
         return self._end(STOPPED, f"{reason}; could not be queued again: {last}", FAILURE)
 
     def _idle(self) -> str:

@@ -108,11 +108,16 @@ def with_settings(profile: Profile, settings: Iterable[str]) -> Profile:
         if field.startswith(("env.", "sbatch.")):  # new names are allowed there
             section, _, key = field.partition(".")
             values = profile.model_dump(mode="json")
-            values[section][key] = value
+            values[section][key] = _flag(value) if section == "sbatch" else value
             profile = from_dict(Profile, values)
             continue
         overrides[field] = json.dumps(value) if field in TEXTS else value  # an account may be called 1234
     return override(profile, overrides)
+
+
+def _flag(text: str) -> str | bool:
+    """Options of sbatch that take no value are given as true."""
+    return text == "true" if text in ("true", "false") else text
 
 
 def _builtin(name: str) -> Profile:

@@ -13,7 +13,7 @@ from slurm.scheduler import Entry, SchedulerError
 from slurm.submission import Job, Submission, log_paths, submissions
 
 TAIL_BYTES = 65536
-# What SLURM writes into a job's errors when it ends one, and what that means; the last line that fits counts.
+# What SLURM writes into a job's errors when it ends one, and what that means; the most telling first.
 CAUSES = (
     (re.compile(r"oom.?kill|exceeded memory limit|Out Of Memory|OUT_OF_MEMORY", re.I), "out of memory"),
     (re.compile(r"DUE TO TIME LIMIT", re.I), "time limit, before the warning signal could be heeded"),
@@ -156,6 +156,8 @@ class View:
 def _in_queue(status: dict[str, Any] | None, entry: Entry) -> Seen:
     if entry.state == "COMPLETING" and status and status["state"] in (DONE, FAILED):
         return Seen(status["state"], status, status.get("reason") or "", entry.job_id)
+    if entry.state == "COMPLETING" and status and status["state"] == STOPPED:
+        return Seen(STOPPED, status, "its job is ending: cancelled, or about to be queued again", entry.job_id)
     if entry.state in ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "PREEMPTED"):
         if status and status["state"] == DONE and not entry.reason.startswith("Dependency"):
             return Seen(DONE, status, "", entry.job_id)
@@ -164,15 +166,20 @@ def _in_queue(status: dict[str, Any] | None, entry: Entry) -> Seen:
 
 
 def cause_of_death(logs: Iterable[Path]) -> str:
-    """What SLURM or the processes wrote last about a job's end, with the line; `cause unknown` where they did not."""
+    """Why a job ended, with the line that says so, from what SLURM wrote since it last began.
+
+    Several lines may fit: an out-of-memory kill also says that a process was killed. The most telling one counts.
+    """
+    lines: list[str] = []
     for path in logs:
-        if path.suffix != ".err":
-            continue
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()
+        if path.suffix == ".err":
+            with path.open("rb") as file:
+                file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+                found = file.read().decode(errors="replace").splitlines()
+            begin = max((i + 1 for i, line in enumerate(found) if "DUE TO JOB REQUEUE" in line), default=0)
+            lines += found[begin:]
+    for pattern, meaning in CAUSES:
         for line in reversed(lines):
-            for pattern, meaning in CAUSES:
-                if pattern.search(line):
-                    return f"{meaning} ({' '.join(line.split())[:160]})"
+            if pattern.search(line):
+                return f"{meaning} ({' '.join(line.split())[:160]})"
     return "cause unknown, see `mvar logs`"

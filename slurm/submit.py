@@ -5,11 +5,14 @@ array (one for the stages, one for every MaxArraySize runs).
 """
 
 import shlex
+import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +21,7 @@ from experiments.store import Store
 from mvar.config import RunConfig
 from mvar.errors import UserError
 from slurm import scheduler, snapshot
+from slurm.guard import WARNINGS
 from slurm.job import Element
 from slurm.profiles import Profile
 from slurm.queue import active_elements
@@ -151,7 +155,7 @@ def make_executor(
     from submitit import SlurmExecutor
 
     try:
-        executor = SlurmExecutor(submission.logs, python=f"{shlex.quote(sys.executable)} -m slurm.guard")
+        executor = SlurmExecutor(submission.logs, python=f"{_blocking()}{shlex.quote(sys.executable)} -m slurm.guard")
     except RuntimeError:
         raise scheduler.SchedulerError("cluster: srun is not on PATH; allowed: a machine with SLURM") from None
     extra: dict[str, str | int | bool] = {"requeue": True, **profile.sbatch}
@@ -176,6 +180,17 @@ def make_executor(
         **{name: value for name, value in optional.items() if value is not None},
     )
     return executor
+
+
+@cache
+def _blocking() -> str:
+    """A prefix that blocks the warning signals before Python itself has started; empty where `env` is older."""
+    prefix = " ".join(["env", *(f"--block-signal={signal.Signals(n).name}" for n in sorted(WARNINGS))])
+    try:
+        supported = subprocess.run([*prefix.split(), "true"], capture_output=True).returncode == 0
+    except OSError:
+        supported = False
+    return f"{prefix} " if supported else ""
 
 
 def _setup(submission: Submission, profile: Profile) -> list[str]:

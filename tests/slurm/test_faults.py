@@ -1,19 +1,265 @@
 """What clusters do to jobs, done to real training runs in a real SLURM: each ends with the very bytes of a run that
-nothing happened to, or is marked failed with the reason."""
+nothing happened to, or is marked failed with the reason and can be submitted again.
 
-from conftest import ask, assert_same_end, send
+The cluster has no accounting: nothing here may need sacct.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from slurm_jobs import CONFIG, PATIENCE_S, ask, assert_same_end, send, until
+
+from experiments.store import DONE, FAILED, STOPPED
+from experiments.tables import QUEUED
+from mvar.cli import main
+from mvar.config import override
+from mvar.errors import OK, USER_ERROR
+from slurm.queue import View
+from slurm.submission import submissions
+
+pytestmark = pytest.mark.faults
 
 
-def test_a_job_makes_the_run_that_mvar_run_makes(slurm, store, reference):
-    sent = send(store)
+def seen(sent):
+    """What `mvar status` shows of a run."""
+    return View(sent.store)(sent.run)
+
+
+def retry(sent, *arguments: str) -> None:
+    """`mvar retry` it, and wait for its end."""
+    results = ["--results", str(sent.store.root)]
+    before = len(submissions(sent.store))
+    assert main(["retry", *(arguments or ["--failed"]), *results]) == OK
+    again = submissions(sent.store)
+    assert len(again) == before + 1
+    sent.submission = again[-1]
+    sent.until_gone()
+
+
+def test_undisturbed_without_sacct_and_beside_stale_results(slurm, store, reference, tmp_path, monkeypatch):
+    """A result file of an older cluster's job with the same id, and one cut off while it was written, are there."""
+    (tmp_path / "bin").mkdir()
+    sacct = tmp_path / "bin" / "sacct"
+    sacct.write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\nexit 1\n")
+    sacct.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    sent = send(store, sbatch={"hold": True})
+    for name in ("result.pkl", "result.pkl.save_tmp"):
+        (sent.submission.logs / f"{sent.job_id}_0_{name}").write_bytes(b"stale")
+    assert seen(sent).state == QUEUED
+    ask("scontrol", "release", sent.job_id)
     sent.until_gone()
     assert_same_end(sent, reference)
+    assert seen(sent).state == DONE
+    assert not (tmp_path / "asked").exists()
 
 
-def test_the_time_limit_signal_saves_and_requeues(slurm, store, reference):
+def test_time_limit_signal(slurm, store, reference):
     sent = send(store)
     sent.until_training()
     ask("scancel", "--signal=USR2", sent.job_id)
+    sent.until_restarted()
+    assert sent.run.state() == STOPPED
+    until("queued", lambda: seen(sent).state == QUEUED)
     sent.until_gone()
     assert "stopped at train" in sent.log()
     assert_same_end(sent, reference)
+
+
+def is_pending(process: int, number: int) -> bool:
+    """Whether a signal was sent to a process that has not taken it yet."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    masks = (int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd", "ShdPnd")))
+    return any(mask >> (number - 1) & 1 for mask in masks)
+
+
+@pytest.mark.slow
+def test_time_limit_itself(slurm, store, reference):
+    """SLURM looks at limits every 30 s, so that of one minute warns within 30 s. The process is frozen until then, so
+    that the test does not need long training."""
+    sent = send(store, timeout_min=1)
+    sent.until_training()
+    (process,) = slurm.processes(sent.job_id)
+    os.kill(process, signal.SIGSTOP)
+    until("warning", lambda: is_pending(process, signal.SIGUSR2))
+    os.kill(process, signal.SIGCONT)
+    sent.until_restarted()
+    sent.until_gone(2 * PATIENCE_S)
+    assert "queued again" in sent.log()
+    assert_same_end(sent, reference)
+
+
+def test_signal_before_python_is_ready(slurm, store, reference):
+    """A warning in the first moments neither kills the job nor is lost."""
+    sent = send(store)
+    until("process", lambda: slurm.processes(sent.job_id))
+    (process,) = slurm.processes(sent.job_id)
+    os.kill(process, signal.SIGUSR2)
+    sent.until_restarted()
+    assert not sent.run.metrics.exists() or sent.run.state() == STOPPED
+    sent.until_gone()
+    assert_same_end(sent, reference)
+
+
+@pytest.mark.parametrize("partition", ["scavenge", "grace"])
+def test_preemption(slurm, store, reference, partition):
+    """Without grace SLURM ends and requeues the job itself; with grace it warns, and the job leaves early."""
+    sent = send(store, partition=partition)
+    sent.until_training()
+    ask("sbatch", "--partition=main", "--nodes=2", "--exclusive", "--mem=0", "--output=/dev/null", "--wrap=sleep 1")
+    sent.until_restarted()
+    sent.until_gone()
+    assert "stopped at train" in sent.log()
+    assert_same_end(sent, reference)
+
+
+def test_requeue_by_hand(slurm, store, reference):
+    sent = send(store)
+    sent.until_training()
+    ask("scontrol", "requeue", sent.job_id)
+    sent.until_restarted()
+    sent.until_gone()
+    assert "stopped at train" in sent.log() and "queued again" not in sent.log()
+    assert_same_end(sent, reference)
+
+
+def test_scancel_is_no_failure_and_retry_goes_on(slurm, store, reference):
+    sent = send(store)
+    sent.until_training()
+    ask("scancel", sent.job_id)
+    sent.until_gone()
+    assert seen(sent).state == STOPPED and "cancelled" in seen(sent).reason.lower()
+    assert list(sent.run.path.glob("checkpoints/step*"))
+    retry(sent, sent.run.name)
+    assert_same_end(sent, reference)
+
+
+def test_out_of_memory(slurm, store, reference):
+    """SLURM kills what takes more than it asked for; the reason is in `mvar status`, more memory mends it."""
+    sent = send(store, mem_gb=0.2)
+    sent.until_gone()
+    assert seen(sent).state == FAILED and "out of memory" in seen(sent).reason
+    retry(sent, "--failed", "--cluster-set", "mem_gb=4")
+    assert_same_end(sent, reference)
+
+
+def test_kill_9(slurm, store, reference):
+    sent = send(store)
+    sent.until_training(checkpoints=1)
+    (process,) = slurm.processes(sent.job_id)
+    os.kill(process, signal.SIGKILL)
+    sent.until_gone()
+    assert seen(sent).state == FAILED and "killed" in seen(sent).reason
+    retry(sent)
+    assert_same_end(sent, reference)
+
+
+def test_suspended_is_not_ended(slurm, store, reference):
+    sent = send(store)
+    sent.until_training()
+    ask("scontrol", "suspend", sent.job_id)
+    assert seen(sent).state == QUEUED and seen(sent).reason == "SUSPENDED"
+    ask("scontrol", "resume", sent.job_id)
+    sent.until_gone()
+    assert_same_end(sent, reference)
+
+
+def test_controller_dies_and_comes_back(slurm, store, reference, capsys):
+    """Meanwhile: the job is warned and goes on asking to be requeued; status says what it can; submit says why not."""
+    sent = send(store)
+    sent.until_training()
+    slurm.kill("slurmctld")
+    os.kill(slurm.processes(sent.job_id)[0], signal.SIGUSR2)
+    results = ["--results", str(store.root)]
+    assert main(["status", *results]) == OK
+    assert "squeue" in capsys.readouterr().err
+    assert main(["retry", "--failed", *results]) == USER_ERROR
+    until("attempt to requeue", lambda: "requeue, attempt 1" in sent.log() or "attempt 1" in sent.log())
+    slurm.start("slurmctld")
+    until("controller", slurm.is_up)
+    sent.until_restarted()
+    sent.until_gone()
+    assert_same_end(sent, reference)
+
+
+def test_slurmd_dies_and_comes_back(slurm, store, reference):
+    sent = send(store, sbatch={"nodelist": "127.0.1.1"})
+    sent.until_training()
+    slurm.kill("slurmd.127.0.1.1")
+    slurm.start("slurmd.127.0.1.1")
+    sent.until_gone()
+    assert_same_end(sent, reference)
+
+
+def kill_node(slurm, sent) -> None:
+    """What a power cut does to a node: its daemon, the job's steps and tasks are gone at once."""
+    slurm.kill("slurmd.127.0.1.1")
+    for process in [*slurm.processes(sent.job_id, "slurmstepd"), *slurm.processes(sent.job_id)]:
+        os.kill(process, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_node_dies(slurm, store, reference):
+    """SLURM notices and requeues, which shows NODE_FAIL for a moment: never is the run called failed or done."""
+    sent = send(store, sbatch={"nodelist": "127.0.1.1"})
+    sent.until_training(checkpoints=1)
+    kill_node(slurm, sent)
+    states = set()
+
+    def requeued() -> bool:
+        states.add(seen(sent).state)
+        return "Restarts=0" not in ask("scontrol", "show", "job", sent.job_id)
+
+    until("node seen dead", requeued)
+    slurm.start("slurmd.127.0.1.1")
+    sent.until_gone(2 * PATIENCE_S)
+    assert not states & {FAILED, DONE}
+    assert_same_end(sent, reference)
+
+
+@pytest.mark.slow
+def test_node_is_lost_while_its_job_lives(slurm, store, reference):
+    """SLURM requeues the job, but the old process goes on: the restarted one finds the run held, or done, or dies of
+    the clash; the work of the old one counts."""
+    sent = send(store, sbatch={"nodelist": "127.0.1.1"})
+    sent.until_training()
+    (process,) = slurm.processes(sent.job_id)
+    os.kill(process, signal.SIGSTOP)  # else it would be done before SLURM notices
+    slurm.kill("slurmd.127.0.1.1")
+    until("node seen dead", lambda: "Restarts=0" not in ask("scontrol", "show", "job", sent.job_id))
+    os.kill(process, signal.SIGCONT)
+    slurm.start("slurmd.127.0.1.1")
+    sent.until_gone(2 * PATIENCE_S)
+    until("run", lambda: sent.run.state() == DONE)
+    assert_same_end(sent, reference)
+    assert seen(sent).state == DONE
+
+
+def test_failed_stages_take_their_runs_along(slurm, tmp_path):
+    """`kill-on-invalid-dep`: the run leaves the queue instead of waiting for ever, and status names the stage."""
+    from experiments.store import Store
+
+    broken = override(CONFIG, {"tokenizer.checkpoint": str(tmp_path / "nowhere.pth")})
+    sent = send(Store(tmp_path / "results"), broken)
+    sent.until_gone()
+    assert seen(sent).state == FAILED
+    assert f"tokenizer-{broken.tokenizer_id} failed" in seen(sent).reason and "nowhere.pth" in seen(sent).reason
+
+
+def test_everything_ends_with_the_test_session(tmp_path):
+    """The cluster's owner is killed: nothing of the cluster is left behind."""
+    script = Path(__file__).with_name("slurm_cluster.py")
+    code = (
+        "import subprocess, sys, os, signal;"
+        f"p = subprocess.Popen([sys.executable, {str(script)!r}, '/tmp/slurm-orphan'], stdin=subprocess.PIPE,"
+        "stdout=subprocess.PIPE, text=True); p.stdout.readline(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run(["python3", "-c", code], timeout=60).returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 15
+    while Path("/tmp/slurm-orphan").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path("/tmp/slurm-orphan").exists()

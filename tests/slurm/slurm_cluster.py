@@ -1,4 +1,4 @@
-"""A real SLURM of its own on one machine: `python cluster.py DIRECTORY`, as root.
+"""A real SLURM of its own on one machine: `python slurm_cluster.py DIRECTORY`, as root.
 
 slurmctld, a slurmd for each virtual node and munged, all on loopback, everything below DIRECTORY. Prints `ready` once
 a step has run on every node. Reads commands from stdin (`start DAEMON`, after a test has killed it); at its end, which
