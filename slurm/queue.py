@@ -13,14 +13,15 @@ from slurm.scheduler import Entry, SchedulerError
 from slurm.submission import Job, Submission, log_paths, submissions
 
 TAIL_BYTES = 65536
+KILLED = ("out of memory", "a process of it was killed")
 # What SLURM writes into a job's errors when it ends one, and what that means; the most telling first.
 CAUSES = (
-    (re.compile(r"oom.?kill|exceeded memory limit|Out Of Memory|OUT_OF_MEMORY", re.I), "out of memory"),
+    (re.compile(r"oom.?kill|exceeded memory limit|Out Of Memory|OUT_OF_MEMORY", re.I), KILLED[0]),
     (re.compile(r"DUE TO TIME LIMIT", re.I), "time limit, before the warning signal could be heeded"),
     (re.compile(r"DUE TO NODE FAILURE", re.I), "its node failed"),
     (re.compile(r"DUE TO PREEMPTION", re.I), "preempted"),
     (re.compile(r"CANCELLED AT", re.I), "cancelled"),
-    (re.compile(r"task.*: Killed|signal 9|Segmentation|Bus error|Aborted", re.I), "a process of it was killed"),
+    (re.compile(r"task.*: Killed|signal 9|Segmentation|Bus error|Aborted", re.I), KILLED[1]),
     (re.compile(r"ModuleNotFoundError|ImportError", re.I), "Python could not start"),
 )
 
@@ -127,7 +128,10 @@ class View:
         if state == STOPPED and job and owner and not self.queue.problem:
             reason = f"{status.get('reason')}; job {job} left the queue: {self._cause(owner, job)}"
             return Seen(STOPPED, status, reason, job)
-        return Seen(state, status, status.get("reason") or "", job or "")
+        reason = status.get("reason") or ""
+        if state == FAILED and job and (cause := self._cause(owner, job)).startswith(KILLED):
+            reason += f"; {cause}"  # the first process saw only that another one was gone
+        return Seen(state, status, reason, job or "")
 
     def _never_begun(self, owner: Owner) -> Seen:
         job = owner.job_id if owner.job.job_id else ""

@@ -1,6 +1,6 @@
 """A real SLURM of its own on one machine: `python slurm_cluster.py DIRECTORY`, as root.
 
-slurmctld, a slurmd for each virtual node and munged, all on loopback, everything below DIRECTORY. Prints `ready` once
+slurmctld, a slurmd for each virtual node and munged, on the host's own address, everything below DIRECTORY. Prints `ready` once
 a step has run on every node. Reads commands from stdin (`start DAEMON`, after a test has killed it); at its end, which
 also comes when the parent is killed, everything is torn down and DIRECTORY removed.
 
@@ -16,6 +16,7 @@ import secrets
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -28,7 +29,7 @@ DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 CONFIG = """
 ClusterName=test
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({address})
 SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
@@ -125,23 +126,27 @@ class Cluster:
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o400)
         host = socket.gethostname().split(".")[0]
+        address = socket.gethostbyname(socket.gethostname())  # where slurmd listens; 127.0.0.1 or a container's own
         port, *ports = free_ports(1 + len(NODES))
         text = CONFIG.format(
-            host=host, port=port, root=self.root, node_timeout=NODE_TIMEOUT_S, kill_wait=KILL_WAIT_S,
+            host=host, address=address, port=port, root=self.root, node_timeout=NODE_TIMEOUT_S, kill_wait=KILL_WAIT_S,
             first_job=1000 + int(time.time() * 2) % 60_000_000,
         )  # fmt: skip
         shape = f"CPUs={CPUS} Boards=1 SocketsPerBoard=1 CoresPerSocket={CPUS} ThreadsPerCore=1"
         for node, node_port in zip(NODES, ports, strict=True):
-            text += f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={node_port} {shape} "
+            text += f"NodeName={node} NodeHostname={host} NodeAddr={address} Port={node_port} {shape} "
             text += f"RealMemory={MEMORY_MB} Gres=gpu:{GPUS}\n"
         everywhere = f"Nodes={','.join(NODES)} MaxTime=INFINITE DefaultTime=60"
         text += f"PartitionName=main {everywhere} Default=YES PriorityTier=10 PreemptMode=OFF\n"
         for name, grace in (("scavenge", 0), ("grace", 30)):
             text += f"PartitionName={name} {everywhere} PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace}\n"
         self.config.write_text(text)
-        for i in range(GPUS):
-            os.mknod(self.root / f"dev/gpu{i}", 0o600 | 0o020000, os.makedev(1, 3))  # clones of /dev/null
         devices = f"Name=gpu File={self.root}/dev/gpu[0-{GPUS - 1}]"
+        try:
+            for i in range(GPUS):
+                os.mknod(self.root / f"dev/gpu{i}", 0o600 | stat.S_IFCHR, os.makedev(1, 3))  # clones of /dev/null
+        except PermissionError:  # a container that may not: any numbered devices do
+            devices = f"Name=gpu File=/dev/tty[0-{GPUS - 1}]"
         (self.root / "gres.conf").write_text("".join(f"NodeName={node} {devices}\n" for node in NODES))
         (self.root / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
 

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from slurm_jobs import CONFIG, TINY, rows, send
+from slurm_jobs import CONFIG, rows, send
 from torch.testing import assert_close
 
 from experiments.store import DONE, FAILED, Store
 from slurm.queue import View
 
 ROOT = Path(__file__).parents[2]
-SHORT = {**TINY, "train.steps": 20}
 
 
 def assert_same_up_to_rounding(run, reference: Path) -> None:
@@ -30,12 +29,12 @@ def assert_same_up_to_rounding(run, reference: Path) -> None:
 
 
 @pytest.mark.faults
-def test_two_nodes_with_two_processes_each_agree_where_to_stop(slurm, store, reference):
+def test_processes_on_two_nodes_agree_where_to_stop(slurm, store, reference):
     """Signalled in the middle, all save at one step and go on; the end is that of one process, up to rounding."""
-    sent = send(store, nodes=2, tasks_per_node=2)
+    sent = send(store, nodes=2)
     sent.until_training(checkpoints=1)
     # one process only: the others must follow it
-    os.kill(slurm.processes(sent.job_id)[2], signal.SIGUSR2)
+    os.kill(slurm.processes(sent.job_id)[1], signal.SIGUSR2)
     sent.until_restarted()
     sent.until_gone()
     assert_same_up_to_rounding(sent.run, reference)
@@ -54,13 +53,9 @@ def test_one_killed_process_ends_the_job(slurm, store, reference):
     assert_same_up_to_rounding(again.run, reference)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_torchrun(store, reference):
-    """`torchrun ... -m mvar.cli submit ... --cluster inprocess`: the processes make each run together."""
-    settings = [f"{name}={value}" for name, value in TINY.items()]
-    results = ["--results", str(store.root)]
-    command = ["submit", "layers", "--preset", "smoke", "--cluster", "inprocess", "--set", *settings, *results]
-    del command
+    """What `torchrun -m mvar.cli submit ... --cluster inprocess` does, for one run: two processes train it together."""
     code = (
         "import sys; from experiments.store import Store; from slurm.inprocess import run_all;"
         "from mvar.config import RunConfig, from_dict; import json;"

@@ -1,0 +1,133 @@
+"""What needs no SLURM: when a job gives up, the code's snapshot, causes of death, the executors of one machine."""
+
+import json
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from slurm_jobs import CONFIG
+
+from experiments import environment
+from experiments.store import DONE, FAILED, RUNNING, Store
+from mvar.cli import main
+from mvar.config import override
+from mvar.errors import FAILURE, OK, UserError
+from slurm import inprocess, job, scheduler, snapshot
+from slurm.profiles import Profile
+from slurm.queue import cause_of_death
+from slurm.submission import Submission
+
+
+def process(tmp_path, ran_s: float) -> job._Process:
+    """A job's process that has run for a while and stands at a step."""
+    found = object.__new__(job._Process)
+    found._submission = Submission(tmp_path, Profile(timeout_min=10), tmp_path, "")
+    found._environment = SimpleNamespace(job_id="7_1")
+    found._began = time.monotonic() - ran_s
+    found._progress = ("train", 3)
+    return found
+
+
+def test_time_limits_without_progress_end_a_run(tmp_path):
+    assert process(tmp_path, 600)._idle() == "" == process(tmp_path, 600)._idle()
+    assert "3 time limits in a row ended at train 3" in process(tmp_path, 600)._idle()
+    moved = process(tmp_path, 600)
+    moved._progress = ("train", 4)
+    assert moved._idle() == ""
+    assert [process(tmp_path, 5)._idle() for _ in range(5)] == [""] * 5  # preempted at once, again and again
+
+
+def test_a_run_of_another_living_job_is_refused(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    run = store.run(CONFIG.run_id)
+    run.write_status(RUNNING, "train", job="8")
+    work = SimpleNamespace(kind="run", config=CONFIG, name=run.name)
+    monkeypatch.setattr(scheduler, "job_state", {"8": "RUNNING"}.get)
+    with pytest.raises(UserError, match="being made by job 8"):
+        process(tmp_path, 0)._refuse_second(store, work)
+    monkeypatch.setattr(scheduler, "job_state", {"8": None}.get)
+    process(tmp_path, 0)._refuse_second(store, work)
+
+
+def test_equal_code_shares_one_snapshot_and_knows_its_commit(tmp_path, monkeypatch):
+    folder = snapshot.take(tmp_path / "code")
+    assert snapshot.take(tmp_path / "code") == folder
+    assert (folder / "slurm/job.py").read_bytes() == Path(job.__file__).read_bytes()
+    found = json.loads((folder / "snapshot.json").read_text())
+    monkeypatch.setattr(environment, "__file__", str(folder / "experiments/environment.py"))
+    environment.git_state.cache_clear()
+    assert environment.git_state() == found | {"snapshot": folder.name}
+    environment.git_state.cache_clear()
+
+
+def test_a_snapshot_has_what_git_tracks_new_files_and_the_difference(tmp_path, monkeypatch):
+    root = tmp_path / "checkout"
+    (root / "slurm").mkdir(parents=True)
+    (root / "slurm/old.py").write_text("old = 1\n")
+    (root / ".gitignore").write_text("*.log\n")
+    git = ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *words], check=True)
+    (root / "slurm/old.py").write_text("old = 2\n")
+    (root / "slurm/new.py").write_text("new = 1\n")
+    (root / "slurm/junk.log").write_text("")
+    monkeypatch.setattr(snapshot, "ROOT", root)
+    folder = snapshot.take(tmp_path / "code")
+    assert {p.name for p in (folder / "slurm").iterdir()} == {"old.py", "new.py"}
+    assert "+old = 2" in (folder / "diff.patch").read_text()
+    assert json.loads((folder / "snapshot.json").read_text())["dirty"] is True
+    (root / "slurm/new.py").write_text("new = 2\n")
+    assert snapshot.take(tmp_path / "code") != folder
+    shutil.rmtree(root / ".git")  # an installed package: no repository
+    assert json.loads((snapshot.take(tmp_path / "code") / "snapshot.json").read_text())["commit"] is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["srun: error: n1: task 0: Killed", "slurmstepd: error: Detected 1 oom-kill event(s)"], "out of memory"),
+        (["slurmstepd: error: *** JOB 5 ON n1 CANCELLED AT 2026 DUE TO TIME LIMIT ***"], "time limit"),
+        (["x CANCELLED AT 2026 DUE TO JOB REQUEUE ***", "slurmstepd: *** STEP 5.0 CANCELLED AT 2026 ***"], "cancelled"),
+        (["task 0: Killed", "x CANCELLED AT 2026 DUE TO JOB REQUEUE ***"], "cause unknown"),  # an earlier start's
+    ],
+)
+def test_causes_are_read_from_what_slurm_wrote(tmp_path, lines, said):
+    (tmp_path / "1_0_log.err").write_text("\n".join(lines))
+    assert cause_of_death([tmp_path / "1_0_log.err"]).startswith(said)
+
+
+def test_in_process_the_next_run_goes_on_after_a_failure(store, reference):
+    broken = override(CONFIG, {"train.init_from": "/nowhere.pth"})
+    summary = inprocess.run_all([broken, CONFIG], store)
+    assert summary.outcomes[broken.run_id].state == FAILED and summary.outcomes[CONFIG.run_id].state == DONE
+    assert summary.num_done == 1 and "nowhere.pth" in summary.complaints()[0]
+    weights = [Store(root).run(CONFIG.run_id).weights.read_bytes() for root in (store.root, reference)]
+    assert weights[0] == weights[1]
+
+
+def test_local_and_inprocess_are_the_same_command(monkeypatch, tmp_path):
+    """Which executor gets the runs; that they make them is tested above and in tests/experiments/test_runner.py."""
+    from experiments import runner
+
+    asked = {}
+    for module, name in ((runner, "local"), (inprocess, "inprocess")):
+        monkeypatch.setattr(
+            module, "run_all", lambda configs, store, *more, name=name: asked.setdefault(name, runner.Summary())
+        )
+    command = ["submit", "layers", "--preset", "smoke", "--results", str(tmp_path), "--cluster"]
+    assert main([*command, "local", "--cluster-set", "workers=2"]) == OK
+    assert main([*command, "inprocess"]) == OK
+    assert list(asked) == ["local", "inprocess"]
+
+
+def test_without_slurm_there_is_a_way_on(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    results = ["--results", str(tmp_path)]
+    assert main(["submit", "layers", "--preset", "smoke", "--cluster", "slurm", *results]) == 2
+    assert "--cluster local" in capsys.readouterr().err
+    assert main(["doctor", *results]) == OK
+    assert main(["doctor", "--cluster", "slurm", *results]) == FAILURE
+    assert main(["status", *results]) == OK
