@@ -56,23 +56,29 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
     up to no more than `1 - top_p`; the largest value always stays. Values equal to the smallest kept one stay too (in
     the official code an unstable sort decides which of them).
     """
-    top_k = top_k if 0 < top_k < logits.shape[-1] else 0
-    if not top_k and not 0 < top_p < 1:
+    num_codes = logits.shape[-1]
+    top_k = top_k if 0 < top_k < num_codes else num_codes
+    if top_k == num_codes and not 0 < top_p < 1:
         return logits
-    ascending = _ascending(logits)
-    threshold = ascending[..., -top_k, None] if top_k else ascending[..., :1]
+    ascending = _largest(logits, top_k)
+    threshold = ascending[..., :1]
     if 0 < top_p < 1:
-        kept = ascending.masked_fill_(ascending < threshold, -torch.inf)
-        num_dropped = (kept.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p).sum(dim=-1, keepdim=True)
-        threshold = kept.gather(-1, num_dropped.clamp_max(kept.shape[-1] - 1))
+        weights = (ascending - ascending[..., -1:]).exp_()
+        ties = (logits == threshold).sum(-1, keepdim=True) - (ascending == threshold).sum(-1, keepdim=True)
+        sums = weights.cumsum(dim=-1) + ties * weights[..., :1]
+        num_dropped = (sums <= (1 - top_p) * sums[..., -1:]).sum(dim=-1, keepdim=True)
+        threshold = ascending.gather(-1, num_dropped.clamp_max(top_k - 1))
     return torch.where(logits < threshold, -torch.inf, logits)
 
 
-def _ascending(logits: Tensor) -> Tensor:
-    """Sorted values; numpy's sort takes a fifth of the time of torch's on a CPU."""
+def _largest(logits: Tensor, count: int) -> Tensor:
+    """The `count` largest values, ascending; on a CPU numpy takes a fourth of the time of torch for it."""
     if logits.is_cuda or logits.dtype not in (torch.float32, torch.float64):
-        return logits.sort(dim=-1).values
-    return torch.from_numpy(np.sort(logits.detach().numpy(), axis=-1))
+        return logits.topk(count, dim=-1).values.flip(-1)
+    values = logits.detach().numpy()
+    if count < values.shape[-1]:
+        values = np.partition(values, -count, axis=-1)[..., -count:]
+    return torch.from_numpy(np.sort(values, axis=-1))
 
 
 def smooth_probabilities(logits: Tensor, gumbel: Tensor, ratio: float) -> Tensor:
