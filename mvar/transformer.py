@@ -37,6 +37,27 @@ class FeedForward(nn.Module):
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
+class DropPath(nn.Module):
+    """Stochastic depth (torchvision's, mode "row"): in training each image's branch is dropped with probability `rate`.
+
+    The numbers are drawn for the whole batch of a step. `batch_part`, the first row and the size of that batch, is set
+    by the training loop: so neither the number of processes nor that of micro-batches changes which branches drop.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.batch_part: tuple[int, int] | None = None  # None: what comes is the whole batch
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, L, D)` to `(B, L, D)`."""
+        if not self.training:
+            return x
+        first, total = self.batch_part or (0, len(x))
+        kept = torch.empty(total, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(1 - self.rate)
+        return x * kept.div_(1 - self.rate)[first : first + len(x)]
+
+
 class Block(nn.Module):
     """One layer: its mixers in order and the feed-forward, each a residual branch with gate, scale and shift.
 
@@ -54,7 +75,7 @@ class Block(nn.Module):
             self.add_module(attribute, cls(config, runtime))
             self.mixer_names.append(attribute)
         self.ffn = FeedForward(config.width, round(config.width * config.mlp_ratio))
-        self.drop_path = _stochastic_depth(drop_path) if drop_path else None
+        self.drop_path = DropPath(drop_path) if drop_path else None
         self.num_branches = len(self.mixer_names) + 1
         chunks = 3 * self.num_branches
         if config.shared_adaln:
@@ -237,12 +258,6 @@ class ScaleTransformer(nn.Module):
             self.head_nm.ada_lin[1].weight.mul_(config.init_adaln)
         for block in self.blocks:
             block.init_weights(std)
-
-
-def _stochastic_depth(rate: float) -> nn.Module:
-    from torchvision.ops import StochasticDepth  # here: it takes a second to import and most runs do without
-
-    return StochasticDepth(rate, "row")
 
 
 def _init_linear(linear: nn.Linear, std: float) -> None:

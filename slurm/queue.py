@@ -20,8 +20,9 @@ CAUSES = (
     (re.compile(r"DUE TO TIME LIMIT", re.I), "time limit, before the warning signal could be heeded"),
     (re.compile(r"DUE TO NODE FAILURE", re.I), "its node failed"),
     (re.compile(r"DUE TO PREEMPTION", re.I), "preempted"),
-    (re.compile(r"CANCELLED AT", re.I), "cancelled"),
+    (re.compile(r"JOB .*CANCELLED AT", re.I), "cancelled"),  # of a step alone: srun ends what is left of it
     (re.compile(r"task.*: Killed|signal 9|Segmentation|Bus error|Aborted", re.I), KILLED[1]),
+    (re.compile(r"CANCELLED AT", re.I), "cancelled"),
     (re.compile(r"ModuleNotFoundError|ImportError", re.I), "Python could not start"),
 )
 

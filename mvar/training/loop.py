@@ -113,6 +113,7 @@ class _Training:
                 f"accumulate {optim.accumulate}; allowed: multiples of {parts}"
             )
         self.module = objective.module.to(self.device)
+        self.drawing = [m for m in self.module.modules() if hasattr(m, "batch_part")]  # see transformer.DropPath
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.optimizer = build_adamw(self.module, optim)
         self.schedule = Schedule(optim)
@@ -252,8 +253,11 @@ class _Training:
         return _Outcome(loss, norm, metrics, lr, decay)
 
     def _seed_torch(self, step: int, first_row: int) -> None:
-        """Seed what the forward pass draws (drop path): differs from step to step and between parts of a batch."""
-        key = np.random.SeedSequence((self.seed, step, FORWARD_STREAM, first_row))
+        """Seed what the forward pass draws: differs from step to step. Modules that draw for the whole batch and take
+        their part get one seed; for others the parts of a batch must differ."""
+        for module in self.drawing:
+            module.batch_part = (first_row, self.optim.batch_size)
+        key = np.random.SeedSequence((self.seed, step, FORWARD_STREAM, 0 if self.drawing else first_row))
         value = int(key.generate_state(1, np.uint64)[0])
         torch.default_generator.manual_seed(value)  # torch.manual_seed visits every back end and takes milliseconds
         if self.device.type == "cuda":

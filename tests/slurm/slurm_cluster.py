@@ -1,8 +1,8 @@
 """A real SLURM of its own on one machine: `python slurm_cluster.py DIRECTORY`, as root.
 
-slurmctld, a slurmd for each virtual node and munged, on the host's own address, everything below DIRECTORY. Prints `ready` once
-a step has run on every node. Reads commands from stdin (`start DAEMON`, after a test has killed it); at its end, which
-also comes when the parent is killed, everything is torn down and DIRECTORY removed.
+slurmctld, a slurmd for each virtual node and munged, on the host's own address, everything below DIRECTORY. Prints
+`ready` once a step has run on every node. Reads commands from stdin (`start DAEMON`, after a test has killed it); at
+its end, which also comes when the parent is killed, everything is torn down and DIRECTORY removed.
 
 What is unusual in the configuration was found by trying: nodes are named by loopback addresses, which resolve without
 DNS; GPUs are clones of /dev/null, because SLURM 22.05 drops a GPU without a device file; `cred_expire=5`, because a
