@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from mvar.checkpoint_files import expand, read_checkpoint
+from mvar.checkpoint_files import read_checkpoint
 from mvar.config import RunConfig, from_dict
 from mvar.errors import UserError, in_field
+from mvar.files import portable
 from mvar.published import GeneratorFacts, check_pair, infer_generator, infer_tokenizer
 
 
@@ -35,7 +36,7 @@ def imported_config(
     if tokenizer:
         with in_field("tokenizer"):
             found, channels = infer_tokenizer(read_checkpoint(tokenizer, "tokenizer"), space.patch_sides)
-        sizes = found.model_copy(update={"checkpoint": _portable(tokenizer)})
+        sizes = found.model_copy(update={"checkpoint": portable(tokenizer)})
     image_size = space.patch_sides[-1] * sizes.downsample
     wanted = {"num_classes": space.num_classes, "channels": channels, "image_size": image_size}
     wrong = [f"data.{name}: {getattr(data, name)}" for name, value in wanted.items() if getattr(data, name) != value]
@@ -45,12 +46,7 @@ def imported_config(
     values = base.model_dump(mode="json") | {"model": facts.config.model_dump(mode="json")}
     values["tokenizer"] = sizes.model_dump(mode="json") | {"patch_sides": space.patch_sides}
     values["data"] |= wanted
-    values["train"] |= {"steps": 0, "init_from": _portable(checkpoint)}
+    values["train"] |= {"steps": 0, "init_from": portable(checkpoint)}
     config = from_dict(RunConfig, values)
     check_pair(config.tokenizer, space)
     return config, facts
-
-
-def _portable(path: str) -> str:
-    """Absolute, so that any process finds it; paths with variables stay as they are and name no machine."""
-    return path if "$" in path or path.startswith("~") else str(expand(path).absolute())

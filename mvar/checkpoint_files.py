@@ -5,7 +5,6 @@ A published file is a plain state dict, .pth or .safetensors, or a training chec
 (`module.`).
 """
 
-import os
 import pickle
 import re
 import warnings
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mvar.errors import UserError
+from mvar.files import expand
 from mvar.weights import load_weights
 
 Kind = Literal["generator", "tokenizer"]
@@ -41,11 +41,6 @@ class Checkpoint:
     kind: Kind
     state: dict[str, Tensor]
     metadata: dict[str, Any] = field(default_factory=dict)
-
-
-def expand(path: Path | str) -> Path:
-    """A path with `~` and environment variables expanded."""
-    return Path(os.path.expandvars(os.path.expanduser(str(path))))
 
 
 def read_checkpoint(path: Path | str, kind: Kind) -> Checkpoint:

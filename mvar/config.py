@@ -5,7 +5,6 @@ evaluation, which one trained model can have several of); the rest is hashed int
 """
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from mvar.errors import UserError, one_of
-from mvar.files import digest
+from mvar.files import digest, expand
 from mvar.pattern import parse_pattern, replace_layers
 from mvar.scales import ScaleSchedule
 
@@ -54,7 +53,7 @@ class DataConfig(Config):
 
     def path(self, root: str) -> str:
         """A root with `~` and environment variables expanded: the config, and so the run's id, names no machine."""
-        return os.path.expandvars(os.path.expanduser(root))
+        return str(expand(root))
 
 
 class OptimConfig(Config):

@@ -66,3 +66,13 @@ def file_digest(path: Path | str) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def expand(path: Path | str) -> Path:
+    """A path with `~` and environment variables expanded."""
+    return Path(os.path.expandvars(os.path.expanduser(str(path))))
+
+
+def portable(path: str) -> str:
+    """Absolute, so that any process finds it; a path with variables stays as it is and names no machine."""
+    return path if "$" in path or path.startswith("~") else str(Path(path).absolute())

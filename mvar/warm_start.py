@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mvar.checkpoint_files import expand
 from mvar.config import ModelConfig
 from mvar.errors import UserError, in_field
-from mvar.files import file_digest
+from mvar.files import expand, file_digest
 from mvar.published import GeneratorFacts, load_generator
 from mvar.transformer import ScaleTransformer
 

@@ -168,6 +168,14 @@ def test_dry_run_makes_nothing(tmp_path, capsys):
     assert not root.exists()
 
 
+def test_paths_hold_in_any_working_directory(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    settings = (("train.init_from=var.pth", "tokenizer.checkpoint=$VAE"),)
+    (request,) = Run(("mixers",), "smoke", set=settings).requests()
+    assert {config.train.init_from for config in request.configs()} == {str(tmp_path / "var.pth")}
+    assert {config.tokenizer.checkpoint for config in request.configs()} == {"$VAE"}
+
+
 def test_seeds_and_settings_reach_the_configs():
     settings = (("train.steps=7", "model.depth=2"), ("sample.top_k=3",))
     (request,) = Run(("mixers",), "smoke", "0,4", settings, "1e9").requests()

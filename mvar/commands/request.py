@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from mvar.errors import UserError, one_of
+from mvar.files import portable
 
 if TYPE_CHECKING:
     from experiments.cells import Request
 
 DEFAULT_BUDGET = "baseline"
+# Fields that name files: jobs read them from another working directory.
+PATHS = {"data.root", "data.heldout_root", "tokenizer.checkpoint", "train.init_from", "evaluation.inception_weights"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Sweeps:
         if self.preset not in PRESETS:
             raise one_of("preset", self.preset, PRESETS)
         overrides = parse_overrides(setting for group in self.set for setting in group)
+        overrides |= {name: portable(overrides[name]) for name in PATHS & overrides.keys()}
         if "seed" in overrides:
             raise UserError("set: seed is given by --seeds; allowed there: a count or a list such as 0,4,7")
         if "sample.seed" in overrides:

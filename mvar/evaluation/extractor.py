@@ -1,14 +1,13 @@
 """Feature extractors: one interface for the small classifier and for Inception."""
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from mvar.errors import UserError
 from mvar.evaluation.images import Images
+from mvar.files import expand
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 
@@ -89,7 +88,7 @@ def inception_extractor(weights: str | None, *, id: str, channels: int) -> Extra
     wanted = f"allowed: the path of {INCEPTION_FILE} (torch-fidelity's pt_inception weights), which is not downloaded"
     if not weights:
         raise UserError(f"evaluation.inception_weights: not set; {wanted}")
-    path = Path(os.path.expandvars(os.path.expanduser(weights)))
+    path = expand(weights)
     if not path.is_file():
         raise UserError(f"evaluation.inception_weights: no file {str(path)!r}; {wanted}")
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
