@@ -11,10 +11,8 @@ Run: `python -m benchmarks.attention`. Times are measured in turn within one pro
   with the weights loaded and the libraries warm (a tiny model measured before).
 """
 
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +25,7 @@ from rich.table import Table
 from torch import Tensor
 
 from analysis.attention import attention_rows, observing, scale_attention
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, seconds
 from mvar.config import TokenSpace
 from mvar.files import write_json
 from mvar.presets import model_size
@@ -78,19 +76,6 @@ def mass_from_maps(q: Tensor, k: Tensor, schedule: ScaleSchedule) -> tuple[Tenso
 
 PEERS = {"maps, p log p": from_maps_plainly, "maps, log-sum-exp": from_maps, "maps, mass alone": mass_from_maps}
 SAME = ("maps, p log p", "maps, log-sum-exp")  # compute what ours does
-
-
-def seconds(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, measured in turn so that a change of the machine's speed meets all of them."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    for _ in range(repeats):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def build(depth: int, size: int, resolution: str) -> ScaleTransformer:

@@ -1,8 +1,11 @@
-"""What every benchmark needs: the machine in words, and the rate of a large matrix product to hold others against."""
+"""What every benchmark needs: the machine in words, the rate of a large matrix product, and times taken in turn."""
 
 import platform
+import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,3 +43,16 @@ def gemm_flops_per_s(size: int = 2048, repeats: int = 5, dtype: torch.dtype = to
         a @ b
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
+
+
+def seconds(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each, measured in turn so that a change of the machine's speed meets all of them."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    for _ in range(repeats):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}

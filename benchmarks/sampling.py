@@ -10,8 +10,6 @@ Run: `python -m benchmarks.sampling`. Everything is measured in turn within one 
 """
 
 import json
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.machine import describe_machine, gemm_flops_per_s, has_bf16_units
+from benchmarks.machine import describe_machine, gemm_flops_per_s, has_bf16_units, seconds
 from mvar.config import ModelConfig, SampleConfig, TokenizerConfig, TokenSpace
 from mvar.cost import sample_flops
 from mvar.pattern import REGISTRY
@@ -76,19 +74,6 @@ def sampler(settings: Settings, model: ScaleTransformer, quantizer: ResidualQuan
     labels = torch.arange(settings.batch)
     config = SampleConfig(cfg_scale=1.5, top_k=900, top_p=0.96)
     return lambda: generate(model, quantizer, labels, range(settings.batch), config)
-
-
-def seconds(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, measured in turn so that a change of the machine's speed meets all of them."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    for _ in range(repeats):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def products(model: ScaleTransformer, sample: Callable[[], Any]) -> tuple[Callable[[], None], float]:

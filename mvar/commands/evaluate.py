@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import tyro
 
 from mvar.commands.checkpoint import CheckpointFiles, check_source, sampling_preset
-from mvar.errors import FAILURE, INTERRUPTED, OK, USER_ERROR, UserError, complain, one_of
+from mvar.commands.outcome import conclude
+from mvar.errors import OK, UserError, one_of
 
 if TYPE_CHECKING:
     from experiments.store import Store
@@ -44,18 +45,12 @@ class Evaluate(CheckpointFiles):
         check_writable(self.results)
         from experiments.runner import run_all
 
-        summary = run_all([config], store, 1)
-        for line in summary.complaints():
-            complain(line, FAILURE)
-        if summary.interrupted:
-            return complain("interrupted; the same command goes on where it was", INTERRUPTED)
-        if summary.failures:
-            only_mistakes = all(outcome.is_user_error for outcome in summary.failures.values())
-            return USER_ERROR if only_mistakes else FAILURE
-        from experiments.evaluation_table import print_evaluation
+        code = conclude(run_all([config], store, 1), store)
+        if code == OK:
+            from experiments.evaluation_table import print_evaluation
 
-        print_evaluation(store, config)
-        return OK
+            print_evaluation(store, config)
+        return code
 
     def _overrides(self) -> dict[str, object]:
         from experiments.cells import parse_overrides

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import tyro
 
+from mvar.commands.outcome import conclude
 from mvar.commands.request import Sweeps
-from mvar.errors import FAILURE, INTERRUPTED, OK, USER_ERROR, UserError, complain
+from mvar.errors import OK, UserError
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,4 @@ class Run(Sweeps):
 
         from experiments.runner import run_all
 
-        summary = run_all(configs, store, self.workers or None)
-        for line in summary.complaints():
-            complain(line, FAILURE)
-        print(f"{summary.num_done} of {summary.num_runs} runs done in {store.root}")
-        if summary.interrupted:
-            return complain("interrupted; the same command goes on where it was", INTERRUPTED)
-        if not summary.failures:
-            return OK
-        only_mistakes = all(outcome.is_user_error for outcome in summary.failures.values())
-        return USER_ERROR if only_mistakes else FAILURE
+        return conclude(run_all(configs, store, self.workers or None), store)

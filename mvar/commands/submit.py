@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from mvar.commands.outcome import conclude
 from mvar.commands.request import Sweeps
-from mvar.errors import FAILURE, INTERRUPTED, OK, USER_ERROR, UserError, complain
+from mvar.errors import OK, UserError
 
 if TYPE_CHECKING:
     from experiments.store import Store
@@ -100,11 +101,4 @@ def run_here(configs: "list[RunConfig]", store: "Store", profile: "Profile") -> 
         from experiments import runner
 
         summary = runner.run_all(configs, store, profile.workers or None)
-    for line in summary.complaints():
-        complain(line, FAILURE)
-    print(f"{summary.num_done} of {summary.num_runs} runs done in {store.root}")
-    if summary.interrupted:
-        return complain("interrupted; the same command goes on where it was", INTERRUPTED)
-    if not summary.failures:
-        return OK
-    return USER_ERROR if all(outcome.is_user_error for outcome in summary.failures.values()) else FAILURE
+    return conclude(summary, store)

@@ -1,0 +1,22 @@
+"""How a command that makes runs ends: what it prints, and its exit code."""
+
+from typing import TYPE_CHECKING
+
+from mvar.errors import FAILURE, INTERRUPTED, OK, USER_ERROR, complain
+
+if TYPE_CHECKING:
+    from experiments.runner import Summary
+    from experiments.store import Store
+
+
+def conclude(summary: "Summary", store: "Store") -> int:
+    """Say how runs ended; returns the exit code. Failures that the user can mend are the user's mistakes."""
+    for line in summary.complaints():
+        complain(line, FAILURE)
+    print(f"{summary.num_done} of {summary.num_runs} runs done in {store.root}")
+    if summary.interrupted:
+        return complain("interrupted; the same command goes on where it was", INTERRUPTED)
+    if not summary.failures:
+        return OK
+    only_mistakes = all(outcome.is_user_error for outcome in summary.failures.values())
+    return USER_ERROR if only_mistakes else FAILURE
