@@ -15,7 +15,8 @@ def print_evaluation(store: Store, config: RunConfig) -> None:
     run = store.run(config.run_id)
     record = run.evaluations()[config.evaluation_id]
     settings = ", ".join(f"{name} {value}" for name, value in record["sample"].items())
-    table = Table("metric", title=f"{record['evaluation']['num_images']} images: {settings}")
+    print(f"{record['evaluation']['num_images']} images: {settings}")
+    table = Table("metric")
     table.add_column("value", justify="right")
     for name, value in sorted(record["metrics"].items()):
         table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
