@@ -92,8 +92,8 @@ class Submission:
 
 
 def new_id() -> str:
-    """The moment and four random digits: unique, sorts by time."""
-    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    """The moment, to the microsecond because the latest counts, and four random digits."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{secrets.token_hex(2)}"
 
 
 def job_of(folder: Path, name: str, elements: "Sequence[Sequence[Task]]") -> Job:

@@ -36,7 +36,7 @@ class Plan:
     """What a submission would send."""
 
     stages: list[list[Task]]  # one element each distinct tokenizer
-    runs: list[Task]
+    runs: list[list[Task]]  # one element each run, with all its evaluations
     waits_for: list[str]  # ids of earlier jobs that make stages of these runs
     num_done: int
     num_active: int  # queued or running already
@@ -64,7 +64,10 @@ def plan(configs: Sequence[RunConfig], store: Store) -> Plan:
     waits_for = sorted({busy[t.key] for t in needed if t.key in busy})
     stages = _by_tokenizer([t for t in needed if t.key not in busy])
     num_open = sum(t.kind == RUN for t in tasks)
-    return Plan(stages, runs, waits_for, len(configs) - num_open, num_open - len(runs), max_array)
+    elements: dict[str, list[Task]] = {}
+    for task in runs:
+        elements.setdefault(task.config.run_id, []).append(task)
+    return Plan(stages, list(elements.values()), waits_for, len(configs) - num_open, num_open - len(runs), max_array)
 
 
 def _stages_for(runs: Sequence[Task], tasks: Sequence[Task]) -> list[Task]:
@@ -97,7 +100,7 @@ def submit(found: Plan, store: Store, profile: Profile) -> Submission:
     if found.stages:
         jobs.append(job_of(folder, f"{name}-stages", found.stages))
     for number, start in enumerate(range(0, len(found.runs), size)):
-        jobs.append(job_of(folder, f"{name}-runs-{number}", [[t] for t in found.runs[start : start + size]]))
+        jobs.append(job_of(folder, f"{name}-runs-{number}", found.runs[start : start + size]))
     created = datetime.now(UTC).isoformat(timespec="seconds")
     submission = Submission(folder, profile, code, created, tuple(jobs))
     submission.write()

@@ -69,17 +69,16 @@ def send(configs: "list[RunConfig]", store: "Store", profile: "Profile", dry_run
     from slurm.submit import check, plan, submit
 
     found = plan(configs, store)
-    print(
-        f"{len(configs)} runs: {found.num_done} done, {found.num_active} queued or running, {len(found.runs)} to submit"
-    )
+    count = sum(map(len, found.runs))
+    print(f"{len(configs)} runs: {found.num_done} done, {found.num_active} queued or running, {count} to submit")
     if not found.runs:
         return OK
     if dry_run:
         check(found, profile)
         for tasks in found.stages:
             print("stages: " + ", ".join(task.name for task in tasks))
-        for task in found.runs:
-            print(f"run: {task.name}")
+        for tasks in found.runs:
+            print(f"run: {tasks[0].name}")
         print(f"would call sbatch {found.num_jobs} times; SLURM accepts the requests")
         return OK
     submission = submit(found, store, profile)

@@ -105,6 +105,7 @@ class Sent:
     store: Store
     config: RunConfig
     submission: Submission
+    index: int = 0  # of its element in the last job
 
     @property
     def job_id(self) -> str:
@@ -115,7 +116,7 @@ class Sent:
         return self.store.run(self.config.run_id)
 
     def log(self) -> str:
-        paths = log_paths(self.submission, self.submission.jobs[-1], 0)
+        paths = log_paths(self.submission, self.submission.jobs[-1], self.index)
         return "".join(path.read_text(errors="replace") for path in paths if path.suffix == ".err")
 
     def until_training(self, checkpoints: int = 0) -> None:

@@ -11,15 +11,17 @@ import time
 from pathlib import Path
 
 import pytest
-from slurm_jobs import CONFIG, PATIENCE_S, ask, assert_same_end, send, until
+from slurm_jobs import CONFIG, PATIENCE_S, PROFILE, Sent, ask, assert_same_end, send, until
 
-from experiments.store import DONE, FAILED, STOPPED
+from experiments.stages import BUILDERS, Context
+from experiments.store import DONE, FAILED, STOPPED, Store
 from experiments.tables import QUEUED
 from mvar.cli import main
 from mvar.config import override
 from mvar.errors import OK, USER_ERROR
 from slurm.queue import View
 from slurm.submission import submissions
+from slurm.submit import plan, submit
 
 pytestmark = pytest.mark.faults
 
@@ -106,6 +108,22 @@ def test_preemption(slurm, store, reference, partition):
     sent.until_gone()
     assert "stopped at train" in sent.log()
     assert_same_end(sent, reference)
+
+
+def test_one_element_of_an_array(slurm, store, reference):
+    """Only the element that was warned is queued again."""
+    other = override(CONFIG, {"seed": 1, "train.steps": 20})
+    submission = submit(plan([CONFIG, other], store), store, PROFILE)
+    (job,) = submission.jobs
+    index = next(i for i, keys in enumerate(job.elements) if keys[0].startswith(CONFIG.run_id))
+    sent = Sent(store, CONFIG, submission, index)
+    sent.until_training()
+    ask("scancel", "--signal=USR2", job.element_id(index))
+    sent.until_gone()
+    assert "queued again" in sent.log()
+    assert_same_end(sent, reference)
+    assert store.is_done(other)
+    assert "queued again" not in Sent(store, other, submission, 1 - index).log()
 
 
 def test_requeue_by_hand(slurm, store, reference):
@@ -230,10 +248,26 @@ def test_node_is_lost_while_its_job_lives(slurm, store, reference):
     assert seen(sent).state == DONE
 
 
+def test_stages_are_warned_too(slurm, tmp_path):
+    """The job of the shared stages is queued again and goes on; the run waits for it all the while."""
+    config = override(CONFIG, {"tokenizer.train.steps": 200, "train.steps": 10})
+    undisturbed = Store(tmp_path / "undisturbed")
+    BUILDERS["tokenizer"](Context(config, undisturbed, lambda *_: None, lambda: False))
+    store = Store(tmp_path / "results")
+    sent = send(store, config)
+    stages = sent.submission.jobs[0]
+    paths = [s.stage("tokenizer", config.tokenizer_id).path for s in (store, undisturbed)]
+    until("checkpoint", lambda: list(paths[0].glob("checkpoints/step*")))
+    ask("scancel", "--signal=USR2", stages.job_id)
+    sent.until_gone()
+    assert "queued again" in (sent.submission.logs / f"{stages.job_id}_0_log.err").read_text()
+    weights = [(path / "tokenizer.safetensors").read_bytes() for path in paths]
+    assert weights[0] == weights[1]
+    assert store.is_done(config)
+
+
 def test_failed_stages_take_their_runs_along(slurm, tmp_path):
     """`kill-on-invalid-dep`: the run leaves the queue instead of waiting for ever, and status names the stage."""
-    from experiments.store import Store
-
     broken = override(CONFIG, {"tokenizer.checkpoint": str(tmp_path / "nowhere.pth")})
     sent = send(Store(tmp_path / "results"), broken)
     sent.until_gone()

@@ -120,6 +120,18 @@ def test_a_request_that_slurm_refuses_is_not_submitted(slurm, tmp_path, capsys, 
     assert queued_ids() == [] and submissions(store) == []
 
 
+def test_evaluations_of_one_run_share_its_job(slurm, tmp_path, capsys):
+    """Two sets of images of each run: two jobs in one directory would wait for each other."""
+    store = Store(tmp_path / "results")
+    assert submit(store, "--sample-seeds", "2") == OK
+    assert "6 to submit" in capsys.readouterr().out
+    assert [len(keys) for keys in submissions(store)[0].jobs[-1].elements] == [2, 2, 2]
+    assert submit(store, "--sample-seeds", "3") == OK
+    assert "9 queued or running, 0 to submit" in capsys.readouterr().out
+    assert main(["cancel", "--all", "--results", str(store.root)]) == OK
+    until("empty queue", lambda: not queued_ids())
+
+
 def test_dry_run_submits_nothing(slurm, tmp_path, capsys):
     store = Store(tmp_path / "results")
     assert submit(store, "--dry-run") == OK
