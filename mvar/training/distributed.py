@@ -67,8 +67,6 @@ class Team:
 
         if not dist.is_initialized():
             backend = "nccl" if device == "cuda" else "gloo"
-            if device == "cuda":
-                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             store = dist.PrefixStore("group", self._store)
             dist.init_process_group(
                 backend, store=store, rank=self.rank, world_size=self.world, timeout=COLLECTIVE_TIMEOUT
@@ -149,6 +147,8 @@ def _as_team(team: Team) -> Iterator[Team]:
     """Make it this process's team. After an exception the others are not sent away: the launcher ends them."""
     global _team
     _team = team
+    if torch.cuda.is_available():  # one process a GPU: before anything is put on "cuda"
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     try:
         yield team
         if team.rank == 0:
