@@ -38,7 +38,7 @@ TINY = {
 }
 CONFIG = override(PRESETS["smoke"], TINY)
 PROFILE = Profile(cpus_per_task=1, mem_gb=4, timeout_min=60, signal_delay_s=30)
-PATIENCE_S = 90.0
+PATIENCE_S = 150.0
 
 
 def until(what: str, holds: Callable[[], object], limit_s: float = PATIENCE_S) -> None:

@@ -23,7 +23,7 @@ from slurm.queue import View
 from slurm.submission import submissions
 from slurm.submit import plan, submit
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 
 def seen(sent):
