@@ -135,8 +135,8 @@ def joined_by_torchrun() -> Iterator[Team | None]:
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun itself keeps the store then
-    found = TCPStore(address, port, world, is_master=rank == 0 and not agents, wait_for_workers=False)
+    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun itself keeps the store then
+    found = TCPStore(address, port, world, is_master=rank == 0 and not kept, wait_for_workers=False)
     store = PrefixStore(f"team/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", found)
     with _as_team(Team(store, rank, world)) as team:
         yield team
