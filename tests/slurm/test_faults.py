@@ -74,12 +74,20 @@ def test_time_limit_signal(slurm, store, reference):
 
 @pytest.mark.slow
 def test_time_limit_itself(slurm, store, reference):
-    """SLURM looks at limits every 30 s, so that of one minute warns within 30 s. The process is frozen until then (a
-    warning wakes it), so that the test does not need long training."""
+    """SLURM looks at limits every 30 s, so that of one minute warns within 30 s. The process is frozen until then, so
+    that the test does not need long training."""
     sent = send(store, timeout_min=1)
     sent.until_training()
     (process,) = slurm.processes(sent.job_id)
     os.kill(process, signal.SIGSTOP)
+
+    def warned() -> bool:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        pending = (int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd", "ShdPnd")))
+        return any(mask >> (signal.SIGUSR2 - 1) & 1 for mask in pending) or "stopped at" in sent.log()
+
+    until("warning", warned)
+    os.kill(process, signal.SIGCONT)
     sent.until_restarted()
     sent.until_gone(2 * PATIENCE_S)
     assert "queued again" in sent.log()
