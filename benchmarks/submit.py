@@ -1,6 +1,6 @@
 """What a grid of 1,000 runs costs to submit, to look at and to cancel: seconds and calls of SLURM's commands.
 
-    python benchmarks/submit.py [--cells 1000]
+    python -m benchmarks.submit [--cells 1000]
 
 Boots the tests' own SLURM (as root, with slurm-wlm and munge installed). The runs are held, so that none begins: this
 measures the launcher, not the training.
@@ -17,17 +17,19 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from machine import describe_machine
+from benchmarks.machine import describe_machine
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("sbatch", "squeue", "scontrol", "scancel", "sacct")
 
 
 def main() -> None:
-    """Measure and print one JSON object."""
+    """Measure; write and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", type=int, default=1000, help="a multiple of 5: the cells of a sweep, times seeds")
-    cells = parser.parse_args().cells
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/submit.json")
+    settings = parser.parse_args()
+    cells = settings.cells
     with tempfile.TemporaryDirectory(prefix="s-", dir="/tmp") as name:
         folder = Path(name)
         log = folder / "calls"
@@ -47,7 +49,9 @@ def main() -> None:
         finally:
             holder.stdin.close()
             holder.wait(30)
-    print(json.dumps({"machine": describe_machine(), "cells": cells, "commands": rows}, indent=1))
+    text = json.dumps({"machine": describe_machine(), "cells": cells, "commands": rows}, indent=1)
+    settings.out.write_text(text + "\n")
+    print(text)
 
 
 def measure(results: Path, cells: int, environment: dict[str, str], log: Path) -> list[dict]:

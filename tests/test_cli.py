@@ -168,6 +168,12 @@ def test_dry_run_makes_nothing(tmp_path, capsys):
     assert not root.exists()
 
 
+def test_run_is_not_for_torchrun(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["run", "mixers", "--results", str(tmp_path)]) == USER_ERROR
+    assert "--cluster inprocess" in capsys.readouterr().err
+
+
 def test_paths_hold_in_any_working_directory(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     settings = (("train.init_from=var.pth", "tokenizer.checkpoint=$VAE"),)

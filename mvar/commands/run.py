@@ -1,5 +1,6 @@
 """`mvar run`: make the runs of sweeps on this machine."""
 
+import os
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -24,6 +25,11 @@ class Run(Sweeps):
 
         if self.workers < 0:
             raise UserError(f"workers: {self.workers} is negative; allowed: 1 or more, 0 for one a core or GPU")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(
+                "run: started by several processes (torchrun?), which would each start workers; "
+                "allowed: mvar submit ... --cluster inprocess there, or one process"
+            )
         requests = self.requests()
         configs = unique(config for request in requests for config in request.configs())
         store = Store(self.results)

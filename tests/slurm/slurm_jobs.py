@@ -77,6 +77,12 @@ class Slurm:
         states = subprocess.run(["sinfo", "-h", "-N", "-p", "main", "-o", "%t"], capture_output=True, text=True)
         return states.returncode == 0 and set(states.stdout.split()) <= {"idle", "mix", "alloc", "comp"}
 
+    def until_saved(self, job_id: str) -> None:
+        """Until the controller has its jobs on disk: it writes a change seconds later, and a crash forgets the rest."""
+        began = time.time()
+        ask("scontrol", "update", f"JobId={job_id}", "Comment=saved")
+        until("saved state", lambda: (self.root / "state" / "job_state").stat().st_mtime > began)
+
     def processes(self, job_id: str, what: str = "submitit") -> list[int]:
         """The Python processes of a job, by rank; with `what` slurmstepd its steps' daemons."""
         found = []

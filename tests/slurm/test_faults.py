@@ -189,6 +189,7 @@ def test_controller_dies_and_comes_back(slurm, store, reference, capsys):
     """Meanwhile: the job is warned and goes on asking to be requeued; status says what it can; submit says why not."""
     sent = send(store)
     sent.until_training()
+    slurm.until_saved(sent.job_id)
     slurm.kill("slurmctld")
     os.kill(slurm.processes(sent.job_id)[0], signal.SIGUSR2)
     results = ["--results", str(store.root)]
