@@ -73,6 +73,12 @@ class Slurm:
         self._holder.stdin.flush()
         assert self._holder.stdout.readline() == "started\n"
 
+    def revive(self) -> None:
+        """Start what a test that failed has left dead, so that the next one has a whole cluster."""
+        for daemon, pid in json.loads((self.root / "pids.json").read_text()).items():
+            if start_time(pid) is None:
+                self.start(daemon)
+
     def is_up(self) -> bool:
         states = subprocess.run(["sinfo", "-h", "-N", "-p", "main", "-o", "%t"], capture_output=True, text=True)
         return states.returncode == 0 and set(states.stdout.split()) <= {"idle", "mix", "alloc", "comp"}

@@ -189,9 +189,12 @@ def test_controller_dies_and_comes_back(slurm, store, reference, capsys):
     """Meanwhile: the job is warned and goes on asking to be requeued; status says what it can; submit says why not."""
     sent = send(store)
     sent.until_training()
+    process = slurm.processes(sent.job_id)[0]
+    os.kill(process, signal.SIGSTOP)  # training must not end before the controller has written its state
     slurm.until_saved(sent.job_id)
     slurm.kill("slurmctld")
-    os.kill(slurm.processes(sent.job_id)[0], signal.SIGUSR2)
+    os.kill(process, signal.SIGUSR2)
+    os.kill(process, signal.SIGCONT)
     results = ["--results", str(store.root)]
     assert main(["status", *results]) == OK
     assert "squeue" in capsys.readouterr().err
