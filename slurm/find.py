@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.store import FAILED, RUN, STOPPED, Store
+from experiments.store import FAILED, STOPPED, Store
 from experiments.tables import INTERRUPTED
 from mvar.config import RunConfig
 from mvar.errors import UserError
@@ -44,7 +44,7 @@ def cancel(store: Store, names: Sequence[str]) -> dict[str, list[str]]:
     """Take runs from the queue, with no names everything; one squeue and one scancel.
 
     Returns:
-        The cancelled jobs' ids, with the names of what they would have made.
+        The cancelled jobs' ids, with the names of all that they make: a job of several runs is cancelled as a whole.
 
     Raises:
         UserError: a name that is not queued or running.
@@ -60,7 +60,7 @@ def cancel(store: Store, names: Sequence[str]) -> dict[str, list[str]]:
     elements: dict[Path, set[tuple[str, int]]] = {}
     for name in wanted:
         for owner in active[name]:
-            ended.setdefault(owner.job_id, []).append(name)
+            ended[owner.job_id] = owner.runs
             elements.setdefault(owner.submission.folder, set()).add((owner.job.name, owner.index))
     for folder, those in elements.items():
         note_cancelled(folder, those)
@@ -95,5 +95,5 @@ def to_retry(store: Store, names: Sequence[str]) -> list[tuple[Profile, list[Run
             profile = owner.submission.profile
             configs = groups.setdefault(profile.model_dump_json(), (profile, []))[1]
             works = owner.submission.works(owner.job.name, owner.index)
-            configs.extend(work.config for work in works if work.kind == RUN)
+            configs.extend(work.config for work in works if work.name == name)
     return list(groups.values())

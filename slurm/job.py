@@ -59,7 +59,7 @@ class _Process:
         self._element = element
         self._submission: Submission = read(Path(element.folder))
         self._began = time.monotonic()
-        self._progress: tuple[str, int] = ("", 0)
+        self._progress: tuple[str, str, int] = ("", "", 0)  # of which work, stage, how far
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signals.append(number)
@@ -70,7 +70,7 @@ class _Process:
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Note how far the work is."""
-        self._progress = (stage, done)
+        self._progress = (self._progress[0], stage, done)
 
     # The work ---------------------------------------------------------------------------------------------------------
 
@@ -113,28 +113,38 @@ class _Process:
             return work()
         except Stopped as stopped:
             return self._leave(one_line(stopped))
-        except UserError as error:
-            print(f"mvar: error: {one_line(error)}", file=sys.stderr)
-            return USER_ERROR
-        except Exception:
-            traceback.print_exc()
-            return FAILURE
+        except Exception as error:
+            return _said(error)
 
     def _work(self, works: list[Work], store: Store) -> int:
         works = [work for work in works if work.kind != RUN or not store.is_done(work.config)]
         if not works:  # a job that was requeued after its end: not worth the import of torch
             return OK
+        from mvar.training import distributed
+
+        code, failed = OK, set()
+        for work in works:
+            if work.config.run_id in failed:  # in another of its evaluations
+                continue
+            try:
+                self._make(work, store)
+            except Exception as error:
+                if isinstance(error, Stopped) or work.kind != RUN or distributed.current_team():
+                    raise  # later stages need earlier ones; several processes may be out of step
+                failed.add(work.config.run_id)
+                code = max(code, _said(error))
+        return code
+
+    def _make(self, work: Work, store: Store) -> None:
         from experiments.pipeline import execute
         from experiments.stages import BUILDERS, Context
 
-        for work in works:
-            self._refuse_second(store, work)
-            if work.kind == RUN:
-                if execute(work.config, store, self.progress, self.should_stop) == STOPPED:
-                    raise Stopped("asked to stop")
-            else:
-                BUILDERS[work.kind](Context(work.config, store, self.progress, self.should_stop))
-        return OK
+        self._progress = (work.name, "", 0)
+        self._refuse_second(store, work)
+        if work.kind != RUN:
+            BUILDERS[work.kind](Context(work.config, store, self.progress, self.should_stop))
+        elif execute(work.config, store, self.progress, self.should_stop) == STOPPED:
+            raise Stopped("asked to stop")
 
     def _follow(self, store: Store) -> int:
         from experiments.pipeline import follow
@@ -159,7 +169,8 @@ class _Process:
         While SLURM still calls the job RUNNING, the signal was a warning: a time limit that comes near, or a
         preemption with grace. Else it is ending the job: by scancel, or to requeue it itself.
         """
-        print(f"stopped at {self._progress[0]} {self._progress[1]} by signals {self._signals}", file=sys.stderr)
+        name, stage, done = self._progress
+        print(f"stopped at {stage} {done} of {name} by signals {self._signals}", file=sys.stderr)
         if self._environment.global_rank:
             return OK
         if is_cancelled(Path(self._element.folder), self._element.job, self._element.index):
@@ -171,7 +182,7 @@ class _Process:
                 if scheduler.job_state(raw_id) != "RUNNING":
                     return LEFT_OVER
                 if idle := self._idle():
-                    return self._end(FAILED, idle, FAILURE)
+                    return self._end(FAILED, idle, FAILURE, self._progress[0])
                 scheduler.call("scontrol", "requeue", self._environment.job_id)
                 print("queued again", file=sys.stderr)
                 return OK  # the exit code of a requeued job means nothing
@@ -196,12 +207,14 @@ class _Process:
             file.write(json.dumps([self._progress, count]).encode())
         if count < IDLE_LIMIT:
             return ""
-        stage, done = self._progress
+        _, stage, done = self._progress
         return f"{count} time limits in a row ended at {stage} {done}; allowed: a longer timeout_min"
 
-    def _end(self, state: str, reason: str, code: int) -> int:
+    def _end(self, state: str, reason: str, code: int, only: str = "") -> int:
         store = Store(self._submission.folder.parents[1])
         for work in self._submission.works(self._element.job, self._element.index):
+            if only and work.name != only:
+                continue
             directory: Directory = store.run(work.config.run_id)
             if work.kind != RUN:
                 if work.kind == "floors":
@@ -212,3 +225,12 @@ class _Process:
                 directory.write_status(state, status["stage"], reason=reason)
         print(reason, file=sys.stderr)
         return code
+
+
+def _said(error: Exception) -> int:
+    """Print an exception, a user's mistake as one line; its exit code."""
+    if isinstance(error, UserError):
+        print(f"mvar: error: {one_line(error)}", file=sys.stderr)
+        return USER_ERROR
+    traceback.print_exception(error)
+    return FAILURE

@@ -34,7 +34,8 @@ class Profile(Config):
     cpus_per_task: int = Field(4, ge=1)
     mem_gb: float | None = Field(None, gt=0)  # of a node
     timeout_min: int = Field(240, ge=1)  # of one job; a run that needs more is requeued and goes on
-    array_parallelism: int = Field(64, ge=1)  # runs at a time
+    array_parallelism: int = Field(64, ge=1)  # jobs at a time
+    runs_per_job: int = Field(1, ge=1)  # one after the other: for runs that are shorter than a job's start or wait
     signal_delay_s: int = Field(120, ge=1)  # warning before the time limit: a step and a checkpoint must fit in
     setup: tuple[str, ...] = ()  # shell lines before Python starts: modules, scratch folders
     env: dict[str, str] = Field(default_factory=dict)

@@ -41,6 +41,11 @@ class Owner:
         """What SLURM calls the element."""
         return self.entry.job_id if self.entry else self.job.element_id(self.index)
 
+    @property
+    def runs(self) -> list[str]:
+        """Names of the runs, or shared stages, that the element makes, in order."""
+        return list(dict.fromkeys(key.partition("/")[0] for key in self.job.elements[self.index]))
+
 
 @dataclass(frozen=True)
 class Queue:
@@ -112,6 +117,8 @@ class View:
         """What has become of one directory."""
         status, owner = directory.status(), self.owner(directory.name)
         if owner and owner.entry:
+            if len(owner.runs) > 1 and owner.entry.state in ("RUNNING", "COMPLETING"):
+                return _in_packed_job(status, owner)
             return _in_queue(status, owner.entry)
         if status is None:
             return self._never_begun(owner) if owner else Seen(MISSING)
@@ -168,6 +175,17 @@ def _in_queue(status: dict[str, Any] | None, entry: Entry) -> Seen:
             return Seen(DONE, status, "", entry.job_id)
         return Seen(QUEUED, status, entry.reason if entry.state == "PENDING" else entry.state, entry.job_id)
     return Seen(RUNNING, status, "", entry.job_id, entry.node)
+
+
+def _in_packed_job(status: dict[str, Any] | None, owner: Owner) -> Seen:
+    """One of several runs that a job at work makes one after the other."""
+    entry = owner.entry
+    assert entry
+    if status and (status["state"] == DONE or status.get("job") == entry.job_id):
+        if status["state"] in (DONE, FAILED):
+            return Seen(status["state"], status, status.get("reason") or "", entry.job_id)
+        return _in_queue(status, entry)
+    return Seen(QUEUED, status, "other runs of its job go first", entry.job_id)
 
 
 def cause_of_death(logs: Iterable[Path]) -> str:

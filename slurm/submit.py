@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ class Plan:
     """What a submission would send."""
 
     stages: list[list[Task]]  # one element each distinct tokenizer
-    runs: list[list[Task]]  # one element each run, with all its evaluations
+    runs: list[list[Task]]  # one element each `runs_per_job` runs, with all their evaluations
     waits_for: list[str]  # ids of earlier jobs that make stages of these runs
     num_done: int
     num_active: int  # queued or running already
@@ -48,7 +49,7 @@ class Plan:
         return bool(self.stages) + -(-len(self.runs) // self.max_array)
 
 
-def plan(configs: Sequence[RunConfig], store: Store) -> Plan:
+def plan(configs: Sequence[RunConfig], store: Store, runs_per_job: int = 1) -> Plan:
     """What is missing and neither queued nor running. Asks SLURM for its configuration and for its queue.
 
     Raises:
@@ -64,10 +65,17 @@ def plan(configs: Sequence[RunConfig], store: Store) -> Plan:
     waits_for = sorted({busy[t.key] for t in needed if t.key in busy})
     stages = _by_tokenizer([t for t in needed if t.key not in busy])
     num_open = sum(t.kind == RUN for t in tasks)
-    elements: dict[str, list[Task]] = {}
-    for task in runs:
-        elements.setdefault(task.config.run_id, []).append(task)
-    return Plan(stages, list(elements.values()), waits_for, len(configs) - num_open, num_open - len(runs), max_array)
+    elements = _packed(runs, runs_per_job)
+    return Plan(stages, elements, waits_for, len(configs) - num_open, num_open - len(runs), max_array)
+
+
+def _packed(tasks: Sequence[Task], runs_per_job: int) -> list[list[Task]]:
+    """The tasks of each element: all evaluations of a run together, since two jobs in its directory would wait."""
+    runs: dict[str, list[Task]] = {}
+    for task in tasks:
+        runs.setdefault(task.config.run_id, []).append(task)
+    grouped = list(runs.values())
+    return [list(chain(*grouped[i : i + runs_per_job])) for i in range(0, len(grouped), runs_per_job)]
 
 
 def _stages_for(runs: Sequence[Task], tasks: Sequence[Task]) -> list[Task]:

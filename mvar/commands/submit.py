@@ -68,7 +68,7 @@ def send(configs: "list[RunConfig]", store: "Store", profile: "Profile", dry_run
     from slurm.submission import describe
     from slurm.submit import check, plan, submit
 
-    found = plan(configs, store)
+    found = plan(configs, store, profile.runs_per_job)
     count = sum(map(len, found.runs))
     print(f"{len(configs)} runs: {found.num_done} done, {found.num_active} queued or running, {count} to submit")
     if not found.runs:
@@ -78,7 +78,7 @@ def send(configs: "list[RunConfig]", store: "Store", profile: "Profile", dry_run
         for tasks in found.stages:
             print("stages: " + ", ".join(task.name for task in tasks))
         for tasks in found.runs:
-            print(f"run: {tasks[0].name}")
+            print("run: " + ", ".join(dict.fromkeys(task.name for task in tasks)))
         print(f"would call sbatch {found.num_jobs} times; SLURM accepts the requests")
         return OK
     submission = submit(found, store, profile)

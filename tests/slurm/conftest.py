@@ -44,7 +44,7 @@ def slurm(booted, monkeypatch) -> Slurm:
         monkeypatch.delenv(name)
     monkeypatch.setenv("SLURM_CONF", str(booted.root / "slurm.conf"))
     yield booted
-    booted.revive()
+    booted.restore()
     subprocess.run(["scancel", "--full", "-u", "root"], check=False)
 
 

@@ -59,6 +59,7 @@ class Slurm:
 
     def __init__(self, root: Path, holder: subprocess.Popen) -> None:
         self.root, self._holder = root, holder
+        self._original = ""  # slurm.conf, while a test has changed it
 
     def pid(self, daemon: str) -> int:
         return json.loads((self.root / "pids.json").read_text())[daemon]
@@ -74,10 +75,27 @@ class Slurm:
         assert self._holder.stdout.readline() == "started\n"
 
     def revive(self) -> None:
-        """Start what a test that failed has left dead, so that the next one has a whole cluster."""
+        """Start what a test that failed has left dead."""
         for daemon, pid in json.loads((self.root / "pids.json").read_text()).items():
             if start_time(pid) is None:
                 self.start(daemon)
+
+    def configure(self, line: str, other: str) -> None:
+        """Replace a line of slurm.conf in the running cluster; `restore` takes it back."""
+        path = self.root / "slurm.conf"
+        text = path.read_text()
+        self._original = self._original or text
+        path.write_text(text.replace(line, other))
+        ask("scontrol", "reconfigure")
+
+    def restore(self) -> None:
+        """The configuration that the cluster was booted with, and every daemon that a failed test has left dead."""
+        self.revive()
+        if self._original:
+            (self.root / "slurm.conf").write_text(self._original)
+            self._original = ""
+            until("controller", self.is_up)
+            ask("scontrol", "reconfigure")
 
     def is_up(self) -> bool:
         states = subprocess.run(["sinfo", "-h", "-N", "-p", "main", "-o", "%t"], capture_output=True, text=True)

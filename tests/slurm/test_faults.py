@@ -107,8 +107,12 @@ def test_signal_before_python_is_ready(slurm, store, reference):
 
 
 @pytest.mark.parametrize("partition", ["scavenge", "grace"])
-def test_preemption(slurm, store, reference, partition):
-    """Without grace SLURM ends and requeues the job itself; with grace it warns, and the job leaves early."""
+@pytest.mark.parametrize("signals", [True, False], ids=["signal", "silent"])
+def test_preemption(slurm, store, reference, partition, signals):
+    """Without grace SLURM ends and requeues the job itself; with grace it warns, and the job leaves early. Where it
+    sends no signal of the user's choice (`preempt_send_user_signal` off, SLURM's default) SIGTERM is the warning."""
+    if not signals:
+        slurm.configure("SlurmctldParameters=preempt_send_user_signal\n", "")
     sent = send(store, partition=partition)
     sent.until_training()
     ask("sbatch", "--partition=main", "--nodes=2", "--exclusive", "--mem=0", "--output=/dev/null", "--wrap=sleep 1")

@@ -27,7 +27,7 @@ def process(tmp_path, ran_s: float) -> job._Process:
     found._submission = Submission(tmp_path, Profile(timeout_min=10), tmp_path, "")
     found._environment = SimpleNamespace(job_id="7_1")
     found._began = time.monotonic() - ran_s
-    found._progress = ("train", 3)
+    found._progress = ("a-run", "train", 3)
     return found
 
 
@@ -35,7 +35,7 @@ def test_time_limits_without_progress_end_a_run(tmp_path):
     assert process(tmp_path, 600)._idle() == "" == process(tmp_path, 600)._idle()
     assert "3 time limits in a row ended at train 3" in process(tmp_path, 600)._idle()
     moved = process(tmp_path, 600)
-    moved._progress = ("train", 4)
+    moved._progress = ("a-run", "train", 4)
     assert moved._idle() == ""
     assert [process(tmp_path, 5)._idle() for _ in range(5)] == [""] * 5  # preempted at once, again and again
 
