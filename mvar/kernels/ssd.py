@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mvar.errors import UserError, one_of
 from mvar.kernels.causal_conv import causal_conv
-from mvar.kernels.chunked_scan import CHUNK_SIZE, chunk_bounds, scan
+from mvar.kernels.chunked_scan import scan
+from mvar.kernels.chunks import choose_chunk_size, chunk_bounds
 
 __all__ = ["causal_conv", "ssd_flops", "ssd_scan"]
 
@@ -56,7 +57,7 @@ def ssd_scan(
     """
     if choose_backend(backend, x) == "mamba_ssm":
         return _scan_mamba_ssm(x, dt, A, B, C, D, state, chunk_size, need_state)
-    return scan(x, dt, A, B, C, D, state, chunk_size or CHUNK_SIZE, need_state)
+    return scan(x, dt, A, B, C, D, state, chunk_size, need_state)
 
 
 def ssd_flops(
@@ -64,7 +65,7 @@ def ssd_flops(
     num_heads: int,
     headdim: int,
     d_state: int,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int | None = None,
     has_state: bool = False,
     need_state: bool = False,
 ) -> int:
@@ -75,7 +76,7 @@ def ssd_flops(
     for writing it (not in the last one, unless the final state is needed). Backward costs twice as much again, plus
     `C B^T` once more. Elementwise work (exponentials, decays, D) is not counted.
     """
-    chunks = [stop - start for start, stop in chunk_bounds(length, chunk_size)]
+    chunks = [stop - start for start, stop in chunk_bounds(length, chunk_size or choose_chunk_size(length))]
     products = sum(2 * q * q * (d_state + num_heads * headdim) for q in chunks)
     reads = length - (0 if has_state else chunks[0])
     writes = length - (0 if need_state else chunks[-1])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mvar.errors import UserError
-from mvar.kernels import chunked_scan, ssd
+from mvar.kernels import chunks, ssd
 from mvar.kernels.ssd import ssd_flops, ssd_scan
 
 NAMES = ("x", "dt", "A", "B", "C", "D", "state")
@@ -45,11 +45,11 @@ def draw(batch, length, heads, headdim, d_state, seed=0, dtype=torch.float64, st
     }
 
 
-def gradients(scan, inputs: dict[str, Tensor], weights: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-    """Gradients of a weighted sum of both outputs."""
+def gradients(scan, inputs: dict[str, Tensor], weights: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """Gradients of a weighted sum of the outputs: of y, or of both."""
     leaves = {k: v.detach().requires_grad_() for k, v in inputs.items()}
-    y, final = scan(**leaves)
-    loss = (y * weights[0]).sum() + (final * weights[1]).sum()
+    outputs = scan(**leaves)
+    loss = torch.stack([(output * weight).sum() for output, weight in zip(outputs, weights, strict=True)]).sum()
     return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
 
 
@@ -225,7 +225,7 @@ def test_no_grad_gives_the_same():
 
 
 @pytest.mark.parametrize("has_state, need_state", [(False, False), (True, False), (False, True), (True, True)])
-@pytest.mark.parametrize("length", [1, 30, 64, 150])
+@pytest.mark.parametrize("length", [1, 30, 64, 136, 150])
 def test_flops_are_those_of_the_products(length, has_state, need_state):
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -239,15 +239,20 @@ def test_flops_are_those_of_the_products(length, has_state, need_state):
 
 @pytest.mark.parametrize("batch, length, chunk", [(5, 40, 8), (3, 41, 8), (7, 8, 8)])
 @pytest.mark.parametrize("elements", [1, 200, 1000, 10**9])
-def test_grouping_changes_nothing(monkeypatch, batch, length, chunk, elements):
-    """However many sequences and chunks are worked on at once."""
+@pytest.mark.parametrize("has_state, need_state", [(False, False), (True, False), (False, True), (True, True)])
+def test_grouping_changes_nothing(monkeypatch, batch, length, chunk, elements, has_state, need_state):
+    """However many sequences and chunks are worked on at once, with or without a state before or after them."""
     inputs = draw(batch, length, 2, 3, 4)
+    if not has_state:
+        del inputs["state"]
     g = torch.Generator().manual_seed(1)
-    weights = tuple(torch.randn(o.shape, generator=g, dtype=torch.float64) for o in recurrence(**inputs))
-    expected = gradients(recurrence, inputs, weights)
-    monkeypatch.setattr(chunked_scan, "_BLOCK_ELEMENTS_CPU", elements)
-    scan = lambda **tensors: ssd_scan(**tensors, chunk_size=chunk)  # noqa: E731
-    for got, wanted in zip(scan(**inputs), recurrence(**inputs), strict=True):
+    count = 1 + need_state  # outputs: y, the final state
+    reference = lambda **tensors: recurrence(**tensors)[:count]  # noqa: E731
+    weights = tuple(torch.randn(o.shape, generator=g, dtype=torch.float64) for o in reference(**inputs))
+    expected = gradients(reference, inputs, weights)
+    monkeypatch.setattr(chunks, "_BLOCK_ELEMENTS_CPU", elements)
+    scan = lambda **tensors: ssd_scan(**tensors, chunk_size=chunk, need_state=need_state)[:count]  # noqa: E731
+    for got, wanted in zip(scan(**inputs), reference(**inputs), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
     for name, got in gradients(scan, inputs, weights).items():
         assert relative(got, expected[name]) < 1e-10, name
