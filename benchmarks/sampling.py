@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from benchmarks.machine import describe_machine, gemm_flops_per_s, has_bf16_units, seconds
 from mvar.config import ModelConfig, SampleConfig, TokenizerConfig, TokenSpace
 from mvar.cost import sample_flops
+from mvar.memory import keep_freed_memory
 from mvar.pattern import REGISTRY
 from mvar.sampling import generate
 from mvar.scales import PATCH_SIDES, Span
@@ -98,6 +99,7 @@ def products(model: ScaleTransformer, sample: Callable[[], Any]) -> tuple[Callab
 
 
 def measure(settings: Settings) -> dict[str, Any]:
+    keep_freed_memory()  # as every run does
     runs, flops = {}, {}
     for pattern in [*sorted(REGISTRY), "intra+mamba"]:
         model, quantizer = build(settings, pattern)

@@ -23,6 +23,7 @@ from mvar.config import RunConfig, from_dict
 from mvar.data.images import to_uint8
 from mvar.files import atomic_write, read_json, write_at, write_json
 from mvar.kernels import ssd
+from mvar.memory import keep_freed_memory
 from mvar.sampling import balanced_labels, generate, keep_best
 from mvar.tokenizer.model import Tokenizer
 from mvar.training import distributed
@@ -67,6 +68,7 @@ def execute(
 
 def _execute(context: Context, directory: RunDirectory) -> None:
     config = context.config
+    keep_freed_memory()
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
     directory.write_config(config)

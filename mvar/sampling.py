@@ -3,6 +3,7 @@
 Shapes: `B` batch, `L` tokens of all scales, `n` tokens of one scale, `V` codebook size, `C` code channels.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from mvar.tokenizer.quantizer import ResidualQuantizer
 
 Progress = Callable[[int, int], None]
+DRAW_GROUP = 64  # codes, or the largest power of two below it that divides the codebook
 
 
 @dataclass(frozen=True)
@@ -56,19 +58,33 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
     up to no more than `1 - top_p`; the largest value always stays. Values equal to the smallest kept one stay too (in
     the official code an unstable sort decides which of them).
     """
+    smallest = smallest_kept(logits, top_k, top_p)
+    return logits if smallest is None else torch.where(logits < smallest, -torch.inf, logits)
+
+
+def smallest_kept(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor | None:
+    """The smallest of the logits `(..., V)` that `filter_logits` keeps, `(..., 1)`; None where it keeps all."""
     num_codes = logits.shape[-1]
     top_k = top_k if 0 < top_k < num_codes else num_codes
     if top_k == num_codes and not 0 < top_p < 1:
-        return logits
+        return None
     ascending = _largest(logits, top_k)
-    threshold = ascending[..., :1]
+    smallest = ascending[..., :1].contiguous()
     if 0 < top_p < 1:
-        weights = (ascending - ascending[..., -1:]).exp_()
-        ties = (logits == threshold).sum(-1, keepdim=True) - (ascending == threshold).sum(-1, keepdim=True)
+        weights = ascending.softmax(dim=-1)
+        ties = _count(logits == smallest) - _count(ascending == smallest)
         sums = weights.cumsum(dim=-1) + ties * weights[..., :1]
-        num_dropped = (sums <= (1 - top_p) * sums[..., -1:]).sum(dim=-1, keepdim=True)
-        threshold = ascending.gather(-1, num_dropped.clamp_max(top_k - 1))
-    return torch.where(logits < threshold, -torch.inf, logits)
+        # sums ascend: the number of those that are not above a bound is where the bound belongs
+        num_dropped = torch.searchsorted(sums, (1 - top_p) * sums[..., -1:], right=True)
+        smallest = ascending.gather(-1, num_dropped.clamp_max(top_k - 1))
+    return smallest
+
+
+def _count(mask: Tensor) -> Tensor:
+    """How many are true, `(..., 1)`; on a CPU torch first makes 8-byte integers of all."""
+    if mask.is_cuda:
+        return mask.sum(-1, keepdim=True)
+    return torch.from_numpy(np.count_nonzero(mask.numpy(), axis=-1, keepdims=True))
 
 
 def _largest(logits: Tensor, count: int) -> Tensor:
@@ -103,15 +119,37 @@ class ImageStreams:
         return torch.from_numpy(np.stack([s.gumbel(size=shape) for s in self._streams])).to(self._device)
 
 
-def draw(logits: Tensor, uniform: Tensor) -> Tensor:
+def draw(logits: Tensor, uniform: Tensor, smallest: Tensor | None = None) -> Tensor:
     """Tokens `(B, n)` from logits `(B, n, V)` and uniform numbers `(B, n)`, by inverting the cumulative distribution.
 
-    Summed in fp64 and from one number a token, so that rounding (another batch size) all but never moves a draw.
+    From one number a token and summed in fp64, so that rounding (another batch size) all but never moves a draw. The
+    running sum is taken over groups of codes, and then inside the group that it points to.
+
+    Args:
+        logits: of all codes.
+        uniform: fp64, in [0, 1).
+        smallest: `(B, n, 1)`, codes below it are not drawn (`smallest_kept`); None for all codes.
     """
-    weights = (logits - logits.amax(dim=-1, keepdim=True)).exp_()
+    weights = logits.softmax(dim=-1)
+    if smallest is not None:
+        weights.mul_(logits >= smallest)
+    size = math.gcd(logits.shape[-1], DRAW_GROUP)
+    groups = weights.unflatten(-1, (-1, size))
+    sums = groups.sum(dim=-1)
+    group, inside = _invert(sums, uniform[..., None])
+    chosen = groups.gather(-2, group[..., None].expand(*group.shape, size)).squeeze(-2)
+    return (group * size + _invert(chosen, inside)[0]).squeeze(-1)
+
+
+def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Where numbers `(..., 1)` in [0, 1) lie in the cumulative distribution of weights `(..., K)`: the index, whose
+    weight is never 0, and how far inside it, in [0, 1)."""
     cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
-    target = uniform[..., None] * cumulative[..., -1:]
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_max(logits.shape[-1] - 1)
+    total = cumulative[..., -1:]
+    target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+    index = torch.searchsorted(cumulative, target, right=True)
+    weight = weights.gather(-1, index).double()
+    return index, ((target - cumulative.gather(-1, index) + weight) / weight).clamp_(0, 1)
 
 
 @torch.no_grad()
@@ -154,9 +192,10 @@ def generate(
             logits = guide(logits, config.cfg_scale, scale, schedule.num_scales)
         if on_logits:
             on_logits(scale, logits)
-        logits = filter_logits(logits, config.top_k, config.top_p)
-        tokens.append(draw(logits, streams.uniform(span.length)))
+        smallest = smallest_kept(logits, config.top_k, config.top_p)
+        tokens.append(draw(logits, streams.uniform(span.length), smallest))
         if config.more_smooth:
+            logits = filter_logits(logits, config.top_k, config.top_p)
             noise = streams.gumbel(span.length, space.vocab_size).to(logits.dtype)
             weights = smooth_probabilities(logits, noise, _ramp(scale, schedule.num_scales))
             codes = weights @ quantizer.embedding.weight.to(weights.dtype)

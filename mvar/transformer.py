@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvar.config import ModelConfig, RuntimeConfig, TokenSpace
+from mvar.kernels.gelu import gelu
 from mvar.mixers.base import mixer_class
 from mvar.pattern import parse_layer
 from mvar.scales import Span
@@ -34,7 +35,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, L, D)` to `(B, L, D)`."""
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class DropPath(nn.Module):

@@ -13,7 +13,16 @@ SOURCES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py
 
 # Low to high: a module imports its own layer and those below.
 LAYERS = (
-    ("mvar.errors", "mvar.files", "mvar.scales", "mvar.pattern", "mvar.config", "mvar.presets", "mvar.weights"),
+    (
+        "mvar.errors",
+        "mvar.files",
+        "mvar.memory",
+        "mvar.scales",
+        "mvar.pattern",
+        "mvar.config",
+        "mvar.presets",
+        "mvar.weights",
+    ),
     ("mvar.kernels",),
     ("mvar.mixers",),
     ("mvar.transformer", "mvar.cost", "mvar.tokenizer"),

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from mvar import sampling
 from mvar.config import ModelConfig, SampleConfig, TokenizerConfig, TokenSpace
 from mvar.published import load_tokenizer
-from mvar.sampling import balanced_labels, draw, filter_logits, generate, guide, smooth_probabilities
+from mvar.sampling import balanced_labels, draw, filter_logits, generate, guide, smallest_kept, smooth_probabilities
 from mvar.tokenizer.quantizer import ResidualQuantizer
 from mvar.transformer import ScaleTransformer
 
@@ -111,8 +111,8 @@ def test_tokens_of_the_official_random_stream(case, monkeypatch):
     cfg, k, p, seed = re.fullmatch(r"rng\.cfg([\d.]+)_k(\d+)_p([\d.]+)_gseed(\d+)\.idx", key).groups()
     stream = torch.Generator().manual_seed(int(seed))
 
-    def official_draw(logits, uniform):
-        probabilities = logits.softmax(-1).flatten(0, 1)
+    def official_draw(logits, uniform, smallest):
+        probabilities = logits.where(logits >= smallest, -torch.inf).softmax(-1).flatten(0, 1)
         return torch.multinomial(probabilities, 1, replacement=True, generator=stream).view(logits.shape[:2])
 
     monkeypatch.setattr(sampling, "draw", official_draw)
@@ -158,9 +158,22 @@ def test_draws_follow_the_probabilities():
 @given(st.integers(1, 40), st.floats(0, 1, exclude_max=True))
 def test_a_draw_is_never_a_masked_token(kept, uniform):
     torch.manual_seed(0)
-    logits = filter_logits(torch.randn(1, 1, 40), top_k=kept)
-    token = draw(logits, torch.full((1, 1), uniform, dtype=torch.float64))
-    assert logits[0, 0, token].isfinite().all()
+    logits = torch.randn(1, 1, 40)
+    filtered, number = filter_logits(logits, top_k=kept), torch.full((1, 1), uniform, dtype=torch.float64)
+    token = draw(filtered, number)
+    assert filtered[0, 0, token].isfinite().all()
+    assert torch.equal(draw(logits, number, smallest_kept(logits, top_k=kept)), token)
+
+
+@pytest.mark.parametrize("num_codes", [1, 5, 96, 4096])
+def test_draws_invert_the_whole_distribution(num_codes):
+    """Groups of codes are only a faster way to the same place."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(2, 500, num_codes, generator=generator)
+    uniform = torch.rand(2, 500, generator=generator, dtype=torch.float64)
+    cumulative = logits.double().softmax(-1).cumsum(-1)
+    expected = torch.searchsorted(cumulative, uniform[..., None] * cumulative[..., -1:], right=True).squeeze(-1)
+    assert torch.equal(draw(logits, uniform), expected)
 
 
 def test_one_scale_gets_full_guidance():

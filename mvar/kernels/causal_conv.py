@@ -34,7 +34,9 @@ def causal_conv(
     """
     if tail is None:
         tail = x.new_zeros(x.shape[0], weight.shape[-1] - 1, x.shape[2])
-    return _CausalConv.apply(x, weight, bias, tail, activation)
+    if torch.is_grad_enabled():
+        return _CausalConv.apply(x, weight, bias, tail, activation)
+    return _forward(x, weight, bias, tail, activation, keep=False)[:2]
 
 
 def _token_blocks(x: Tensor) -> list[tuple[int, int]]:
@@ -42,47 +44,64 @@ def _token_blocks(x: Tensor) -> list[tuple[int, int]]:
     return [(start, min(start + size, x.shape[1])) for start in range(0, x.shape[1], size)]
 
 
+def _window(x: Tensor, tail: Tensor, start: int, stop: int) -> Tensor:
+    """What the outputs `start` to `stop` see, in fp32 at least: `K - 1` tokens more, at first from the tail."""
+    first = start - tail.shape[1]
+    window = x[:, first:stop] if first >= 0 else torch.cat([tail[:, first:].to(x.dtype), x[:, :stop]], dim=1)
+    return window.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor, tail: Tensor, activation: str | None, keep: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Result, tail, and with `keep` what the activation was given."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    taps, bias = weight[:, 0].T.to(dtype).contiguous(), bias.to(dtype)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    before = torch.empty_like(y, dtype=dtype) if keep and activation else None
+    for start, stop in _token_blocks(x):
+        window, length = _window(x, tail, start, stop), stop - start
+        block = (y if before is None else before)[:, start:stop]
+        block = block if block.dtype == dtype else torch.empty_like(block, dtype=dtype)
+        torch.addcmul(bias, window[:, :length], taps[0], out=block)
+        for k in range(1, len(taps)):
+            block.addcmul_(window[:, k : k + length], taps[k])
+        if activation:
+            block = F.silu(block, inplace=before is None)
+        if block.data_ptr() != y[:, start:stop].data_ptr():
+            y[:, start:stop] = block
+    end = torch.cat([tail.to(x.dtype), x[:, -tail.shape[1] :]], dim=1) if tail.shape[1] else tail
+    return y, end[:, end.shape[1] - tail.shape[1] :].clone(), before  # a view would keep all the inputs alive
+
+
 class _CausalConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, tail: Tensor, activation: str | None):
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        taps, bias_ = weight[:, 0].T.to(dtype).contiguous(), bias.to(dtype)
-        padded = torch.cat([tail.to(x.dtype), x], dim=1)
-        before = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
-        y = torch.empty_like(before, dtype=x.dtype) if activation else before
-        for start, stop in _token_blocks(x):
-            window = padded[:, start : stop + len(taps) - 1].to(dtype)
-            block = before[:, start:stop]
-            torch.addcmul(bias_, window[:, : stop - start], taps[0], out=block)
-            for k in range(1, len(taps)):
-                block.addcmul_(window[:, k : k + stop - start], taps[k])
-            if activation:
-                y[:, start:stop] = F.silu(block)
-        ctx.save_for_backward(padded, weight, bias, before if activation else None)
-        ctx.tail_dtype = tail.dtype
+        y, end, before = _forward(x, weight, bias, tail, activation, keep=True)
+        ctx.save_for_backward(x, tail, weight, bias, before)
         ctx.set_materialize_grads(False)
-        return y.to(x.dtype), padded[:, x.shape[1] :].clone()  # a view would keep all the inputs alive
+        return y, end
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dtail: Tensor | None):
-        padded, weight, bias, before = ctx.saved_tensors
-        dtype = torch.promote_types(padded.dtype, torch.float32)
+        x, tail, weight, bias, before = ctx.saved_tensors
+        dtype = torch.promote_types(x.dtype, torch.float32)
         taps = weight[:, 0].T.to(dtype).contiguous()
-        width, length = len(taps), padded.shape[1] - len(taps) + 1
-        dpadded = torch.zeros_like(padded, dtype=dtype)
+        width, length = len(taps), x.shape[1]
+        dpadded = x.new_zeros(x.shape[0], length + width - 1, x.shape[2], dtype=dtype)
         dtaps, dbias = torch.zeros_like(taps), torch.zeros_like(taps[0])
-        for start, stop in _token_blocks(padded[:, width - 1 :]) if dy is not None else ():
+        for start, stop in _token_blocks(x) if dy is not None else ():
             d = dy[:, start:stop].to(dtype)
             if before is not None:
                 d = torch.ops.aten.silu_backward(d, before[:, start:stop])
-            window = padded[:, start : stop + width - 1].to(dtype)
+            window = _window(x, tail, start, stop)
             for k in range(width):
                 dtaps[k] += (d * window[:, k : k + stop - start]).sum((0, 1))
                 dpadded[:, start + k : stop + k].addcmul_(d, taps[k])
             dbias += d.sum((0, 1))
         if dtail is not None:
             dpadded[:, length:] += dtail
-        dx = dpadded[:, width - 1 :].to(padded.dtype)
+        dx = dpadded[:, width - 1 :].to(x.dtype)
         dweight = dtaps.T[:, None].to(weight.dtype)
-        return dx, dweight, dbias.to(bias.dtype), dpadded[:, : width - 1].to(ctx.tail_dtype), None
+        return dx, dweight, dbias.to(bias.dtype), dpadded[:, : width - 1].to(tail.dtype), None

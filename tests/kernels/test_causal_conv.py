@@ -55,6 +55,8 @@ def test_blocks_change_nothing(monkeypatch, elements):
     leaves = [t.requires_grad_() for t in draw(length=23)]
     got, expected = (f(*leaves, "silu") for f in (lambda *a: causal_conv(*a)[0], reference))
     torch.testing.assert_close(got, expected)
+    with torch.no_grad():  # nothing is kept then
+        torch.testing.assert_close(causal_conv(*leaves, "silu")[0], expected)
     weights = torch.randn_like(got)
     for a, b in zip(
         torch.autograd.grad(got, leaves, weights), torch.autograd.grad(expected, leaves, weights), strict=True
@@ -67,6 +69,8 @@ def test_bf16_adds_up_in_fp32():
     y, left = causal_conv(x, weight, bias, tail, "silu")
     expected = reference(*(t.float() for t in (x, weight, bias, tail)), "silu")
     assert y.dtype == left.dtype == torch.bfloat16
+    with torch.no_grad():
+        assert causal_conv(x, weight, bias, tail, "silu")[0].equal(y)
     torch.testing.assert_close(y, expected.bfloat16(), rtol=2**-7, atol=1e-6)
 
 

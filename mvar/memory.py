@@ -1,0 +1,21 @@
+"""What becomes of freed memory on a CPU."""
+
+import ctypes
+import sys
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+_KEEP_BYTES = 2**31 - 1
+
+
+def keep_freed_memory() -> None:
+    """Let glibc's malloc keep large tensors' memory for the next ones; does nothing elsewhere.
+
+    By default it gives memory above 32 MB back to the system at every free. The next tensor then takes a page fault
+    for every 4 KiB: up to a tenth of the time of sampling on a CPU. Up to 2 GiB at the end of the heap are kept.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in other C libraries
+    if mallopt:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)
