@@ -54,7 +54,7 @@ def _run_lines(records: Records, tables: Tables) -> list[str]:
         + (f", {len(missing)} are [missing](#missing)." if missing else ".")
     ]
     groups: dict[str, list[str]] = {}
-    for manifest in manifests:
+    for manifest in (m for m in manifests if any(cell.run_ids for cell in m.cells)):
         groups.setdefault(manifest.title, []).append(f"{manifest.sweep} ({manifest.artefact})")
     lines += [f"{title}: {', '.join(sweeps)}." for title, sweeps in groups.items()]
     if len(done):

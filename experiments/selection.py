@@ -32,6 +32,9 @@ def scorer(context: Context) -> LabelScore | None:
         try:
             outputs = read_document(path)["outputs"]
         except FileNotFoundError:
-            outputs = class_outputs(extractor, stages.images(config, "train"), config.data.num_classes)
+            training = stages.images(config, "train")
+            outputs = class_outputs(
+                extractor, training, config.data.num_classes, progress=lambda done, total: context.check()
+            )
             write_document(path, {"outputs": outputs})
     return partial(label_score, extractor, outputs)
