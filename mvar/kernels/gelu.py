@@ -18,8 +18,8 @@ _BLOCK_ELEMENTS = 1 << 18  # worked on at once: all passes find them in the proc
 
 
 def gelu(x: Tensor) -> Tensor:
-    """`F.gelu(x, approximate="tanh")` of `(..., D)`. Without gradients `x` itself may be overwritten."""
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+    """`F.gelu(x, approximate="tanh")` of `(..., D)`, in fp32 at least. Without gradients `x` itself is overwritten."""
+    if x.device.type != "cpu":
         return F.gelu(x, approximate="tanh")
     if torch.is_grad_enabled() and x.requires_grad:
         return _Gelu.apply(x)
@@ -31,9 +31,15 @@ def _blocks(x: Tensor) -> tuple[Tensor, ...]:
 
 
 def _forward(x: Tensor, out: Tensor) -> Tensor:
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    a = torch.tensor(_A, dtype=dtype)
     for block, result in zip(_blocks(x), _blocks(out), strict=True):
-        slope = torch.addcmul(x.new_full((), _A), block, block, value=_B)
-        torch.mul(slope.mul_(block).sigmoid_(), block, out=result)
+        value = block.to(dtype)
+        gate = torch.addcmul(a, value, value, value=_B).mul_(value).sigmoid_()
+        if result.dtype == dtype:
+            torch.mul(gate, value, out=result)
+        else:
+            result.copy_(gate.mul_(value))
     return out
 
 
