@@ -294,7 +294,7 @@ def evaluate(context: Context, directory: RunDirectory, model: ScaleTransformer,
         heldout_images=heldout,
         extractor=stages.load_extractor(context),
         config=config.evaluation,
-        progress=context.watch("evaluate"),
+        progress=context.report("evaluate"),
     )
     record = {
         "sample": config.sample.model_dump(mode="json"),

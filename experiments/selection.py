@@ -32,9 +32,6 @@ def scorer(context: Context) -> LabelScore | None:
         try:
             outputs = read_document(path)["outputs"]
         except FileNotFoundError:
-            training = stages.images(config, "train")
-            outputs = class_outputs(
-                extractor, training, config.data.num_classes, progress=lambda done, total: context.check()
-            )
+            outputs = class_outputs(extractor, stages.images(config, "train"), config.data.num_classes)
             write_document(path, {"outputs": outputs})
     return partial(label_score, extractor, outputs)

@@ -50,15 +50,6 @@ class Context:
         """The `progress(done, total)` of one stage."""
         return lambda done, total: self.progress(stage, done, total)
 
-    def watch(self, stage: str) -> Callable[[int, int], None]:
-        """The same for work that has nothing to save: it raises `Stopped` where that was asked for."""
-
-        def report(done: int, total: int) -> None:
-            self.check()
-            self.progress(stage, done, total)
-
-        return report
-
     def check(self) -> None:
         """Raise `Stopped` if work was asked to stop."""
         if self.should_stop():
@@ -283,7 +274,7 @@ def build_floors(context: Context) -> None:
         context.check()
         extractor, tokenizer = load_extractor(context), load_tokenizer(context)
         train, heldout = images(config, "train"), images(config, "heldout")
-        values = floors(tokenizer, train, heldout, extractor, config.evaluation, context.watch("floors"))
+        values = floors(tokenizer, train, heldout, extractor, config.evaluation, context.report("floors"))
         record = {"tokenizer_id": config.tokenizer_id, "metrics": values}
         write_document(directory.path / "floors.json", {"floors": {**found, floors_key(config): record}})
 

@@ -1,5 +1,6 @@
 """One evaluation of a trained generator: every number of a row of the report that comes from images or likelihood."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from mvar.evaluation.extractor import Extractor
 from mvar.evaluation.images import Images
 from mvar.evaluation.likelihood import heldout_nll
 from mvar.evaluation.metrics import image_metrics
-from mvar.evaluation.progress import Progress, split
 
 
 def evaluate(
@@ -28,7 +28,7 @@ def evaluate(
     heldout_images: Any,
     extractor: Extractor,
     config: EvaluationConfig,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
     """Metrics of samples and of the model that drew them; the same numbers every time.
 
@@ -43,7 +43,7 @@ def evaluate(
         heldout_images: the reference of every metric, uint8 array or image set.
         extractor: the features and logits to compare.
         config: sizes of the metrics.
-        progress: called after every batch with hundredths of parts done and in all; what it raises ends the evaluation.
+        progress: called with parts done and in all.
 
     Returns:
         The results of `image_metrics`, `heldout_nll` and `copy_rate`, and, where the extractor knows the labels,
@@ -55,16 +55,22 @@ def evaluate(
     samples, labels = Images(samples, "samples"), np.asarray(labels)
     if labels.shape != (len(samples),):
         raise UserError(f"labels: shape {labels.shape}; allowed: ({len(samples)},), one label a sample")
-    parts = split(progress, 3 + extractor.knows_labels)
-    result = image_metrics(samples, heldout_images, extractor, config, parts[0])
-    result |= heldout_nll(model, quantizer, heldout_tokens, heldout_labels, progress=parts[1])
-    result |= copy_rate(samples, train_images, heldout_images, parts[2])
+    parts = [
+        lambda: image_metrics(samples, heldout_images, extractor, config),
+        lambda: heldout_nll(model, quantizer, heldout_tokens, heldout_labels),
+        lambda: copy_rate(samples, train_images, heldout_images),
+    ]
     if extractor.knows_labels:
-        result["eval/label_accuracy"] = label_accuracy(samples, labels, extractor, parts[3])
+        parts.append(lambda: {"eval/label_accuracy": label_accuracy(samples, labels, extractor)})
+    result: dict[str, float] = {}
+    for number, part in enumerate(parts):
+        result |= part()
+        if progress:
+            progress(number + 1, len(parts))
     return result
 
 
-def label_accuracy(images: Any, labels: Any, extractor: Extractor, progress: Progress | None = None) -> float:
+def label_accuracy(images: Any, labels: Any, extractor: Extractor) -> float:
     """Share of images, 0 to 1, whose largest logit is that of their label `(N,)`."""
-    _, logits = extractor.extract(Images(images, "samples"), progress=progress)
+    _, logits = extractor.extract(Images(images, "samples"))
     return (logits.argmax(1) == torch.as_tensor(np.asarray(labels))).double().mean().item()

@@ -16,6 +16,7 @@ are as new as the held-out ones, and of one that recites.
 `floor/psnr`: of reconstructed held-out images, in dB. `floor/codes_used`: different codes in all reconstructed images.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,6 @@ from mvar.evaluation.copies import copy_rate
 from mvar.evaluation.extractor import Extractor
 from mvar.evaluation.images import Images, check_same_size, spread_indices
 from mvar.evaluation.metrics import frechet_distance, image_metrics
-from mvar.evaluation.progress import Counter, Progress, split
 
 NUM_SPLITS = 5
 BATCH_SIZE = 100
@@ -41,7 +41,7 @@ def floors(
     heldout: Any,
     extractor: Extractor,
     config: EvaluationConfig,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
     """Metrics of real and of reconstructed images against the held-out ones; the module's text says what each is.
 
@@ -52,42 +52,40 @@ def floors(
         heldout: held-out images, an image set: the reference of every metric.
         extractor: the features and logits to compare.
         config: as for `image_metrics`.
-        progress: called after every batch with hundredths of parts done and in all; what it raises ends the work.
+        progress: called with parts done and in all.
 
     Raises:
         UserError: too few images, no labels, not uint8, or different sizes.
     """
-    real_part, *feature_parts, heldout_part, train_part = split(progress, 5)
+    report = progress or (lambda done, total: None)
     labels, train_labels = (_labels(images) for images in (heldout, train))
     all_train, heldout = Images(train, "training images"), Images(heldout, "held-out images")
     check_same_size(heldout, all_train)
     chosen = spread_indices(len(all_train), config.num_images)
     train = all_train.subset(chosen)
-    real = image_metrics(train, heldout, extractor, config, real_part)
+    real = image_metrics(train, heldout, extractor, config)
     result = {f"floor/{name}_real": real[f"eval/{name}"] for name in ("fid", "is", "kid", "precision", "recall")}
-    heldout_features, train_features = (
-        extractor.extract(images, progress=part)[0]
-        for images, part in zip((heldout, train), feature_parts, strict=True)
-    )
-    pool = torch.cat((heldout_features, train_features))
+    report(1, 4)
+    heldout_features = extractor.extract(heldout)[0]
+    pool = torch.cat((heldout_features, extractor.extract(train)[0]))
     pool_labels = np.concatenate((labels, train_labels[chosen]))
     result |= _over_splits("floor/fid_resplit", pool, pool_labels, len(heldout) / len(pool))
     result |= _over_splits("floor/fid_halves", heldout_features, labels, 0.5)
+    report(2, 4)
     codes: set[int] = set()
-    for name, images, part in (("heldout", heldout, heldout_part), ("train", train, train_part)):
-        shows, looks, searches, compares = split(part, 4)
-        shown, used = reconstruct(tokenizer, images, shows)
+    for name, images in (("heldout", heldout), ("train", train)):
+        shown, used = reconstruct(tokenizer, images)
         codes |= used
-        features, logits = extractor.extract(Images(shown, "reconstructed images"), progress=looks)
+        features, logits = extractor.extract(Images(shown, "reconstructed images"))
         result[f"floor/fid_reconstruction_{name}"] = frechet_distance(features, heldout_features)
-        rate = copy_rate(shown, all_train, heldout, searches)["eval/copy_rate"]
+        rate = copy_rate(shown, all_train, heldout)["eval/copy_rate"]
         result[f"floor/copy_rate_reconstruction_{name}"] = rate
         if images is heldout:
-            result["floor/psnr"] = psnr(shown, heldout, compares)
+            result["floor/psnr"] = psnr(shown, heldout)
             if extractor.knows_labels:
                 accuracy = float((logits.argmax(1).numpy() == labels).mean())
                 result["floor/label_accuracy_reconstruction"] = accuracy
-        compares(1, 1)
+        report(3 if images is heldout else 4, 4)
     result["floor/fid_reconstruction"] = result["floor/fid_reconstruction_heldout"]
     return result | {"floor/codes_used": float(len(codes))}
 
@@ -114,34 +112,32 @@ def _over_splits(name: str, features: Tensor, labels: np.ndarray, share: float) 
 
 
 @torch.no_grad()
-def reconstruct(tokenizer: nn.Module, images: Images, progress: Progress | None = None) -> tuple[np.ndarray, set[int]]:
+def reconstruct(tokenizer: nn.Module, images: Images) -> tuple[np.ndarray, set[int]]:
     """Images through their tokens and back, uint8 `(N, ch, H, W)`, and the set of codes that they used."""
     device = next(tokenizer.parameters()).device
     was_training = tokenizer.training
     tokenizer.eval()
-    shown, codes, counter = [], set(), Counter(progress, len(images))
+    shown, codes = [], set()
     try:
         for batch in images.batches(BATCH_SIZE):
             tokens = tokenizer.encode(to_float(batch).to(device))
             latent = tokenizer.quantize.latents(tokens)[-1]
             shown.append(to_uint8(tokenizer.decode(latent)).cpu())
             codes |= set(tokens.unique().tolist())
-            counter.add(len(batch))
     finally:
         tokenizer.train(was_training)
     return torch.cat(shown).numpy(), codes
 
 
-def psnr(images: Any, reference: Any, progress: Progress | None = None) -> float:
+def psnr(images: Any, reference: Any) -> float:
     """Peak signal-to-noise ratio in dB, of the mean squared error over all pixels, peak 255.
 
     The error counts at least 1/12, the variance of rounding to grey levels: an error below it cannot be seen in uint8,
     and equal images have a finite value (58.9 dB).
     """
     images, reference = Images(images, "images"), Images(reference, "reference images")
-    total, counter = 0.0, Counter(progress, len(images))
+    total = 0.0
     for batch, wanted in zip(images.batches(BATCH_SIZE), reference.batches(BATCH_SIZE), strict=True):
         total += (batch.double() - wanted.double()).square().sum().item()
-        counter.add(len(batch))
     error = total / (len(images) * int(np.prod(images.image_shape)))
     return float(10 * np.log10(255**2 / max(error, 1 / 12)))

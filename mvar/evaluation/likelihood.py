@@ -1,6 +1,7 @@
 """Held-out likelihood and token error of the generator under teacher forcing."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mvar.errors import UserError
-from mvar.evaluation.progress import Progress
 
 
 @torch.no_grad()
@@ -19,7 +19,7 @@ def heldout_nll(
     heldout_tokens: Any,
     labels: Any,
     batch_size: int = 100,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
     """Likelihood and error of held-out tokens given all coarser scales and the true label.
 

@@ -7,7 +7,6 @@ from mvar.config import EvaluationConfig
 from mvar.errors import UserError
 from mvar.evaluation.extractor import Extractor
 from mvar.evaluation.images import Images, check_same_size
-from mvar.evaluation.progress import Counter, Progress
 
 RNG_SEED = 2020  # torch-fidelity's own default, written down: KID's subsets and IS's shuffle hang on it
 IS_SPLITS = 10
@@ -22,17 +21,9 @@ def _registered() -> str:
     class Adapter(FeatureExtractorBase):
         """Shows an `Extractor`, handed on by `calculate_metrics`, to torch-fidelity."""
 
-        def __init__(
-            self,
-            name: str,
-            features_list: list[str],
-            *,
-            mvar_extractor: Extractor,
-            mvar_counter: Counter,
-            **kwargs: Any,
-        ) -> None:
+        def __init__(self, name: str, features_list: list[str], *, mvar_extractor: Extractor, **kwargs: Any) -> None:
             super().__init__(name, features_list)
-            self.extractor, self.counter = mvar_extractor, mvar_counter
+            self.extractor = mvar_extractor
 
         @staticmethod
         def get_provided_features_list() -> tuple[str, ...]:
@@ -48,16 +39,13 @@ def _registered() -> str:
 
         def forward(self, images):
             parts = dict(zip(("features", "logits"), self.extractor(images), strict=True))
-            self.counter.add(len(images))
             return tuple(parts[name] for name in self.features_list)
 
     register_feature_extractor("mvar", Adapter)
     return "mvar"
 
 
-def image_metrics(
-    samples: Any, reference: Any, extractor: Extractor, config: EvaluationConfig, progress: Progress | None = None
-) -> dict[str, float]:
+def image_metrics(samples: Any, reference: Any, extractor: Extractor, config: EvaluationConfig) -> dict[str, float]:
     """FID, IS, KID, precision and recall of samples against reference images, by torch-fidelity.
 
     The result does not depend on the order of the samples, and is the same every time: samples are put into the order
@@ -69,7 +57,6 @@ def image_metrics(
         reference: real images (torch-fidelity's `input2`), of the same size.
         extractor: maps images to features and logits.
         config: sizes of KID's subsets and of the neighbourhood of precision and recall.
-        progress: called with images done and in all.
 
     Returns:
         `eval/fid`, `eval/is`, `eval/is_sd` (over 10 splits), `eval/kid`, `eval/kid_sd` (over 100 subsets),
@@ -90,7 +77,6 @@ def image_metrics(
         input2=reference,
         feature_extractor=_registered(),
         mvar_extractor=extractor,
-        mvar_counter=Counter(progress, len(samples) + len(reference)),
         isc=True,
         fid=True,
         kid=True,

@@ -21,7 +21,7 @@ def test_distances_equal_brute_force_in_blocks(monkeypatch):
     calls = []
     found = nearest_distances(images, train, lambda done, total: calls.append((done, total)))
     np.testing.assert_allclose(found, brute_force(images, train), rtol=1e-14)
-    assert calls[-1] == (50, 50)
+    assert calls[-1] == (30, 30)
 
 
 def test_distances_are_exact_near_zero():

@@ -178,7 +178,7 @@ def test_floors(extractor, tokenizer):
     train, heldout = LabelledSet(160, 0), LabelledSet(60, 1)
     calls = []
     found = floors(tokenizer, train, heldout, extractor, CONFIG, lambda done, total: calls.append((done, total)))
-    assert calls == sorted(calls) and calls[-1] == (500, 500) and len(calls) > 15  # batch by batch
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
     a, b = features_of(train, extractor), features_of(heldout, extractor)
     assert found["floor/fid_real"] == pytest.approx(closed_form(a, b), rel=1e-6)
     assert found["floor/fid_real"] == image_metrics(train, heldout, extractor, CONFIG)["eval/fid"]
@@ -257,7 +257,7 @@ def test_the_whole_evaluation(extractor, tokenizer):
     assert found["eval/label_accuracy"] == 0.9
     assert {"eval/fid", "eval/nll_bits_per_token", "eval/nll_bits_scale_01", "eval/copy_rate"} < set(found)
     assert all(isinstance(value, float) and np.isfinite(value) for value in found.values())
-    assert calls == sorted(calls) and calls[-1] == (400, 400) and len(calls) > 4  # batch by batch
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert evaluate(samples, labels, extractor=extractor, **parts) == found
     unlabelled = Extractor(Toy(), toy_forward, id="toy", channels=1)
     assert set(found) - set(evaluate(samples, labels, extractor=unlabelled, **parts)) == {"eval/label_accuracy"}

@@ -160,9 +160,7 @@ def test_killed_once(finished, tmp_path, stage, step):
 
 def test_stopped_in_every_stage(finished, tmp_path):
     store = Store(tmp_path)
-    early = [("tokenizer", 3), ("tokens", 1), ("train", 5), ("sample", 20), ("extractor", 3)]
-    floors = [("floors", step) for step in (1, 150, 250, 310, 450)]  # hundredths of its parts
-    for stage, step in [*early, *floors, *(("evaluate", step) for step in (1, 110, 210))]:
+    for stage, step in [("tokenizer", 3), ("tokens", 1), ("train", 5), ("sample", 20), ("extractor", 3)]:
         reached: list[str] = []
 
         def progress(name: str, done: int, total: int, stage=stage, step=step, reached=reached) -> None:
@@ -171,12 +169,7 @@ def test_stopped_in_every_stage(finished, tmp_path):
 
         assert execute(CONFIG, store, progress, lambda reached=reached: bool(reached)) == STOPPED, stage
         assert store.run(CONFIG.run_id).state() == STOPPED
-        assert CONFIG.evaluation_id not in store.run(CONFIG.run_id).evaluations()
-        assert stage == "evaluate" or store.floors(CONFIG) is None
-    told: list[tuple[str, int, int]] = []
-    assert execute(CONFIG, store, lambda *news: told.append(news)) == DONE
-    steps = [done for stage, done, _ in told if stage == "evaluate"]
-    assert steps == sorted(steps) and steps[-1] == told[-1][-1] == 400 and len(steps) > 4  # batch by batch
+    assert execute(CONFIG, store) == DONE
     assert outcome(tmp_path) == outcome(finished)
 
 
