@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import pipeline, stages
+from experiments import drawing, stages
 from experiments.pipeline import execute
 from experiments.store import DONE, FAILED, STOPPED, Store
 from mvar.config import RunConfig, override
@@ -209,7 +209,7 @@ def test_failure_is_recorded_raised_and_mended(finished, tmp_path, monkeypatch):
         raise ZeroDivisionError("first line\nsecond line")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "sample", broken)
+        patch.setattr(drawing, "sample", broken)
         with pytest.raises(ZeroDivisionError):
             execute(CONFIG, store)
     status = store.run(CONFIG.run_id).status()
@@ -231,7 +231,7 @@ def test_full_disk_while_sampling(tmp_path, finished, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device", "partial.bin")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "write_at", full)
+        patch.setattr(drawing, "write_at", full)
         with pytest.raises(OSError, match="No space left"):
             execute(other, store)
     assert "No space left" in store.run(other.run_id).status()["reason"]
