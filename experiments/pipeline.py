@@ -214,7 +214,7 @@ def evaluate(context: Context, directory: RunDirectory, model: ScaleTransformer,
         heldout_images=heldout,
         extractor=stages.load_extractor(context),
         config=config.evaluation,
-        progress=context.report("evaluate"),
+        progress=context.heed("evaluate"),
     )
     record = {
         "sample": config.sample.model_dump(mode="json"),

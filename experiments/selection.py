@@ -36,7 +36,8 @@ def prepare_scorer(context: Context) -> None:
     with context.store.stage("extractor", config.extractor_id).lock(context.should_stop):
         if not path.is_file():
             extractor, training = stages.load_extractor(context), stages.images(config, "train")
-            outputs = class_outputs(extractor, training, config.data.num_classes)
+            heed = context.heed("extractor")
+            outputs = class_outputs(extractor, training, config.data.num_classes, progress=heed)
             write_document(path, {"outputs": outputs})
 
 
