@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from experiments.pipeline import draw_images, load_generator, save_grid
+from experiments.drawing import draw_images, save_grid
+from experiments.pipeline import load_generator
 from experiments.selection import LabelScore, scorer
 from experiments.stages import Context, load_tokenizer, published_tokenizer
 from experiments.store import RunDirectory, Store

@@ -7,24 +7,19 @@ Where several processes make a run, the first one calls `execute` and the others
 
 import os
 import time
-from contextlib import nullcontext
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from experiments import stages
+from experiments import drawing, stages
 from experiments.environment import describe
-from experiments.selection import LabelScore, scorer
 from experiments.stages import Context, Progress, recorded
 from experiments.store import DONE, RUNNING, STOPPED, RunDirectory, ShouldStop, Stopped, Store, write_document
 from mvar import cost
 from mvar.config import RunConfig, from_dict
-from mvar.data.images import to_uint8
-from mvar.files import atomic_write, read_json, write_at, write_json
+from mvar.files import read_json, write_json
 from mvar.kernels import ssd
 from mvar.memory import keep_freed_memory
-from mvar.sampling import balanced_labels, generate, keep_best
 from mvar.tokenizer.model import Tokenizer
 from mvar.training import distributed
 from mvar.transformer import ScaleTransformer
@@ -33,7 +28,6 @@ from mvar.weights import load_weights, save_weights
 
 STAGES = ("tokenizer", "tokens", "extractor", "floors", "train", "sample", "evaluate")
 STATUS_INTERVAL_S = 2.0
-GRID_ROWS = 8
 
 
 def execute(
@@ -84,7 +78,7 @@ def _execute(context: Context, directory: RunDirectory) -> None:
         directory.write_status(RUNNING, "sample", step=config.train.steps)
         tokenizer = stages.load_tokenizer(context)
         model = load_generator(directory, context.device)
-        sample(context, directory, model, tokenizer)
+        drawing.sample(context, directory, model, tokenizer)
         directory.write_status(RUNNING, "evaluate")
         stages.build_extractor(context)
         stages.build_floors(context)
@@ -125,15 +119,23 @@ def train(context: Context, directory: RunDirectory) -> None:
 
 
 def follow(store: Store, should_stop: ShouldStop) -> None:
-    """Take part in the trainings that the first process of the team calls for, until it sends this one away."""
+    """Take part in the trainings and samplings that the first process calls for, until it sends this one away.
+
+    One that was asked to stop ends early, in all processes at the same point: the first one decides what is next.
+    """
     team = distributed.current_team()
     assert team
     while (message := team.hear()) != distributed.LEAVE:
-        config = from_dict(RunConfig, message["train"])
+        config = from_dict(RunConfig, message["train"] if "train" in message else message["sample"])
         if config.runtime.threads:
             torch.set_num_threads(config.runtime.threads)
         context = Context(config, store, lambda stage, done, total: None, should_stop)
-        _fit(context, store.run(config.run_id), _new_generator(config)[0], None)
+        directory = store.run(config.run_id)
+        if "train" in message:
+            _fit(context, directory, _new_generator(config)[0], None)
+        else:
+            model = load_generator(directory, context.device)
+            drawing.take_part(context, model, stages.load_tokenizer(context), message["done"])
 
 
 def _new_generator(config: RunConfig) -> tuple[ScaleTransformer, Start | None]:
@@ -148,12 +150,12 @@ def _fit(context: Context, directory: RunDirectory, model: ScaleTransformer, pro
     from mvar.training.loop import fit
     from mvar.training.objectives import GeneratorObjective
 
-    config, team = context.config, distributed.current_team()
+    config = context.config
     tokenizer = stages.load_tokenizer(context)
     objective = GeneratorObjective(
         model, tokenizer.quantize, stages.open_tokens(context, "train"), config.train, config.seed
     )
-    with team.together(distributed.resolve_device(config.runtime)) if team else nullcontext():
+    with distributed.together(config.runtime):
         return fit(
             objective,
             config.train,
@@ -190,86 +192,6 @@ def load_generator(directory: RunDirectory, device: torch.device) -> ScaleTransf
     return model.to(device).eval()
 
 
-# Sampling -----------------------------------------------------------------------------------------------------------
-
-
-def draw_images(
-    model: ScaleTransformer,
-    tokenizer: Tokenizer,
-    labels: torch.Tensor,
-    seeds: list[tuple[int, int]],
-    config: RunConfig,
-    score: LabelScore | None = None,
-) -> np.ndarray:
-    """Draw and decode one image a label, `(B, H, W, channels)` uint8; with a `score`, the best of the candidates."""
-
-    def draw(streams: list[tuple[int, ...]]) -> np.ndarray:
-        drawn = generate(model, tokenizer.quantize, labels, streams, config.sample)
-        with torch.no_grad():
-            pixels = tokenizer.decode(drawn.latent).cpu()
-        return np.ascontiguousarray(to_uint8(pixels).permute(0, 2, 3, 1).numpy())
-
-    if score is None:
-        return draw(seeds)
-    return keep_best(draw, lambda images: score(images, labels), seeds, config.sample.candidates)
-
-
-def sample(context: Context, directory: RunDirectory, model: ScaleTransformer, tokenizer: Tokenizer) -> None:
-    """Draw the class-balanced images of an evaluation, batch by batch; a killed one goes on at its next batch.
-
-    Writes `samples.npz` (`arr_0` uint8 `(N, H, W, channels)`, the layout of ADM's evaluator, and `labels`),
-    `grid.png` and `timing.json`.
-    """
-    config = context.config
-    folder = directory.samples(config.evaluation_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    finished = folder / "samples.npz"
-    if finished.is_file():
-        return
-    count, side = config.evaluation.num_images, config.data.image_size
-    labels = balanced_labels(count, config.data.num_classes)
-    partial, progress_path = folder / "partial.bin", folder / "partial.json"
-    record = read_json(progress_path) if progress_path.is_file() else {"done": 0, "sample_s": 0.0}
-    partial.touch()
-    score = scorer(context)
-    while (start := record["done"]) < count:
-        context.check()
-        began = time.perf_counter()
-        stop = min(start + config.runtime.sample_batch, count)
-        seeds = [(config.sample.seed, i) for i in range(start, stop)]
-        batch = draw_images(model, tokenizer, labels[start:stop], seeds, config, score)
-        write_at(partial, start * batch[0].nbytes, batch.tobytes())
-        record = {"done": stop, "sample_s": record["sample_s"] + time.perf_counter() - began}
-        write_json(progress_path, record)  # after the pixels: it says that they are there
-        context.progress("sample", stop, count)
-    pixels = np.memmap(partial, np.uint8, "r", shape=(count, side, side, config.data.channels))
-    write_json(folder / "timing.json", {"sample_s": record["sample_s"], "batch_size": config.runtime.sample_batch})
-    save_grid(folder / "grid.png", _grid_images(pixels, labels.numpy()))
-    with atomic_write(finished) as file:
-        np.savez(file, arr_0=pixels, labels=labels.numpy())
-    partial.unlink()
-    progress_path.unlink()
-
-
-def _grid_images(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Up to `GRID_ROWS` images of each of the first ten classes, class by class: `(rows, columns, H, W, channels)`."""
-    classes = np.unique(labels)[:10]
-    rows = min(GRID_ROWS, *(int((labels == c).sum()) for c in classes))
-    columns = [pixels[np.flatnonzero(labels == c)[:rows]] for c in classes]
-    return np.stack(columns, axis=1)
-
-
-def save_grid(path: Path, images: np.ndarray) -> None:
-    """Write images `(rows, columns, H, W, channels)` uint8 as one PNG; small ones enlarged by whole factors."""
-    from torchvision.utils import make_grid, save_image
-
-    factor = max(1, 32 // images.shape[2])
-    enlarged = images.repeat(factor, axis=2).repeat(factor, axis=3)
-    flat = torch.from_numpy(enlarged.reshape(-1, *enlarged.shape[2:])).movedim(-1, 1).float() / 255
-    with atomic_write(path) as file:
-        save_image(make_grid(flat, nrow=images.shape[1], padding=2, pad_value=0.5), file, format="png")
-
-
 # Evaluation ---------------------------------------------------------------------------------------------------------
 
 
@@ -294,7 +216,7 @@ def evaluate(context: Context, directory: RunDirectory, model: ScaleTransformer,
         heldout_images=heldout,
         extractor=stages.load_extractor(context),
         config=config.evaluation,
-        progress=context.report("evaluate"),
+        progress=context.heed("evaluate"),
     )
     record = {
         "sample": config.sample.model_dump(mode="json"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
@@ -19,19 +20,36 @@ def scorer(context: Context) -> LabelScore | None:
     The judge is the extractor that the metrics use too: FID and IS of images that it picked flatter it, as they do in
     the papers that pick by an ImageNet classifier.
     """
-    from mvar.evaluation.rejection import class_outputs, label_score
+    prepare_scorer(context)
+    return load_scorer(context)
+
+
+def prepare_scorer(context: Context) -> None:
+    """Make what `load_scorer` reads, where it is missing: the extractor, and which of its outputs means each class."""
+    from mvar.evaluation.rejection import class_outputs
 
     config = context.config
     if config.sample.candidates == 1:
-        return None
+        return
     stages.build_extractor(context)
-    directory = context.store.stage("extractor", config.extractor_id)
-    path = directory.path / "class_outputs.json"
-    with directory.lock(context.should_stop):
-        extractor = stages.load_extractor(context)
-        try:
-            outputs = read_document(path)["outputs"]
-        except FileNotFoundError:
-            outputs = class_outputs(extractor, stages.images(config, "train"), config.data.num_classes)
+    path = _outputs_path(context)
+    with context.store.stage("extractor", config.extractor_id).lock(context.should_stop):
+        if not path.is_file():
+            extractor, training = stages.load_extractor(context), stages.images(config, "train")
+            heed = context.heed("extractor")
+            outputs = class_outputs(extractor, training, config.data.num_classes, progress=heed)
             write_document(path, {"outputs": outputs})
-    return partial(label_score, extractor, outputs)
+
+
+def load_scorer(context: Context) -> LabelScore | None:
+    """The scorer that was prepared. Builds and locks nothing: processes on other nodes may call it at any time."""
+    from mvar.evaluation.rejection import label_score
+
+    if context.config.sample.candidates == 1:
+        return None
+    outputs = read_document(_outputs_path(context))["outputs"]
+    return partial(label_score, stages.load_extractor(context), outputs)
+
+
+def _outputs_path(context: Context) -> Path:
+    return context.store.stage("extractor", context.config.extractor_id).path / "class_outputs.json"

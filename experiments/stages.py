@@ -50,6 +50,15 @@ class Context:
         """The `progress(done, total)` of one stage."""
         return lambda done, total: self.progress(stage, done, total)
 
+    def heed(self, stage: str) -> Callable[[int, int], None]:
+        """The `progress(done, total)` of work that keeps no part of itself when it is stopped: it raises `Stopped`."""
+
+        def report(done: int, total: int) -> None:
+            self.progress(stage, done, total)
+            self.check()
+
+        return report
+
     def check(self) -> None:
         """Raise `Stopped` if work was asked to stop."""
         if self.should_stop():
@@ -161,9 +170,13 @@ def _tokenizer_quality(context: Context, tokenizer: Tokenizer) -> dict[str, Any]
     from mvar.evaluation.images import Images
 
     heldout = Images(images(context.config, "heldout"), "held-out images")
-    shown, codes = reconstruct(tokenizer.to(context.device), heldout)
+
+    def heed(done: int, total: int) -> None:  # without a report: the training's steps stay in sight
+        context.check()
+
+    shown, codes = reconstruct(tokenizer.to(context.device), heldout, heed)
     return {
-        "psnr_db": psnr(shown, heldout),
+        "psnr_db": psnr(shown, heldout, heed),
         "codes_used": len(codes),
         "vocab_size": context.config.tokenizer.vocab_size,
     }
@@ -213,7 +226,7 @@ def build_tokens(context: Context) -> None:
                     crops=crops,
                     seed=config.tokenizer.seed,
                     ids=_cache_ids(config, image_set, crops),
-                    progress=context.report("tokens"),
+                    progress=context.heed("tokens"),
                 )
             directory.write_status(DONE, "tokens")
 
@@ -243,7 +256,8 @@ def build_extractor(context: Context) -> None:
             if config.evaluation.extractor == "classifier":
                 from mvar.evaluation.classifier import train_classifier
 
-                if not train_classifier(config, directory.path, context.report("extractor"), context.should_stop):
+                report, heed = context.report("extractor"), context.heed("extractor")
+                if not train_classifier(config, directory.path, report, context.should_stop, heed):
                     raise Stopped("extractor: asked to stop")
             extractor = load_extractor(context)
             write_document(
@@ -274,7 +288,7 @@ def build_floors(context: Context) -> None:
         context.check()
         extractor, tokenizer = load_extractor(context), load_tokenizer(context)
         train, heldout = images(config, "train"), images(config, "heldout")
-        values = floors(tokenizer, train, heldout, extractor, config.evaluation, context.report("floors"))
+        values = floors(tokenizer, train, heldout, extractor, config.evaluation, context.heed("floors"))
         record = {"tokenizer_id": config.tokenizer_id, "metrics": values}
         write_document(directory.path / "floors.json", {"floors": {**found, floors_key(config): record}})
 

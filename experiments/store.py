@@ -20,6 +20,7 @@ from mvar.files import digest, read_json, write_json
 
 ShouldStop = Callable[[], bool]
 RUNNING, DONE, FAILED, STOPPED = "running", "done", "failed", "stopped"
+DONE_ANEW = ("floors", "evaluate")  # stages that keep nothing where they are stopped
 RUN = "run"  # the kind of work that is no shared stage
 
 

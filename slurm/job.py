@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from experiments.store import FAILED, RUN, RUNNING, STOPPED, Directory, Stopped, Store, one_line
+from experiments.store import DONE_ANEW, FAILED, RUN, RUNNING, STOPPED, Directory, Stopped, Store, one_line
 from mvar.errors import FAILURE, OK, USER_ERROR, UserError
 from mvar.files import atomic_write
 from slurm import scheduler
@@ -69,8 +69,8 @@ class _Process:
         return bool(self._signals)
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """Note how far the work is."""
-        self._progress = (self._progress[0], stage, done)
+        """Note how far the work is that need not be done again: time limits that do not move it end a run."""
+        self._progress = (self._progress[0], stage, 0 if stage in DONE_ANEW else done)
 
     # The work ---------------------------------------------------------------------------------------------------------
 

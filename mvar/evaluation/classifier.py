@@ -17,7 +17,7 @@ from mvar.config import OptimConfig, RunConfig
 from mvar.data.images import ImageSet, load_images, to_float
 from mvar.errors import UserError
 from mvar.evaluation.extractor import Extractor, inception_extractor
-from mvar.evaluation.images import Images
+from mvar.evaluation.images import Images, Progress
 from mvar.training.distributed import resolve_device
 from mvar.training.loop import fit
 from mvar.training.objective import DataOrder, Objective, Rows
@@ -103,6 +103,7 @@ def train_classifier(
     directory: Path,
     progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    measured: Progress | None = None,
 ) -> bool:
     """Train the classifier on the training split and measure it on the held-out one.
 
@@ -113,6 +114,7 @@ def train_classifier(
         directory: of the stage; gets the weights, with the held-out accuracy in their metadata.
         progress: called with steps done and in all.
         should_stop: asked after every step; when true, the state is saved and training stops.
+        measured: called with held-out images done and in all; what it raises ends the work, and the state is saved.
 
     Returns:
         Whether it is finished.
@@ -138,7 +140,7 @@ def train_classifier(
     if not result.finished:
         return False
     heldout = load_images(data, "heldout")
-    _, logits = _as_extractor(classifier, config, None).extract(Images(heldout, "held-out images"))
+    _, logits = _as_extractor(classifier, config, None).extract(Images(heldout, "held-out images"), progress=measured)
     accuracy = (logits.argmax(1).numpy() == heldout.labels).mean()
     metadata = {"extractor_id": config.extractor_id, "heldout_accuracy": float(accuracy)}
     save_weights(directory / WEIGHTS, classifier.float(), metadata)

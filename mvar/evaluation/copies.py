@@ -7,7 +7,6 @@ quantile, and one that memorises scores towards 1. A 1 % quantile would rest on 
 5 % rests on fifteen, a standard error of about 1.3 points.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from mvar.errors import UserError
-from mvar.evaluation.images import Images, check_same_size
+from mvar.evaluation.images import Images, Progress, check_same_size, in_turn
 
 HELDOUT_QUANTILE = 0.05
 MAX_SIDE = 32  # larger images are compared by their area averages: a pixel of noise does not hide a copy
 BLOCK = 2048
 
 
-def nearest_distances(images: Any, train_images: Any, progress: Callable[[int, int], None] | None = None) -> np.ndarray:
+def nearest_distances(images: Any, train_images: Any, progress: Progress | None = None) -> np.ndarray:
     """L2 distance of each image to its nearest training image, `(N,)`, in grey levels of 0 to 255.
 
     Images with a side of more than 32 px are area-averaged to 32 px and rounded first. Pixels are integers and the
@@ -38,23 +37,21 @@ def nearest_distances(images: Any, train_images: Any, progress: Callable[[int, i
     return _nearest(_all_vectors(images), train_images, progress)
 
 
-def _nearest(queries: Tensor, train_images: Images, progress: Callable[[int, int], None] | None) -> np.ndarray:
+def _nearest(queries: Tensor, train_images: Images, progress: Progress | None) -> np.ndarray:
     squares = queries.square().sum(1)
     best = torch.full((len(queries),), torch.inf, dtype=torch.float64)
-    for number, batch in enumerate(train_images.batches(BLOCK)):
+    for batch in train_images.batches(BLOCK, progress):
         keys = _vectors(batch)
         key_squares = keys.square().sum(1)
         for start in range(0, len(queries), BLOCK):
             part = slice(start, start + BLOCK)
             found = torch.addmm(key_squares, queries[part], keys.T, alpha=-2).amin(1) + squares[part]
             best[part] = torch.minimum(best[part], found)
-        if progress:
-            progress(min((number + 1) * BLOCK, len(train_images)), len(train_images))
     return best.sqrt().numpy()
 
 
-def _all_vectors(images: Images) -> Tensor:
-    return torch.cat([_vectors(batch) for batch in images.batches(BLOCK)])
+def _all_vectors(images: Images, progress: Progress | None = None) -> Tensor:
+    return torch.cat([_vectors(batch) for batch in images.batches(BLOCK, progress)])
 
 
 def _vectors(batch: Tensor) -> Tensor:
@@ -69,7 +66,7 @@ def copy_rate(
     samples: Any,
     train_images: Any,
     heldout_images: Any,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """Share of samples that lie nearer to the training set than 5 % of the held-out images do.
 
@@ -77,7 +74,7 @@ def copy_rate(
         samples: generated images, uint8 `(N, ch, H, W)` or an image set.
         train_images: what the generator was trained on.
         heldout_images: images of the same source that it was not trained on: they set the threshold.
-        progress: called with training images done and in all.
+        progress: called with images read and in all: of the three sets.
 
     Returns:
         `eval/copy_rate`; `eval/copy_rate_heldout`, the same share of the held-out images, about 0.05 by construction;
@@ -91,8 +88,10 @@ def copy_rate(
     heldout_images = Images(heldout_images, "held-out images")
     for images in (samples, heldout_images):
         check_same_size(images, train_images)
-    queries = torch.cat((_all_vectors(samples), _all_vectors(heldout_images)))  # one pass over the training images
-    distances, heldout = np.split(_nearest(queries, train_images, progress), [len(samples)])
+    reports = in_turn(progress, [len(samples), len(heldout_images), len(train_images)])
+    sets = zip((samples, heldout_images), reports, strict=False)
+    queries = torch.cat([_all_vectors(images, report) for images, report in sets])  # one pass over the training images
+    distances, heldout = np.split(_nearest(queries, train_images, reports[-1]), [len(samples)])
     if np.median(heldout) == 0:
         raise UserError("held-out images: most are also training images; allowed: a split without duplicates")
     # "lower" takes a distance that occurs, so that the held-out share is the quantile to within one image.

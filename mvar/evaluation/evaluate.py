@@ -1,6 +1,5 @@
 """One evaluation of a trained generator: every number of a row of the report that comes from images or likelihood."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from mvar.config import EvaluationConfig
 from mvar.errors import UserError
 from mvar.evaluation.copies import copy_rate
 from mvar.evaluation.extractor import Extractor
-from mvar.evaluation.images import Images
+from mvar.evaluation.images import Images, Progress, in_turn
 from mvar.evaluation.likelihood import heldout_nll
 from mvar.evaluation.metrics import image_metrics
 
@@ -28,7 +27,7 @@ def evaluate(
     heldout_images: Any,
     extractor: Extractor,
     config: EvaluationConfig,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """Metrics of samples and of the model that drew them; the same numbers every time.
 
@@ -43,7 +42,7 @@ def evaluate(
         heldout_images: the reference of every metric, uint8 array or image set.
         extractor: the features and logits to compare.
         config: sizes of the metrics.
-        progress: called with parts done and in all.
+        progress: called batch by batch with images done and in all, over all passes; what it raises ends the work.
 
     Returns:
         The results of `image_metrics`, `heldout_nll` and `copy_rate`, and, where the extractor knows the labels,
@@ -55,22 +54,18 @@ def evaluate(
     samples, labels = Images(samples, "samples"), np.asarray(labels)
     if labels.shape != (len(samples),):
         raise UserError(f"labels: shape {labels.shape}; allowed: ({len(samples)},), one label a sample")
-    parts = [
-        lambda: image_metrics(samples, heldout_images, extractor, config),
-        lambda: heldout_nll(model, quantizer, heldout_tokens, heldout_labels),
-        lambda: copy_rate(samples, train_images, heldout_images),
-    ]
+    drawn, heldout = len(samples), len(heldout_images)
+    sizes = [2 * drawn + heldout, len(heldout_tokens), drawn + heldout + len(train_images)]
+    reports = in_turn(progress, [*sizes, drawn] if extractor.knows_labels else sizes)
+    result = image_metrics(samples, heldout_images, extractor, config, reports[0])
+    result |= heldout_nll(model, quantizer, heldout_tokens, heldout_labels, progress=reports[1])
+    result |= copy_rate(samples, train_images, heldout_images, reports[2])
     if extractor.knows_labels:
-        parts.append(lambda: {"eval/label_accuracy": label_accuracy(samples, labels, extractor)})
-    result: dict[str, float] = {}
-    for number, part in enumerate(parts):
-        result |= part()
-        if progress:
-            progress(number + 1, len(parts))
+        result["eval/label_accuracy"] = label_accuracy(samples, labels, extractor, reports[3])
     return result
 
 
-def label_accuracy(images: Any, labels: Any, extractor: Extractor) -> float:
+def label_accuracy(images: Any, labels: Any, extractor: Extractor, progress: Progress | None = None) -> float:
     """Share of images, 0 to 1, whose largest logit is that of their label `(N,)`."""
-    _, logits = extractor.extract(Images(images, "samples"))
+    _, logits = extractor.extract(Images(images, "samples"), progress=progress)
     return (logits.argmax(1) == torch.as_tensor(np.asarray(labels))).double().mean().item()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mvar.errors import UserError
-from mvar.evaluation.images import Images
+from mvar.evaluation.images import Images, Progress
 from mvar.files import expand
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -61,15 +61,9 @@ class Extractor(nn.Module):
         features, logits = self._forward(self.network, images.to(self.device))
         return features.double(), logits.double()
 
-    def extract(
-        self, images: Images, batch_size: int = 64, progress: Callable[[int, int], None] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def extract(self, images: Images, batch_size: int = 64, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
         """Features `(N, F)` and logits `(N, K)` of a whole set, float64 on the CPU."""
-        parts = []
-        for number, batch in enumerate(images.batches(batch_size)):
-            parts.append([part.cpu() for part in self(batch)])
-            if progress:
-                progress(min((number + 1) * batch_size, len(images)), len(images))
+        parts = [[part.cpu() for part in self(batch)] for batch in images.batches(batch_size, progress)]
         features, logits = zip(*parts, strict=True)
         return torch.cat(features), torch.cat(logits)
 

@@ -16,7 +16,6 @@ are as new as the held-out ones, and of one that recites.
 `floor/psnr`: of reconstructed held-out images, in dB. `floor/codes_used`: different codes in all reconstructed images.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from mvar.data.images import to_float, to_uint8
 from mvar.errors import UserError
 from mvar.evaluation.copies import copy_rate
 from mvar.evaluation.extractor import Extractor
-from mvar.evaluation.images import Images, check_same_size, spread_indices
+from mvar.evaluation.images import Images, Progress, check_same_size, in_turn, spread_indices
 from mvar.evaluation.metrics import frechet_distance, image_metrics
 
 NUM_SPLITS = 5
@@ -41,7 +40,7 @@ def floors(
     heldout: Any,
     extractor: Extractor,
     config: EvaluationConfig,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """Metrics of real and of reconstructed images against the held-out ones; the module's text says what each is.
 
@@ -52,40 +51,41 @@ def floors(
         heldout: held-out images, an image set: the reference of every metric.
         extractor: the features and logits to compare.
         config: as for `image_metrics`.
-        progress: called with parts done and in all.
+        progress: called batch by batch with images done and in all, over all passes; what it raises ends the work.
 
     Raises:
         UserError: too few images, no labels, not uint8, or different sizes.
     """
-    report = progress or (lambda done, total: None)
     labels, train_labels = (_labels(images) for images in (heldout, train))
     all_train, heldout = Images(train, "training images"), Images(heldout, "held-out images")
     check_same_size(heldout, all_train)
     chosen = spread_indices(len(all_train), config.num_images)
     train = all_train.subset(chosen)
-    real = image_metrics(train, heldout, extractor, config)
+    few, known, copying = len(train), len(heldout), len(heldout) + len(all_train)
+    sizes = [2 * few + known, known, few, 4 * known + copying, 3 * few + copying]
+    metrics, first, second, *passes = in_turn(progress, sizes)
+    real = image_metrics(train, heldout, extractor, config, metrics)
     result = {f"floor/{name}_real": real[f"eval/{name}"] for name in ("fid", "is", "kid", "precision", "recall")}
-    report(1, 4)
-    heldout_features = extractor.extract(heldout)[0]
-    pool = torch.cat((heldout_features, extractor.extract(train)[0]))
+    heldout_features = extractor.extract(heldout, progress=first)[0]
+    pool = torch.cat((heldout_features, extractor.extract(train, progress=second)[0]))
     pool_labels = np.concatenate((labels, train_labels[chosen]))
     result |= _over_splits("floor/fid_resplit", pool, pool_labels, len(heldout) / len(pool))
     result |= _over_splits("floor/fid_halves", heldout_features, labels, 0.5)
-    report(2, 4)
     codes: set[int] = set()
-    for name, images in (("heldout", heldout), ("train", train)):
-        shown, used = reconstruct(tokenizer, images)
+    for name, images, report in (("heldout", heldout, passes[0]), ("train", train, passes[1])):
+        count, compared = len(images), len(images) if images is heldout else 0
+        coding, extracting, searching, comparing = in_turn(report, [count, count, count + copying, compared])
+        shown, used = reconstruct(tokenizer, images, coding)
         codes |= used
-        features, logits = extractor.extract(Images(shown, "reconstructed images"))
+        features, logits = extractor.extract(Images(shown, "reconstructed images"), progress=extracting)
         result[f"floor/fid_reconstruction_{name}"] = frechet_distance(features, heldout_features)
-        rate = copy_rate(shown, all_train, heldout)["eval/copy_rate"]
+        rate = copy_rate(shown, all_train, heldout, searching)["eval/copy_rate"]
         result[f"floor/copy_rate_reconstruction_{name}"] = rate
         if images is heldout:
-            result["floor/psnr"] = psnr(shown, heldout)
+            result["floor/psnr"] = psnr(shown, heldout, comparing)
             if extractor.knows_labels:
                 accuracy = float((logits.argmax(1).numpy() == labels).mean())
                 result["floor/label_accuracy_reconstruction"] = accuracy
-        report(3 if images is heldout else 4, 4)
     result["floor/fid_reconstruction"] = result["floor/fid_reconstruction_heldout"]
     return result | {"floor/codes_used": float(len(codes))}
 
@@ -112,14 +112,14 @@ def _over_splits(name: str, features: Tensor, labels: np.ndarray, share: float) 
 
 
 @torch.no_grad()
-def reconstruct(tokenizer: nn.Module, images: Images) -> tuple[np.ndarray, set[int]]:
+def reconstruct(tokenizer: nn.Module, images: Images, progress: Progress | None = None) -> tuple[np.ndarray, set[int]]:
     """Images through their tokens and back, uint8 `(N, ch, H, W)`, and the set of codes that they used."""
     device = next(tokenizer.parameters()).device
     was_training = tokenizer.training
     tokenizer.eval()
     shown, codes = [], set()
     try:
-        for batch in images.batches(BATCH_SIZE):
+        for batch in images.batches(BATCH_SIZE, progress):
             tokens = tokenizer.encode(to_float(batch).to(device))
             latent = tokenizer.quantize.latents(tokens)[-1]
             shown.append(to_uint8(tokenizer.decode(latent)).cpu())
@@ -129,7 +129,7 @@ def reconstruct(tokenizer: nn.Module, images: Images) -> tuple[np.ndarray, set[i
     return torch.cat(shown).numpy(), codes
 
 
-def psnr(images: Any, reference: Any) -> float:
+def psnr(images: Any, reference: Any, progress: Progress | None = None) -> float:
     """Peak signal-to-noise ratio in dB, of the mean squared error over all pixels, peak 255.
 
     The error counts at least 1/12, the variance of rounding to grey levels: an error below it cannot be seen in uint8,
@@ -137,7 +137,7 @@ def psnr(images: Any, reference: Any) -> float:
     """
     images, reference = Images(images, "images"), Images(reference, "reference images")
     total = 0.0
-    for batch, wanted in zip(images.batches(BATCH_SIZE), reference.batches(BATCH_SIZE), strict=True):
+    for batch, wanted in zip(images.batches(BATCH_SIZE, progress), reference.batches(BATCH_SIZE), strict=True):
         total += (batch.double() - wanted.double()).square().sum().item()
     error = total / (len(images) * int(np.prod(images.image_shape)))
     return float(10 * np.log10(255**2 / max(error, 1 / 12)))

@@ -1,7 +1,7 @@
 """Image sets as the evaluation reads them: uint8 `(ch, H, W)` by index, from memory or decoded when asked for."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,23 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mvar.errors import UserError
+
+Progress = Callable[[int, int], None]  # (images done, images in all); what it raises ends the work
+HASH_BATCH = 256
+
+
+def in_turn(progress: Progress | None, sizes: Sequence[int]) -> list[Progress]:
+    """A callback for each of several passes over images, which together count to the sum of their sizes."""
+    total = sum(sizes)
+
+    def counting(before: int, size: int) -> Progress:
+        def report(done: int, of: int) -> None:
+            if progress:
+                progress(before + size * done // of, total)
+
+        return report
+
+    return [counting(sum(sizes[:number]), size) for number, size in enumerate(sizes)]
 
 
 class Images(Dataset):
@@ -44,22 +61,26 @@ class Images(Dataset):
             return image
         return torch.from_numpy(np.array(image))  # a copy: the source may be a read-only memory map
 
-    def batches(self, size: int) -> Iterator[Tensor]:
-        """The images in order, as uint8 `(<= size, ch, H, W)`."""
+    def batches(self, size: int, progress: Progress | None = None) -> Iterator[Tensor]:
+        """The images in order, as uint8 `(<= size, ch, H, W)`; `progress` is called once a batch is used."""
         for start in range(0, len(self), size):
-            yield torch.stack([self[i] for i in range(start, min(start + size, len(self)))])
+            stop = min(start + size, len(self))
+            yield torch.stack([self[i] for i in range(start, stop)])
+            if progress:
+                progress(stop, len(self))
 
     def subset(self, indices: np.ndarray) -> "Images":
         """The images with the given numbers, in that order."""
         return Images(_Subset(self, indices), self.what)
 
-    def in_content_order(self) -> "Images":
+    def in_content_order(self, progress: Progress | None = None) -> "Images":
         """The same images ordered by the SHA-256 of their pixels, whatever order they came in.
 
         The inception score is a mean over consecutive splits and KID one over random subsets: with images sorted by
         class, or merely in another order, the same set would get another score.
         """
-        digests = [hashlib.sha256(self[i].numpy().tobytes()).digest() for i in range(len(self))]
+        batches = self.batches(HASH_BATCH, progress)
+        digests = [hashlib.sha256(image.numpy().tobytes()).digest() for batch in batches for image in batch]
         return self.subset(np.array(sorted(range(len(self)), key=digests.__getitem__)))
 
 

@@ -6,11 +6,20 @@ from typing import Any
 from mvar.config import EvaluationConfig
 from mvar.errors import UserError
 from mvar.evaluation.extractor import Extractor
-from mvar.evaluation.images import Images, check_same_size
+from mvar.evaluation.images import Images, Progress, check_same_size, in_turn
 
 RNG_SEED = 2020  # torch-fidelity's own default, written down: KID's subsets and IS's shuffle hang on it
 IS_SPLITS = 10
 BATCH_SIZE = 64
+NAMES = {
+    "eval/fid": "frechet_inception_distance",
+    "eval/is": "inception_score_mean",
+    "eval/is_sd": "inception_score_std",
+    "eval/kid": "kernel_inception_distance_mean",
+    "eval/kid_sd": "kernel_inception_distance_std",
+    "eval/precision": "precision",
+    "eval/recall": "recall",
+}
 
 
 @cache
@@ -19,11 +28,21 @@ def _registered() -> str:
     from torch_fidelity import FeatureExtractorBase, register_feature_extractor
 
     class Adapter(FeatureExtractorBase):
-        """Shows an `Extractor`, handed on by `calculate_metrics`, to torch-fidelity."""
+        """Shows an `Extractor`, handed on by `calculate_metrics`, to torch-fidelity; counts the images it is shown."""
 
-        def __init__(self, name: str, features_list: list[str], *, mvar_extractor: Extractor, **kwargs: Any) -> None:
+        def __init__(
+            self,
+            name: str,
+            features_list: list[str],
+            *,
+            mvar_extractor: Extractor,
+            mvar_progress: Progress,
+            mvar_total: int,
+            **kwargs: Any,
+        ) -> None:
             super().__init__(name, features_list)
-            self.extractor = mvar_extractor
+            self.extractor, self.progress = mvar_extractor, mvar_progress
+            self.done, self.total = 0, mvar_total
 
         @staticmethod
         def get_provided_features_list() -> tuple[str, ...]:
@@ -39,13 +58,21 @@ def _registered() -> str:
 
         def forward(self, images):
             parts = dict(zip(("features", "logits"), self.extractor(images), strict=True))
+            self.done += len(images)
+            self.progress(self.done, self.total)
             return tuple(parts[name] for name in self.features_list)
 
     register_feature_extractor("mvar", Adapter)
     return "mvar"
 
 
-def image_metrics(samples: Any, reference: Any, extractor: Extractor, config: EvaluationConfig) -> dict[str, float]:
+def image_metrics(
+    samples: Any,
+    reference: Any,
+    extractor: Extractor,
+    config: EvaluationConfig,
+    progress: Progress | None = None,
+) -> dict[str, float]:
     """FID, IS, KID, precision and recall of samples against reference images, by torch-fidelity.
 
     The result does not depend on the order of the samples, and is the same every time: samples are put into the order
@@ -57,6 +84,7 @@ def image_metrics(samples: Any, reference: Any, extractor: Extractor, config: Ev
         reference: real images (torch-fidelity's `input2`), of the same size.
         extractor: maps images to features and logits.
         config: sizes of KID's subsets and of the neighbourhood of precision and recall.
+        progress: called with images done and in all; the samples count twice, since they are put into order first.
 
     Returns:
         `eval/fid`, `eval/is`, `eval/is_sd` (over 10 splits), `eval/kid`, `eval/kid_sd` (over 100 subsets),
@@ -70,13 +98,17 @@ def image_metrics(samples: Any, reference: Any, extractor: Extractor, config: Ev
     _check_count(samples, max(IS_SPLITS, config.prc_neighborhood + 1))
     _check_count(reference, max(2, config.prc_neighborhood + 1))
     subset_size = min(config.kid_subset_size, len(samples), len(reference))
+    extracted = len(samples) + len(reference)
+    ordering, extracting = in_turn(progress, [len(samples), extracted])
     from torch_fidelity import calculate_metrics
 
     values = calculate_metrics(
-        input1=samples.in_content_order(),  # the order of the arguments is precision's: generated, then real
+        input1=samples.in_content_order(ordering),  # the order of the arguments is precision's: generated, then real
         input2=reference,
         feature_extractor=_registered(),
         mvar_extractor=extractor,
+        mvar_progress=extracting,
+        mvar_total=extracted,
         isc=True,
         fid=True,
         kid=True,
@@ -91,16 +123,7 @@ def image_metrics(samples: Any, reference: Any, extractor: Extractor, config: Ev
         cache=False,  # its key has no digest of weights or images
         verbose=False,
     )
-    names = {
-        "eval/fid": "frechet_inception_distance",
-        "eval/is": "inception_score_mean",
-        "eval/is_sd": "inception_score_std",
-        "eval/kid": "kernel_inception_distance_mean",
-        "eval/kid_sd": "kernel_inception_distance_std",
-        "eval/precision": "precision",
-        "eval/recall": "recall",
-    }
-    return {ours: float(values[theirs]) for ours, theirs in names.items()} | {
+    return {ours: float(values[theirs]) for ours, theirs in NAMES.items()} | {
         "eval/kid_subset_size": float(subset_size)
     }
 

@@ -1,11 +1,11 @@
-"""Device and processes of a training, through Lightning Fabric.
+"""Device and processes of a training, through Lightning Fabric; the processes of a sampling.
 
 One process, or DDP over the processes that a launcher started: torchrun, or a job of `mvar submit`, which tells its
 processes by `joined` who they are. Fabric wraps the module in DDP. Precision is left to the loop (torch's own autocast
 and GradScaler): Fabric's half-precision plugins also round the floating-point inputs, and an image that is its own
 target must not be rounded.
 
-Only training is shared by several processes. Everything around it (stages, sampling, evaluation) is the first
+Training and sampling are shared by several processes. Everything around them (stages, evaluation) is the first
 process's; the others wait at a store, not in a collective that would time out, until they are called.
 """
 
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from torch.distributed import Store
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # between two steps of training nobody is away for longer
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # longer than a step of training, or a batch of images and all candidates
 MEETING_TIMEOUT_S = 600.0  # processes of one job are started together
 POLL_S = 0.1
 LEAVE = "leave"
 
 
 class Team:
-    """The processes that train together, as one of them sees them."""
+    """The processes that make a run together, as one of them sees them."""
 
     def __init__(self, store: "Store", rank: int, world: int) -> None:
         self.rank, self.world = rank, world
-        self.gathered = False  # whether all are at one training just now
+        self.gathered = False  # whether all are at one training or sampling just now
         self._store, self._number = store, 0
 
     def call(self, message: Any) -> None:
@@ -62,7 +62,7 @@ class Team:
 
     @contextmanager
     def together(self, device: str) -> Iterator[None]:
-        """While all processes are at one training: what `open_fabric` opens inside is DDP."""
+        """While all processes are at one piece of work: what `open_fabric` opens inside is DDP."""
         import torch.distributed as dist
 
         if not dist.is_initialized():
@@ -85,12 +85,55 @@ class Team:
             time.sleep(POLL_S)
 
 
+class Group:
+    """The processes that are at one piece of work just now. One alone is a group of one, without a process group."""
+
+    def __init__(self, rank: int, world: int, device: str) -> None:
+        self.rank, self.world, self._device = rank, world, device
+
+    def sum(self, value: float) -> float:
+        """The sum of every process's value, in every process."""
+        if self.world == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64, device=self._device)
+        torch.distributed.all_reduce(total)
+        return total.item()
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process: the same answer in every process."""
+        return self.sum(float(flag)) > 0
+
+    def gather(self, part: torch.Tensor) -> list[torch.Tensor]:
+        """Every process's tensor on the CPU, by rank, in the first process; an empty list in the others.
+
+        Args:
+            part: of the same shape and type in all processes.
+        """
+        if self.world == 1:
+            return [part]
+        part = part.to(self._device).contiguous()
+        parts = None if self.rank else [torch.empty_like(part) for _ in range(self.world)]
+        torch.distributed.gather(part, parts)
+        return [found.cpu() for found in parts or []]
+
+
 _team: Team | None = None  # of this process; process groups are global too
 
 
 def current_team() -> Team | None:
     """The team that this process belongs to; None where it is alone."""
     return _team
+
+
+@contextmanager
+def together(runtime: RuntimeConfig) -> Iterator[Group]:
+    """While the whole team, or this process alone, is at one piece of work that every process has come to."""
+    device = resolve_device(runtime)
+    if _team is None:
+        yield Group(0, 1, device)
+        return
+    with _team.together(device):
+        yield Group(_team.rank, _team.world, device)
 
 
 @contextmanager
@@ -162,10 +205,10 @@ def _as_team(team: Team) -> Iterator[Team]:
 
 def _own_address() -> str:
     """What other nodes can reach this one by: SLURM's name for it if that resolves, else the host's, else its IP."""
-    for name in (os.environ.get("SLURMD_NODENAME"), socket.gethostname()):
+    for name in filter(None, (os.environ.get("SLURMD_NODENAME"), socket.gethostname())):  # "" resolves to 0.0.0.0
         try:
-            socket.gethostbyname(name or "")
-            return str(name)
+            socket.gethostbyname(name)
+            return name
         except OSError:
             continue
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # sends nothing: asks for the route's own address

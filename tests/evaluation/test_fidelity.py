@@ -178,7 +178,8 @@ def test_floors(extractor, tokenizer):
     train, heldout = LabelledSet(160, 0), LabelledSet(60, 1)
     calls = []
     found = floors(tokenizer, train, heldout, extractor, CONFIG, lambda done, total: calls.append((done, total)))
-    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert len(calls) > 8 and calls == sorted(set(calls))
+    assert {of for _, of in calls} == {calls[-1][0]}  # counts images, up to all of all passes
     a, b = features_of(train, extractor), features_of(heldout, extractor)
     assert found["floor/fid_real"] == pytest.approx(closed_form(a, b), rel=1e-6)
     assert found["floor/fid_real"] == image_metrics(train, heldout, extractor, CONFIG)["eval/fid"]
@@ -257,7 +258,14 @@ def test_the_whole_evaluation(extractor, tokenizer):
     assert found["eval/label_accuracy"] == 0.9
     assert {"eval/fid", "eval/nll_bits_per_token", "eval/nll_bits_scale_01", "eval/copy_rate"} < set(found)
     assert all(isinstance(value, float) and np.isfinite(value) for value in found.values())
-    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    total = (2 * 50 + 60) + 60 + (50 + 60 + 80) + 50  # metrics, likelihood, copies, labels
+    assert {of for _, of in calls} == {total} and calls[-1][0] == total
+    assert len(calls) > 4 and calls == sorted(set(calls))
+    more = []
+    parts["train_images"] = draw(80 + 3 * 2048, 1)
+    evaluate(samples, labels, extractor=extractor, progress=lambda *c: more.append(c), **parts)
+    assert len(more) == len(calls) + 3  # a call a batch
+    parts["train_images"] = train
     assert evaluate(samples, labels, extractor=extractor, **parts) == found
     unlabelled = Extractor(Toy(), toy_forward, id="toy", channels=1)
     assert set(found) - set(evaluate(samples, labels, extractor=unlabelled, **parts)) == {"eval/label_accuracy"}

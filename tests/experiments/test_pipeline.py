@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import pipeline, stages
+from experiments import drawing, stages
 from experiments.pipeline import execute
 from experiments.store import DONE, FAILED, STOPPED, Store
 from mvar.config import RunConfig, override
@@ -173,6 +173,38 @@ def test_stopped_in_every_stage(finished, tmp_path):
     assert outcome(tmp_path) == outcome(finished)
 
 
+def test_an_evaluation_stops_at_any_batch(finished, tmp_path):
+    """In each of its parts, and in the floors: nothing is recorded, and the next call ends in the same record."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    store = Store(tmp_path)
+    run, extractor = store.run(CONFIG.run_id), store.stage("extractor", CONFIG.extractor_id)
+    (run.path / "eval.json").unlink()
+    (extractor.path / "floors.json").unlink()
+    calls: list[tuple[str, int]] = []
+    stop_at = ("", 0)
+
+    def progress(stage: str, done: int, total: int) -> None:
+        calls.append((stage, done))
+
+    def stopped() -> bool:
+        return bool(calls) and calls[-1][0] == stop_at[0] and calls[-1][1] >= stop_at[1]
+
+    heldout = len(stages.images(CONFIG, "heldout"))
+    in_metrics, in_likelihood = 45, 80 + heldout + 1
+    in_copies = 80 + 2 * heldout + 1
+    in_labels = in_copies + 40 + heldout + len(stages.images(CONFIG, "train"))
+    for stop_at in [
+        *(("floors", 1), ("floors", 1000)),
+        *(("evaluate", at) for at in (1, in_metrics, in_likelihood, in_copies, in_labels)),
+    ]:
+        calls.clear()
+        assert execute(CONFIG, store, progress, stopped) == STOPPED, stop_at
+        assert run.state() == STOPPED and not run.evaluations()
+        assert (extractor.path / "floors.json").exists() == (stop_at[0] == "evaluate")
+    assert execute(CONFIG, store) == DONE
+    assert outcome(tmp_path) == outcome(finished)
+
+
 def test_two_processes_make_one_run(finished, tmp_path):
     pair = [in_process(CONFIG, tmp_path) for _ in range(2)]
     for process in pair:
@@ -209,7 +241,7 @@ def test_failure_is_recorded_raised_and_mended(finished, tmp_path, monkeypatch):
         raise ZeroDivisionError("first line\nsecond line")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "sample", broken)
+        patch.setattr(drawing, "sample", broken)
         with pytest.raises(ZeroDivisionError):
             execute(CONFIG, store)
     status = store.run(CONFIG.run_id).status()
@@ -231,7 +263,7 @@ def test_full_disk_while_sampling(tmp_path, finished, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device", "partial.bin")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "write_at", full)
+        patch.setattr(drawing, "write_at", full)
         with pytest.raises(OSError, match="No space left"):
             execute(other, store)
     assert "No space left" in store.run(other.run_id).status()["reason"]

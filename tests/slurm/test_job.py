@@ -37,6 +37,11 @@ def test_time_limits_without_progress_end_a_run(tmp_path):
     moved = process(tmp_path, 600)
     moved._progress = ("a-run", "train", 4)
     assert moved._idle() == ""
+    anew = process(tmp_path, 600)
+    for images in (500, 700, 600):  # an evaluation that never ends in time gets nowhere, however far it comes
+        anew.progress("evaluate", images, 1000)
+        said = anew._idle()
+    assert "3 time limits in a row ended at evaluate" in said
     assert [process(tmp_path, 5)._idle() for _ in range(5)] == [""] * 5  # preempted at once, again and again
 
 

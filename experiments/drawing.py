@@ -1,0 +1,153 @@
+"""The images of an evaluation: drawn in rounds by all processes of a run, written by the first one.
+
+A round gives each process one batch. An image depends on its number alone and the batches are those of one process, so
+the bytes do not depend on how many processes there are; one alone is a team of one and takes the same way.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from experiments.selection import LabelScore, load_scorer, prepare_scorer
+from experiments.stages import Context
+from experiments.store import RunDirectory, Stopped
+from mvar.config import RunConfig
+from mvar.data.images import to_uint8
+from mvar.files import atomic_write, read_json, write_at, write_json
+from mvar.sampling import balanced_labels, generate, keep_best
+from mvar.tokenizer.model import Tokenizer
+from mvar.training import distributed
+from mvar.transformer import ScaleTransformer
+
+GRID_ROWS = 8
+
+
+def draw_images(
+    model: ScaleTransformer,
+    tokenizer: Tokenizer,
+    labels: torch.Tensor,
+    seeds: list[tuple[int, int]],
+    config: RunConfig,
+    score: LabelScore | None = None,
+) -> np.ndarray:
+    """Draw and decode one image a label, `(B, H, W, channels)` uint8; with a `score`, the best of the candidates."""
+
+    def draw(streams: list[tuple[int, ...]]) -> np.ndarray:
+        drawn = generate(model, tokenizer.quantize, labels, streams, config.sample)
+        with torch.no_grad():
+            pixels = tokenizer.decode(drawn.latent).cpu()
+        return np.ascontiguousarray(to_uint8(pixels).permute(0, 2, 3, 1).numpy())
+
+    if score is None:
+        return draw(seeds)
+    return keep_best(draw, lambda images: score(images, labels), seeds, config.sample.candidates)
+
+
+def sample(context: Context, directory: RunDirectory, model: ScaleTransformer, tokenizer: Tokenizer) -> None:
+    """Draw the class-balanced images of an evaluation; a killed call, or a stopped one, is gone on with by the next.
+
+    Writes `samples.npz` (`arr_0` uint8 `(N, H, W, channels)`, the layout of ADM's evaluator, and `labels`),
+    `grid.png` and `timing.json`. The first process calls it, and calls the others, which `take_part`.
+
+    Raises:
+        Stopped: one of the processes was asked to stop. Whole rounds are kept.
+    """
+    config = context.config
+    folder = directory.samples(config.evaluation_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    finished = folder / "samples.npz"
+    if finished.is_file():
+        return
+    count, side = config.evaluation.num_images, config.data.image_size
+    partial, progress_path = folder / "partial.bin", folder / "partial.json"
+    record = read_json(progress_path) if progress_path.is_file() else {"done": 0, "sample_s": 0.0}
+    partial.touch()
+    prepare_scorer(context)
+    team = distributed.current_team()
+    if team:
+        team.call({"sample": config.model_dump(mode="json"), "done": record["done"]})
+
+    def keep(found: _Round) -> None:
+        write_at(partial, found.start * found.images[0].nbytes, found.images.tobytes())
+        record.update(done=found.stop, sample_s=record["sample_s"] + found.seconds)
+        write_json(progress_path, record)  # after the pixels: it says that they are there
+        context.progress("sample", found.stop, count)
+
+    _draw_rounds(context, model, tokenizer, record["done"], keep)
+    if record["done"] < count:
+        raise Stopped(f"sample: image {record['done']} of {count}")
+    timing = {"sample_s": record["sample_s"], "batch_size": config.runtime.sample_batch}
+    write_json(folder / "timing.json", timing | {"processes": team.world if team else 1})
+    pixels = np.memmap(partial, np.uint8, "r", shape=(count, side, side, config.data.channels))
+    labels = balanced_labels(count, config.data.num_classes).numpy()
+    save_grid(folder / "grid.png", _grid_images(pixels, labels))
+    with atomic_write(finished) as file:
+        np.savez(file, arr_0=pixels, labels=labels)
+    partial.unlink()
+    progress_path.unlink()
+
+
+def take_part(context: Context, model: ScaleTransformer, tokenizer: Tokenizer, done: int) -> None:
+    """Draw another process's share of a `sample` that the first one has called for, from image `done` on."""
+    _draw_rounds(context, model, tokenizer, done, lambda found: None)
+
+
+@dataclass(frozen=True)
+class _Round:
+    """What all processes have drawn in a round: images `start` to `stop` - 1, and process-seconds spent on them."""
+
+    start: int
+    stop: int
+    images: np.ndarray
+    seconds: float
+
+
+def _draw_rounds(
+    context: Context, model: ScaleTransformer, tokenizer: Tokenizer, done: int, keep: Callable[[_Round], None]
+) -> None:
+    """Draw from image `done` on, a batch a process and round; `keep` is called in the first process only.
+
+    Returns early, in all processes after the same round, where one was asked to stop.
+    """
+    config, score = context.config, load_scorer(context)
+    count, size, side = config.evaluation.num_images, config.runtime.sample_batch, config.data.image_size
+    labels = balanced_labels(count, config.data.num_classes)
+    with distributed.together(config.runtime) as group:
+        while done < count and not group.any(context.should_stop()):
+            began = time.perf_counter()
+            start = min(done + group.rank * size, count)
+            stop = min(start + size, count)
+            # of one size in all processes, as collectives want it: the last batch fills a part, or nothing, of it
+            batch = torch.zeros(size, side, side, config.data.channels, dtype=torch.uint8)
+            if start < stop:
+                seeds = [(config.sample.seed, i) for i in range(start, stop)]
+                images = draw_images(model, tokenizer, labels[start:stop], seeds, config, score)
+                batch[: stop - start] = torch.from_numpy(images)
+            seconds = group.sum(time.perf_counter() - began)
+            parts = group.gather(batch)
+            first, done = done, min(done + group.world * size, count)
+            if parts:
+                keep(_Round(first, done, torch.cat(parts)[: done - first].numpy(), seconds))
+
+
+def _grid_images(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Up to `GRID_ROWS` images of each of the first ten classes, class by class: `(rows, columns, H, W, channels)`."""
+    classes = np.unique(labels)[:10]
+    rows = min(GRID_ROWS, *(int((labels == c).sum()) for c in classes))
+    columns = [pixels[np.flatnonzero(labels == c)[:rows]] for c in classes]
+    return np.stack(columns, axis=1)
+
+
+def save_grid(path: Path, images: np.ndarray) -> None:
+    """Write images `(rows, columns, H, W, channels)` uint8 as one PNG; small ones enlarged by whole factors."""
+    from torchvision.utils import make_grid, save_image
+
+    factor = max(1, 32 // images.shape[2])
+    enlarged = images.repeat(factor, axis=2).repeat(factor, axis=3)
+    flat = torch.from_numpy(enlarged.reshape(-1, *enlarged.shape[2:])).movedim(-1, 1).float() / 255
+    with atomic_write(path) as file:
+        save_image(make_grid(flat, nrow=images.shape[1], padding=2, pad_value=0.5), file, format="png")
