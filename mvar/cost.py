@@ -52,11 +52,15 @@ def layer_flops(model: ModelConfig, span: Span, layer: str) -> dict[str, int]:
     return parts
 
 
+def _head_flops(model: ModelConfig, space: TokenSpace, span: Span) -> int:
+    return 2 * span.length * model.width * space.vocab_size
+
+
 def span_flops(model: ModelConfig, space: TokenSpace, span: Span) -> int:
     """Forward FLOPs of the generator on a span for one image, given the state of the coarser scales."""
     width = model.width
     from_codes = span.length - (space.schedule.lengths[0] if span.first == 0 else 0)
-    total = 2 * from_codes * space.code_channels * width + 2 * span.length * width * space.vocab_size + 4 * width**2
+    total = 2 * from_codes * space.code_channels * width + _head_flops(model, space, span) + 4 * width**2
     if model.shared_adaln:
         total += 2 * 3 * (max(len(parse_layer(layer)) for layer in model.layers) + 1) * width**2
     return total + sum(sum(layer_flops(model, span, layer).values()) for layer in model.layers)
@@ -73,8 +77,9 @@ def train_flops(model: ModelConfig, space: TokenSpace, num_images: int) -> int:
 
 
 def sample_flops(model: ModelConfig, space: TokenSpace, *, guided: bool) -> int:
-    """FLOPs of sampling one image scale by scale with state; guidance runs the class and no class."""
-    return (2 if guided else 1) * sum(span_flops(model, space, span) for span in space.schedule.steps())
+    """FLOPs of sampling one image scale by scale with state; guidance runs all but the head for class and no class."""
+    flops = sum(span_flops(model, space, span) for span in space.schedule.steps())
+    return 2 * flops - _head_flops(model, space, space.schedule.span()) if guided else flops
 
 
 def state_bytes(model: ModelConfig, space: TokenSpace, *, element_bytes: int = 4) -> int:

@@ -6,6 +6,7 @@ Shapes: `B` batch, `L` tokens of all scales, `n` tokens of one scale, `V` codebo
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,15 +36,18 @@ def balanced_labels(num_images: int, num_classes: int) -> Tensor:
     return torch.arange(num_images) % num_classes
 
 
-def guide(logits: Tensor, cfg_scale: float, scale: int, num_scales: int) -> Tensor:
+def guide(x: Tensor, cfg_scale: float, scale: int, num_scales: int) -> Tensor:
     """Classifier-free guidance with VAR's ramp: `(1 + t) cond - t uncond`, `t = cfg_scale * scale / (S - 1)`.
 
+    The weights add up to 1. So guiding what the affine head is given yields the same as guiding its logits, as the
+    official code does, with half the head's work. A single scale (where the official code divides by zero) gets the
+    full guidance, as the last scale of any schedule does.
+
     Args:
-        logits: `(2B, n, V)`, the conditional half first. A single scale (where the official code divides by zero)
-            gets the full guidance, as the last scale of any schedule does.
+        x: logits `(2B, n, V)` or the head's input `(2B, n, D)`, the conditional half first.
     """
     t = cfg_scale * _ramp(scale, num_scales)
-    conditional, unconditional = logits.chunk(2)
+    conditional, unconditional = x.chunk(2)
     return torch.lerp(unconditional, conditional, 1 + t)  # the same in one pass
 
 
@@ -187,9 +191,8 @@ def generate(
     inputs = latent.new_empty(len(conditions), 0, space.code_channels)
     state, tokens = None, []
     for scale, span in enumerate(schedule.steps()):
-        logits, state = model(conditions, inputs, span, state)
-        if guided:
-            logits = guide(logits, config.cfg_scale, scale, schedule.num_scales)
+        guidance = partial(guide, cfg_scale=config.cfg_scale, scale=scale, num_scales=schedule.num_scales)
+        logits, state = model(conditions, inputs, span, state, before_head=guidance if guided else None)
         if on_logits:
             on_logits(scale, logits)
         smallest = smallest_kept(logits, config.top_k, config.top_p)

@@ -5,6 +5,7 @@ Shapes: `B` batch, `L` tokens of a span, `D` width, `V` codebook size, `C` code 
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -198,7 +199,12 @@ class ScaleTransformer(nn.Module):
         return model
 
     def forward(
-        self, labels: Tensor, inputs: Tensor, span: Span | None = None, state: list[Any] | None = None
+        self,
+        labels: Tensor,
+        inputs: Tensor,
+        span: Span | None = None,
+        state: list[Any] | None = None,
+        before_head: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, list[Any]]:
         """Logits of a span's tokens.
 
@@ -208,6 +214,7 @@ class ScaleTransformer(nn.Module):
                 class alone.
             span: the scales; None for the whole image.
             state: what the call for the coarser scales returned.
+            before_head: maps what the head is given, `(B, L, D)`, first; guidance joins the two halves of a batch so.
 
         Returns:
             Logits `(B, L, V)` in fp32 (fp64 for an fp64 model), and the state for the scales that follow.
@@ -225,7 +232,7 @@ class ScaleTransformer(nn.Module):
         for block, block_states in zip(self.blocks, states, strict=True):
             x, block_states = block(x, modulation, span, block_states)
             new_state.append(block_states)
-        return self.logits(x, condition), new_state
+        return self.logits(x, condition, before_head), new_state
 
     def embed(self, condition: Tensor, inputs: Tensor, span: Span) -> Tensor:
         """Token embeddings `(B, L, D)` of a span: class or code features, plus level and position."""
@@ -237,11 +244,12 @@ class ScaleTransformer(nn.Module):
         tokens = slice(span.start, span.stop)
         return x + (self.lvl_embed(self.levels[tokens]) + self.pos_1LC[0, tokens])
 
-    def logits(self, x: Tensor, condition: Tensor) -> Tensor:
+    def logits(self, x: Tensor, condition: Tensor, before_head: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Logits `(B, L, V)`, in fp32 at least; under autocast the head stays in its own precision (official code)."""
         with torch.autocast(x.device.type, enabled=False):
             dtype = self.head.weight.dtype
-            logits = self.head(self.head_nm(x.to(dtype), condition.to(dtype)))
+            features = self.head_nm(x.to(dtype), condition.to(dtype))
+            logits = self.head(before_head(features) if before_head else features)
         return logits.to(torch.promote_types(dtype, torch.float32))
 
     def init_weights(self) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mvar.config import ModelConfig, TokenSpace
+from mvar.config import ModelConfig, SampleConfig, TokenizerConfig, TokenSpace
 from mvar.cost import (
     attention_cost,
     forward_flops,
@@ -20,7 +20,9 @@ from mvar.cost import (
     train_flops,
 )
 from mvar.presets import PRESETS, model_size
+from mvar.sampling import generate
 from mvar.scales import PATCH_SIDES, ScaleSchedule
+from mvar.tokenizer.quantizer import ResidualQuantizer
 from mvar.transformer import ScaleTransformer
 
 COUNTS = json.loads((Path(__file__).parent / "golden" / "param_counts" / "counts.json").read_text())["rows"]
@@ -96,11 +98,24 @@ def test_mamba_layer_flops_are_those_of_its_products():
     assert counted_flops(model, space) == pytest.approx(forward_flops(model, space), rel=0.05)
 
 
-def test_sampling_costs_a_forward_pass_and_guidance_doubles_it():
+@pytest.mark.parametrize("cfg_scale", [0.0, 2.0])
+def test_sampling_flops_are_those_that_torch_counts(cfg_scale):
+    model = ModelConfig(depth=2, width=32, num_heads=2)
+    tokenizer = TokenizerConfig(patch_sides=(2, 3, 4), vocab_size=50, code_channels=8)
+    space = TokenSpace((2, 3, 4), vocab_size=50, code_channels=8, num_classes=10)
+    built, quantizer = ScaleTransformer(model, space).eval(), ResidualQuantizer(tokenizer)
+    labels, settings = torch.zeros(3, dtype=torch.long), SampleConfig(cfg_scale=cfg_scale, top_k=0, top_p=0.0)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        generate(built, quantizer, labels, range(3), settings)
+    of_tokenizer = sum(counter.get_flop_counts()["Global"].get(op, 0) for op in [torch.ops.aten.convolution])
+    assert counter.get_total_flops() - of_tokenizer == 3 * sample_flops(model, space, guided=cfg_scale > 0)
+
+
+def test_sampling_costs_a_forward_pass_and_guidance_doubles_all_but_the_head():
     preset = PRESETS["digits"]
     model, space = preset.model, preset.token_space
     plain, guided = (sample_flops(model, space, guided=g) for g in (False, True))
-    assert guided == 2 * plain
+    assert guided == 2 * plain - 2 * space.schedule.num_tokens * model.width * space.vocab_size
     # AdaLN is recomputed at every scale: the only difference
     assert forward_flops(model, space) < plain < 1.5 * forward_flops(model, space)
     assert train_flops(model, space, 7) == 21 * forward_flops(model, space)

@@ -229,7 +229,8 @@ def test_another_evaluation_uses_the_same_weights(finished, tmp_path):
     assert run.weights.stat().st_mtime_ns == weights
     assert run.evaluations()[CONFIG.evaluation_id] == first
     assert set(run.evaluations()) == {CONFIG.evaluation_id, other.evaluation_id}
-    assert run.evaluations()[other.evaluation_id]["cost"]["sample_flops"] * 2 == first["cost"]["sample_flops"]
+    unguided = run.evaluations()[other.evaluation_id]["cost"]["sample_flops"]
+    assert unguided < first["cost"]["sample_flops"] < 2 * unguided
     assert store.is_done(CONFIG) and store.is_done(other)
 
 
