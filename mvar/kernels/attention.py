@@ -34,7 +34,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, span: Span, *, within_scale: bool, b
     else:
         ends = [span.visible(scale) for scale in span.scales]
         outputs = (attention(x, k[:, :, :end], v[:, :, :end]) for x, end in zip(queries, ends, strict=True))
-    return torch.cat(list(outputs), dim=2)
+    outputs = list(outputs)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
 
 def _torch(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -77,10 +77,7 @@ class Attention(Mixer):
         if not self.config.attn_l2_norm:
             return q * (0.25 / math.sqrt(width // heads)), k, v
         scale = self.scale_mul_1H11.clamp_max(MAX_LOG_SCALE).exp()
-        # fp32 at least: a half-precision sum of squares over- or underflows
-        dtype = torch.promote_types(v.dtype, torch.float32)
-        q = F.normalize(q.to(dtype), dim=-1) * scale
-        return q.to(v.dtype), F.normalize(k.to(dtype), dim=-1).to(v.dtype), v
+        return _at_length(q, scale), _at_length(k, 1.0), v
 
     def merge(self, y: Tensor) -> Tensor:
         """Join the heads of `y` `(B, H, L, head_dim)` and project to `(B, L, D)`."""
@@ -107,6 +104,14 @@ class Attention(Mixer):
     def flops(cls, config: ModelConfig, span: Span) -> int:
         """See `Mixer.flops`: four projections, and two products for every query-key pair."""
         return 8 * span.length * config.width**2 + 4 * config.width * cls.score_cells(span)
+
+
+def _at_length(x: Tensor, length: Tensor | float) -> Tensor:
+    """Vectors `(..., head_dim)` of the given length; as `F.normalize`, a zero stays zero."""
+    # fp32 at least: a half-precision sum of squares over- or underflows
+    x_ = x.to(torch.promote_types(x.dtype, torch.float32))
+    norm = torch.linalg.vector_norm(x_, dim=-1, keepdim=True)
+    return (x_ * (length / norm.clamp_min(1e-12))).to(x.dtype)
 
 
 class GlobalAttention(Attention):
