@@ -57,7 +57,16 @@ def _slurm(needed: bool) -> list[Finding]:
     if accounting.endswith("none"):
         accounting += " (sacct has nothing; mvar does not need it)"
     findings.append(Finding("SLURM accounting", "ok", accounting))
-    return [*findings, *_partitions(bad)]
+    return [*findings, _preemption(found), *_partitions(bad)]
+
+
+def _preemption(found: dict[str, str]) -> Finding:
+    """What a job is given before it is ended: SIGTERM, and KillWait seconds for the checkpoint."""
+    mode, wait = found.get("PreemptMode", "?"), found.get("KillWait", "?")
+    text = f"PreemptMode {mode}, KillWait {wait}"
+    requeues = "REQUEUE" in mode or mode == "OFF"
+    advice = "" if requeues else "a job that is preempted is not queued again by SLURM: `mvar retry --failed`"
+    return Finding("SLURM preemption", "ok", f"{text}: a checkpoint must be written in that time", advice)
 
 
 def _partitions(bad: str) -> list[Finding]:
@@ -90,15 +99,17 @@ def _request(profile: Profile) -> Finding:
 def _torch() -> Finding:
     try:
         import torch
-    except ImportError as error:
-        return Finding("torch", "broken", str(error), "pip install torch")
+    except Exception as error:  # a broken build fails in its own ways
+        return Finding("torch", "broken", " ".join(str(error).split()), "pip install torch")
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"
     return Finding("torch", "ok", f"{torch.__version__}, {build}, {torch.get_num_threads()} threads")
 
 
 def _gpus(profile: Profile | None) -> Finding:
-    import torch
-
+    try:
+        import torch
+    except Exception as error:  # a broken build fails in its own ways
+        return Finding("GPUs here", "missing", f"torch does not load ({type(error).__name__})", "mend torch first")
     if torch.cuda.is_available():
         names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
         return Finding("GPUs here", "ok", f"{torch.cuda.device_count()}: {', '.join(sorted(names))}")

@@ -21,9 +21,11 @@ from mvar.errors import FAILURE, OK, USER_ERROR, UserError
 from mvar.files import atomic_write
 from slurm import scheduler
 from slurm.guard import WARNINGS
-from slurm.submission import Submission, Work, is_cancelled, read
+from slurm.submission import START_MARK, Submission, Work, is_cancelled, read
 
 REQUEUE_TRIES, REQUEUE_WAIT_S = 10, 2.0  # waits 2, 4 ... 20 s: a controller that is being restarted comes back
+EARLY_S = 60  # by which SLURM may warn before it was asked to
+STARTING_S = 30  # of a job, before this process begins to count
 IDLE_LIMIT = 3  # time limits in a row without any progress, after which more time is what is needed
 LAST_WORD_S = 10.0
 LEFT_OVER = 128 + signal.SIGTERM  # exit code of a job that SLURM is ending anyway
@@ -52,6 +54,7 @@ class _Process:
         import submitit
 
         self._signals: list[int] = []
+        print(START_MARK, os.environ.get("SLURM_RESTART_COUNT", "0"), file=sys.stderr, flush=True)
         for number in WARNINGS:
             signal.signal(number, self._note)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, WARNINGS)  # blocked since slurm.guard
@@ -158,7 +161,7 @@ class _Process:
         other = (status or {}).get("job")
         if not status or status["state"] != RUNNING or other in (None, self._environment.job_id):
             return
-        if scheduler.job_state(other) == "RUNNING":
+        if scheduler.job_state(other) in (*scheduler.ALIVE, "SUSPENDED", "COMPLETING"):
             raise UserError(f"run: {work.name} is being made by job {other}; allowed: one job at a time")
 
     # Stopping ---------------------------------------------------------------------------------------------------------
@@ -166,7 +169,7 @@ class _Process:
     def _leave(self, reason: str) -> int:
         """After the checkpoint: queue the job again, unless SLURM has already decided what becomes of it.
 
-        While SLURM still calls the job RUNNING, the signal was a warning: a time limit that comes near, or a
+        While SLURM still has the job at work, the signal was a warning: a time limit that comes near, or a
         preemption with grace. Else it is ending the job: by scancel, or to requeue it itself.
         """
         name, stage, done = self._progress
@@ -175,27 +178,29 @@ class _Process:
             return OK
         if is_cancelled(Path(self._element.folder), self._element.job, self._element.index):
             return self._end(STOPPED, "cancelled", LEFT_OVER)
-        raw_id = self._environment.raw_job_id
-        last: Exception | None = None
+        job_id, complaint = self._environment.job_id, ""
         for attempt in range(REQUEUE_TRIES):
             try:
-                if scheduler.job_state(raw_id) != "RUNNING":
+                if scheduler.job_state(job_id) not in scheduler.ALIVE:
                     return LEFT_OVER
                 if idle := self._idle():
                     return self._end(FAILED, idle, FAILURE, self._progress[0])
-                scheduler.call("scontrol", "requeue", self._environment.job_id)
+                scheduler.call("scontrol", "requeue", job_id)
                 print("queued again", file=sys.stderr)
                 return OK  # the exit code of a requeued job means nothing
             except scheduler.SchedulerError as error:
-                last = error
+                complaint = f"{reason}; could not be queued again: {error}"
                 print(f"requeue, attempt {attempt + 1}: {error}", file=sys.stderr)
+                if not error.is_passing:
+                    break
                 time.sleep(REQUEUE_WAIT_S * (attempt + 1))
-        return self._end(STOPPED, f"{reason}; could not be queued again: {last}", FAILURE)
+        return self._end(FAILED, complaint, FAILURE)
 
     def _idle(self) -> str:
         """Why not to go on: several time limits in a row have passed at the same step; else empty."""
-        limit_s = 60 * self._submission.profile.timeout_min
-        if time.monotonic() - self._began < limit_s / 4:  # preempted early: says nothing about the limit
+        profile = self._submission.profile
+        warned_s = 60 * profile.timeout_min - profile.signal_delay_s - EARLY_S - STARTING_S
+        if time.monotonic() - self._began < warned_s:  # preempted early: says nothing about the limit
             return ""
         path = self._submission.folder / "limits" / f"{self._environment.job_id}.json"
         try:

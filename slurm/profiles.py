@@ -12,12 +12,53 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
+from pydantic.fields import FieldInfo
 
 from mvar.config import Config, from_dict, override
 from mvar.errors import UserError, one_of
 
 TEXTS = ("partition", "account", "qos", "constraint")
 SUFFIXES = (".toml", ".yaml", ".yml")
+# Options of sbatch that the submission itself depends on.
+OURS = frozenset(
+    [
+        "array",
+        "dependency",
+        "error",
+        "export",
+        "export-file",
+        "input",
+        "job-name",
+        "no-kill",
+        "no-requeue",
+        "open-mode",
+        "output",
+        "parsable",
+        "quiet",
+        "requeue",
+        "signal",
+        "test-only",
+        "wait",
+        "wrap",
+    ]
+)
+FIELD_OF = {
+    "time": "timeout_min",
+    "nodes": "nodes",
+    "ntasks": "tasks_per_node",
+    "ntasks-per-node": "tasks_per_node",
+    "cpus-per-task": "cpus_per_task",
+    "gpus-per-node": "gpus_per_node",
+    "mem": "mem_gb",
+    "partition": "partition",
+    "account": "account",
+    "qos": "qos",
+    "constraint": "constraint",
+}
+
+
+def _default(field: FieldInfo) -> Any:
+    return field.get_default(call_default_factory=True)
 
 
 class Profile(Config):
@@ -54,10 +95,20 @@ class Profile(Config):
         wrong = [name for name in self.env if not name.isidentifier()]
         if wrong:
             raise ValueError(f"env: {wrong[0]!r} is no name of a variable; allowed: letters, digits and _")
-        ours = {"array", "dependency", "output", "error", "requeue", "no-requeue", "parsable", "job-name", "signal"}
-        taken = sorted(ours & {name.replace("_", "-") for name in self.sbatch})
-        if taken:
+        given = {name.replace("_", "-") for name in self.sbatch}
+        if taken := sorted(given & OURS):
             raise ValueError(f"sbatch: {taken[0]} is set by mvar; allowed: other options of sbatch")
+        if taken := sorted(given & FIELD_OF.keys()):
+            raise ValueError(f"sbatch: {taken[0]} has a field of its own; allowed: {FIELD_OF[taken[0]]}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_executor(self) -> Self:
+        used = {"slurm": set(type(self).model_fields) - {"workers"}, "local": {"workers"}, "inprocess": set()}
+        changed = {name for name, field in type(self).model_fields.items() if getattr(self, name) != _default(field)}
+        if unused := sorted(changed - used[self.executor] - {"executor"}):
+            allowed = ", ".join(sorted(used[self.executor])) or "none"
+            raise ValueError(f"{unused[0]}: the executor {self.executor} does not use it; allowed with it: {allowed}")
         return self
 
     @property

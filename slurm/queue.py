@@ -10,19 +10,23 @@ from experiments.store import DONE, FAILED, RUNNING, STOPPED, Directory, Store
 from experiments.tables import INTERRUPTED, MISSING, QUEUED, Seen
 from slurm import scheduler
 from slurm.scheduler import Entry, SchedulerError
-from slurm.submission import Job, Submission, log_paths, submissions
+from slurm.submission import START_MARK, Job, Submission, log_paths, submissions
 
 TAIL_BYTES = 65536
 KILLED = ("out of memory", "a process of it was killed")
+CANCELLED = "cancelled"
+WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "SUSPENDED", "PREEMPTED")
+HELD = ("REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")  # for ever, unless somebody releases them
+BEGINNING = re.compile(rf"^{START_MARK}|DUE TO JOB REQUEUE")  # what stands before it is of an earlier start
 # What SLURM writes into a job's errors when it ends one, and what that means; the most telling first.
 CAUSES = (
     (re.compile(r"oom.?kill|exceeded memory limit|Out Of Memory|OUT_OF_MEMORY", re.I), KILLED[0]),
     (re.compile(r"DUE TO TIME LIMIT", re.I), "time limit, before the warning signal could be heeded"),
     (re.compile(r"DUE TO NODE FAILURE", re.I), "its node failed"),
     (re.compile(r"DUE TO PREEMPTION", re.I), "preempted"),
-    (re.compile(r"JOB .*CANCELLED AT", re.I), "cancelled"),  # of a step alone: srun ends what is left of it
+    (re.compile(r"JOB .*CANCELLED AT", re.I), CANCELLED),  # of a step alone: srun ends what is left of it
     (re.compile(r"task.*: Killed|signal 9|Segmentation|Bus error|Aborted", re.I), KILLED[1]),
-    (re.compile(r"CANCELLED AT", re.I), "cancelled"),
+    (re.compile(r"CANCELLED AT", re.I), CANCELLED),
     (re.compile(r"ModuleNotFoundError|ImportError", re.I), "Python could not start"),
 )
 
@@ -134,8 +138,9 @@ class View:
         if state == STOPPED and owner and owner.index in owner.job.cancelled:
             return Seen(STOPPED, status, "cancelled", owner.job_id)
         if state == STOPPED and job and owner and not self.queue.problem:
-            reason = f"{status.get('reason')}; job {job} left the queue: {self._cause(owner, job)}"
-            return Seen(STOPPED, status, reason, job)
+            cause = self._cause(owner, job)
+            reason = f"{status.get('reason')}; job {job} left the queue: {cause}"
+            return Seen(STOPPED if cause.startswith(CANCELLED) else FAILED, status, reason, job)
         reason = status.get("reason") or ""
         if state == FAILED and job and (cause := self._cause(owner, job)).startswith(KILLED):
             reason += f"; {cause}"  # the first process saw only that another one was gone
@@ -153,7 +158,7 @@ class View:
 
     def _why_not_begun(self, owner: Owner, job: str) -> str:
         for other in owner.submission.jobs:
-            for key in (key for keys in other.elements for key in keys if other.name.endswith("-stages")):
+            for key in (key for keys in other.elements for key in keys if other.is_stages):
                 kind, _, stage_id = key.partition("-")
                 if kind != "floors" and (seen := self(self._store.stage(kind, stage_id))).state != DONE:
                     return f"{key} {seen.state}" + (f" ({seen.reason})" if seen.reason else "")
@@ -170,11 +175,19 @@ def _in_queue(status: dict[str, Any] | None, entry: Entry) -> Seen:
         return Seen(status["state"], status, status.get("reason") or "", entry.job_id)
     if entry.state == "COMPLETING" and status and status["state"] == STOPPED:
         return Seen(STOPPED, status, "its job is ending: cancelled, or about to be queued again", entry.job_id)
-    if entry.state in ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "PREEMPTED"):
+    if entry.state in (*WAITING, *HELD):
         if status and status["state"] == DONE and not entry.reason.startswith("Dependency"):
             return Seen(DONE, status, "", entry.job_id)
-        return Seen(QUEUED, status, entry.reason if entry.state == "PENDING" else entry.state, entry.job_id)
-    return Seen(RUNNING, status, "", entry.job_id, entry.node)
+        reason = entry.reason if entry.state == "PENDING" else entry.state
+        if entry.state in HELD or "held" in entry.reason.lower():
+            reason = f"held ({entry.reason}); to let it go: scontrol release {entry.job_id}"
+        return Seen(QUEUED, status, reason, entry.job_id)
+    return Seen(RUNNING, status, _limit(entry), entry.job_id, entry.node)
+
+
+def _limit(entry: Entry) -> str:
+    """How long until the job's time limit, where there is one."""
+    return f"time limit in {entry.time_left}" if any(map(str.isdigit, entry.time_left)) else ""
 
 
 def _in_packed_job(status: dict[str, Any] | None, owner: Owner) -> Seen:
@@ -199,7 +212,7 @@ def cause_of_death(logs: Iterable[Path]) -> str:
             with path.open("rb") as file:
                 file.seek(max(0, path.stat().st_size - TAIL_BYTES))
                 found = file.read().decode(errors="replace").splitlines()
-            begin = max((i + 1 for i, line in enumerate(found) if "DUE TO JOB REQUEUE" in line), default=0)
+            begin = max((i + 1 for i, line in enumerate(found) if BEGINNING.search(line)), default=0)
             lines += found[begin:]
     for pattern, meaning in CAUSES:
         for line in reversed(lines):

@@ -16,11 +16,21 @@ FOREIGN = re.compile(
     r"(SLURM|SBATCH|SRUN|SUBMITIT|TORCHELASTIC)_(?!CONF$)|(RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|GROUP_RANK"
     r"|MASTER_ADDR|MASTER_PORT)$"
 )
+# Defaults of the user's shell for these commands: SQUEUE_STATES=R, say, would hide what is queued.
+DEFAULTS = re.compile(r"(SQUEUE|SCANCEL|SCONTROL|SINFO)_")
 FORMAT = "%i|%j|%T|%r|%L|%N"
+# States of a job that is at work, some of them seen for a moment only.
+ALIVE = ("RUNNING", "SIGNALING", "RESIZING", "STOPPED", "CONFIGURING")
+AWAY = re.compile(r"no answer|contact|connect|timed out|communication|standby|zero bytes", re.I)
 
 
 class SchedulerError(UserError):
     """A command of SLURM failed or is not there; the message has what it said."""
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether the controller was away, as while it is restarted, and did not refuse."""
+        return AWAY.search(str(self)) is not None
 
 
 @dataclass(frozen=True)
@@ -46,8 +56,10 @@ def call(*command: str) -> str:
     Raises:
         SchedulerError: it is not installed, failed or took too long.
     """
+    environment = {name: value for name, value in os.environ.items() if not DEFAULTS.match(name)}
+    streams = {"capture_output": True, "stdin": subprocess.DEVNULL}
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL)
+        result = subprocess.run(command, text=True, timeout=TIMEOUT_S, env=environment, **streams)
     except FileNotFoundError:
         raise SchedulerError(
             f"cluster: {command[0]} is not on PATH; allowed here: --cluster local or inprocess, or a machine with SLURM"
@@ -74,14 +86,17 @@ def queued(names: Iterable[str]) -> list[Entry]:
 
 
 def job_state(job_id: str) -> str | None:
-    """The state of one job or element; None where SLURM no longer queues it."""
+    """The state of a job (12) or of an element (12_3); None where SLURM no longer queues it.
+
+    Its line is looked for by name: the number that an array and its last element share stands for all elements.
+    """
     try:
-        states = call("squeue", "--noheader", "--all", f"--jobs={job_id}", "--format=%T").split()
+        lines = call("squeue", "--noheader", "--array", "--all", f"--jobs={job_id}", "--format=%i %T").splitlines()
     except SchedulerError as error:
         if "Invalid job id" in str(error):
             return None
         raise
-    return states[0] if states else None
+    return dict(line.split() for line in lines).get(job_id)
 
 
 def settings() -> dict[str, str]:

@@ -10,21 +10,27 @@ Everything but the jobs' ids is written before sbatch is called.
 
 import json
 import secrets
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from experiments.store import RUN, Store, read_document, write_document
 from mvar.config import RunConfig, from_dict
+from mvar.errors import UserError
 from mvar.files import atomic_write
 from slurm.profiles import Profile
 
 if TYPE_CHECKING:
     from experiments.plan import Task  # imports torch, which `mvar status` does without
+
+EXCLUSIVE_TIMEOUT_S = 300
+STAGES = "-stages"  # ending of such a job's name
+START_MARK = "mvar: start"  # in a log before what each start of the job prints
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,11 @@ class Job:
     elements: tuple[tuple[str, ...], ...]  # keys of each element's works
     job_id: str | None = None  # None until sbatch has told it
     cancelled: frozenset[int] = frozenset()  # elements that `mvar cancel` ended
+
+    @property
+    def is_stages(self) -> bool:
+        """Whether it makes shared stages, not runs."""
+        return self.name.endswith(STAGES)
 
     def element_id(self, index: int) -> str:
         """What SLURM calls an element: 12_3; a job that is no array: 12."""
@@ -125,13 +136,35 @@ def submissions(store: Store) -> list[Submission]:
 def note_cancelled(folder: Path, ended: Iterable[tuple[str, int]]) -> None:
     """Note elements (job's name, index) as cancelled: jobs that are requeued at this moment see it and leave."""
     ended = set(ended)
+    _change(folder, lambda job: replace(job, cancelled=job.cancelled | {i for name, i in ended if name == job.name}))
+
+
+def note_job_id(folder: Path, name: str, job_id: str) -> Submission:
+    """Note what SLURM calls a job; returns the submission as it is now."""
+    return _change(folder, lambda job: replace(job, job_id=job_id) if job.name == name else job)
+
+
+def _change(folder: Path, change: Callable[[Job], Job]) -> Submission:
     with FileLock(folder / ".lock"):
         found = read(folder)
-        jobs = tuple(
-            Job(j.name, j.elements, j.job_id, j.cancelled | {i for name, i in ended if name == j.name})
-            for j in found.jobs
-        )
-        Submission(found.folder, found.profile, found.code, found.created, jobs).write()
+        found = replace(found, jobs=tuple(map(change, found.jobs)))
+        found.write()
+    return found
+
+
+@contextmanager
+def exclusive(store: Store) -> Iterator[None]:
+    """One at a time: two that look at the queue and then submit would submit everything twice."""
+    folder = store.root / "submissions"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=EXCLUSIVE_TIMEOUT_S):
+            yield
+    except Timeout:
+        raise UserError(
+            f"submit: another `mvar submit` or `mvar retry` has been at work on {store.root} for "
+            f"{EXCLUSIVE_TIMEOUT_S} s; allowed: one at a time"
+        ) from None
 
 
 def is_cancelled(folder: Path, job: str, index: int) -> bool:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from itertools import chain
@@ -26,7 +26,7 @@ from slurm.guard import WARNINGS
 from slurm.job import Element
 from slurm.profiles import Profile
 from slurm.queue import active_elements
-from slurm.submission import Submission, job_of, new_id, submissions
+from slurm.submission import STAGES, START_MARK, Submission, job_of, new_id, note_job_id, submissions
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor
@@ -93,20 +93,18 @@ def _by_tokenizer(stages: Sequence[Task]) -> list[list[Task]]:
 
 
 def submit(found: Plan, store: Store, profile: Profile) -> Submission:
-    """Check every distinct request, then submit.
+    """Submit what `check` has found possible.
 
     Raises:
-        SchedulerError: a request that SLURM refuses (nothing was submitted then), or a failing sbatch (what was
-            submitted before it is cancelled).
+        SchedulerError: a failing sbatch; what was submitted before it is cancelled.
     """
     folder = store.root.absolute() / "submissions" / new_id()
-    check(found, profile)
     code = snapshot.take(folder.parent / "code")
     folder.mkdir(parents=True)
     name = f"mvar-{folder.name}"
     jobs, size = [], found.max_array
     if found.stages:
-        jobs.append(job_of(folder, f"{name}-stages", found.stages))
+        jobs.append(job_of(folder, f"{name}{STAGES}", found.stages))
     for number, start in enumerate(range(0, len(found.runs), size)):
         jobs.append(job_of(folder, f"{name}-runs-{number}", found.runs[start : start + size]))
     created = datetime.now(UTC).isoformat(timespec="seconds")
@@ -116,27 +114,30 @@ def submit(found: Plan, store: Store, profile: Profile) -> Submission:
 
 
 def _send(submission: Submission, waits_for: Sequence[str]) -> Submission:
-    sent: list[str] = []
     waits = list(waits_for)
+    num_arrays = sum(not job.is_stages for job in submission.jobs)
     try:
-        for position, job in enumerate(submission.jobs):
-            is_stages = job.name.endswith("-stages")
-            profile = submission.profile.for_stages if is_stages else submission.profile
-            executor = make_executor(submission, job.name, profile, [] if is_stages else waits)
+        for job in submission.jobs:
+            profile = submission.profile.for_stages if job.is_stages else _shared_out(submission.profile, num_arrays)
+            executor = make_executor(submission, job.name, profile, [] if job.is_stages else waits)
             elements = [Element(str(submission.folder), job.name, i) for i in range(len(job.elements))]
             job_id = _sbatch(executor, elements, profile)
-            sent.append(job_id)
-            if is_stages:
+            if job.is_stages:
                 waits.append(job_id)
-            jobs = list(submission.jobs)
-            jobs[position] = replace(job, job_id=job_id)
-            submission = replace(submission, jobs=tuple(jobs))
-            submission.write()
-    except UserError:
-        if sent:
-            scheduler.call("scancel", *sent)
+            submission = note_job_id(submission.folder, job.name, job_id)
+    except UserError as error:
+        try:  # by name: an sbatch that got no answer may have submitted all the same
+            for job in submission.jobs:
+                scheduler.call("scancel", f"--name={job.name}")
+        except scheduler.SchedulerError as other:
+            raise UserError(f"{error}; what was submitted before could not be cancelled ({other})") from None
         raise
     return submission
+
+
+def _shared_out(profile: Profile, num_arrays: int) -> Profile:
+    """SLURM caps each array on its own, the profile all of them together."""
+    return profile.model_copy(update={"array_parallelism": max(1, profile.array_parallelism // max(1, num_arrays))})
 
 
 def _sbatch(executor: "SlurmExecutor", elements: Sequence[Element], profile: Profile) -> str:
@@ -169,7 +170,9 @@ def make_executor(
         executor = SlurmExecutor(submission.logs, python=f"{_blocking()}{shlex.quote(sys.executable)} -m slurm.guard")
     except RuntimeError:
         raise scheduler.SchedulerError("cluster: srun is not on PATH; allowed: a machine with SLURM") from None
-    extra: dict[str, str | int | bool] = {"requeue": True, **profile.sbatch}
+    # submitit takes the signal from a variable of this shell, which the job would not know to heed
+    warning = f"USR2@{profile.signal_delay_s}"
+    extra: dict[str, str | int | bool] = {"requeue": True, "signal": warning, **profile.sbatch}
     if waits_for:
         extra |= {"dependency": f"afterok:{':'.join(waits_for)}", "kill-on-invalid-dep": "yes"}
     optional = {n: getattr(profile, n) for n in ("partition", "account", "qos", "constraint", "mem_gb")}
@@ -219,7 +222,8 @@ def _setup(submission: Submission, profile: Profile) -> list[str]:
     }
     exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     path = f'export PYTHONPATH={shlex.quote(str(submission.code))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
-    return [*profile.setup, *exports, path]
+    mark = f'echo "{START_MARK} ${{SLURM_RESTART_COUNT:-0}}" >&2'
+    return [mark, *profile.setup, *exports, path]
 
 
 def check(found: Plan, profile: Profile) -> None:

@@ -45,6 +45,7 @@ class Retry:
                 raise UserError(
                     f"cluster: {self.cluster} is no SLURM profile; allowed there: `mvar run` goes on itself"
                 )
-            return send([config for _, configs in groups for config in configs], store, profile, self.dry_run)
+            return send([(profile, [config for _, configs in groups for config in configs])], store, self.dry_run)
         settings = [setting for group in self.cluster_set for setting in group]
-        return max(send(configs, store, with_settings(profile, settings), self.dry_run) for profile, configs in groups)
+        changed = [(with_settings(profile, settings), configs) for profile, configs in groups]
+        return send(changed, store, self.dry_run)

@@ -1,6 +1,8 @@
 """`mvar submit`: the runs of sweeps on a cluster."""
 
 import shlex
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from experiments.store import Store
     from mvar.config import RunConfig
     from slurm.profiles import Profile
+    from slurm.submit import Plan
 
 Settings = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]
 
@@ -50,7 +53,7 @@ class Submit(Sweeps):
             for request in requests:
                 write_manifest(store, request, arguments)
         if profile.executor == "slurm":
-            return send(configs, store, profile, self.dry_run)
+            return send([(profile, configs)], store, self.dry_run)
         return run_here(configs, store, profile)
 
 
@@ -63,31 +66,46 @@ def named_profile(cluster: str, settings: tuple[tuple[str, ...], ...]) -> "Profi
     return load_profile(cluster, [setting for group in settings for setting in group])
 
 
-def send(configs: "list[RunConfig]", store: "Store", profile: "Profile", dry_run: bool = False) -> int:
-    """Submit what is missing to SLURM and say what was sent; returns the exit code."""
-    from slurm.submission import describe
-    from slurm.submit import check, plan, submit
+def send(requests: "Sequence[tuple[Profile, list[RunConfig]]]", store: "Store", dry_run: bool = False) -> int:
+    """Submit what is missing of some runs to SLURM, by profile, and say what was sent; returns the exit code.
 
-    found = plan(configs, store, profile.runs_per_job)
+    Every request is checked before the first is submitted.
+    """
+    from slurm.submission import exclusive
+    from slurm.submit import check, plan
+
+    with nullcontext() if dry_run else exclusive(store):
+        for profile, configs in requests:
+            found = plan(configs, store, profile.runs_per_job)
+            if found.runs:
+                check(found, profile)
+        for number, (profile, configs) in enumerate(requests):
+            if number or len(requests) > 1:  # stages that were submitted just now are not submitted again
+                found = plan(configs, store, profile.runs_per_job)
+            _send(found, len(configs), store, profile, dry_run)
+    return OK
+
+
+def _send(found: "Plan", num_runs: int, store: "Store", profile: "Profile", dry_run: bool) -> None:
+    from slurm.submission import describe
+    from slurm.submit import submit
+
     count = sum(map(len, found.runs))
-    print(f"{len(configs)} runs: {found.num_done} done, {found.num_active} queued or running, {count} to submit")
+    print(f"{num_runs} runs: {found.num_done} done, {found.num_active} queued or running, {count} to submit")
     if not found.runs:
-        return OK
+        return
     if dry_run:
-        check(found, profile)
         for tasks in found.stages:
             print("stages: " + ", ".join(task.name for task in tasks))
         for tasks in found.runs:
             print("run: " + ", ".join(dict.fromkeys(task.name for task in tasks)))
         print(f"would call sbatch {found.num_jobs} times; SLURM accepts the requests")
-        return OK
+        return
     submission = submit(found, store, profile)
     for job in submission.jobs:
-        kind = "stages" if job.name.endswith("-stages") else "runs"
-        print(f"{kind}: job {describe(job)}")
+        print(f"{'stages' if job.is_stages else 'runs'}: job {describe(job)}")
     print(f"submission {submission.id}, code in {submission.code}")
     print(f"next: mvar status --results {shlex.quote(str(store.root))}")
-    return OK
 
 
 def run_here(configs: "list[RunConfig]", store: "Store", profile: "Profile") -> int:

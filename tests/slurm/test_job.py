@@ -12,12 +12,13 @@ from slurm_jobs import CONFIG
 
 from experiments import environment
 from experiments.store import DONE, FAILED, RUNNING, Store
+from experiments.tables import QUEUED
 from mvar.cli import main
 from mvar.config import override
 from mvar.errors import FAILURE, OK, UserError
 from slurm import inprocess, job, scheduler, snapshot
 from slurm.profiles import Profile
-from slurm.queue import cause_of_death
+from slurm.queue import _in_queue, cause_of_death
 from slurm.submission import Submission
 
 
@@ -43,6 +44,47 @@ def test_time_limits_without_progress_end_a_run(tmp_path):
         said = anew._idle()
     assert "3 time limits in a row ended at evaluate" in said
     assert [process(tmp_path, 5)._idle() for _ in range(5)] == [""] * 5  # preempted at once, again and again
+
+
+def test_a_warning_longer_than_the_limit_does_not_go_on_for_ever(tmp_path):
+    """SLURM may warn up to a minute too early: of four minutes' limit with 200 s of warning nothing is left."""
+    said = []
+    for _ in range(3):
+        warned = process(tmp_path, 2)
+        warned._submission = Submission(tmp_path, Profile(timeout_min=4, signal_delay_s=200), tmp_path, "")
+        said.append(warned._idle())
+    assert said[:2] == ["", ""] and "a longer timeout_min" in said[2]
+
+
+def test_the_state_of_an_element_is_its_own(monkeypatch):
+    """An array and its last element share a number, and squeue then lists all elements, the pending ones first."""
+    lines = "12_1 PENDING\n12_0 COMPLETING\n12_2 RUNNING\n"
+    monkeypatch.setattr(scheduler, "call", lambda *command: lines)
+    assert [scheduler.job_state(f"12_{i}") for i in (0, 1, 2, 3)] == ["COMPLETING", "PENDING", "RUNNING", None]
+
+
+def test_defaults_of_the_users_shell_hide_nothing(monkeypatch, tmp_path):
+    squeue = tmp_path / "squeue"
+    squeue.write_text('#!/bin/sh\necho "${SQUEUE_STATES:-all}"\n')
+    squeue.chmod(0o755)
+    monkeypatch.setenv("SQUEUE_STATES", "R")
+    assert scheduler.call(str(squeue)) == "all\n"
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "shown", "why"),
+    [
+        ("PENDING", "Priority", QUEUED, "Priority"),
+        ("PENDING", "JobHeldUser", QUEUED, "scontrol release 12_3"),
+        ("REQUEUE_HOLD", "launch failed requeued held", QUEUED, "launch failed requeued held"),
+        ("SPECIAL_EXIT", "None", QUEUED, "scontrol release"),
+        ("REQUEUE_FED", "None", QUEUED, ""),
+        ("SIGNALING", "None", RUNNING, "time limit in 1:00:00"),
+    ],
+)
+def test_every_state_of_squeue_says_what_to_expect(tmp_path, state, reason, shown, why):
+    seen = _in_queue(None, scheduler.Entry("12_3", "name", state, reason, "1:00:00", "n1"))
+    assert seen.state == shown and why in seen.reason
 
 
 def test_a_run_of_another_living_job_is_refused(tmp_path, monkeypatch):
@@ -97,6 +139,11 @@ def test_a_snapshot_has_what_git_tracks_new_files_and_the_difference(tmp_path, m
         (["slurmstepd: error: *** JOB 5 ON n1 CANCELLED AT 2026 DUE TO TIME LIMIT ***"], "time limit"),
         (["x CANCELLED AT 2026 DUE TO JOB REQUEUE ***", "slurmstepd: *** STEP 5.0 CANCELLED AT 2026 ***"], "cancelled"),
         (["task 0: Killed", "x CANCELLED AT 2026 DUE TO JOB REQUEUE ***"], "cause unknown"),  # an earlier start's
+        (
+            ["*** JOB 5 ON n1 CANCELLED AT 2026 DUE TO PREEMPTION ***", "mvar: start 1", "n1: task 0: Killed"],
+            "a process",
+        ),
+        (["*** JOB 5 ON n1 CANCELLED AT 2026 DUE TO NODE FAILURE ***", "mvar: start 1"], "cause unknown"),
     ],
 )
 def test_causes_are_read_from_what_slurm_wrote(tmp_path, lines, said):

@@ -52,6 +52,12 @@ def test_a_file_changes_a_built_in_profile(tmp_path, suffix, text):
         ("slurm", ["timeout_min=2", "signal_delay_s=120"], "allowed: less than 120"),
         ("slurm", ["nodes=0"], "nodes: 0"),
         ("slurm", ["sbatch.array=1-3"], "array is set by mvar"),
+        ("slurm", ["sbatch.export=NONE"], "export is set by mvar"),
+        ("slurm", ["sbatch.open_mode=truncate"], "open-mode is set by mvar"),
+        ("slurm", ["sbatch.time=30"], "allowed: timeout_min"),
+        ("slurm", ["workers=2"], "executor slurm does not use it"),
+        ("local", ["mem_gb=4"], "allowed with it: workers"),
+        ("inprocess", ["workers=4"], "allowed with it: none"),
         ("slurm", ["env.A-B=1"], "no name of a variable"),
     ],
 )
