@@ -20,28 +20,10 @@ from mvar.errors import UserError, one_of
 TEXTS = ("partition", "account", "qos", "constraint")
 SUFFIXES = (".toml", ".yaml", ".yml")
 # Options of sbatch that the submission itself depends on.
-OURS = frozenset(
-    [
-        "array",
-        "dependency",
-        "error",
-        "export",
-        "export-file",
-        "input",
-        "job-name",
-        "no-kill",
-        "no-requeue",
-        "open-mode",
-        "output",
-        "parsable",
-        "quiet",
-        "requeue",
-        "signal",
-        "test-only",
-        "wait",
-        "wrap",
-    ]
-)
+OURS = {
+    "array", "dependency", "error", "export", "export-file", "input", "job-name", "no-kill", "no-requeue", "open-mode",
+    "output", "parsable", "quiet", "requeue", "signal", "test-only", "wait", "wrap",
+}  # fmt: skip
 FIELD_OF = {
     "time": "timeout_min",
     "nodes": "nodes",

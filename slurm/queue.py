@@ -134,13 +134,14 @@ class View:
                 return Seen(INTERRUPTED, status)
             if self.queue.problem:
                 return Seen(RUNNING, status, "as its directory says; squeue could not be asked", job)
-            return Seen(FAILED, status, f"job {job} is no longer in the queue: {self._cause(owner, job)}", job)
+            cause = self._cause(owner, job)
+            return Seen(_without_job(cause), status, f"job {job} is no longer in the queue: {cause}", job)
         if state == STOPPED and owner and owner.index in owner.job.cancelled:
             return Seen(STOPPED, status, "cancelled", owner.job_id)
         if state == STOPPED and job and owner and not self.queue.problem:
             cause = self._cause(owner, job)
             reason = f"{status.get('reason')}; job {job} left the queue: {cause}"
-            return Seen(STOPPED if cause.startswith(CANCELLED) else FAILED, status, reason, job)
+            return Seen(_without_job(cause), status, reason, job)
         reason = status.get("reason") or ""
         if state == FAILED and job and (cause := self._cause(owner, job)).startswith(KILLED):
             reason += f"; {cause}"  # the first process saw only that another one was gone
@@ -168,6 +169,11 @@ class View:
         if owner is None or not owner.job_id.startswith(job.partition("_")[0]):
             return "no log"
         return cause_of_death(log_paths(owner.submission, owner.job, owner.index))
+
+
+def _without_job(cause: str) -> str:
+    """The state of a run that is not done and whose job has ended: only a scancel was meant."""
+    return STOPPED if cause.startswith(CANCELLED) else FAILED
 
 
 def _in_queue(status: dict[str, Any] | None, entry: Entry) -> Seen:

@@ -204,13 +204,16 @@ def _as_team(team: Team) -> Iterator[Team]:
 
 
 def _own_address() -> str:
-    """What other nodes can reach this one by: SLURM's name for it if that resolves, else the host's, else its IP."""
+    """What other nodes can reach this one by: the address of SLURM's name for it, else of the host's, else its route's.
+
+    A name that resolves to loopback is handed on as it is: others may resolve it to more.
+    """
     for name in filter(None, (os.environ.get("SLURMD_NODENAME"), socket.gethostname())):  # "" resolves to 0.0.0.0
         try:
-            socket.gethostbyname(name)
-            return name
+            address = socket.gethostbyname(name)
         except OSError:
             continue
+        return name if address.startswith("127.") else address
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # sends nothing: asks for the route's own address
         try:
             probe.connect(("10.255.255.255", 1))

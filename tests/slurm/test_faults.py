@@ -4,17 +4,21 @@ nothing happened to, or is marked failed with the reason and can be submitted ag
 The cluster has no accounting: nothing here may need sacct.
 """
 
+import json
 import os
+import shutil
 import signal
 import subprocess
-import time
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from slurm_cluster import start_time
 from slurm_jobs import CONFIG, PATIENCE_S, PROFILE, Sent, ask, assert_same_end, send, until
 
 from experiments.stages import BUILDERS, Context
-from experiments.store import DONE, FAILED, STOPPED, Store
+from experiments.store import DONE, FAILED, RUNNING, STOPPED, Store
 from experiments.tables import QUEUED
 from mvar.cli import main
 from mvar.config import override
@@ -58,6 +62,8 @@ def test_undisturbed_without_sacct_and_beside_stale_results(slurm, store, refere
     assert_same_end(sent, reference)
     assert seen(sent).state == DONE
     assert not (tmp_path / "asked").exists()
+    made_with = json.loads((sent.run.path / "env.json").read_text())
+    assert made_with["git"]["snapshot"] == sent.submission.code.name  # and not the checkout that the job began in
 
 
 def test_time_limit_signal(slurm, store, reference):
@@ -91,6 +97,39 @@ def test_time_limit_itself(slurm, store, reference):
     sent.until_restarted()
     sent.until_gone(2 * PATIENCE_S)
     assert "queued again" in sent.log()
+    assert_same_end(sent, reference)
+
+
+@pytest.mark.slow
+def test_time_limit_unheeded(slurm, store, reference):
+    """A step or save that outlasts the warning: SLURM kills, the run is marked so, and `mvar retry` goes on."""
+    sent = send(store, timeout_min=1)
+    sent.until_training(checkpoints=1)
+    (process,) = slurm.processes(sent.job_id)
+    os.kill(process, signal.SIGSTOP)
+    sent.until_gone()
+    assert seen(sent).state == FAILED and "time limit" in seen(sent).reason
+    retry(sent, "--failed", "--cluster-set", "timeout_min=60")
+    assert_same_end(sent, reference)
+
+
+def test_a_refused_requeue_is_a_failure(slurm, store, reference, tmp_path, monkeypatch):
+    """A site that does not let its users requeue: the checkpoint is there, and the reason."""
+    scontrol, path = tmp_path / "bin" / "scontrol", os.environ["PATH"]
+    scontrol.parent.mkdir()
+    refusal = "Requested operation is presently disabled"
+    scontrol.write_text(
+        f'#!/bin/sh\n[ "$1" = requeue ] && echo {refusal} >&2 && exit 1\nexec {shutil.which("scontrol")} "$@"\n'
+    )
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{path}")
+    sent = send(store)
+    monkeypatch.setenv("PATH", path)
+    sent.until_training()
+    ask("scancel", "--signal=USR2", sent.job_id)
+    sent.until_gone()
+    assert seen(sent).state == FAILED and refusal in seen(sent).reason
+    retry(sent)
     assert_same_end(sent, reference)
 
 
@@ -136,6 +175,35 @@ def test_one_element_of_an_array(slurm, store, reference):
     assert_same_end(sent, reference)
     assert store.is_done(other)
     assert "queued again" not in Sent(store, other, submission, 1 - index).log()
+
+
+def test_all_elements_are_warned_and_the_last_is_cancelled(slurm, store, reference):
+    """SLURM knows the last element by the array's own number: what becomes of the others is not taken for its fate."""
+    others = [override(CONFIG, {"seed": seed}) for seed in (1, 2)]
+    submission = submit(plan([CONFIG, *others], store), store, PROFILE)
+    (job,) = submission.jobs
+    names = [keys[0].partition("/")[0] for keys in job.elements]
+    sent = [Sent(store, c, submission, names.index(c.run_id)) for c in (CONFIG, *others)]
+    for each in sent:
+        each.until_training()
+    own = dict(line.split() for line in ask("squeue", "-h", "-r", "-o", "%i %A").splitlines())
+    (last,) = (each for each in sent if own[job.element_id(each.index)] == job.job_id)
+    for number in own.values():
+        (process,) = slurm.processes(number)
+        os.kill(process, signal.SIGUSR2)
+    for each in sent:
+        until("all queued again", lambda each=each: "queued again" in each.log())
+        until("all begun again", lambda each=each: each.log().count("mvar: start") >= 3)
+    element = job.element_id(last.index)
+    until("training again", lambda: last.run.status()["state"] == RUNNING)
+    ask("scancel", element)
+    last.until_gone()
+    assert seen(last).state == STOPPED and "cancelled" in seen(last).reason
+    assert last.log().count("queued again") == 1
+    for each in sent:
+        assert each is last or each.run.state() == DONE
+    if last.config != CONFIG:
+        assert_same_end(sent[0], reference)
 
 
 def test_requeue_by_hand(slurm, store, reference):
@@ -291,16 +359,19 @@ def test_failed_stages_take_their_runs_along(slurm, tmp_path):
     assert f"tokenizer-{broken.tokenizer_id} failed" in seen(sent).reason and "nowhere.pth" in seen(sent).reason
 
 
-def test_everything_ends_with_the_test_session(tmp_path):
+def test_everything_ends_with_the_test_session(booted):
     """The cluster's owner is killed: nothing of the cluster is left behind."""
     script = Path(__file__).with_name("slurm_cluster.py")
+    root = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp")) / "c"
     code = (
         "import subprocess, sys, os, signal;"
-        f"p = subprocess.Popen([sys.executable, {str(script)!r}, '/tmp/slurm-orphan'], stdin=subprocess.PIPE,"
-        "stdout=subprocess.PIPE, text=True); p.stdout.readline(); os.kill(os.getpid(), signal.SIGKILL)"
+        f"p = subprocess.Popen([sys.executable, {str(script)!r}, {str(root)!r}], stdin=subprocess.PIPE,"
+        "stdout=subprocess.PIPE, text=True); print(p.stdout.readline(), flush=True);"
+        f"print(open({str(root / 'pids.json')!r}).read(), flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    assert subprocess.run(["python3", "-c", code], timeout=60).returncode == -signal.SIGKILL
-    deadline = time.monotonic() + 15
-    while Path("/tmp/slurm-orphan").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not Path("/tmp/slurm-orphan").exists()
+    ended = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGKILL and ended.stdout.startswith("ready\n")
+    daemons = json.loads(ended.stdout.splitlines()[-1])
+    assert len(daemons) == 4
+    until("end of all", lambda: not root.exists() and not any(map(start_time, daemons.values())), 15)
+    root.parent.rmdir()
