@@ -1,4 +1,4 @@
-"""A real SLURM of its own on one machine: `python slurm_cluster.py DIRECTORY`, as root.
+"""A real SLURM of its own on one machine: `python slurm_cluster.py DIRECTORY [accounting]`, as root.
 
 slurmctld, a slurmd for each virtual node and munged, on the host's own address, everything below DIRECTORY. Prints
 `ready` once a step has run on every node. Reads commands from stdin (`start DAEMON`, after a test has killed it); at
@@ -21,6 +21,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+import slurm_accounting
 
 NODES = ("127.0.1.1", "127.0.1.2")
 CPUS, GPUS, MEMORY_MB = 16, 4, 64000  # of a node, pretended
@@ -61,7 +63,7 @@ GresTypes=gpu
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
 JobAcctGatherParams=OverMemoryKill
-AccountingStorageType=accounting_storage/none
+{accounting}
 SlurmctldTimeout=30
 SlurmdTimeout={node_timeout}
 KillWait={kill_wait}
@@ -103,10 +105,11 @@ def free_ports(count: int) -> list[int]:
 class Cluster:
     """The daemons of one cluster."""
 
-    def __init__(self, root: Path) -> None:
-        self.root, self.config = root, root / "slurm.conf"
+    def __init__(self, root: Path, accounting: bool = False) -> None:
+        self.root, self.config, self.accounting = root, root / "slurm.conf", accounting
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
-        self.environment = inherited | {"SLURM_CONF": str(self.config)}
+        # the other variable: how slurmdbd finds its database
+        self.environment = inherited | {"SLURM_CONF": str(self.config), "MYSQL_UNIX_PORT": f"{root}/mysql.sock"}
         self.commands = {
             "munged": [
                 "munged", "-F", "-f", f"--socket={root}/munge.sock", f"--key-file={root}/munge/key",
@@ -114,6 +117,7 @@ class Cluster:
             ],
             "slurmctld": ["slurmctld", "-D", "-i", "-f", str(self.config)],
             **{f"slurmd.{node}": ["slurmd", "-D", "-N", node, "-f", str(self.config)] for node in NODES},
+            **slurm_accounting.commands(root),
         }  # fmt: skip
         self.pids: dict[str, int] = {}
 
@@ -127,10 +131,13 @@ class Cluster:
         key.chmod(0o400)
         host = socket.gethostname().split(".")[0]
         address = socket.gethostbyname(socket.gethostname())  # where slurmd listens; 127.0.0.1 or a container's own
-        port, *ports = free_ports(1 + len(NODES))
+        port, account_port, *ports = free_ports(2 + len(NODES))
+        accounting = "AccountingStorageType=accounting_storage/none"
+        if self.accounting:
+            accounting = slurm_accounting.write_config(self.root, host, address, account_port)
         text = CONFIG.format(
             host=host, address=address, port=port, root=self.root, node_timeout=NODE_TIMEOUT_S, kill_wait=KILL_WAIT_S,
-            first_job=1000 + int(time.time() * 2) % 60_000_000,
+            first_job=1000 + int(time.time() * 2) % 60_000_000, accounting=accounting,
         )  # fmt: skip
         shape = f"CPUs={CPUS} Boards=1 SocketsPerBoard=1 CoresPerSocket={CPUS} ThreadsPerCore=1"
         for node, node_port in zip(NODES, ports, strict=True):
@@ -184,6 +191,12 @@ class Cluster:
         self.write_config()
         self.start("munged")
         self.wait("munge", (self.root / "munge.sock").exists)
+        if self.accounting:
+            slurm_accounting.install(self.root)
+            self.start("mariadbd")
+            self.wait("database", (self.root / "mysql.sock").exists)
+            self.start("slurmdbd")
+            self.wait("accounting", lambda: self.ask("sacctmgr", "-i", "add", "cluster", "test"), 60)
         self.start("slurmctld")
         self.wait("controller", lambda: self.ask("scontrol", "ping"))
         for node in NODES:
@@ -221,7 +234,7 @@ class Cluster:
 
 def main() -> None:
     """Boot, serve commands, tear down."""
-    cluster = Cluster(Path(sys.argv[1]))
+    cluster = Cluster(Path(sys.argv[1]), accounting="accounting" in sys.argv[2:])
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(1))
     try:

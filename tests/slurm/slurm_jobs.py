@@ -175,6 +175,13 @@ def send(store: Store, config: RunConfig = CONFIG, **profile) -> Sent:
     return Sent(store, config, submit(plan([config], store), store, chosen))
 
 
+def kill_node(slurm: Slurm, sent: Sent, node: str) -> None:
+    """What a power cut does to a node: its daemon, the job's steps and tasks are gone at once."""
+    slurm.kill(f"slurmd.{node}")
+    for process in [*slurm.processes(sent.job_id, "slurmstepd"), *slurm.processes(sent.job_id)]:
+        os.kill(process, signal.SIGKILL)
+
+
 def rows(run) -> list[dict]:
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     return [{k: v for k, v in line.items() if not k.endswith(("_s", "_ms"))} for line in lines]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from slurm_cluster import start_time
-from slurm_jobs import CONFIG, PATIENCE_S, PROFILE, Sent, ask, assert_same_end, send, until
+from slurm_jobs import CONFIG, PATIENCE_S, PROFILE, Sent, ask, assert_same_end, kill_node, send, until
 
 from experiments.stages import BUILDERS, Context
 from experiments.store import DONE, FAILED, RUNNING, STOPPED, Store
@@ -288,19 +288,12 @@ def test_slurmd_dies_and_comes_back(slurm, store, reference):
     assert_same_end(sent, reference)
 
 
-def kill_node(slurm, sent) -> None:
-    """What a power cut does to a node: its daemon, the job's steps and tasks are gone at once."""
-    slurm.kill("slurmd.127.0.1.1")
-    for process in [*slurm.processes(sent.job_id, "slurmstepd"), *slurm.processes(sent.job_id)]:
-        os.kill(process, signal.SIGKILL)
-
-
 @pytest.mark.slow
 def test_node_dies(slurm, store, reference):
     """SLURM notices and requeues, which shows NODE_FAIL for a moment: never is the run called failed or done."""
     sent = send(store, sbatch={"nodelist": "127.0.1.1"})
     sent.until_training(checkpoints=1)
-    kill_node(slurm, sent)
+    kill_node(slurm, sent, "127.0.1.1")
     states = set()
 
     def requeued() -> bool:
