@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from slurm_jobs import CONFIG, rows, send
+from slurm_jobs import CONFIG, PROFILE, TINY, Sent, ask, rows, send, until
 from torch.testing import assert_close
 
-from experiments.store import DONE, FAILED, Store
+from experiments.store import DONE, FAILED, RUNNING, STOPPED, Store
+from mvar.config import override
 from slurm.queue import View
+from slurm.submit import plan, submit
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,11 +30,26 @@ def assert_same_up_to_rounding(run, reference: Path) -> None:
         assert row == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
+def variables(process: int) -> dict[str, str]:
+    """The environment that a process was started with."""
+    words = Path(f"/proc/{process}/environ").read_bytes().decode(errors="replace").split("\0")
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
 @pytest.mark.faults
 def test_processes_on_two_nodes_agree_where_to_stop(slurm, store, reference):
-    """Signalled in the middle, all save at one step and go on; the end is that of one process, up to rounding."""
-    sent = send(store, nodes=2)
+    """Signalled in the middle, all save at one step and go on; the end is that of one process, up to rounding.
+
+    One process a GPU, on the node that SLURM gave it, with the CPUs that the profile asks for.
+    """
+    sent = send(store, nodes=2, gpus_per_node=1, cpus_per_task=2)
     sent.until_training(checkpoints=1)
+    given = [variables(process) for process in slurm.processes(sent.job_id)]
+    assert [v["SLURM_PROCID"] for v in given] == ["0", "1"]
+    assert len({v["SLURMD_NODENAME"] for v in given}) == 2
+    assert [v["CUDA_VISIBLE_DEVICES"] for v in given] == ["0", "0"]
+    step = ask("scontrol", "show", "step", f"{sent.job_id}.0")
+    assert "Tasks=2" in step and "CPUs=4" in step
     # one process only: the others must follow it
     os.kill(slurm.processes(sent.job_id)[1], signal.SIGUSR2)
     sent.until_restarted()
@@ -41,11 +58,15 @@ def test_processes_on_two_nodes_agree_where_to_stop(slurm, store, reference):
 
 
 @pytest.mark.faults
-def test_one_killed_process_ends_the_job(slurm, store, reference):
-    sent = send(store, tasks_per_node=2)
+@pytest.mark.parametrize(("victim", "nodes"), [(0, 1), (1, 2)])
+def test_one_killed_process_ends_the_job(slurm, store, reference, victim, nodes):
+    """Also where the other one would never notice: it is frozen, so that only `--kill-on-bad-exit` can end it."""
+    sent = send(store, nodes=nodes, tasks_per_node=2 // nodes)
     sent.until_training(checkpoints=1)
-    os.kill(slurm.processes(sent.job_id)[1], signal.SIGKILL)
-    sent.until_gone(30)
+    processes = slurm.processes(sent.job_id)
+    os.kill(processes[1 - victim], signal.SIGSTOP)
+    os.kill(processes[victim], signal.SIGKILL)
+    sent.until_gone(60)
     found = View(store)(sent.run)
     assert found.state == FAILED and "killed" in found.reason
     again = send(store)  # one process goes on where two were
@@ -54,23 +75,36 @@ def test_one_killed_process_ends_the_job(slurm, store, reference):
 
 
 @pytest.mark.faults
+def test_two_jobs_of_two_processes_on_one_node(slurm, store, reference):
+    """Each finds a port of its own and its own partner."""
+    other = override(CONFIG, {"seed": 1})
+    profile = PROFILE.model_copy(update={"tasks_per_node": 2, "sbatch": {"nodelist": "127.0.1.1"}})
+    submission = submit(plan([CONFIG, other], store), store, profile)
+    both = [Sent(store, config, submission) for config in (CONFIG, other)]
+    for sent in both:
+        sent.until_training()
+    assert [sent.run.status()["state"] for sent in both] == [RUNNING, RUNNING]
+    both[0].until_gone()
+    assert both[1].run.state() == DONE
+    assert_same_up_to_rounding(both[0].run, reference)
+
+
+@pytest.mark.faults
 def test_torchrun(store, reference):
-    """What `torchrun -m mvar.cli submit ... --cluster inprocess` does, for one run: two processes train it together."""
-    code = (
-        "import sys; from experiments.store import Store; from slurm.inprocess import run_all;"
-        "from mvar.config import RunConfig, from_dict; import json;"
-        "summary = run_all([from_dict(RunConfig, json.loads(sys.argv[1]))], Store(sys.argv[2]));"
-        "sys.exit(summary.num_done != 1)"
-    )
-    script = store.root / "train.py"
-    script.write_text(code)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    result = subprocess.run(
-        [*launcher, str(script), CONFIG.model_dump_json(), str(store.root)],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert_same_up_to_rounding(store.run(CONFIG.run_id), reference)
+    """Two processes train each run together; asked to stop they save, and the same command goes on from there."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "mvar.cli"]
+    settings = [f"{name}={value}" for name, value in TINY.items()]
+    command += ["submit", "layers", "--preset", "smoke", "--results", str(store.root), "--cluster", "inprocess"]
+    command += ["--set", *settings]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    run = store.run(CONFIG.run_id)
+    launched = subprocess.Popen(command, env=environment, **pipes)
+    until("checkpoint", lambda: list(run.path.glob("checkpoints/step*")))
+    launched.send_signal(signal.SIGTERM)  # torchrun hands it on to both
+    said, _ = launched.communicate(timeout=60)
+    assert run.state() == STOPPED and launched.returncode, said[-3000:]
+    result = subprocess.run(command, env=environment, timeout=300, **pipes)
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert "3 of 3 runs done" in result.stdout
+    assert_same_up_to_rounding(run, reference)
