@@ -67,8 +67,10 @@ def test_runs_of_one_job(slurm, store, reference):
     assert view(failed.run).state == FAILED and "nowhere.pth" in view(failed.run).reason
     assert view(waiting.run).state == QUEUED and "go first" in view(waiting.run).reason
     until("end of the second run", lambda: sent.run.state() == DONE)
+    waiting.until_training()
     assert main(["cancel", later.run_id, "--results", str(store.root)]) == OK
     sent.until_gone()
+    assert list(waiting.run.path.glob("checkpoints/step*"))
     assert_same_end(sent, reference)
     view = View(store)
     assert [view(each.run).state for each in (failed, sent, waiting)] == [FAILED, DONE, STOPPED]

@@ -14,9 +14,11 @@ from experiments.store import Store
 from experiments.tables import QUEUED
 from mvar.cli import main
 from mvar.errors import FAILURE, OK, USER_ERROR
+from slurm import scheduler
 from slurm.queue import View
 from slurm.submission import submissions
 
+ROOT = Path(__file__).parents[2]
 SETTINGS = [f"{name}={value}" for name, value in TINY.items()]
 GRID = ["--seeds", "40", "--set", "model.depth=4"]  # 5 cells
 HELD = ["--cluster-set", "cpus_per_task=1", "sbatch.hold=true"]
@@ -203,3 +205,58 @@ def test_the_job_runs_the_code_that_was_submitted(slurm, tmp_path):
     commit = json.loads((submission.code / "snapshot.json").read_text())["commit"]
     assert commit is None or commit in said
     assert PROFILE.executor == "slurm"
+
+
+def test_a_submission_that_fails_midway_leaves_nothing_behind(slurm, tmp_path, monkeypatch, capsys):
+    """The second sbatch is refused: the stages' job is cancelled, the reason is the first one's."""
+    wrapper, count = tmp_path / "bin" / "sbatch", tmp_path / "count"
+    wrapper.parent.mkdir()
+    wrapper.write_text(
+        f'#!/bin/sh\ncase "$*" in *--test-only*) ;; *) echo x >> {count};\n'
+        f'[ $(wc -l < {count}) = 2 ] && echo "Socket timed out on send/recv operation" >&2 && exit 1;; esac\n'
+        f'exec {shutil.which("sbatch")} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
+    store = Store(tmp_path / "results")
+    assert submit(store) == USER_ERROR
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("mvar: error"))  # ours
+    assert "timed out" in line
+    until("empty queue", lambda: not queued_ids())
+    assert submit(store) == OK  # and what was not submitted is not taken for submitted
+    assert "3 to submit" in capsys.readouterr().out
+    assert len(queued_ids()) == 4
+
+
+def test_two_submissions_at_once_submit_once(slurm, tmp_path):
+    store = Store(tmp_path / "results")
+    command = [sys.executable, "-m", "mvar.cli", "submit", "layers", "--preset", "smoke", "--results", str(store.root)]
+    command += ["--set", *SETTINGS, "--cluster", "slurm", *HELD]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
+    said = "".join(each.communicate(timeout=120)[0] for each in both)
+    assert [each.returncode for each in both] == [OK, OK]
+    assert said.count("3 to submit") == said.count("3 queued or running, 0 to submit") == 1
+    assert len(queued_ids()) == 4 and len(submissions(store)) == 1
+
+
+def test_more_runs_than_an_array_may_have(slurm, tmp_path, monkeypatch):
+    """Several arrays, which share the number of jobs at a time."""
+    monkeypatch.setattr(scheduler, "settings", lambda: {"MaxArraySize": "2"})
+    store = Store(tmp_path / "results")
+    assert submit(store, "--seeds", "2", "--cluster-set", "array_parallelism=7") == OK
+    stages, *arrays = submissions(store)[0].jobs
+    assert [len(job.elements) for job in arrays] == [2, 2, 2]
+    throttles = [ask("scontrol", "show", "job", job.job_id) for job in arrays]
+    assert all("ArrayTaskThrottle=2" in shown and f"afterok:{stages.job_id}" in shown for shown in throttles)
+    assert len(queued_ids()) == 7
+
+
+def test_the_warning_signal_is_the_one_that_is_heeded(slurm, tmp_path, monkeypatch):
+    """submitit takes it from a variable of the user's shell; the job would die of any other."""
+    from submitit.slurm.slurm import SlurmJobEnvironment
+
+    monkeypatch.setattr(SlurmJobEnvironment, "USR_SIG", "USR1")
+    store = Store(tmp_path / "results")
+    assert submit(store) == OK
+    scripts = [path.read_text() for path in submissions(store)[0].logs.glob("*_submission.sh")]
+    assert len(scripts) == 2 and all("--signal=USR2@" in text and "USR1" not in text for text in scripts)
