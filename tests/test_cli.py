@@ -74,14 +74,54 @@ def test_mistakes_are_one_line(arguments, message, results, capsys):
     assert snapshot(results) == before
 
 
-def test_a_class_that_is_not_there(tmp_path, capsys):
-    """Against a run with real weights: see tests/experiments/test_runner.py. Here: one that is not trained."""
+def test_sampling_from_a_run_that_is_not_trained(tmp_path, capsys):
     config = PRESETS["digits"]
     run = Store(tmp_path).run(config.run_id)
     run.write_config(config)
     run.write_status("failed", "train", reason="x")
     assert main(["sample", config.run_id, "--results", str(tmp_path)]) == USER_ERROR
     assert "is not trained yet (failed)" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A results directory with a run of four named classes and its tokenizer, weights as they were drawn."""
+    from mvar.tokenizer.model import Tokenizer
+    from mvar.transformer import ScaleTransformer
+    from mvar.weights import save_weights
+
+    config = override(PRESETS["smoke"], {"data.num_classes": 4})
+    store = Store(tmp_path_factory.mktemp("trained"))
+    run, tokenizer = store.run(config.run_id), store.stage("tokenizer", config.tokenizer_id)
+    run.write_config(config)
+    tokenizer.path.mkdir(parents=True)
+    names = {"class_names": ["zero", "one", "two", "three"]}
+    save_weights(run.weights, ScaleTransformer(config.model, config.token_space), names)
+    save_weights(tokenizer.path / "tokenizer.safetensors", Tokenizer(config.tokenizer, config.data.channels), {})
+    run.write_status(DONE, "evaluate")
+    return store.root
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("ten", ""), ("4", ""), ("-1", ""), ("thre", "three"), ("Zero", "zero")],
+)
+def test_a_class_that_is_not_there(name, hint, trained, tmp_path, capsys):
+    out = tmp_path / "grid.png"
+    common = ["sample", "digits", "--results", str(trained), "--out", str(out), "--per-class", "1"]
+    before = snapshot(trained)
+    assert main([*common, f"--classes=one,{name}"]) == USER_ERROR
+    printed, err = capsys.readouterr()
+    hint = f" (did you mean {hint!r}?)" if hint else ""
+    assert err == f"mvar: error: class: {name!r} is unknown{hint}; allowed: zero, one, two, three\n"
+    assert printed == "" and not out.exists() and snapshot(trained) == before
+
+
+def test_classes_that_are_there_by_name_and_number(trained, tmp_path, capsys):
+    out = tmp_path / "grid.png"
+    common = ["sample", "digits", "--results", str(trained), "--out", str(out), "--per-class", "1"]
+    assert main([*common, "--classes", "three,0"]) == OK
+    assert capsys.readouterr().out == f"{out}: rows three, zero\n" and out.stat().st_size > 0
 
 
 def test_no_traceback_through_the_console():
@@ -166,6 +206,41 @@ def test_dry_run_makes_nothing(tmp_path, capsys):
     assert "Table 6: M-VAR; Figure 5: 4 of 4" in out
     assert "timed steps" in out and "on 2 worker(s)" in out
     assert not root.exists()
+
+
+def test_dry_run_says_parameters_flops_and_time(monkeypatch, results, capsys):
+    """Parameters of a model that is built, three forward passes an image, the time at a speed that is known."""
+    import torch
+
+    from experiments.display import duration
+    from experiments.plan import run_flops
+    from mvar.cost import forward_flops
+    from mvar.transformer import ScaleTransformer
+
+    done, timed_rate, finished_rate = PRESETS["digits"], 1e9, 4e9  # FLOP/s
+    record = {"metrics": {}, "timing": {"train_s": 2.0}, "cost": {"train_flops": 2 * finished_rate}}
+    Store(results).run(done.run_id).add_evaluation(done.evaluation_id, record)
+    monkeypatch.setattr("experiments.plan.step_rate", lambda config: timed_rate)
+    arguments = ["run", "mixers", "layers", "--seeds", "2", "--dry-run", "--workers", "2", "--results", str(results)]
+    assert main(arguments) == OK
+    out = capsys.readouterr().out
+    lines = [[cell.strip() for cell in line.split("│")] for line in out.splitlines() if line.startswith("│")]
+    rows = {cells[1]: cells[3:-1] for cells in lines}
+    configs = {c.run_id: c for request in Run(("mixers", "layers"), seeds="2").requests() for c in request.configs()}
+    assert rows.keys() == configs.keys() and len(configs) == 14
+    total_flops, left_s = 0, 0.0
+    for name, config in configs.items():
+        with torch.device("meta"):
+            model = ScaleTransformer(config.model, config.token_space)
+        flops = 3 * config.train.steps * config.train.batch_size * forward_flops(config.model, config.token_space)
+        seconds = run_flops(config) / (finished_rate if config.model == done.model else timed_rate)
+        left_s, total_flops = left_s + (seconds if config != done else 0.0), total_flops + flops
+        state, time = ("to do", duration(seconds)) if config != done else ("done", "")
+        parameters = f"{sum(p.numel() for p in model.parameters()):,}"
+        assert rows[name] == [config.model.pattern, state, str(config.train.steps), parameters, f"{flops:.3g}", time]
+    assert f"14 runs, {total_flops:.3g} training FLOPs" in out
+    assert f"to do: about {duration(left_s / 2)} on 2 worker(s)" in out
+    assert "time from finished runs, timed steps" in out
 
 
 def test_run_is_not_for_torchrun(monkeypatch, tmp_path, capsys):

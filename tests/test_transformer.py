@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from official import GOLDEN, load_model
 
-from mvar.config import ModelConfig, TokenSpace
-from mvar.transformer import ScaleTransformer
+from mvar.config import ModelConfig, RuntimeConfig, TokenSpace
+from mvar.scales import ScaleSchedule
+from mvar.transformer import Block, DropPath, ScaleTransformer
 
 CASES = ["var_plain", "var_plain_shared", "var_l2", "var_l2_shared", "mvar_plain", "mvar_l2"]
 
@@ -99,3 +100,69 @@ def test_stochastic_depth_acts_in_training_only():
     evaluated = model.eval()(labels, inputs)[0]
     assert torch.equal(model(labels, inputs)[0], evaluated)
     assert not torch.equal(model.train()(labels, inputs)[0], evaluated)
+
+
+@pytest.mark.parametrize(("depth", "rate"), [(1, 0.3), (2, 0.1), (5, 0.4), (16, 0.1 * 16 / 24)])
+def test_stochastic_depth_grows_linearly_from_0(depth, rate):
+    config = ModelConfig(depth=depth, width=16, num_heads=2, drop_path=rate)
+    blocks = ScaleTransformer(config, TokenSpace((1, 2), 8, 4, 3)).blocks
+    assert blocks[0].drop_path is None
+    rates = [block.drop_path.rate if block.drop_path else 0.0 for block in blocks]
+    expected = torch.linspace(0, rate, depth, dtype=torch.float64) if depth > 1 else torch.zeros(1)  # official code's
+    assert rates == pytest.approx(expected.tolist(), rel=1e-12)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_stochastic_depth_drops_whole_images_and_scales_the_others(rate):
+    torch.manual_seed(0)
+    images = 20_000
+    x = torch.randn(images, 3, 2)
+    y = DropPath(rate).train()(x)
+    dropped = (y == 0).all(dim=(1, 2))
+    assert torch.equal(dropped, (y == 0).any(dim=(1, 2)))  # all of an image or nothing
+    torch.testing.assert_close(y[~dropped], x[~dropped] / (1 - rate))
+    deviation = (rate * (1 - rate) / images) ** 0.5
+    assert dropped.double().mean().item() == pytest.approx(rate, abs=4 * deviation)
+
+
+def test_stochastic_depth_draws_for_the_whole_batch_of_a_step():
+    """A process or micro-batch that holds some of the rows drops those that one process alone would drop."""
+    x, drop_path = torch.ones(6, 2, 3), DropPath(0.5).train()
+    parts = []
+    for batch_part, rows in ((None, slice(0, 6)), ((0, 6), slice(0, 2)), ((2, 6), slice(2, 6))):
+        torch.manual_seed(3)
+        drop_path.batch_part = batch_part
+        parts.append(drop_path(x[rows]))
+    assert 0 < (parts[0] == 0).double().mean() < 1
+    assert torch.equal(torch.cat(parts[1:]), parts[0])
+
+
+class Fixed(torch.nn.Module):
+    """In place of `DropPath`: given factors, one a branch."""
+
+    def __init__(self, *factors: float) -> None:
+        super().__init__()
+        self.factors = list(factors)
+
+    def forward(self, x):
+        return x * self.factors.pop(0)
+
+
+def test_stochastic_depth_of_a_layer_drops_each_branch_of_each_image_by_itself():
+    """Four things can become of an image in a layer of two branches; gate included, residual path left alone."""
+    torch.manual_seed(0)
+    config, span = ModelConfig(depth=2, width=16, num_heads=2), ScaleSchedule((1, 2)).span()
+    block = Block(config, "global", 0.5, RuntimeConfig()).train()
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x, condition = torch.randn(40, span.length, 16), torch.randn(40, 16)
+    with torch.no_grad():
+        got, _ = block(x, condition, span, [None])
+        possible = []
+        for factors in ((0, 0), (0, 2), (2, 0), (2, 2)):
+            block.drop_path = Fixed(*factors)
+            possible.append(block(x, condition, span, [None])[0])
+    assert torch.equal(possible[0], x)
+    is_it = torch.stack([(got - outcome).abs().amax((1, 2)) < 1e-4 for outcome in possible])
+    assert torch.equal(is_it.sum(0), torch.ones(40, dtype=torch.long))  # each image is one of the four
+    assert is_it.any(1).all()  # and each of the four occurs

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -14,17 +14,29 @@ from mvar.kernels import chunks, ssd
 from mvar.kernels.ssd import ssd_flops, ssd_scan
 
 NAMES = ("x", "dt", "A", "B", "C", "D", "state")
-LENGTHS = st.one_of(st.integers(1, 12), st.integers(1, 700), st.sampled_from([63, 64, 65, 128, 129, 680]))
+MAX_LENGTH = 700
+# The shortest length of three chunks or more for every chunk size that is chosen by itself.
+LENGTH_OF_SIZE = {
+    size: next(n for n in range(3 * size, MAX_LENGTH) if chunks.choose_chunk_size(n) == size)
+    for size in chunks._NEAR_CHUNK_SIZES
+}
 
 
 def recurrence(x, dt, A, B, C, D=None, state=None) -> tuple[Tensor, Tensor]:
-    """The definition, token by token."""
+    """The definition, token by token: the outputs, and the state that the last token leaves."""
+    y, states = recurrence_with_states(x, dt, A, B, C, D, state)
+    return y, states[-1]
+
+
+def recurrence_with_states(x, dt, A, B, C, D=None, state=None) -> tuple[Tensor, Tensor]:
+    """The outputs, and the states `(L, B, H, P, N)` that each token leaves: the answers for every prefix."""
     h = x.new_zeros(x.shape[0], x.shape[2], x.shape[3], B.shape[2]) if state is None else state
     decays = torch.exp(dt * A)[..., None, None].unbind(1)
     written = torch.einsum("blh,blhp,bln->lbhpn", dt, x, B)
     states = [h := torch.addcmul(write, decay, h) for decay, write in zip(decays, written, strict=True)]
-    y = torch.einsum("lbhpn,bln->blhp", torch.stack(states), C)
-    return (y if D is None else y + D[:, None] * x), h
+    states = torch.stack(states)
+    y = torch.einsum("lbhpn,bln->blhp", states, C)
+    return (y if D is None else y + D[:, None] * x), states
 
 
 def draw(batch, length, heads, headdim, d_state, seed=0, dtype=torch.float64, step=0.1) -> dict[str, Tensor]:
@@ -57,25 +69,41 @@ def relative(a: Tensor, b: Tensor) -> float:
     return ((a - b).abs().max() / b.abs().max().clamp_min(1e-30)).item()
 
 
+def prefix(inputs: dict[str, Tensor], length: int) -> dict[str, Tensor]:
+    return {k: v[:, :length] if k in ("x", "dt", "B", "C") else v for k, v in inputs.items()}
+
+
+@pytest.mark.parametrize("chunk", [None, chunks.CHUNK_SIZE], ids=["chosen", "fixed"])
+@pytest.mark.parametrize("optional, step", [({"D", "state"}, 0.01), (set(), 0.1)])
+def test_equals_the_recurrence_at_every_length(chunk, optional, step):
+    """Outputs and final state, multiples of the chunk or not, at the size that is chosen for a length and at one."""
+    inputs = draw(2, MAX_LENGTH, 2, 3, 4, step=step)
+    inputs = {k: v for k, v in inputs.items() if k not in {"D", "state"} - optional}
+    expected, states = recurrence_with_states(**inputs)
+    for length in range(1, MAX_LENGTH + 1):
+        y, final = ssd_scan(**prefix(inputs, length), chunk_size=chunk)
+        torch.testing.assert_close(y, expected[:, :length], rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(final, states[length - 1], rtol=1e-10, atol=1e-10)
+
+
+@settings(max_examples=100)
 @given(
-    length=LENGTHS,
-    chunk=st.sampled_from([None, 1, 3, 16, 100, 1000]),
+    length=st.one_of(st.integers(1, 12), st.integers(1, MAX_LENGTH)),
+    chunk=st.one_of(st.sampled_from([1, 3, 1000]), st.integers(1, 200)),
     batch=st.integers(1, 3),
     optional=st.sets(st.sampled_from(["D", "state"])),
     step=st.sampled_from([0.01, 0.1, 10.0]),
     seed=st.integers(0, 99),
 )
-def test_equals_the_recurrence(length, chunk, batch, optional, step, seed):
-    if chunk is not None and length > 60 * chunk:
-        chunk = None
-    inputs = draw(batch, length, 2, 3, 4, seed, step=step)
+def test_equals_the_recurrence_whatever_the_chunk(length, chunk, batch, optional, step, seed):
+    inputs = draw(batch, min(length, 60 * chunk), 2, 3, 4, seed, step=step)
     inputs = {k: v for k, v in inputs.items() if k not in {"D", "state"} - optional}
     for got, expected in zip(ssd_scan(**inputs, chunk_size=chunk), recurrence(**inputs), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 200])
-@pytest.mark.parametrize("step", [0.1, 10.0])
+@pytest.mark.parametrize("length", sorted({1, 2, 63, 64, 65, 200, 680, *LENGTH_OF_SIZE.values()}))
+@pytest.mark.parametrize("step", [0.01, 10.0])  # with 0.01 a state outlives a chunk, with 10 not a token
 def test_gradients_equal_the_recurrence(length, step):
     inputs = draw(2, length, 2, 3, 4, step=step)
     g = torch.Generator().manual_seed(1)
@@ -93,6 +121,13 @@ def test_gradcheck(length, chunk, optional):
     leaves = [inputs[n].requires_grad_() for n in names]
     scan = lambda *tensors: ssd_scan(**dict(zip(names, tensors, strict=True)), chunk_size=chunk)  # noqa: E731
     assert torch.autograd.gradcheck(scan, leaves)
+
+
+@pytest.mark.parametrize("length", [LENGTH_OF_SIZE[68], 193, 680])
+def test_gradcheck_at_the_chosen_chunk(length):
+    """Along a random direction of each input: element by element it would be thousands of scans."""
+    leaves = [v.requires_grad_() for v in draw(1, length, 2, 2, 2).values()]
+    assert torch.autograd.gradcheck(ssd_scan, leaves, fast_mode=True)
 
 
 def test_gradcheck_of_the_output_alone():

@@ -7,26 +7,27 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mvar.config import MambaConfig, ModelConfig, RuntimeConfig, TokenSpace
 from mvar.cost import num_params
 from mvar.mixers.base import mixer_class
-from mvar.pattern import REGISTRY
+from mvar.pattern import REGISTRY, parse_layer, replaced_layers
 from mvar.scales import ScaleSchedule
 from mvar.transformer import ScaleTransformer
 
 MIXERS = sorted(REGISTRY)
 PAIRS = [f"{a}+{b}" for a in MIXERS for b in MIXERS if a != b]
 PATTERNS = [*MIXERS, *PAIRS, "global intra+mamba 1*global", "2*intra+mamba mamba", "intra global mamba"]
+REPLACEMENTS = ["none", "all", "first:2", "last:1", "last:3", "every:2", "every:3", "0,3"]
 SCHEDULES = [(1, 2, 3, 4), (2, 3, 5), (4,), (1, 1, 6)]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
 def model_config(pattern="global", **fields):
-    fields = {"attn_l2_norm": True, "mamba": MambaConfig(d_state=8, headdim=8)} | fields
-    return ModelConfig(depth=3, width=16, num_heads=2, pattern=pattern, **fields)
+    fields = {"depth": 3, "attn_l2_norm": True, "mamba": MambaConfig(d_state=8, headdim=8)} | fields
+    return ModelConfig(width=16, num_heads=2, pattern=pattern, **fields)
 
 
 def make_model(pattern, sides=(1, 2, 3, 4), dtype=torch.float64, **fields):
@@ -81,19 +82,42 @@ def test_any_split_with_state_equals_teacher_forcing(pattern, dtype, data):
         close(run_split(model, labels, inputs, draw_cuts(data, len(sides))), whole, dtype)
 
 
-@pytest.mark.parametrize("pattern", [*MIXERS, "intra+mamba"])
-def test_gradients_through_any_split_equal_teacher_forcing(pattern):
-    model = make_model(pattern)
+@pytest.mark.parametrize("rule", REPLACEMENTS)
+@settings(max_examples=12)
+@given(data=st.data())
+def test_any_split_of_a_model_with_replaced_layers(rule, data):
+    """Every way to name layers, of any base and replacement: the layers are those, and every split is the same."""
+    layers = [*MIXERS, *PAIRS]
+    base, replacement = data.draw(st.sampled_from(layers)), data.draw(st.sampled_from(layers))
+    sides, dtype = data.draw(st.sampled_from(SCHEDULES)), data.draw(st.sampled_from(sorted(TOLERANCE, key=str)))
+    model = make_model(
+        base, sides, dtype, depth=4, replace=rule, replacement=replacement, shared_adaln=data.draw(st.booleans())
+    )
+    chosen = replaced_layers(rule, 4)
+    for number, block in enumerate(model.blocks):
+        names = parse_layer(replacement if number in chosen else base)
+        assert [type(mixer) for mixer in block.mixers()] == [mixer_class(name) for name in names]
+    labels, inputs = make_batch(model, dtype=dtype)
+    with torch.no_grad():
+        whole, _ = model(labels, inputs)
+        close(run_split(model, labels, inputs, draw_cuts(data, len(sides))), whole, dtype)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@settings(max_examples=8)
+@given(data=st.data())
+def test_gradients_through_any_split_equal_teacher_forcing(pattern, data):
+    sides = data.draw(st.sampled_from(SCHEDULES))
+    model = make_model(pattern, sides, attn_l2_norm=data.draw(st.booleans()))
     labels, inputs = make_batch(model)
+    wanted = [inputs.requires_grad_(), *model.parameters()]
     gradients = []
-    for cuts in ([], [1, 2, 3], [2]):
-        inputs = inputs.detach().requires_grad_()
+    for cuts in ([], draw_cuts(data, len(sides))):
         logits = run_split(model, labels, inputs, cuts)
         weights = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)
-        gradients.append(torch.autograd.grad((logits * weights).sum(), [inputs, *model.parameters()]))
-    for others in gradients[1:]:
-        for whole, split in zip(gradients[0], others, strict=True):
-            torch.testing.assert_close(split, whole, rtol=1e-9, atol=1e-9)
+        gradients.append(torch.autograd.grad((logits * weights).sum(), wanted, materialize_grads=True))
+    for whole, split in zip(*gradients, strict=True):
+        torch.testing.assert_close(split, whole, rtol=1e-9, atol=1e-9)
 
 
 def dependence(mixer, schedule):
@@ -143,18 +167,22 @@ def test_every_parameter_gets_a_gradient(pattern):
         assert p.grad is not None and p.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("pattern", [*MIXERS, "intra+mamba"])
-def test_an_image_does_not_depend_on_its_batch(pattern):
-    model = make_model(pattern)
-    labels, inputs = make_batch(model, batch=4)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_an_image_does_not_depend_on_its_batch(pattern, dtype):
+    """To rounding, because products of other shapes are summed in another order; beside images a million times it."""
+    model = make_model(pattern, dtype=dtype)
+    labels, inputs = make_batch(model, batch=4, dtype=dtype)
+    inputs[1] *= 1e6
     with torch.no_grad():
         whole = run_split(model, labels, inputs, [1, 2, 3])
         for i in range(4):
             alone = run_split(model, labels[i : i + 1], inputs[i : i + 1], [1, 2, 3])
-            close(alone, whole[i : i + 1], torch.float64)
+            close(alone, whole[i : i + 1], dtype)
+            close(model(labels[i : i + 1], inputs[i : i + 1])[0], whole[i : i + 1], dtype)
 
 
-@pytest.mark.parametrize("pattern", [*MIXERS, "intra+mamba"])
+@pytest.mark.parametrize("pattern", PATTERNS)
 def test_no_code_path_depends_on_training_mode(pattern):
     model = make_model(pattern)
     labels, inputs = make_batch(model)
