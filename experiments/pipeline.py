@@ -67,8 +67,8 @@ def _execute(context: Context, directory: RunDirectory) -> None:
         torch.set_num_threads(config.runtime.threads)
     directory.write_config(config)
     with recorded(directory, "tokenizer"):
-        job = os.environ.get("MVAR_JOB")  # of SLURM; None where the run is made without
-        directory.write_status(RUNNING, "tokenizer", steps=config.train.steps, job=job)
+        owner = {"job": os.environ.get("MVAR_JOB"), "start": os.environ.get("MVAR_START")}  # of SLURM; None without
+        directory.write_status(RUNNING, "tokenizer", steps=config.train.steps, **owner)
         _write_environment(context, directory)
         stages.build_tokenizer(context)
         directory.write_status(RUNNING, "tokens")

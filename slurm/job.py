@@ -28,6 +28,7 @@ EARLY_S = 60  # by which SLURM may warn before it was asked to
 STARTING_S = 30  # of a job, before this process begins to count
 IDLE_LIMIT = 3  # time limits in a row without any progress, after which more time is what is needed
 LAST_WORD_S = 10.0
+LOOK_S = 3.0  # between looks at whose a run is
 LEFT_OVER = 128 + signal.SIGTERM  # exit code of a job that SLURM is ending anyway
 
 
@@ -63,13 +64,31 @@ class _Process:
         self._submission: Submission = read(Path(element.folder))
         self._began = time.monotonic()
         self._progress: tuple[str, str, int] = ("", "", 0)  # of which work, stage, how far
+        self._owner: dict[str, str] = {}
+        self._run: Directory | None = None  # that is being made
+        self._was_ours, self._looked = False, 0.0
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signals.append(number)
 
     def should_stop(self) -> bool:
-        """Whether SLURM has warned this process."""
+        """Whether SLURM has warned this process. Ends it at once where the run is no longer its own."""
+        if time.monotonic() - self._looked > LOOK_S:
+            self._looked = time.monotonic()
+            if self._is_superseded():
+                print("another start of the job makes this run now", file=sys.stderr, flush=True)
+                os._exit(LEFT_OVER)  # without a word to the run's directory
         return bool(self._signals)
+
+    def _is_superseded(self) -> bool:
+        """Whether the run's status, once this process's, is another's: SLURM lost this node and began anew elsewhere.
+
+        Locks do not always reach other nodes.
+        """
+        status = (self._run.status() if self._run else None) or {}
+        is_ours = all(status.get(name) == value for name, value in self._owner.items())
+        was_ours, self._was_ours = self._was_ours, is_ours
+        return was_ours and not is_ours
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Note how far the work is that need not be done again: time limits that do not move it end a run."""
@@ -85,7 +104,8 @@ class _Process:
         if is_cancelled(Path(element.folder), element.job, element.index):
             print("cancelled", file=sys.stderr)
             return LEFT_OVER
-        os.environ["MVAR_JOB"] = environment.job_id  # noted in the status of what is made
+        self._owner = {"job": environment.job_id, "start": os.environ.get("SLURM_RESTART_COUNT", "0")}
+        os.environ |= {"MVAR_JOB": self._owner["job"], "MVAR_START": self._owner["start"]}  # noted in a run's status
         store = Store(self._submission.folder.parents[1])
         works = self._submission.works(element.job, element.index)
         if environment.num_tasks == 1:
@@ -143,6 +163,7 @@ class _Process:
         from experiments.stages import BUILDERS, Context
 
         self._progress = (work.name, "", 0)
+        self._run, self._was_ours = store.run(work.config.run_id) if work.kind == RUN else None, False
         self._refuse_second(store, work)
         if work.kind != RUN:
             BUILDERS[work.kind](Context(work.config, store, self.progress, self.should_stop))

@@ -101,12 +101,14 @@ def test_time_limit_itself(slurm, store, reference):
 
 
 @pytest.mark.slow
-def test_time_limit_unheeded(slurm, store, reference):
+def test_time_limit_unheeded(slurm, store, reference, tmp_path):
     """A step or save that outlasts the warning: SLURM kills, the run is marked so, and `mvar retry` goes on."""
-    sent = send(store, timeout_min=1)
+    stuck = "import signal, time; signal.signal(signal.SIGUSR1, lambda *_: time.sleep(1000))"
+    (tmp_path / "sitecustomize.py").write_text(stuck)
+    sent = send(store, timeout_min=1, env={"PYTHONPATH": str(tmp_path)})
     sent.until_training(checkpoints=1)
     (process,) = slurm.processes(sent.job_id)
-    os.kill(process, signal.SIGSTOP)
+    os.kill(process, signal.SIGUSR1)
     sent.until_gone()
     assert seen(sent).state == FAILED and "time limit" in seen(sent).reason
     retry(sent, "--failed", "--cluster-set", "timeout_min=60")

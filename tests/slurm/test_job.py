@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,6 +100,26 @@ def test_a_run_of_another_living_job_is_refused(tmp_path, monkeypatch):
     process(tmp_path, 0)._refuse_second(store, work)
 
 
+def test_a_process_ends_once_another_start_has_its_run(tmp_path, monkeypatch):
+    """As on a node that SLURM has lost, where locks do not reach: nothing more is written."""
+    found, store = process(tmp_path, 0), Store(tmp_path)
+    found._run, found._owner, found._signals = store.run("a-run"), {"job": "7_1", "start": "0"}, []
+    found._was_ours, found._looked = False, -1.0
+    monkeypatch.setattr(job, "LOOK_S", -1.0)
+    monkeypatch.setattr(job.os, "_exit", lambda code: (_ for _ in ()).throw(SystemExit(code)))
+    found._run.path.mkdir(parents=True)
+    found._run.write_status(RUNNING, "train", job="7_1", start="1")  # another start's: this one waits for the lock
+    assert not found.should_stop()
+    found._run.write_status(RUNNING, "train", job="7_1", start="0")
+    assert not found.should_stop()
+    found._run.write_status(RUNNING, "train", step=5)
+    assert not found.should_stop()
+    found._run.write_status(RUNNING, "tokenizer", job="7_1", start="1")
+    with pytest.raises(SystemExit) as ended:
+        found.should_stop()
+    assert ended.value.code == job.LEFT_OVER
+
+
 def test_equal_code_shares_one_snapshot_and_knows_its_commit(tmp_path, monkeypatch):
     folder = snapshot.take(tmp_path / "code")
     assert snapshot.take(tmp_path / "code") == folder
@@ -173,6 +194,13 @@ def test_local_and_inprocess_are_the_same_command(monkeypatch, tmp_path):
     assert main([*command, "local", "--cluster-set", "workers=2"]) == OK
     assert main([*command, "inprocess"]) == OK
     assert list(asked) == ["local", "inprocess"]
+
+
+def test_doctor_survives_what_it_examines(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert main(["doctor", "--results", str(tmp_path)]) == FAILURE
+    said = capsys.readouterr().out
+    assert "broken  torch" in said and "pip install torch" in said and "results" in said
 
 
 def test_without_slurm_there_is_a_way_on(monkeypatch, tmp_path, capsys):
