@@ -99,7 +99,7 @@ def test_parameters_at_the_papers_size():
 
 def test_printed_numbers_are_the_csv_files():
     for sweep, table in (("mixers", "table6_mixers"), ("parameters", "table5_similar_parameters")):
-        with open(PAPER / f"{table}.csv", newline="") as file:
+        with (PAPER / f"{table}.csv").open(newline="") as file:
             printed = [float(row["fid"]) for row in csv.DictReader(file)]
         assert [cell.printed["fid"] for cell in SWEEPS[sweep].cells(DIGITS)] == printed
 
