@@ -49,3 +49,15 @@ def test_a_run_that_failed_is_named_also_where_the_report_says_so(whole):
     assert f"run {configs[1].run_id} is failed" in wrong(root)
     write_report(root)
     assert "## Missing" in wrong(root) and "differ in runs" in wrong(root)
+
+
+def test_a_mixer_of_ones_own_stands_in_the_report_beside_the_papers(results):
+    _, configs = results.sweep("mixers", overrides={"model.replace": "first:4"})
+    for config in configs:
+        (results.store.run(config.run_id).samples(config.evaluation_id) / "grid.png").touch()
+    write_report(results.root)
+    assert wrong(results.root) == ""
+    (table,) = (results.root / "report/tables").glob("mixers-*[0-9a-f].csv")
+    assert configs[-1].run_id in table.read_text()
+    assert r"| own | 4\*intra+mamba 4\*global |" in (results.root / "report/report.md").read_text()
+    assert ">4*intra+mamba 4*global<" in (results.root / "report/report.html").read_text()
