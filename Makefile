@@ -2,58 +2,66 @@
 PYTHON ?= python3
 PRESET ?= digits
 RESULTS ?= results
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 PARITY := mamba-ssm==2.3.2.post1 einops==0.8.2
 # Every worker imports torch: without cached bytecode each spends seconds on compiling it anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint format clean
 
-demo: .venv/core
+demo: $(VENV)/core
 	$(BIN)/mvar run mixers layers parameters --preset $(PRESET) --results $(RESULTS)
 	$(BIN)/mvar report --results $(RESULTS)
 
-test: .venv/dev .venv/mamba-ssm
+test: $(VENV)/dev $(VENV)/mamba-ssm
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest -n 2 -m "not faults"
 
-lint: .venv/dev
+lint: $(VENV)/dev
 	$(BIN)/ruff check .
 
-format: .venv/dev
+format: $(VENV)/dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 # uv installs torch's gigabytes in half a minute, pip in two; where uv cannot be had, pip does.
+# Interrupted anywhere, even inside a package's files, the next call makes the environment anew: `unfinished` says so.
+# Only what is an environment already, or was not there, is ever marked.
 define install
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "installing into .venv (half a minute to two)"
+	@rmdir $(VENV) 2>/dev/null || test ! -e $(VENV) || test -e $(VENV)/unfinished || test -e $(VENV)/pyvenv.cfg || \
+		{ echo "VENV=$(VENV) holds something else; allowed: a virtual environment or a new directory" >&2; exit 2; }
+	@test ! -e $(VENV)/unfinished || rm -rf $(VENV)
+	@mkdir -p $(VENV) && touch $(VENV)/unfinished && rm -f $(VENV)/core $(VENV)/dev
+	@$(BIN)/pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (half a minute to two)"
 	@if $(BIN)/pip install -q --disable-pip-version-check uv >/dev/null 2>&1; then \
 		$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e "$(1)"; \
 	else \
 		$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e "$(1)"; \
 	fi
-	@touch $@
+	@rm $(VENV)/unfinished && touch $@
 endef
 
-.venv/core: pyproject.toml constraints.txt
+$(VENV)/core: pyproject.toml constraints.txt
 	$(call install,.)
 
-.venv/dev: pyproject.toml constraints.txt
+$(VENV)/dev: pyproject.toml constraints.txt
 	$(call install,.[dev])
-	@touch .venv/core
+	@touch $(VENV)/core
 
 # mamba-ssm's Python files, without its CUDA builds: a test runs its Triton kernel in an interpreter beside our scan.
 # Where it cannot be had, that test is skipped and says so. Never cached: a kernel-less wheel must not serve a GPU.
-.venv/mamba-ssm: export MAMBA_SKIP_CUDA_BUILD = TRUE
-.venv/mamba-ssm: export MAMBA_FORCE_BUILD = TRUE
-.venv/mamba-ssm: | .venv/dev
+$(VENV)/mamba-ssm: export MAMBA_SKIP_CUDA_BUILD = TRUE
+$(VENV)/mamba-ssm: export MAMBA_FORCE_BUILD = TRUE
+$(VENV)/mamba-ssm: | $(VENV)/dev
+	@rm -rf $@.part
 	-@if test -x $(BIN)/uv; then \
-		$(BIN)/uv pip install -q --python $(BIN)/python --target $@ --no-deps --no-build-isolation --no-cache $(PARITY); \
+		$(BIN)/uv pip install -q --python $(BIN)/python --target $@.part --no-deps --no-build-isolation --no-cache $(PARITY); \
 	else \
-		$(BIN)/pip install -q --target $@ --no-deps --no-build-isolation --no-cache-dir $(PARITY); \
-	fi
+		$(BIN)/pip install -q --target $@.part --no-deps --no-build-isolation --no-cache-dir $(PARITY); \
+	fi && mv $@.part $@
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf $(VENV) build dist *.egg-info

@@ -8,7 +8,7 @@ from typing import Any
 
 from analysis.compare import DASH
 from analysis.document import Bullets, Section, Text, run_link
-from analysis.render import Table, short
+from analysis.render import Table, literal, short
 from analysis.style import Figure
 
 TEMPLATE = "page.html.jinja"
@@ -31,6 +31,7 @@ def document_to_html(sections: Sequence[Section], directory: Path) -> str:
     )
     markdown = MarkdownIt("commonmark", {"html": False})
     environment.filters["inline"] = lambda text: markdown.renderInline(str(text))
+    environment.filters["literal"] = literal
     shown = [
         {"section": section, "blocks": [_shown(block, directory) for block in section.blocks]} for section in sections
     ]

@@ -121,7 +121,7 @@ def to_markdown(table: Table, link: Callable[[str], str]) -> str:
     alignment = [" :-- " if column.is_text else " --: " for column in table.columns]
     lines.append("|" + "|".join([*alignment, *[" :-- "] * with_runs]) + "|")
     for number, row in enumerate(table.rows):
-        cells = [marked(c.text(row.get(c.key)), table.marks(number, c.key)) for c in table.columns]
+        cells = [marked(literal(c.text(row.get(c.key))), table.marks(number, c.key)) for c in table.columns]
         if with_runs:
             links = [f"[{short(run_id)}]({link(run_id)})" for run_id in table.run_ids[number][:MAX_LINKS]]
             more = len(table.run_ids[number]) - len(links)
@@ -129,6 +129,11 @@ def to_markdown(table: Table, link: Callable[[str], str]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     notes = [f"<sup>{letter}</sup> {text}" for letter, text in table.footnotes()]
     return "\n".join(lines) + "\n" + "".join(f"\n{note}  " for note in [*notes, *table.missing])
+
+
+def literal(text: str) -> str:
+    """A cell whose asterisks are asterisks (`4*global`), not emphasis; inside backticks they are anyway."""
+    return text if "`" in text else text.replace("*", r"\*")
 
 
 def short(run_id: str) -> str:

@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from analysis.attention import attention_rows, observing, scale_attention
-from benchmarks.machine import describe_machine, seconds
+from benchmarks.machine import begin, describe_machine, seconds
 from mvar.config import TokenSpace
 from mvar.files import write_json
 from mvar.presets import model_size
@@ -206,4 +205,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    begin(main, Settings, __doc__)

@@ -2,12 +2,20 @@
 
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import tyro
+
+from mvar.errors import USER_ERROR, UserError, complain
+
+T = TypeVar("T")
+GEMM_SIZES = (1536, 2048)  # which of them is faster differs by processor, and on one from minute to minute
+GEMM_REPEATS = 5
 
 
 def _cpuinfo(field: str) -> str:
@@ -34,20 +42,32 @@ def has_bf16_units() -> bool:
     return any(unit in _cpuinfo("flags").split() for unit in ("avx512_bf16", "amx_bf16"))
 
 
-def gemm_flops_per_s(size: int = 2048, repeats: int = 5, dtype: torch.dtype = torch.float32) -> float:
-    """Best FLOPs a second of a square matrix product on the CPU with torch's current number of threads."""
-    a, b = torch.randn(2, size, size).to(dtype)
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+def gemm_flops_per_s() -> float:
+    """FLOPs a second of a large fp32 matrix product on the CPU with torch's current number of threads.
+
+    The yardstick of every "FLOP rate / GEMM rate". It is the demanding one: the best of several products of several
+    sizes, while what is held against it is a median, so that no slow moment of the machine can flatter a ratio.
+    """
+    best = 0.0
+    for size in GEMM_SIZES:
+        a, b = torch.randn(2, size, size)
+        for _ in range(GEMM_REPEATS):
+            start = time.perf_counter()
+            a @ b
+            best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
 
 
-def seconds(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+def with_gemm(measure: Callable[[], T]) -> tuple[T, float]:
+    """What `measure` returns, and the better of the yardstick's rates before and after it."""
+    before = gemm_flops_per_s()
+    measured = measure()
+    return measured, max(before, gemm_flops_per_s())
+
+
+def seconds(runs: dict[T, Callable[[], Any]], repeats: int) -> dict[T, float]:
     """Median seconds of each, measured in turn so that a change of the machine's speed meets all of them."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    times: dict[T, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run()
     for _ in range(repeats):
@@ -56,3 +76,11 @@ def seconds(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float
             run()
             times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def begin(main: Callable[[Any], None], settings: type, description: str | None) -> None:
+    """Run a benchmark as a command: a mistake of the user is one line and exit code 2."""
+    try:
+        main(tyro.cli(settings, description=description))
+    except UserError as error:
+        sys.exit(complain(str(error), USER_ERROR))

@@ -21,9 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import begin, describe_machine
 from experiments.store import DONE, Store
 from mvar.config import RunConfig, override
 from mvar.errors import UserError
@@ -122,4 +121,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings))
+    begin(main, Settings, __doc__)

@@ -3,7 +3,11 @@
 Run: `python -m benchmarks.sampling`. Everything is measured in turn within one process; the ratios are what counts.
 
 - state / prefix: M-VAR's official code runs Mamba over all past tokens again at every scale; here its state is carried.
-- FLOP rate / GEMM rate: the sampler's analytic FLOPs over its wall time, against a large matrix product's.
+  All else is ours on both sides (the official code also gives the head the images without a class), so the ratio is of
+  the state alone. That both draw the same tokens is made sure of before anything is timed.
+- FLOP rate / GEMM rate: the sampler's analytic FLOPs (`sample_flops`: with guidance everything twice but the head,
+  which is given guided features) over its median wall time, against a large matrix product's best
+  (`benchmarks.machine.gemm_flops_per_s`).
 - products / GEMM rate: the same for the sampler's linear layers alone, run again at their shapes without all else:
   most of them are of few rows (a scale's tokens), so that this, not 1, is what the FLOP rate can come near.
 - bf16 / fp32: weights and activations in bf16; only processors with bf16 units can gain.
@@ -16,18 +20,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
-from benchmarks.machine import describe_machine, gemm_flops_per_s, has_bf16_units, seconds
+from benchmarks.machine import begin, describe_machine, has_bf16_units, seconds, with_gemm
 from mvar.config import ModelConfig, SampleConfig, TokenizerConfig, TokenSpace
 from mvar.cost import sample_flops
+from mvar.errors import UserError
 from mvar.memory import keep_freed_memory
 from mvar.pattern import REGISTRY
-from mvar.sampling import generate
+from mvar.sampling import Generated, generate
 from mvar.scales import PATCH_SIDES, Span
 from mvar.tokenizer.quantizer import ResidualQuantizer
 from mvar.transformer import ScaleTransformer
@@ -71,31 +76,45 @@ def build(settings: Settings, pattern: str) -> tuple[ScaleTransformer, ResidualQ
     return ScaleTransformer(config, space).eval(), ResidualQuantizer(tokenizer).eval()
 
 
-def sampler(settings: Settings, model: ScaleTransformer, quantizer: ResidualQuantizer) -> Callable[[], Any]:
+def sampler(settings: Settings, model: ScaleTransformer, quantizer: ResidualQuantizer) -> Callable[[], Generated]:
     labels = torch.arange(settings.batch)
     config = SampleConfig(cfg_scale=1.5, top_k=900, top_p=0.96)
     return lambda: generate(model, quantizer, labels, range(settings.batch), config)
 
 
-def products(model: ScaleTransformer, sample: Callable[[], Any]) -> tuple[Callable[[], None], float]:
+def same_draws(*samplers: Callable[[], Generated]) -> None:
+    """Stop unless two samplers draw the same tokens: times of different work would compare nothing."""
+    one, other = (sample().tokens for sample in samplers)
+    if not torch.equal(one, other):
+        count = f"{(one != other).sum()} of {one.numel()}"
+        raise UserError(f"prefix: {count} tokens differ from those of the carried state; allowed: none")
+
+
+class _Products(TorchFunctionMode):
+    """Remembers every linear layer's product, whether a module makes it or a mixer itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Tensor, Tensor, Tensor | None]] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is F.linear:
+            x, weight, bias = (*args, None)[:3]
+            self.calls.append((torch.randn_like(x), weight, bias))
+        return function(*args, **(kwargs or {}))
+
+
+def products(sample: Callable[[], Any]) -> tuple[Callable[[], None], float]:
     """The linear layers of one call of a sampler, at the same shapes and in the same order; and their FLOPs."""
-    calls: list[tuple[nn.Linear, Tensor]] = []
-
-    def remember(layer: nn.Linear, arguments: tuple[Tensor, ...]) -> None:
-        calls.append((layer, torch.randn_like(arguments[0])))
-
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    hooks = [layer.register_forward_pre_hook(remember) for layer in layers]
-    sample()
-    for hook in hooks:
-        hook.remove()
+    with _Products() as found:
+        sample()
 
     @torch.no_grad()
     def run() -> None:
-        for layer, x in calls:
-            F.linear(x, layer.weight, layer.bias)
+        for x, weight, bias in found.calls:
+            F.linear(x, weight, bias)
 
-    return run, sum(2.0 * x.numel() * layer.out_features for layer, x in calls)
+    return run, sum(2.0 * x.numel() * len(weight) for x, weight, _ in found.calls)
 
 
 def measure(settings: Settings) -> dict[str, Any]:
@@ -106,7 +125,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         runs[pattern] = sampler(settings, model, quantizer)
         flops[pattern] = settings.batch * sample_flops(model.config, model.space, guided=True)
         if pattern == "intra+mamba":
-            runs["products"], product_flops = products(model, runs[pattern])
+            runs["products"], product_flops = products(runs[pattern])
         if pattern == "intra+mamba":
             half, _ = build(settings, pattern)
             runs["intra+mamba bf16"] = sampler(settings, half.bfloat16(), quantizer)
@@ -114,9 +133,8 @@ def measure(settings: Settings) -> dict[str, Any]:
     for block in model.blocks:
         block.mamba = PrefixRecompute(block.mamba)
     runs["intra+mamba, prefix"] = sampler(settings, model, quantizer)
-    gemm = gemm_flops_per_s()
-    taken = seconds(runs, settings.repeats)
-    gemm = max(gemm, gemm_flops_per_s())
+    same_draws(runs["intra+mamba"], runs["intra+mamba, prefix"])
+    taken, gemm = with_gemm(lambda: seconds(runs, settings.repeats))
     return {
         "machine": describe_machine(),
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(settings).items()},
@@ -166,4 +184,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    begin(main, Settings, __doc__)

@@ -1,35 +1,34 @@
 """Speed of the Mamba-2 scan: against the torch path of Hugging Face transformers, and against the GEMM rate.
 
-Run: `python -m benchmarks.scan`. Everything is measured in turn within one process; the ratios are what counts.
+Run: `pip install -c constraints.txt -e ".[benchmarks]"` once, then `python -m benchmarks.scan`. Everything is measured
+in turn within one process; the ratios are what counts.
 
 - ratio: seconds of transformers over ours, for the scan alone and for the whole mixer with the same weights. The two
   results are compared before anything is timed.
 - FLOP rate / GEMM rate: the FLOPs of our own matrix products (`ssd_flops`, `Mamba2.flops`; 3 times that with backward)
-  over our wall time, against a large matrix product's.
+  over our median wall time, against a large matrix product's best (`benchmarks.machine.gemm_flops_per_s`).
 """
 
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import begin, describe_machine, seconds, with_gemm
 from mvar.config import ModelConfig, RuntimeConfig
+from mvar.errors import UserError
 from mvar.files import write_json
 from mvar.kernels.ssd import ssd_flops, ssd_scan
 from mvar.mixers.mamba import Mamba2
 from mvar.scales import PATCH_SIDES, ScaleSchedule
 
 RATIO_GOAL, RATE_GOAL = 5.0, 0.40
-GEMM_SIZE = 1536
+INSTALL = 'pip install -c constraints.txt -e ".[benchmarks]"'
 
 
 @dataclass
@@ -41,26 +40,22 @@ class Settings:
     batch: int = 1
     repeats: int = 5
     threads: int = 0  # 0: torch's own choice
+    peer: bool = True  # --no-peer: without transformers, the FLOP rate alone
     out: Path = Path("benchmarks/results/scan.json")
 
 
 def load_peer() -> Any:
-    """The module of transformers' Mamba-2, or None with a line that says what to install."""
+    """The module of transformers' Mamba-2; where it cannot be had, a `UserError` that says what to install."""
     try:
         from transformers.models.mamba2 import modeling_mamba2
     except ImportError:
-        print('transformers is not installed, so there is nothing to compare with: pip install "transformers>=5"')
-        return None
+        raise UserError(
+            f"peer: transformers is not installed, so there is nothing to compare with; allowed: {INSTALL}, or "
+            "--no-peer for our FLOP rate alone"
+        ) from None
     if not hasattr(modeling_mamba2, "mamba2_chunk_scan"):
-        print('transformers is too old for this comparison: pip install "transformers>=5"')
-        return None
+        raise UserError(f"peer: transformers is too old for this comparison; allowed: 5 or newer, {INSTALL}")
     return modeling_mamba2
-
-
-def timed(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def passes(function: Callable[..., Tensor], leaves: list[Tensor]) -> dict[str, Callable[[], Any]]:
@@ -134,21 +129,11 @@ def measure(settings: Settings, width: int, length: int, part: str, peer: Any) -
         with torch.no_grad():
             results = [function(*leaves) for function in functions.values()]
         torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
-    a, b = torch.randn(2, GEMM_SIZE, GEMM_SIZE)
-    runs = {
-        (name, what): run for name, function in functions.items() for what, run in passes(function, leaves).items()
-    } | {("gemm", ""): lambda: a @ b}
-    times: dict[Any, list[float]] = {key: [] for key in runs}
-    for run in runs.values():
-        run()
-    for _ in range(settings.repeats):
-        for key, run in runs.items():
-            times[key].append(timed(run))
-    seconds = {key: statistics.median(values) for key, values in times.items()}
-    gemm = 2 * GEMM_SIZE**3 / seconds["gemm", ""]
+    runs = {(name, what): run for name, function in functions.items() for what, run in passes(function, leaves).items()}
+    taken, gemm = with_gemm(lambda: seconds(runs, settings.repeats))
     rows = []
     for what, factor in (("forward", 1), ("forward + backward", 3)):
-        own, other = seconds["ours", what], seconds.get(("transformers", what))
+        own, other = taken["ours", what], taken.get(("transformers", what))
         rows.append(
             {"part": part, "width": width, "length": length, "pass": what, "ours_s": own, "transformers_s": other}
             | {"ratio": other and other / own, "gemm_gflops_per_s": gemm / 1e9}
@@ -175,7 +160,7 @@ def show(result: dict[str, Any]) -> None:
 def main(settings: Settings) -> None:
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    peer = load_peer()
+    peer = load_peer() if settings.peer else None
     rows = []
     for width in settings.widths:
         for resolution in settings.resolutions:
@@ -194,4 +179,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    begin(main, Settings, __doc__)

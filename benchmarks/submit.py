@@ -15,20 +15,36 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.machine import describe_machine
+from mvar.errors import USER_ERROR, UserError, complain
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("sbatch", "squeue", "scontrol", "scancel", "sacct")
+DAEMONS = ("slurmctld", "slurmd", "munged")
+LAYERS_CELLS = 5  # of the sweep `layers` with the smoke preset: the grid is that, times seeds
 
 
-def main() -> None:
-    """Measure; write and print one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The settings; mistakes, and a machine that cannot run SLURM, are a `UserError`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=1000, help="a multiple of 5: the cells of a sweep, times seeds")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/submit.json")
-    settings = parser.parse_args()
+    settings = parser.parse_args(arguments)
+    if settings.cells < LAYERS_CELLS or settings.cells % LAYERS_CELLS:
+        raise UserError(f"cells: {settings.cells}; allowed: a multiple of {LAYERS_CELLS}, e.g. 1000")
+    if absent := [name for name in (*COMMANDS, *DAEMONS) if not shutil.which(name)]:
+        raise UserError(f"SLURM: {', '.join(absent)} not found; allowed: apt-get install slurm-wlm munge")
+    if os.getuid() != 0:
+        raise UserError("SLURM: its daemons are started as root; allowed: the same command as root")
+    return settings
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure; write and print one JSON object."""
+    settings = parse(arguments)
     cells = settings.cells
     with tempfile.TemporaryDirectory(prefix="s-", dir="/tmp") as name:
         folder = Path(name)
@@ -56,7 +72,7 @@ def main() -> None:
 
 def measure(results: Path, cells: int, environment: dict[str, str], log: Path) -> list[dict]:
     """Seconds (the start of Python included) and calls of each command."""
-    grid = ["submit", "layers", "--preset", "smoke", "--seeds", str(cells // 5), "--cluster", "slurm"]
+    grid = ["submit", "layers", "--preset", "smoke", "--seeds", str(cells // LAYERS_CELLS), "--cluster", "slurm"]
     grid += ["--cluster-set", "sbatch.hold=true"]
     steps = {"submit": grid, "submit again": grid, "status": ["status"], "cancel": ["cancel", "--all"]}
     rows = []
@@ -74,4 +90,7 @@ def measure(results: Path, cells: int, environment: dict[str, str], log: Path) -
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(complain(str(error), USER_ERROR))

@@ -1,6 +1,6 @@
 """Cells of a sweep: a config with its place in a table or figure and what the paper prints there.
 
-Printed numbers are read from `results/paper/*.csv` and never typed in. A sweep asked for is kept as a manifest, the
+Printed numbers are read from `experiments/paper/*.csv` and never typed in. A sweep asked for is kept as a manifest, the
 list of runs that a report expects.
 """
 
@@ -8,6 +8,7 @@ import csv
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from mvar.config import RunConfig, override
 from mvar.errors import UserError
 from mvar.files import digest
 
-PAPER = Path(__file__).parents[1] / "results" / "paper"
+PAPER = files("experiments") / "paper"
 STEPS, BUDGET = "steps", "budget"  # the modes: equal steps (the paper's way), equal training FLOPs
 
 
@@ -71,7 +72,7 @@ def at_budget(config: RunConfig, budget_flops: float) -> RunConfig:
 
 def paper_rows(table: str) -> list[dict[str, Any]]:
     """A table of the paper as printed: numbers where a field is a number, else its text; empty fields left out."""
-    with open(PAPER / f"{table}.csv", newline="") as file:
+    with (PAPER / f"{table}.csv").open(newline="") as file:
         return [{key: _number(text) for key, text in row.items() if text} for row in csv.DictReader(file)]
 
 

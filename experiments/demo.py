@@ -10,14 +10,16 @@ from mvar.config import RunConfig
 from mvar.errors import UserError
 from mvar.presets import PRESETS
 
-RESULTS = Path(__file__).parents[1] / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results" if (ROOT / "pyproject.toml").is_file() else Path("results")  # installed: as `mvar` has it
 
 
 def demo_runs(results: Path | str | None = None) -> tuple[Store, dict[str, RunConfig]]:
     """Finished runs of the sweep `mixers`, by layer pattern: `global`, `intra`, `mamba`, `intra+mamba`.
 
     Args:
-        results: where runs are kept; None: `$MVAR_RESULTS`, or the repository's own `results/`.
+        results: where runs are kept; None: `$MVAR_RESULTS`, or the repository's own `results/` (the current
+            directory's, where the package was installed without it).
 
     Returns:
         The store, and the configs of the digits preset's runs if they are all there (`make demo`); else of the smoke

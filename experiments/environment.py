@@ -32,6 +32,9 @@ def git_state() -> dict[str, Any]:
     if snapshot.is_file():
         return {**read_json(snapshot), "snapshot": root.name}
 
+    if not (root / ".git").exists():  # installed: an enclosing repository, e.g. of the environment, is not the code's
+        return {"commit": None, "dirty": None}
+
     def git(*arguments: str) -> str:
         return subprocess.run(
             ["git", "-C", root, *arguments], check=True, capture_output=True, text=True, timeout=10

@@ -1,10 +1,15 @@
-"""Table 6: which mixers a layer holds. One row a method of the paper, its mixers read from the printed table."""
+"""Table 6: which mixers a layer holds. One row a method of the paper, its mixers read from the printed table.
+
+Where the config asks for another pattern (`--set model.pattern=...`), it is one row more, beside which nothing is
+printed: a mixer of one's own among the paper's.
+"""
 
 from typing import Any
 
 from experiments.cells import Cell, Sweep, paper_rows
 from mvar.config import RunConfig, override
 
+OWN = "own"  # the row of a pattern that the paper does not have
 COLUMNS = {"global_attention": "global", "intra_attention": "intra", "mamba": "mamba"}
 
 
@@ -14,12 +19,14 @@ def pattern(row: dict[str, Any]) -> str:
 
 
 def cells(config: RunConfig) -> list[Cell]:
-    """VAR (global), 1 (intra only), 2 (Mamba only), M-VAR (both), at the preset's depth and width."""
+    """VAR (global), 1 (intra only), 2 (Mamba only), M-VAR (both), at the preset's depth and width; then an own one."""
     found = []
     for row in paper_rows("table6_mixers"):
         layer = pattern(row)
         cell_config = override(config, {"model.pattern": layer})
         found.append(Cell(row["method"], cell_config, {"pattern": layer}, {"fid": row["fid"]}))
+    if config.model.pattern not in {cell.config.model.pattern for cell in found}:
+        found.append(Cell(OWN, config, {"pattern": config.model.pattern}))
     return found
 
 

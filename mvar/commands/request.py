@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 DEFAULT_BUDGET = "baseline"
 # Fields that name files: jobs read them from another working directory.
 PATHS = {"data.root", "data.heldout_root", "tokenizer.checkpoint", "train.init_from", "evaluation.inception_weights"}
+PATTERN = {"model.pattern", "model.replace", "model.replacement"}
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ class Sweeps:
         if "sample.seed" in overrides:
             raise UserError("set: sample.seed is given by --sample-seeds; allowed there: a count or a list such as 0,4")
         config = override(PRESETS[self.preset], overrides)
+        fixed = [sweep.name for sweep in map(find_sweep, self.sweeps) if sweep.name != "mixers"]
+        if fixed and (asked := sorted(PATTERN & overrides.keys())):
+            raise UserError(f"set: {asked[0]}: sweep {fixed[0]} sets the pattern itself; allowed: with mixers alone")
         mode, budget = (BUDGET, _budget(self.budget)) if self.budget else (STEPS, None)
         seeds, sample_seeds = _seeds("seeds", self.seeds), _seeds("sample-seeds", self.sample_seeds)
         return [

@@ -26,7 +26,7 @@ def by_label(table):
 def test_every_printed_row_is_there_with_dashes_for_ours(results, which):
     results.run(PRESETS["digits"])  # other data: never in these tables
     table, refused = imagenet_table(load_records(results.root), which)
-    with open(PAPER / f"{which.csv}.csv", newline="") as file:
+    with (PAPER / f"{which.csv}.csv").open(newline="") as file:
         printed = list(csv.DictReader(file))
     assert [row["label"] for row in table.rows] == [row["model"] for row in printed]
     assert [f"{row['paper_fid']:.2f}" for row in table.rows] == [row["fid"] for row in printed]

@@ -48,7 +48,7 @@ def test_table6_has_measured_and_printed_values_apart(everything):
     assert row[0] == ("method", "VAR") and ("FID ↓", "1.70 ± 0.10") in row and ("FID ↓", "3.55") in row
     assert ("NLL ↓ (bits/token)", "2.40 ± 0.10") in row and ("near-copies (%)", "12.5 ± 0.0") in row
     assert ("seeds", "3") in row and ("steps", str(DIGITS.train.steps)) in row
-    with open(PAPER / "table6_mixers.csv", newline="") as file:
+    with (PAPER / "table6_mixers.csv").open(newline="") as file:
         printed = {r["method"]: float(r["fid"]) for r in csv.DictReader(file)}
     assert {r["label"]: r["paper_fid"] for r in table.rows} == printed
     header = markdown(table).splitlines()[0]

@@ -17,6 +17,7 @@ from experiments.cells import (
 )
 from experiments.store import Store, read_document
 from experiments.sweeps import SWEEPS, find_sweep
+from mvar.cli import parse
 from mvar.config import RunConfig, override
 from mvar.cost import num_params
 from mvar.errors import UserError
@@ -99,7 +100,7 @@ def test_parameters_at_the_papers_size():
 
 def test_printed_numbers_are_the_csv_files():
     for sweep, table in (("mixers", "table6_mixers"), ("parameters", "table5_similar_parameters")):
-        with open(PAPER / f"{table}.csv", newline="") as file:
+        with (PAPER / f"{table}.csv").open(newline="") as file:
             printed = [float(row["fid"]) for row in csv.DictReader(file)]
         assert [cell.printed["fid"] for cell in SWEEPS[sweep].cells(DIGITS)] == printed
 
@@ -201,3 +202,22 @@ def test_manifests_of_different_requests_do_not_mix(tmp_path):
     assert len(names) == 6
     path = write_manifest(Store(tmp_path), Request(SWEEPS["layers"], "digits", DIGITS, mode=BUDGET), [])
     assert read_document(path)["budget_flops"] == training_flops(DIGITS)
+
+
+def test_an_own_pattern_is_one_row_more_of_table6():
+    for config in PRESETS.values():
+        assert len(SWEEPS["mixers"].cells(config)) == 4
+    own = override(DIGITS, {"model.pattern": "global+mamba", "train.steps": 7})
+    *paper, cell = SWEEPS["mixers"].cells(own)
+    assert cell.config == own and cell.label == "own" and not cell.printed
+    assert [c.label for c in paper] == [c.label for c in SWEEPS["mixers"].cells(DIGITS)]
+    partly = override(DIGITS, {"model.replace": "first:2"})
+    assert SWEEPS["mixers"].cells(partly)[-1].config == partly
+
+
+@pytest.mark.parametrize("setting", ["model.pattern=global+mamba", "model.replace=first:4"])
+def test_sweeps_that_set_the_pattern_refuse_another(setting):
+    (request,) = parse(["run", "mixers", "--set", setting]).requests()
+    assert len(request.cells()) == 5
+    with pytest.raises(UserError, match=f"set: {setting.split('=')[0]}: sweep layers sets the pattern itself"):
+        parse(["run", "mixers", "layers", "--set", setting]).requests()

@@ -1,0 +1,187 @@
+"""The benchmarks run, at sizes of seconds, and compare like with like. No time is judged here."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import attention, machine, sampling, scan, submit
+from mvar.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(machine, "GEMM_SIZES", (32, 64))
+    monkeypatch.setattr(sampling, "keep_freed_memory", lambda: None)  # for the rest of the process
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def finite(value):
+    """All numbers of a JSON document are finite and none is negative."""
+    if isinstance(value, dict | list):
+        return all(map(finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or 0 <= value < float("inf")
+
+
+# Machine ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_yardstick_is_the_best_of_all_products(monkeypatch):
+    clock = iter([0.0, 4.0, 10.0, 11.0, 20.0, 28.0, 30.0, 34.0])
+    monkeypatch.setattr(machine, "GEMM_SIZES", (1, 2))
+    monkeypatch.setattr(machine, "GEMM_REPEATS", 2)
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: next(clock))
+    assert machine.gemm_flops_per_s() == max(2 * 1**3 / 1.0, 2 * 2**3 / 4.0)
+
+
+def test_the_yardstick_is_the_better_of_before_and_after(monkeypatch):
+    rates = iter([3.0, 5.0])
+    monkeypatch.setattr(machine, "gemm_flops_per_s", lambda: next(rates))
+    assert machine.with_gemm(lambda: "measured") == ("measured", 5.0)
+
+
+# Scan ---------------------------------------------------------------------------------------------------------------
+
+
+def scan_settings(tmp_path, **changes):
+    return scan.Settings(
+        **{"widths": (32,), "resolutions": ("256",), "repeats": 1, "out": tmp_path / "a.json"} | changes
+    )
+
+
+def test_scan_without_its_peer_measures_our_rate(tmp_path, capsys):
+    scan.main(scan_settings(tmp_path, peer=False))
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert [(row["part"], row["pass"]) for row in found["rows"]] == [
+        (part, what) for part in ("scan", "mixer") for what in ("forward", "forward + backward")
+    ]
+    assert all(row["ratio"] is None and row["rate_over_gemm"] > 0 for row in found["rows"])
+    assert finite(found["rows"]) and "Mamba-2, batch 1" in capsys.readouterr().out
+
+
+def test_scan_says_that_its_peer_is_missing_and_leaves_earlier_figures(tmp_path):
+    code = "import sys; sys.modules['transformers'] = None; import runpy; sys.argv = sys.argv[1:]"
+    code += "; runpy.run_module('benchmarks.scan', run_name='__main__', alter_sys=True)"
+    command = [sys.executable, "-c", code, "scan", "--out", str(tmp_path / "a.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout and not list(tmp_path.iterdir())
+    assert "transformers is not installed" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert 'pip install -c constraints.txt -e ".[benchmarks]"' in done.stderr and "--no-peer" in done.stderr
+
+
+def test_scan_says_that_its_peer_is_too_old(monkeypatch):
+    for name in ("transformers", "transformers.models"):
+        monkeypatch.setitem(sys.modules, name, type(sys)(name))
+    old = type(sys)("transformers.models.mamba2")
+    old.modeling_mamba2 = type(sys)("modeling_mamba2")
+    monkeypatch.setitem(sys.modules, old.__name__, old)
+    with pytest.raises(UserError, match="too old"):
+        scan.load_peer()
+
+
+def test_scan_compares_with_the_peer_before_it_measures(tmp_path):
+    """A peer that computes something else is found out; with transformers installed, that it computes the same."""
+    wrong = type("Peer", (), {"mamba2_chunk_scan": staticmethod(lambda x, *_, **__: x + 1)})
+    with pytest.raises(AssertionError):
+        scan.measure(scan_settings(tmp_path), 32, 30, "scan", wrong)
+    pytest.importorskip("transformers", minversion="5")
+    for part in ("scan", "mixer"):
+        rows = scan.measure(scan_settings(tmp_path), 32, 30, part, scan.load_peer())
+        assert all(row["ratio"] > 0 for row in rows)
+
+
+# Sampling -----------------------------------------------------------------------------------------------------------
+
+
+def sampling_settings(tmp_path, **changes):
+    return sampling.Settings(
+        **{"depth": 1, "width": 32, "batch": 2, "repeats": 1, "out": tmp_path / "a.json"} | changes
+    )
+
+
+def test_sampling_measures_every_mixer(tmp_path, capsys):
+    sampling.main(sampling_settings(tmp_path))
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert set(found["rate_over_gemm"]) == {"global", "intra", "mamba", "intra+mamba"}
+    assert finite(found) and found["state_over_prefix"] > 0
+    assert "carried state against prefix" in capsys.readouterr().out
+
+
+def test_sampling_again_over_the_prefix_draws_the_same_tokens(tmp_path):
+    settings = sampling_settings(tmp_path, depth=2)
+    model, quantizer = sampling.build(settings, "intra+mamba")
+    carried = sampling.sampler(settings, model, quantizer)()
+    for block in model.blocks:
+        block.mamba = sampling.PrefixRecompute(block.mamba)
+    again = sampling.sampler(settings, model, quantizer)
+    sampling.same_draws(lambda: carried, again)
+    other = sampling.Generated(carried.tokens.flip(0), carried.latent)
+    with pytest.raises(UserError, match="tokens differ"):
+        sampling.same_draws(lambda: other, again)
+
+
+@pytest.mark.parametrize("pattern", ["global", "intra+mamba"])
+def test_the_products_are_all_of_the_linear_layers(tmp_path, pattern):
+    """With guidance two rows a token in every layer but the head, which is given one."""
+    settings = sampling_settings(tmp_path)
+    model, quantizer = sampling.build(settings, pattern)
+    run, flops = sampling.products(sampling.sampler(settings, model, quantizer))
+    run()
+    rows, width, counted = settings.batch * model.schedule.num_tokens, settings.width, 0
+    for name, layer in model.named_modules():
+        if isinstance(layer, torch.nn.Linear) and not any(part in name for part in ("ada_", "head_nm", "word_embed")):
+            counted += (2 if layer is not model.head else 1) * 2 * rows * layer.weight.numel()
+    others = 2 * 2 * rows * (model.space.code_channels * width + 12 * width**2)  # at most: embedding, AdaLN by scale
+    assert counted < flops < counted + others
+
+
+# Attention ----------------------------------------------------------------------------------------------------------
+
+
+def test_attention_measures_time_and_memory(tmp_path, capsys):
+    settings = attention.Settings(heads=1, whole_depth=1, memory_depth=1, repeats=1, out=tmp_path / "a.json")
+    attention.main(settings)
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert finite(found) and set(found["time"]["layer_s"]) == {"ours", *attention.PEERS}
+    assert found["memory"]["maps_beyond_weights_mib"] > found["memory"]["ours_beyond_weights_mib"]
+    assert "256 px, one layer: ours" in capsys.readouterr().out
+
+
+# Submit and report --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cells", ["0", "-5", "7"])
+def test_submit_takes_multiples_of_a_sweep(cells):
+    with pytest.raises(UserError, match=f"cells: {cells}; allowed: a multiple of 5"):
+        submit.parse(["--cells", cells])
+
+
+def test_submit_counts_the_cells_of_the_sweep():
+    from experiments.sweeps import SWEEPS
+    from mvar.presets import PRESETS
+
+    assert len(SWEEPS["layers"].cells(PRESETS["smoke"])) == submit.LAYERS_CELLS
+
+
+def test_submit_says_what_slurm_needs(monkeypatch, tmp_path):
+    monkeypatch.setattr(submit.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match=r"sbatch, .*slurmctld.* not found; allowed: apt-get install"):
+        submit.parse([])
+    monkeypatch.setattr(submit.shutil, "which", lambda name: name)
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    with pytest.raises(UserError, match="as root"):
+        submit.parse(["--out", str(tmp_path)])
+
+
+def test_a_mistake_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.report", "--results", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "holds no finished run" in done.stderr and len(done.stderr.splitlines()) == 1
