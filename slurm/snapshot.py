@@ -10,7 +10,7 @@ from mvar.files import digest, file_digest, write_json
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("mvar", "experiments", "slurm", "analysis")
-WANTED = (*PACKAGES, "results/paper", "pyproject.toml")
+WANTED = (*PACKAGES, "pyproject.toml")
 
 
 def take(folder: Path) -> Path:
