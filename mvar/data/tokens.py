@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +26,7 @@ from mvar.tokenizer.model import Tokenizer
 SCHEMA_VERSION = 1
 RECORD_EVERY_S = 2.0  # what a kill can cost; each record waits for the disk
 VERIFY_BELOW_BYTES = 256 << 20  # larger caches are not read through at every opening
+ADOPTED_ROWS, ADOPTED_SHARE = 64, 0.9
 TOKENS, LABELS, META, PARTIAL, PROGRESS = "tokens.bin", "labels.bin", "meta.json", "tokens.bin.partial", "progress.json"
 
 
@@ -110,6 +112,29 @@ def open_token_cache(directory: Path | str, expected_ids: dict[str, Any], verify
         UserError: no finished cache, other ids (names both), a truncated or corrupt file (names it).
     """
     directory = Path(directory)
+    meta = check_token_cache(directory, expected_ids)
+    rows, length = meta["shape"]
+    arrays = []
+    for name, dtype, shape in ((TOKENS, np.dtype(meta["dtype"]), (rows, length)), (LABELS, np.dtype("<i8"), (rows,))):
+        num_bytes = dtype.itemsize * int(np.prod(shape))
+        full = num_bytes < VERIFY_BELOW_BYTES if verify is None else verify
+        _check_file(directory / name, num_bytes, meta["sha256"][name] if full else None)
+        arrays.append(np.memmap(directory / name, dtype, "r", shape=shape))
+    return TokenCache(directory, *arrays, meta)
+
+
+def is_complete(directory: Path | str) -> bool:
+    """Whether a build has ended there."""
+    return (Path(directory) / META).is_file()
+
+
+def check_token_cache(directory: Path | str, expected_ids: dict[str, Any]) -> dict[str, Any]:
+    """What a finished cache says of itself, its `meta.json`; tokens are not looked at.
+
+    Raises:
+        UserError: no finished cache, or other ids (names both).
+    """
+    directory = Path(directory)
     try:
         meta = read_json(directory / META)
     except FileNotFoundError:
@@ -124,16 +149,49 @@ def open_token_cache(directory: Path | str, expected_ids: dict[str, Any], verify
     ]
     if wrong:
         raise UserError(
-            f"token cache: {directory} was built from something else: {'; '.join(wrong)}; remove the folder"
+            f"token cache: {directory} was built from something else: {'; '.join(wrong)}; "
+            "remove the folder and it is built again, or restore what it was built from"
         )
-    rows, length = meta["shape"]
-    arrays = []
-    for name, dtype, shape in ((TOKENS, np.dtype(meta["dtype"]), (rows, length)), (LABELS, np.dtype("<i8"), (rows,))):
-        num_bytes = dtype.itemsize * int(np.prod(shape))
-        full = num_bytes < VERIFY_BELOW_BYTES if verify is None else verify
-        _check_file(directory / name, num_bytes, meta["sha256"][name] if full else None)
-        arrays.append(np.memmap(directory / name, dtype, "r", shape=shape))
-    return TokenCache(directory, *arrays, meta)
+    return meta
+
+
+def adopt_token_cache(
+    directory: Path | str, images: ImageSet, load_tokenizer: Callable[[], Tokenizer], ids: dict[str, Any]
+) -> None:
+    """Give a finished cache of an earlier version the ids that were not recorded then, if they can be vouched for.
+
+    `ADOPTED_ROWS` rows, evenly spread, are encoded anew. Another tokenizer agrees in few tokens; the same one on
+    another device, in all but a few that rounding decides. A cache that has all of `ids` by name is left alone.
+
+    Args:
+        directory: the cache's folder.
+        images: what it was built from.
+        load_tokenizer: gives what it is said to be built by; called only where ids are missing.
+        ids: as for `open_token_cache`.
+
+    Raises:
+        UserError: recorded ids that differ; a damaged cache; tokens of another tokenizer.
+    """
+    directory = Path(directory)
+    recorded = check_token_cache(directory, {})["ids"]
+    missing = {name: value for name, value in ids.items() if name not in recorded}
+    if not missing:
+        return
+    cache = open_token_cache(directory, {name: value for name, value in ids.items() if name not in missing})
+    rows, plan = len(cache.tokens), cache.meta
+    chosen = np.unique(np.linspace(0, rows - 1, min(rows, ADOPTED_ROWS)).round().astype(int))
+    pixels = np.stack([_load(images, plan["crops"], plan["seed"], int(row)) for row in chosen])
+    tokenizer = load_tokenizer()
+    device = next(tokenizer.parameters()).device
+    tokens = tokenizer.encode(to_float(torch.from_numpy(pixels)).to(device)).cpu().numpy()
+    share = float((tokens == cache.tokens[chosen]).mean())
+    if share < ADOPTED_SHARE:
+        raise UserError(
+            f"token cache: {directory} was built by another tokenizer than the one that is there now: {share:.0%} of "
+            f"the tokens of {len(chosen)} rows agree; remove the folder and it is built again"
+        )
+    with suppress(OSError):  # another user's results: it is looked at again the next time
+        write_json(directory / META, {**cache.meta, "ids": {**recorded, **missing}})
 
 
 def _check_file(path: Path, num_bytes: int, sha256: str | None) -> None:
@@ -226,14 +284,18 @@ def _append(file: BinaryIO, data: bytes) -> None:
     file.flush()
 
 
+def _load(images: ImageSet, crops: int, seed: int, row: int) -> np.ndarray:
+    image, crop = divmod(row, max(crops, 1))
+    return images.image(image, np.random.default_rng([seed, image, crop]) if crops else None)
+
+
 def _batches(
     images: ImageSet, crops: int, seed: int, rows: range, batch_size: int, num_workers: int
 ) -> Iterator[np.ndarray]:
     """Prepared images of the rows, uint8 `(<= batch_size, ch, H, W)` a batch; with threads, one batch ahead."""
 
     def load(row: int) -> np.ndarray:
-        image, crop = divmod(row, max(crops, 1))
-        return images.image(image, np.random.default_rng([seed, image, crop]) if crops else None)
+        return _load(images, crops, seed, row)
 
     starts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     if not num_workers:
