@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from experiments.store import Store
 from mvar.cli import main
 from mvar.errors import OK, USER_ERROR
+from mvar.presets import PRESETS
+from mvar.tokenizer.model import Tokenizer
 
 COLOURS = {"blue": (40, 60, 220), "green": (50, 200, 60), "red": (220, 50, 40)}
 SIZES = [(20, 24), (33, 18), (16, 16), (40, 31), (18, 50)]  # height, width
@@ -132,3 +135,25 @@ def test_mistakes_are_one_line_and_touch_no_finished_run(made, tmp_path, capsys,
     assert "data.root" in line and str(tmp_path / "pictures") in line and message in line
     assert "Traceback" not in err
     assert {path: state for path, state in snapshot(results / "runs").items() if path in finished} == finished
+
+
+def test_the_preset_for_own_images_needs_folder_and_classes_only(tmp_path, capsys):
+    """README's command, as it stands there."""
+    root, results = make_folder(tmp_path / "pictures", per_class=2), tmp_path / "results"
+    settings = [f"data.root={root}", "data.num_classes=3"]
+    arguments = ["run", "mixers", "--preset", "imagefolder64", "--results", str(results), "--set", *settings]
+    assert main([*arguments, "--dry-run"]) == OK
+    assert "4 runs, " in capsys.readouterr().out and not results.exists()
+    other = ["data.image_size=128", "tokenizer.channel_multipliers=[1,1,2,2,4]"]
+    assert main([*arguments, *other, "--dry-run"]) == OK
+    assert main([*arguments, other[0], "--dry-run"]) == USER_ERROR
+    assert "data.image_size: 128 px does not fit the tokenizer" in capsys.readouterr().err
+
+
+def test_the_tokenizer_of_that_preset_fits_its_images():
+    config = PRESETS["imagefolder64"]
+    tokenizer = Tokenizer(config.tokenizer, config.data.channels).eval()
+    tokens = tokenizer.encode(torch.zeros(1, 3, 64, 64))
+    assert tokens.shape == (1, config.token_space.schedule.num_tokens)
+    assert tokenizer.decode(tokenizer.quantize.latents(tokens)[-1]).shape == (1, 3, 64, 64)
+    assert sum(p.numel() for p in tokenizer.parameters()) == pytest.approx(17e6, rel=0.01)
