@@ -20,12 +20,11 @@ import torch
 
 from mvar.data.images import ImageSet, to_float
 from mvar.errors import UserError
-from mvar.files import atomic_write, file_digest, read_json, write_json
+from mvar.files import atomic_write, known_digest, read_json, write_json
 from mvar.tokenizer.model import Tokenizer
 
 SCHEMA_VERSION = 1
 RECORD_EVERY_S = 2.0  # what a kill can cost; each record waits for the disk
-VERIFY_BELOW_BYTES = 256 << 20  # larger caches are not read through at every opening
 ADOPTED_ROWS, ADOPTED_SHARE = 64, 0.9
 TOKENS, LABELS, META, PARTIAL, PROGRESS = "tokens.bin", "labels.bin", "meta.json", "tokens.bin.partial", "progress.json"
 
@@ -100,13 +99,14 @@ def build_token_cache(
     return open_token_cache(directory, ids, verify=False)  # its digests were computed just now
 
 
-def open_token_cache(directory: Path | str, expected_ids: dict[str, Any], verify: bool | None = None) -> TokenCache:
+def open_token_cache(directory: Path | str, expected_ids: dict[str, Any], verify: bool = True) -> TokenCache:
     """Open a finished cache.
 
     Args:
         directory: the cache's folder.
         expected_ids: ids that must be those it was built with; it may have more.
-        verify: compare checksums; None: if the tokens take less than 256 MiB. Sizes are always compared.
+        verify: compare checksums: of small files at every opening, of large ones once for each size and time of
+            change (`mvar.files.known_digest`). Sizes are always compared.
 
     Raises:
         UserError: no finished cache, other ids (names both), a truncated or corrupt file (names it).
@@ -117,8 +117,7 @@ def open_token_cache(directory: Path | str, expected_ids: dict[str, Any], verify
     arrays = []
     for name, dtype, shape in ((TOKENS, np.dtype(meta["dtype"]), (rows, length)), (LABELS, np.dtype("<i8"), (rows,))):
         num_bytes = dtype.itemsize * int(np.prod(shape))
-        full = num_bytes < VERIFY_BELOW_BYTES if verify is None else verify
-        _check_file(directory / name, num_bytes, meta["sha256"][name] if full else None)
+        _check_file(directory / name, num_bytes, meta["sha256"][name] if verify else None)
         arrays.append(np.memmap(directory / name, dtype, "r", shape=shape))
     return TokenCache(directory, *arrays, meta)
 
@@ -201,7 +200,7 @@ def _check_file(path: Path, num_bytes: int, sha256: str | None) -> None:
             "is missing" if found is None else f"is {'truncated' if found < num_bytes else 'too long'}: {found} bytes"
         )
         raise UserError(f"token cache: {path} {state}, needed are {num_bytes}; remove the folder and build it again")
-    if sha256 and file_digest(path) != sha256:
+    if sha256 and known_digest(path) != sha256:
         raise UserError(f"token cache: {path} is corrupt (wrong checksum); remove the folder and build it again")
 
 
@@ -318,6 +317,6 @@ def _finish(directory: Path, plan: dict[str, Any], images: ImageSet) -> None:
     os.replace(directory / PARTIAL, directory / TOKENS)
     with atomic_write(directory / LABELS) as file:
         file.write(np.repeat(images.labels, max(plan["crops"], 1)).astype("<i8").tobytes())
-    digests = {name: file_digest(directory / name) for name in (TOKENS, LABELS)}
+    digests = {name: known_digest(directory / name) for name in (TOKENS, LABELS)}
     write_json(directory / META, {**plan, "sha256": digests})
     (directory / PROGRESS).unlink(missing_ok=True)

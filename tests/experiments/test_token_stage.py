@@ -151,6 +151,21 @@ def test_another_file_behind_the_checkpoints_path(store, tmp_path, monkeypatch):
     stages.build_tokenizer(context(store, config))  # the stage holds its weights
 
 
+def test_a_flipped_byte_in_a_large_cache_is_found(store, monkeypatch):
+    """Large: of the size that is not read through at every opening."""
+    monkeypatch.setattr(files, "STAMPED_FROM_BYTES", 100)
+    path = store.stage("tokens", CONFIG.tokens_id).path / "train" / "tokens.bin"
+    assert execute(override(CONFIG, {"seed": 1}), store) == DONE
+    assert (path.parent / ".tokens.bin.sha256").is_file()
+    data = path.read_bytes()
+    path.write_bytes(data[:50] + bytes([data[50] ^ 1]) + data[51:])
+    with pytest.raises(UserError, match=r"tokens\.bin is corrupt \(wrong checksum\); remove the folder"):
+        execute(override(CONFIG, {"seed": 2}), store)
+    shutil.rmtree(path.parent)
+    assert execute(override(CONFIG, {"seed": 2}), store) == DONE
+    assert path.read_bytes() == data
+
+
 def test_a_large_file_is_read_once_for_each_state_of_it(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "STAMPED_FROM_BYTES", 10)
     path, read = tmp_path / "weights", []
