@@ -280,6 +280,7 @@ def build_tokens(context: Context) -> None:
                     crops=crops,
                     seed=config.tokenizer.seed,
                     ids=_cache_ids(context, path, image_set, crops),
+                    num_workers=config.runtime.num_workers,
                     progress=context.heed("tokens"),
                 )
             directory.write_status(DONE, "tokens")

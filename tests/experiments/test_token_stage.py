@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from mvar import files
 from mvar.cli import main
 from mvar.commands.run import Run
 from mvar.config import override
+from mvar.data.images import ImageSet
 from mvar.errors import USER_ERROR, UserError
 from mvar.files import file_digest, known_digest
 from mvar.presets import PRESETS
@@ -149,6 +151,19 @@ def test_another_file_behind_the_checkpoints_path(store, tmp_path, monkeypatch):
         stages.build_tokenizer(context(store, config))
     monkeypatch.setenv("VAE", str(tmp_path / "gone.pth"))
     stages.build_tokenizer(context(store, config))  # the stage holds its weights
+
+
+def test_images_are_decoded_by_the_threads_that_are_asked_for(store, tmp_path, monkeypatch):
+    decoders, image = set(), ImageSet.image
+    monkeypatch.setattr(ImageSet, "image", lambda *a: decoders.add(threading.current_thread()) or image(*a))
+    other = Store(tmp_path / "other")
+    tokenizer, copy = (s.stage("tokenizer", CONFIG.tokenizer_id).path for s in (store, other))
+    shutil.copytree(tokenizer, copy)
+    stages.build_tokens(context(other, override(CONFIG, {"runtime.num_workers": 3})))
+    assert decoders and threading.main_thread() not in decoders
+    caches = [s.stage("tokens", CONFIG.tokens_id).path for s in (store, other)]
+    for name in ("train/tokens.bin", "train/labels.bin", "train/meta.json", "heldout/tokens.bin", "heldout/meta.json"):
+        assert (caches[0] / name).read_bytes() == (caches[1] / name).read_bytes()
 
 
 def test_a_flipped_byte_in_a_large_cache_is_found(store, monkeypatch):
