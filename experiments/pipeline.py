@@ -15,6 +15,7 @@ from experiments import drawing, stages
 from experiments.environment import describe
 from experiments.stages import Context, Progress, recorded
 from experiments.store import DONE, RUNNING, STOPPED, RunDirectory, ShouldStop, Stopped, Store, write_document
+from experiments.vectors import training_vectors
 from mvar import cost
 from mvar.config import RunConfig, from_dict
 from mvar.files import read_json, write_json
@@ -205,6 +206,7 @@ def evaluate(context: Context, directory: RunDirectory, model: ScaleTransformer,
     context.check()
     drawn = np.load(directory.samples(config.evaluation_id) / "samples.npz")
     heldout, tokens = stages.images(config, "heldout"), stages.open_tokens(context, "heldout")
+    vectors = training_vectors(context, context.heed("evaluate"))
     metrics = measure(
         np.moveaxis(drawn["arr_0"], -1, 1),
         drawn["labels"],
@@ -212,7 +214,7 @@ def evaluate(context: Context, directory: RunDirectory, model: ScaleTransformer,
         quantizer=tokenizer.quantize,
         heldout_tokens=tokens.tokens,
         heldout_labels=tokens.labels,
-        train_images=stages.images(config, "train"),
+        train_images=vectors or stages.images(config, "train"),
         heldout_images=heldout,
         extractor=stages.load_extractor(context),
         config=config.evaluation,

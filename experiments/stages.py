@@ -336,6 +336,7 @@ def load_extractor(context: Context):
 
 def build_floors(context: Context) -> None:
     """Measure what no generator can beat: the tokenizer's own reconstructions, and real images against real ones."""
+    from experiments.vectors import training_vectors
     from mvar.evaluation.floors import floors
 
     config = context.config
@@ -347,7 +348,9 @@ def build_floors(context: Context) -> None:
         context.check()
         extractor, tokenizer = load_extractor(context), load_tokenizer(context)
         train, heldout = images(config, "train"), images(config, "heldout")
-        values = floors(tokenizer, train, heldout, extractor, config.evaluation, context.heed("floors"))
+        heed = context.heed("floors")
+        vectors = training_vectors(context, heed)
+        values = floors(tokenizer, train, heldout, extractor, config.evaluation, heed, vectors)
         record = {"tokenizer_id": config.tokenizer_id, "metrics": values}
         write_document(directory.path / "floors.json", {"floors": {**found, floors_key(config): record}})
 

@@ -304,6 +304,11 @@ class RunConfig(Config):
         return f"{slug}-{digest(self.identity())}"
 
     @property
+    def data_id(self) -> str:
+        """Identity of images, split and preparation."""
+        return digest(self.data.model_dump(mode="json"))
+
+    @property
     def tokenizer_id(self) -> str:
         """Identity of the tokenizer stage: equal ids share one trained tokenizer."""
         return digest(self.model_dump(mode="json", include={"schema_version", "data", "tokenizer"}))

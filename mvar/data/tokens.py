@@ -265,7 +265,7 @@ def _fill(
     recorded = time.monotonic()
     if progress:
         progress(done, total)
-    for pixels in _batches(images, plan["crops"], plan["seed"], range(done, total), batch_size, num_workers):
+    for pixels in prepared_batches(images, plan["crops"], plan["seed"], range(done, total), batch_size, num_workers):
         tokens = tokenizer.encode(to_float(torch.from_numpy(pixels).to(device)))
         _append(file, tokens.cpu().numpy().astype(dtype).tobytes())
         done += len(pixels)
@@ -288,10 +288,10 @@ def _load(images: ImageSet, crops: int, seed: int, row: int) -> np.ndarray:
     return images.image(image, np.random.default_rng([seed, image, crop]) if crops else None)
 
 
-def _batches(
+def prepared_batches(
     images: ImageSet, crops: int, seed: int, rows: range, batch_size: int, num_workers: int
 ) -> Iterator[np.ndarray]:
-    """Prepared images of the rows, uint8 `(<= batch_size, ch, H, W)` a batch; with threads, one batch ahead."""
+    """Prepared images of the rows of a cache, uint8 `(<= batch_size, ch, H, W)` a batch; with threads, one ahead."""
 
     def load(row: int) -> np.ndarray:
         return _load(images, crops, seed, row)
