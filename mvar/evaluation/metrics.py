@@ -3,13 +3,12 @@
 from functools import cache
 from typing import Any
 
-from mvar.config import EvaluationConfig
+from mvar.config import IS_SPLITS, EvaluationConfig
 from mvar.errors import UserError
 from mvar.evaluation.extractor import Extractor
 from mvar.evaluation.images import Images, Progress, check_same_size, in_turn
 
 RNG_SEED = 2020  # torch-fidelity's own default, written down: KID's subsets and IS's shuffle hang on it
-IS_SPLITS = 10
 BATCH_SIZE = 64
 NAMES = {
     "eval/fid": "frechet_inception_distance",

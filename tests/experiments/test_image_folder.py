@@ -137,6 +137,46 @@ def test_mistakes_are_one_line_and_touch_no_finished_run(made, tmp_path, capsys,
     assert {path: state for path, state in snapshot(results / "runs").items() if path in finished} == finished
 
 
+WRONG_DATA = [
+    ({"data.num_classes": 2}, "data.num_classes: 2 does not fit", "which has 3 classes; allowed: 3"),
+    ({"data.root": "$NOWHERE/pictures"}, "data.root: $NOWHERE/pictures is not a folder", "one subfolder of images a"),
+    ({"data.heldout_root": "/nowhere"}, "data.heldout_root: /nowhere is not a folder", "one subfolder of images a"),
+    ({"evaluation.num_images": 5}, "evaluation.num_images: 5 is too few", "allowed: 10 or more"),
+]
+
+
+@pytest.mark.parametrize("words", [["run", "mixers"], ["submit", "mixers", "--cluster", "inprocess"]], ids=" ".join)
+@pytest.mark.parametrize(("changes", "begin", "end"), WRONG_DATA, ids=lambda value: str(value)[:40])
+def test_what_does_not_fit_is_found_before_anything_is_launched(made, tmp_path, capsys, words, changes, begin, end):
+    results = tmp_path / "results"
+    assert main(command(made[0], results, *words, **changes)) == USER_ERROR
+    err = capsys.readouterr().err
+    assert err.startswith(f"mvar: error: {begin}") and end in err and err.count("\n") == 1
+    assert not list(results.glob("*"))
+
+
+def test_a_plan_is_made_without_images_but_not_with_wrong_ones(made, tmp_path, capsys):
+    root, results = made
+    dry = command(root, tmp_path / "results", "run", "mixers", "--dry-run", **{"data.num_classes": 2})
+    assert main(dry) == USER_ERROR and "data.num_classes: 2 does not fit" in capsys.readouterr().err
+    dry = command(root, tmp_path / "results", "run", "mixers", "--dry-run", **{"data.root": tmp_path / "gone"})
+    assert main(dry) == OK
+    out, err = capsys.readouterr()
+    assert "4 runs, " in out
+    assert err.startswith(f"mvar: warning: data.root: {tmp_path / 'gone'} is no folder here") and err.count("\n") == 1
+    # what is finished needs its images no more
+    moved = root.with_name("moved")
+    root.rename(moved)
+    try:
+        assert main(command(root, results, "run", "mixers")) == OK
+        assert "4 of 4 runs done" in capsys.readouterr().out
+        run = Store(results).runs()[0].name
+        assert main(["evaluate", run, "--set", "sample.cfg_scale=3", "--results", str(results)]) == USER_ERROR
+        assert capsys.readouterr().err.startswith(f"mvar: error: data.root: {root} is not a folder")
+    finally:
+        moved.rename(root)
+
+
 def test_the_preset_for_own_images_needs_folder_and_classes_only(tmp_path, capsys):
     """README's command, as it stands there."""
     root, results = make_folder(tmp_path / "pictures", per_class=2), tmp_path / "results"
