@@ -67,6 +67,8 @@ def _execute(context: Context, directory: RunDirectory) -> None:
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
     directory.write_config(config)
+    if directory.evaluations() and stages.has_tokenizer(context):
+        stages.check_tokenizer(context, directory)  # before anything is written: a finished run stays finished
     with recorded(directory, "tokenizer"):
         job = os.environ.get("MVAR_JOB")  # of SLURM; None where the run is made without
         directory.write_status(RUNNING, "tokenizer", steps=config.train.steps, job=job)
@@ -74,6 +76,7 @@ def _execute(context: Context, directory: RunDirectory) -> None:
         stages.build_tokenizer(context)
         directory.write_status(RUNNING, "tokens")
         stages.build_tokens(context)
+        stages.check_tokenizer(context, directory)
         directory.write_status(RUNNING, "train")
         train(context, directory)
         directory.write_status(RUNNING, "sample", step=config.train.steps)

@@ -286,6 +286,30 @@ def build_tokens(context: Context) -> None:
             directory.write_status(DONE, "tokens")
 
 
+def has_tokenizer(context: Context) -> bool:
+    """Whether the tokenizer is there already."""
+    return context.store.stage("tokenizer", context.config.tokenizer_id).state() == DONE
+
+
+def check_tokenizer(context: Context, run: Directory) -> None:
+    """Hold a run to the tokenizer whose tokens it is trained on: its codes mean nothing to another one.
+
+    Raises:
+        UserError: the tokenizer was made anew, differently, since the run began. A run of an earlier version, which
+            recorded nothing, is held to the one that is there now.
+    """
+    path, now = run.path / "tokenizer.json", _weights_id(context)
+    began = read_document(path) if path.is_file() else None
+    if began is None:
+        write_document(path, now)
+    elif began["tokenizer_sha256"] != now["tokenizer_sha256"]:
+        raise UserError(
+            f"run: {run.path} is trained on tokens of another tokenizer (SHA-256 {began['tokenizer_sha256'][:12]}...) "
+            f"than the one that is there now ({now['tokenizer_sha256'][:12]}...); allowed: that one in its place "
+            "again, or remove the run's folder and it is made again"
+        )
+
+
 def open_tokens(context: Context, split: Split):
     """The finished token cache of a split.
 
@@ -343,7 +367,8 @@ def build_floors(context: Context) -> None:
     directory = context.store.stage("extractor", config.extractor_id)
     with directory.lock(context.should_stop):
         found = context.store.all_floors(config)
-        if floors_key(config) in found:
+        weights, record = _weights_id(context), found.get(floors_key(config))
+        if record and weights.items() <= (weights | record).items():  # one of an earlier version has no weights' id
             return
         context.check()
         extractor, tokenizer = load_extractor(context), load_tokenizer(context)
@@ -351,7 +376,7 @@ def build_floors(context: Context) -> None:
         heed = context.heed("floors")
         vectors = training_vectors(context, heed)
         values = floors(tokenizer, train, heldout, extractor, config.evaluation, heed, vectors)
-        record = {"tokenizer_id": config.tokenizer_id, "metrics": values}
+        record = {"tokenizer_id": config.tokenizer_id, **weights, "metrics": values}
         write_document(directory.path / "floors.json", {"floors": {**found, floors_key(config): record}})
 
 

@@ -11,7 +11,7 @@ import torch
 
 from experiments import stages
 from experiments.pipeline import execute
-from experiments.store import DONE, Store
+from experiments.store import DONE, STOPPED, Store
 from mvar import files
 from mvar.cli import main
 from mvar.commands.run import Run
@@ -100,6 +100,37 @@ def test_another_tokenizer_of_the_same_config_is_found_before_training(store, mo
     shutil.rmtree(store.stage("tokens", CONFIG.tokens_id).path / "heldout")
     assert execute(other, store) == DONE
     assert snapshot(store.run(CONFIG.run_id).path) == finished
+
+
+def test_a_run_and_the_floors_belong_to_the_weights_too(store):
+    """The caches are removed, as the message says: what was trained on them is neither gone on with nor used."""
+    begun, reached = override(CONFIG, {"seed": 1, "runtime.checkpoint_every": 1}), []
+    note = lambda stage, done, total: reached.append(stage == "train" and done >= 2)  # noqa: E731
+    assert execute(begun, store, note, lambda: any(reached)) == STOPPED
+    record = store.all_floors(CONFIG)
+    swap_weights(store)
+    shutil.rmtree(store.stage("tokens", CONFIG.tokens_id).path)
+    for config in (begun, override(CONFIG, {"sample.cfg_scale": 0})):
+        with pytest.raises(UserError, match=r"run: .* trained on tokens of another .* remove the run's folder"):
+            execute(config, store)
+    assert store.is_done(CONFIG)
+    shutil.rmtree(store.run(begun.run_id).path)
+    assert execute(begun, store) == DONE
+    again = store.all_floors(CONFIG)
+    assert again.keys() == record.keys() and again != record
+
+
+def test_runs_and_floors_of_an_earlier_version_are_taken_as_they_are(store):
+    run, extractor = store.run(CONFIG.run_id), store.stage("extractor", CONFIG.extractor_id)
+    (run.path / "tokenizer.json").unlink()
+    path = extractor.path / "floors.json"
+    document = json.loads(path.read_text())
+    for record in document["floors"].values():
+        del record["tokenizer_sha256"]
+    path.write_text(json.dumps(document))
+    before = snapshot(extractor.path)
+    assert execute(override(CONFIG, {"sample.cfg_scale": 0}), store) == DONE
+    assert snapshot(extractor.path) == before and (run.path / "tokenizer.json").is_file()
 
 
 def test_the_same_through_the_command_line(tmp_path, capsys, monkeypatch):
