@@ -105,6 +105,8 @@ def images(config: RunConfig, split: Split):
 
 def build_tokenizer(context: Context) -> None:
     """Train the tokenizer, or take the published one that the config names; measure it on held-out images."""
+    from mvar.evaluation.metrics import check_reference
+
     config = context.config
     directory = context.store.stage("tokenizer", config.tokenizer_id)
     if directory.state() == DONE:
@@ -114,6 +116,7 @@ def build_tokenizer(context: Context) -> None:
         if directory.state() == DONE:
             return
         with recorded(directory, "tokenizer"):
+            check_reference(images(config, "heldout"), config.evaluation)  # all else would be for nothing
             write_json(directory.path / "config.json", config.model_dump(mode="json", include={"data", "tokenizer"}))
             if config.tokenizer.checkpoint:
                 tokenizer, train_s = published_tokenizer(config), 0.0

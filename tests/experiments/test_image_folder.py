@@ -155,6 +155,14 @@ def test_what_does_not_fit_is_found_before_anything_is_launched(made, tmp_path, 
     assert not list(results.glob("*"))
 
 
+def test_too_few_heldout_images_are_found_before_training(tmp_path, capsys):
+    root, results = make_folder(tmp_path / "pictures", per_class=3), tmp_path / "results"
+    assert main(command(root, results, "submit", "mixers", "--cluster", "inprocess")) == USER_ERROR
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "reference images: 3 images are too few; allowed: 4 or more" in line and "data.heldout_fraction" in line
+    assert not list(results.rglob("metrics.jsonl"))
+
+
 def test_a_plan_is_made_without_images_but_not_with_wrong_ones(made, tmp_path, capsys):
     root, results = made
     dry = command(root, tmp_path / "results", "run", "mixers", "--dry-run", **{"data.num_classes": 2})
