@@ -15,6 +15,7 @@ from experiments import drawing, stages
 from experiments.environment import describe
 from experiments.stages import Context, Progress, recorded
 from experiments.store import DONE, RUNNING, STOPPED, RunDirectory, ShouldStop, Stopped, Store, write_document
+from experiments.vectors import training_vectors
 from mvar import cost
 from mvar.config import RunConfig, from_dict
 from mvar.files import read_json, write_json
@@ -66,6 +67,8 @@ def _execute(context: Context, directory: RunDirectory) -> None:
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
     directory.write_config(config)
+    if directory.evaluations() and stages.has_tokenizer(context):
+        stages.check_tokenizer(context, directory)  # before anything is written: a finished run stays finished
     with recorded(directory, "tokenizer"):
         owner = {"job": os.environ.get("MVAR_JOB"), "start": os.environ.get("MVAR_START")}  # of SLURM; None without
         directory.write_status(RUNNING, "tokenizer", steps=config.train.steps, **owner)
@@ -73,6 +76,7 @@ def _execute(context: Context, directory: RunDirectory) -> None:
         stages.build_tokenizer(context)
         directory.write_status(RUNNING, "tokens")
         stages.build_tokens(context)
+        stages.check_tokenizer(context, directory)
         directory.write_status(RUNNING, "train")
         train(context, directory)
         directory.write_status(RUNNING, "sample", step=config.train.steps)
@@ -205,6 +209,7 @@ def evaluate(context: Context, directory: RunDirectory, model: ScaleTransformer,
     context.check()
     drawn = np.load(directory.samples(config.evaluation_id) / "samples.npz")
     heldout, tokens = stages.images(config, "heldout"), stages.open_tokens(context, "heldout")
+    vectors = training_vectors(context, context.heed("evaluate"))
     metrics = measure(
         np.moveaxis(drawn["arr_0"], -1, 1),
         drawn["labels"],
@@ -212,7 +217,7 @@ def evaluate(context: Context, directory: RunDirectory, model: ScaleTransformer,
         quantizer=tokenizer.quantize,
         heldout_tokens=tokens.tokens,
         heldout_labels=tokens.labels,
-        train_images=stages.images(config, "train"),
+        train_images=vectors or stages.images(config, "train"),
         heldout_images=heldout,
         extractor=stages.load_extractor(context),
         config=config.evaluation,

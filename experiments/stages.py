@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -23,11 +24,12 @@ from experiments.store import (
     Store,
     floors_key,
     one_line,
+    read_document,
     write_document,
 )
 from mvar.config import RunConfig
 from mvar.errors import UserError, in_field
-from mvar.files import write_json
+from mvar.files import expand, known_digest, write_json
 from mvar.published import load_tokenizer as load_tokenizer_file
 from mvar.tokenizer.model import Tokenizer
 from mvar.training.distributed import resolve_device
@@ -103,17 +105,22 @@ def images(config: RunConfig, split: Split):
 
 def build_tokenizer(context: Context) -> None:
     """Train the tokenizer, or take the published one that the config names; measure it on held-out images."""
+    from mvar.evaluation.metrics import check_reference
+
     config = context.config
     directory = context.store.stage("tokenizer", config.tokenizer_id)
     if directory.state() == DONE:
+        _check_source(config, directory)
         return
     with directory.lock(context.should_stop):
         if directory.state() == DONE:
             return
         with recorded(directory, "tokenizer"):
+            check_reference(images(config, "heldout"), config.evaluation)  # all else would be for nothing
             write_json(directory.path / "config.json", config.model_dump(mode="json", include={"data", "tokenizer"}))
             if config.tokenizer.checkpoint:
                 tokenizer, train_s = published_tokenizer(config), 0.0
+                write_document(directory.path / "source.json", {"sha256": _source_digest(config, directory)})
             else:
                 tokenizer, train_s = _train_tokenizer(context, directory)
             metadata = {"tokenizer": config.tokenizer.model_dump(mode="json")}
@@ -165,6 +172,27 @@ def published_tokenizer(config: RunConfig) -> Tokenizer:
     return tokenizer
 
 
+def _source_digest(config: RunConfig, directory: Directory) -> str:
+    """SHA-256 of the checkpoint that the config names; its stamp is the stage's, the checkpoint's folder another's."""
+    return known_digest(expand(config.tokenizer.checkpoint or ""), directory.path / ".source.sha256")
+
+
+def _check_source(config: RunConfig, directory: Directory) -> None:
+    """Refuse a path, or a variable, behind which there is another file than the one that a finished stage was made of.
+
+    A file that is no longer there is none: the stage holds its weights.
+    """
+    source, record = config.tokenizer.checkpoint, directory.path / "source.json"
+    if not source or not record.is_file() or not expand(source).is_file():
+        return
+    made_of, found = read_document(record)["sha256"], _source_digest(config, directory)
+    if found != made_of:
+        raise UserError(
+            f"tokenizer.checkpoint: {source} is another file (SHA-256 {found[:12]}...) than the one that "
+            f"{directory.path} was made of ({made_of[:12]}...); allowed: that file, or another path or --results"
+        )
+
+
 def _tokenizer_quality(context: Context, tokenizer: Tokenizer) -> dict[str, Any]:
     from mvar.evaluation.floors import psnr, reconstruct
     from mvar.evaluation.images import Images
@@ -199,45 +227,103 @@ def _num_crops(config: RunConfig, split: Split) -> int:
     return config.train.crops if split == "train" else 0  # 0: the central crop, as of every image that measures
 
 
-def _cache_ids(config: RunConfig, image_set, crops: int) -> dict[str, Any]:
-    return {"tokenizer_id": config.tokenizer_id, "data": image_set.fingerprint, "crops": crops}
+def _weights_id(context: Context) -> dict[str, str]:
+    """What tells the tokenizer that is there now from another one of the same config."""
+    weights = context.store.stage("tokenizer", context.config.tokenizer_id).path / "tokenizer.safetensors"
+    return {"tokenizer_sha256": known_digest(weights)}
+
+
+def _cache_ids(context: Context, path: Path, image_set, crops: int) -> dict[str, Any]:
+    """What the cache at `path` must be made from; one from before the weights were recorded gets them, if it fits."""
+    from mvar.data.tokens import adopt_token_cache, is_complete
+
+    ids = {"tokenizer_id": context.config.tokenizer_id, "data": image_set.fingerprint, "crops": crops}
+    ids |= _weights_id(context)
+    if is_complete(path):
+        adopt_token_cache(path, image_set, lambda: load_tokenizer(context), ids)
+    return ids
 
 
 def build_tokens(context: Context) -> None:
-    """Write the tokens of the training images (random crops) and of the held-out ones (centre crops)."""
-    from mvar.data.tokens import build_token_cache
+    """Write the tokens of the training images (random crops) and of the held-out ones (centre crops).
+
+    Finished caches are held against the weights of the tokenizer that is there now.
+
+    Raises:
+        UserError: a finished cache is of another tokenizer.
+    """
+    from mvar.data.tokens import build_token_cache, check_token_cache, is_complete
 
     config = context.config
     directory = context.store.stage("tokens", config.tokens_id)
-    if directory.state() == DONE:
+    splits: tuple[Split, ...] = ("train", "heldout") if config.train.steps else ("heldout",)
+
+    def is_done() -> bool:
+        return directory.state() == DONE and all(is_complete(directory.path / split) for split in splits)
+
+    if is_done():
+        for split in splits:
+            if _weights_id(context).keys() <= check_token_cache(directory.path / split, {})["ids"].keys():
+                check_token_cache(directory.path / split, _weights_id(context))  # the images are not even listed
+            else:
+                open_tokens(context, split)
         return
     with directory.lock(context.should_stop):
-        if directory.state() == DONE:
+        if is_done():
             return
         with recorded(directory, "tokens"):
             tokenizer = load_tokenizer(context)
-            for split in ("train", "heldout") if config.train.steps else ("heldout",):
+            for split in splits:
                 context.check()
-                image_set, crops = images(config, split), _num_crops(config, split)
+                image_set, crops, path = images(config, split), _num_crops(config, split), directory.path / split
                 build_token_cache(
-                    directory.path / split,
+                    path,
                     image_set,
                     tokenizer,
                     crops=crops,
                     seed=config.tokenizer.seed,
-                    ids=_cache_ids(config, image_set, crops),
+                    ids=_cache_ids(context, path, image_set, crops),
+                    num_workers=config.runtime.num_workers,
                     progress=context.heed("tokens"),
                 )
             directory.write_status(DONE, "tokens")
 
 
+def has_tokenizer(context: Context) -> bool:
+    """Whether the tokenizer is there already."""
+    return context.store.stage("tokenizer", context.config.tokenizer_id).state() == DONE
+
+
+def check_tokenizer(context: Context, run: Directory) -> None:
+    """Hold a run to the tokenizer whose tokens it is trained on: its codes mean nothing to another one.
+
+    Raises:
+        UserError: the tokenizer was made anew, differently, since the run began. A run of an earlier version, which
+            recorded nothing, is held to the one that is there now.
+    """
+    path, now = run.path / "tokenizer.json", _weights_id(context)
+    began = read_document(path) if path.is_file() else None
+    if began is None:
+        write_document(path, now)
+    elif began["tokenizer_sha256"] != now["tokenizer_sha256"]:
+        raise UserError(
+            f"run: {run.path} is trained on tokens of another tokenizer (SHA-256 {began['tokenizer_sha256'][:12]}...) "
+            f"than the one that is there now ({now['tokenizer_sha256'][:12]}...); allowed: that one in its place "
+            "again, or remove the run's folder and it is made again"
+        )
+
+
 def open_tokens(context: Context, split: Split):
-    """The finished token cache of a split."""
+    """The finished token cache of a split.
+
+    Raises:
+        UserError: no finished cache, one of another tokenizer or of other images, or a damaged one.
+    """
     from mvar.data.tokens import open_token_cache
 
     config = context.config
     path = context.store.stage("tokens", config.tokens_id).path / split
-    return open_token_cache(path, _cache_ids(config, images(config, split), _num_crops(config, split)))
+    return open_token_cache(path, _cache_ids(context, path, images(config, split), _num_crops(config, split)))
 
 
 # Feature extractor and floors ---------------------------------------------------------------------------------------
@@ -277,19 +363,23 @@ def load_extractor(context: Context):
 
 def build_floors(context: Context) -> None:
     """Measure what no generator can beat: the tokenizer's own reconstructions, and real images against real ones."""
+    from experiments.vectors import training_vectors
     from mvar.evaluation.floors import floors
 
     config = context.config
     directory = context.store.stage("extractor", config.extractor_id)
     with directory.lock(context.should_stop):
         found = context.store.all_floors(config)
-        if floors_key(config) in found:
+        weights, record = _weights_id(context), found.get(floors_key(config))
+        if record and weights.items() <= (weights | record).items():  # one of an earlier version has no weights' id
             return
         context.check()
         extractor, tokenizer = load_extractor(context), load_tokenizer(context)
         train, heldout = images(config, "train"), images(config, "heldout")
-        values = floors(tokenizer, train, heldout, extractor, config.evaluation, context.heed("floors"))
-        record = {"tokenizer_id": config.tokenizer_id, "metrics": values}
+        heed = context.heed("floors")
+        vectors = training_vectors(context, heed)
+        values = floors(tokenizer, train, heldout, extractor, config.evaluation, heed, vectors)
+        record = {"tokenizer_id": config.tokenizer_id, **weights, "metrics": values}
         write_document(directory.path / "floors.json", {"floors": {**found, floors_key(config): record}})
 
 

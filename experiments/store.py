@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mvar.config import SCHEMA_VERSION, RunConfig, from_dict
-from mvar.errors import UserError
+from mvar.errors import UserError, in_field
 from mvar.files import digest, read_json, write_json
 
 ShouldStop = Callable[[], bool]
@@ -138,12 +138,15 @@ class RunDirectory(Directory):
         """The config that the run was made with.
 
         Raises:
-            UserError: no such run, corrupt JSON, or another schema version.
+            UserError: no such run, corrupt JSON, another schema version, or values that are no longer allowed.
         """
+        path = self.path / "config.json"
         try:
-            return from_dict(RunConfig, read_document(self.path / "config.json"))
+            document = read_document(path)
         except FileNotFoundError:
             raise UserError(f"run: {self.path} has no config.json; allowed: a directory made by `mvar run`") from None
+        with in_field(str(path)):
+            return from_dict(RunConfig, document)
 
     def write_config(self, config: RunConfig) -> None:
         """Store the config; a directory that holds another science under the same name is refused.

@@ -18,6 +18,7 @@ from mvar.pattern import parse_pattern, replace_layers
 from mvar.scales import ScaleSchedule
 
 SCHEMA_VERSION = 1
+IS_SPLITS = 10  # of the samples, for the inception score
 
 
 class Config(BaseModel):
@@ -219,13 +220,23 @@ class SampleConfig(Config):
 class EvaluationConfig(Config):
     """What is measured on samples, and against what."""
 
-    num_images: int = Field(1800, ge=2)
+    num_images: int = Field(1800, ge=1)  # at least IS_SPLITS and prc_neighborhood + 1
     extractor: Literal["classifier", "inception"] = "classifier"
     inception_weights: str | None = None  # torch-fidelity's Inception file, for extractor=inception
     classifier_steps: int = Field(250, ge=1)
     classifier_seed: int = Field(0, ge=0)
     kid_subset_size: int = Field(500, ge=2)
     prc_neighborhood: int = Field(3, ge=1)
+
+    @model_validator(mode="after")
+    def _check_count(self) -> Self:
+        least = max(IS_SPLITS, self.prc_neighborhood + 1)
+        if self.num_images < least:
+            raise ValueError(
+                f"evaluation.num_images: {self.num_images} is too few; allowed: {least} or more (the inception score "
+                f"is of {IS_SPLITS} splits, precision and recall of prc_neighborhood + 1 images)"
+            )
+        return self
 
 
 class RuntimeConfig(Config):
@@ -302,6 +313,11 @@ class RunConfig(Config):
         pattern = re.sub(r"[^a-z0-9+]+", "_", self.model.pattern.replace("*", "x"))
         slug = f"{self.data.name}-d{self.model.depth}-w{self.model.width}-{pattern[:48]}-s{self.seed}"
         return f"{slug}-{digest(self.identity())}"
+
+    @property
+    def data_id(self) -> str:
+        """Identity of images, split and preparation."""
+        return digest(self.data.model_dump(mode="json"))
 
     @property
     def tokenizer_id(self) -> str:

@@ -45,7 +45,7 @@ def existing_directory(what: str, path: Path, allowed: str) -> Path:
 
 @contextmanager
 def in_field(name: str) -> Iterator[None]:
-    """Mistakes inside the block are those of a field that holds a checkpoint's path: say its name."""
+    """Mistakes inside the block are those of a field that holds a checkpoint's path, or of a file: say its name."""
     try:
         yield
     except UserError as error:

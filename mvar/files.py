@@ -5,11 +5,13 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from mvar.errors import UserError
+
+STAMPED_FROM_BYTES = 64 << 20  # smaller files are read in a twentieth of a second
 
 
 @contextmanager
@@ -66,6 +68,35 @@ def file_digest(path: Path | str) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def known_digest(path: Path | str, stamp: Path | None = None) -> str:
+    """SHA-256 of a file that seldom changes, in hex; a large one is read through once for each state of it.
+
+    The digest of a file of 64 MiB or more is kept in a stamp with the file's size and times, and holds as long as
+    those do: what the disk changes behind the back of the file system is found by `file_digest` alone.
+
+    Args:
+        path: the file.
+        stamp: where the digest is kept; None: `.NAME.sha256` beside the file. Where none can be written, the file is
+            read every time.
+    """
+    path = Path(path)
+    stamp = stamp or path.with_name(f".{path.name}.sha256")
+    found = path.stat()  # before reading: a change meanwhile makes the stamp invalid
+    if found.st_size < STAMPED_FROM_BYTES:
+        return file_digest(path)
+    state = {"size": found.st_size, "mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
+    try:
+        kept = read_json(stamp)
+        if {name: kept[name] for name in state} == state:
+            return str(kept["sha256"])
+    except (OSError, UserError, KeyError, TypeError):
+        pass  # none yet, or a damaged one
+    sha256 = file_digest(path)
+    with suppress(OSError):  # another user's folder, a full disk
+        write_json(stamp, state | {"sha256": sha256})
+    return sha256
 
 
 def expand(path: Path | str) -> Path:

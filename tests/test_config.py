@@ -67,6 +67,11 @@ def test_overrides_parse_text():
         ({"model.pattern": "mamba", "model.mamba.headdim": 48}, "model.mamba.headdim: 48 does not divide"),
         ({"data.image_size": 16}, "data.image_size: 16 px does not fit the tokenizer"),
         ({"data.name": "imagefolder"}, "data.root: not set"),
+        ({"evaluation.num_images": 5}, "evaluation.num_images: 5 is too few; allowed: 10 or more"),
+        (
+            {"evaluation.num_images": 20, "evaluation.prc_neighborhood": 20},
+            "evaluation.num_images: 20 is too few; allowed: 21 or more",
+        ),
         ({"train.accumulate": 3}, "accumulate: 3 does not divide batch_size 32"),
         ({"train.clip_norm": "NaN"}, "train.clip_norm"),
         ({"schema_version": 9}, "schema_version: 9"),

@@ -8,6 +8,7 @@ import tyro
 
 from mvar.commands.checkpoint import CheckpointFiles, check_source, sampling_preset
 from mvar.commands.outcome import conclude
+from mvar.commands.request import check_data
 from mvar.errors import OK, UserError, one_of
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Evaluate(CheckpointFiles):
         store = Store(self.results)
         config = self._of_run(store) if self.run else self._of_checkpoint()
         check_writable(self.results)
+        if not store.is_done(config):
+            check_data([config], dry_run=False)
         from experiments.runner import run_all
 
         code = conclude(run_all([config], store, 1), store)

@@ -20,8 +20,7 @@ class Run(Sweeps):
 
     def execute(self, arguments: list[str]) -> int:
         """Run them all; returns the exit code."""
-        from experiments.cells import unique, write_manifest
-        from experiments.store import Store, check_writable
+        from experiments.cells import write_manifest
 
         if self.workers < 0:
             raise UserError(f"workers: {self.workers} is negative; allowed: 1 or more, 0 for one a core or GPU")
@@ -30,15 +29,12 @@ class Run(Sweeps):
                 "run: started by several processes (torchrun?), which would each start workers; "
                 "allowed: mvar submit ... --cluster inprocess there, or one process"
             )
-        requests = self.requests()
-        configs = unique(config for request in requests for config in request.configs())
-        store = Store(self.results)
+        requests, configs, store = self.planned()
         if self.dry_run:
             from experiments.tables import print_plan
 
             print_plan(requests, store, self.workers or None)
             return OK
-        check_writable(self.results)
         for request in requests:
             write_manifest(store, request, arguments)
 

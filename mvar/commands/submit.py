@@ -36,20 +36,16 @@ class Submit(Sweeps):
 
     def execute(self, arguments: list[str]) -> int:
         """Submit them all; returns the exit code."""
-        from experiments.cells import unique, write_manifest
-        from experiments.store import Store, check_writable
+        from experiments.cells import write_manifest
 
         profile = named_profile(self.cluster, self.cluster_set)
-        requests = self.requests()
-        configs = unique(config for request in requests for config in request.configs())
-        store = Store(self.results)
+        requests, configs, store = self.planned()
         if self.dry_run and profile.executor != "slurm":
             from experiments.tables import print_plan
 
             print_plan(requests, store, profile.workers or None)
             return OK
         if not self.dry_run:
-            check_writable(self.results)
             for request in requests:
                 write_manifest(store, request, arguments)
         if profile.executor == "slurm":

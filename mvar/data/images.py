@@ -24,6 +24,7 @@ from mvar.files import digest
 Split = Literal["train", "heldout"]
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 DIGITS_SIDE = 8
+DIGITS_CLASSES = tuple("0123456789")
 
 
 def to_float(images: Tensor | np.ndarray) -> Tensor:
@@ -89,11 +90,7 @@ class FolderSource:
     def __init__(self, root: Path | str, field: str) -> None:
         self.root = Path(root)
         self.field = field
-        if not self.root.is_dir():
-            raise UserError(f"{field}: {self.root} is not a folder; allowed: {_LAYOUT}")
-        self.class_names = sorted(p.name for p in self.root.iterdir() if p.is_dir() and not p.name.startswith("."))
-        if not self.class_names:
-            raise UserError(f"{field}: {self.root} has no class subfolders; allowed: {_LAYOUT}")
+        self.class_names = _class_names(self.root, field)
         self.files: list[str] = []
         labels: list[int] = []
         for label, name in enumerate(self.class_names):
@@ -129,6 +126,15 @@ class FolderSource:
 
 
 _LAYOUT = "a folder with one subfolder of images a class"
+
+
+def _class_names(root: Path, field: str) -> list[str]:
+    if not root.is_dir():
+        raise UserError(f"{field}: {root} is not a folder; allowed: {_LAYOUT}")
+    names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not names:
+        raise UserError(f"{field}: {root} has no class subfolders; allowed: {_LAYOUT}")
+    return names
 
 
 def _image_files(root: Path, class_name: str) -> list[str]:
@@ -210,36 +216,54 @@ def load_images(config: DataConfig, split: Split) -> ImageSet:
     """
     if config.name == "digits":
         source: Source = DigitsSource()
-        _check_classes(source, config, "scikit-learn's digits")
+        _check_num_classes(source.class_names, config, "scikit-learn's digits")
         native = config.image_size == DIGITS_SIDE
         return ImageSet(source, _split(source, config, split), config, resize=not native)
     if not config.root:
         raise UserError(f"data.root: not set; allowed: {_LAYOUT}, which data.name=imagefolder needs")
     folder = FolderSource(config.path(config.root), "data.root")
-    _check_classes(folder, config, str(folder.root))
+    _check_num_classes(folder.class_names, config, str(folder.root))
     if not config.heldout_root:
         return ImageSet(folder, _split(folder, config, split), config)
     if split == "heldout":
         trained, folder = folder, FolderSource(config.path(config.heldout_root), "data.heldout_root")
-        _check_same_classes(trained, folder)
+        _check_same_classes(trained.class_names, folder.class_names, config)
     return ImageSet(folder, range(len(folder.labels)), config)
 
 
-def _check_classes(source: Source, config: DataConfig, where: str) -> None:
-    count = len(source.class_names)
+def check_classes(config: DataConfig) -> None:
+    """Compare the config with the names of the class subfolders: what `load_images` finds before it lists a file.
+
+    Raises:
+        UserError: as `load_images` does of missing folders and of classes.
+    """
+    if config.name == "digits":
+        _check_num_classes(DIGITS_CLASSES, config, "scikit-learn's digits")
+        return
+    root = config.path(config.root or "")
+    names = _class_names(Path(root), "data.root")
+    _check_num_classes(names, config, root)
+    if config.heldout_root:
+        _check_same_classes(names, _class_names(Path(config.path(config.heldout_root)), "data.heldout_root"), config)
+
+
+def _check_num_classes(names: Sequence[str], config: DataConfig, where: str) -> None:
+    count = len(names)
     if count == 1:
-        raise UserError(f"data.root: {where} has one class only ({source.class_names[0]!r}); allowed: two or more")
+        raise UserError(f"data.root: {where} has one class only ({names[0]!r}); allowed: two or more")
     if count != config.num_classes:
-        raise UserError(f"data.num_classes: {config.num_classes} does not fit {where}, which has {count} classes")
+        raise UserError(
+            f"data.num_classes: {config.num_classes} does not fit {where}, which has {count} classes; allowed: {count}"
+        )
 
 
-def _check_same_classes(trained: FolderSource, heldout: FolderSource) -> None:
-    differing = sorted(set(trained.class_names) ^ set(heldout.class_names))
+def _check_same_classes(trained: Sequence[str], heldout: Sequence[str], config: DataConfig) -> None:
+    differing = sorted(set(trained) ^ set(heldout))
     if differing:
         shown = ", ".join(repr(name) for name in differing[:5]) + (", ..." if len(differing) > 5 else "")
         raise UserError(
-            f"data.heldout_root: {heldout.root} and {trained.root} differ in {len(differing)} classes ({shown}); "
-            f"allowed: the same class subfolders"
+            f"data.heldout_root: {config.path(config.heldout_root or '')} and {config.path(config.root or '')} differ "
+            f"in {len(differing)} classes ({shown}); allowed: the same class subfolders"
         )
 
 

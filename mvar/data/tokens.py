@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,12 +20,12 @@ import torch
 
 from mvar.data.images import ImageSet, to_float
 from mvar.errors import UserError
-from mvar.files import atomic_write, file_digest, read_json, write_json
+from mvar.files import atomic_write, known_digest, read_json, write_json
 from mvar.tokenizer.model import Tokenizer
 
 SCHEMA_VERSION = 1
 RECORD_EVERY_S = 2.0  # what a kill can cost; each record waits for the disk
-VERIFY_BELOW_BYTES = 256 << 20  # larger caches are not read through at every opening
+ADOPTED_ROWS, ADOPTED_SHARE = 64, 0.9
 TOKENS, LABELS, META, PARTIAL, PROGRESS = "tokens.bin", "labels.bin", "meta.json", "tokens.bin.partial", "progress.json"
 
 
@@ -98,16 +99,39 @@ def build_token_cache(
     return open_token_cache(directory, ids, verify=False)  # its digests were computed just now
 
 
-def open_token_cache(directory: Path | str, expected_ids: dict[str, Any], verify: bool | None = None) -> TokenCache:
+def open_token_cache(directory: Path | str, expected_ids: dict[str, Any], verify: bool = True) -> TokenCache:
     """Open a finished cache.
 
     Args:
         directory: the cache's folder.
         expected_ids: ids that must be those it was built with; it may have more.
-        verify: compare checksums; None: if the tokens take less than 256 MiB. Sizes are always compared.
+        verify: compare checksums: of small files at every opening, of large ones once for each size and time of
+            change (`mvar.files.known_digest`). Sizes are always compared.
 
     Raises:
         UserError: no finished cache, other ids (names both), a truncated or corrupt file (names it).
+    """
+    directory = Path(directory)
+    meta = check_token_cache(directory, expected_ids)
+    rows, length = meta["shape"]
+    arrays = []
+    for name, dtype, shape in ((TOKENS, np.dtype(meta["dtype"]), (rows, length)), (LABELS, np.dtype("<i8"), (rows,))):
+        num_bytes = dtype.itemsize * int(np.prod(shape))
+        _check_file(directory / name, num_bytes, meta["sha256"][name] if verify else None)
+        arrays.append(np.memmap(directory / name, dtype, "r", shape=shape))
+    return TokenCache(directory, *arrays, meta)
+
+
+def is_complete(directory: Path | str) -> bool:
+    """Whether a build has ended there."""
+    return (Path(directory) / META).is_file()
+
+
+def check_token_cache(directory: Path | str, expected_ids: dict[str, Any]) -> dict[str, Any]:
+    """What a finished cache says of itself, its `meta.json`; tokens are not looked at.
+
+    Raises:
+        UserError: no finished cache, or other ids (names both).
     """
     directory = Path(directory)
     try:
@@ -124,16 +148,49 @@ def open_token_cache(directory: Path | str, expected_ids: dict[str, Any], verify
     ]
     if wrong:
         raise UserError(
-            f"token cache: {directory} was built from something else: {'; '.join(wrong)}; remove the folder"
+            f"token cache: {directory} was built from something else: {'; '.join(wrong)}; "
+            "remove the folder and it is built again, or restore what it was built from"
         )
-    rows, length = meta["shape"]
-    arrays = []
-    for name, dtype, shape in ((TOKENS, np.dtype(meta["dtype"]), (rows, length)), (LABELS, np.dtype("<i8"), (rows,))):
-        num_bytes = dtype.itemsize * int(np.prod(shape))
-        full = num_bytes < VERIFY_BELOW_BYTES if verify is None else verify
-        _check_file(directory / name, num_bytes, meta["sha256"][name] if full else None)
-        arrays.append(np.memmap(directory / name, dtype, "r", shape=shape))
-    return TokenCache(directory, *arrays, meta)
+    return meta
+
+
+def adopt_token_cache(
+    directory: Path | str, images: ImageSet, load_tokenizer: Callable[[], Tokenizer], ids: dict[str, Any]
+) -> None:
+    """Give a finished cache of an earlier version the ids that were not recorded then, if they can be vouched for.
+
+    `ADOPTED_ROWS` rows, evenly spread, are encoded anew. Another tokenizer agrees in few tokens; the same one on
+    another device, in all but a few that rounding decides. A cache that has all of `ids` by name is left alone.
+
+    Args:
+        directory: the cache's folder.
+        images: what it was built from.
+        load_tokenizer: gives what it is said to be built by; called only where ids are missing.
+        ids: as for `open_token_cache`.
+
+    Raises:
+        UserError: recorded ids that differ; a damaged cache; tokens of another tokenizer.
+    """
+    directory = Path(directory)
+    recorded = check_token_cache(directory, {})["ids"]
+    missing = {name: value for name, value in ids.items() if name not in recorded}
+    if not missing:
+        return
+    cache = open_token_cache(directory, {name: value for name, value in ids.items() if name not in missing})
+    rows, plan = len(cache.tokens), cache.meta
+    chosen = np.unique(np.linspace(0, rows - 1, min(rows, ADOPTED_ROWS)).round().astype(int))
+    pixels = np.stack([_load(images, plan["crops"], plan["seed"], int(row)) for row in chosen])
+    tokenizer = load_tokenizer()
+    device = next(tokenizer.parameters()).device
+    tokens = tokenizer.encode(to_float(torch.from_numpy(pixels)).to(device)).cpu().numpy()
+    share = float((tokens == cache.tokens[chosen]).mean())
+    if share < ADOPTED_SHARE:
+        raise UserError(
+            f"token cache: {directory} was built by another tokenizer than the one that is there now: {share:.0%} of "
+            f"the tokens of {len(chosen)} rows agree; remove the folder and it is built again"
+        )
+    with suppress(OSError):  # another user's results: it is looked at again the next time
+        write_json(directory / META, {**cache.meta, "ids": {**recorded, **missing}})
 
 
 def _check_file(path: Path, num_bytes: int, sha256: str | None) -> None:
@@ -143,7 +200,7 @@ def _check_file(path: Path, num_bytes: int, sha256: str | None) -> None:
             "is missing" if found is None else f"is {'truncated' if found < num_bytes else 'too long'}: {found} bytes"
         )
         raise UserError(f"token cache: {path} {state}, needed are {num_bytes}; remove the folder and build it again")
-    if sha256 and file_digest(path) != sha256:
+    if sha256 and known_digest(path) != sha256:
         raise UserError(f"token cache: {path} is corrupt (wrong checksum); remove the folder and build it again")
 
 
@@ -208,7 +265,7 @@ def _fill(
     recorded = time.monotonic()
     if progress:
         progress(done, total)
-    for pixels in _batches(images, plan["crops"], plan["seed"], range(done, total), batch_size, num_workers):
+    for pixels in prepared_batches(images, plan["crops"], plan["seed"], range(done, total), batch_size, num_workers):
         tokens = tokenizer.encode(to_float(torch.from_numpy(pixels).to(device)))
         _append(file, tokens.cpu().numpy().astype(dtype).tobytes())
         done += len(pixels)
@@ -226,14 +283,18 @@ def _append(file: BinaryIO, data: bytes) -> None:
     file.flush()
 
 
-def _batches(
+def _load(images: ImageSet, crops: int, seed: int, row: int) -> np.ndarray:
+    image, crop = divmod(row, max(crops, 1))
+    return images.image(image, np.random.default_rng([seed, image, crop]) if crops else None)
+
+
+def prepared_batches(
     images: ImageSet, crops: int, seed: int, rows: range, batch_size: int, num_workers: int
 ) -> Iterator[np.ndarray]:
-    """Prepared images of the rows, uint8 `(<= batch_size, ch, H, W)` a batch; with threads, one batch ahead."""
+    """Prepared images of the rows of a cache, uint8 `(<= batch_size, ch, H, W)` a batch; with threads, one ahead."""
 
     def load(row: int) -> np.ndarray:
-        image, crop = divmod(row, max(crops, 1))
-        return images.image(image, np.random.default_rng([seed, image, crop]) if crops else None)
+        return _load(images, crops, seed, row)
 
     starts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     if not num_workers:
@@ -256,6 +317,6 @@ def _finish(directory: Path, plan: dict[str, Any], images: ImageSet) -> None:
     os.replace(directory / PARTIAL, directory / TOKENS)
     with atomic_write(directory / LABELS) as file:
         file.write(np.repeat(images.labels, max(plan["crops"], 1)).astype("<i8").tobytes())
-    digests = {name: file_digest(directory / name) for name in (TOKENS, LABELS)}
+    digests = {name: known_digest(directory / name) for name in (TOKENS, LABELS)}
     write_json(directory / META, {**plan, "sha256": digests})
     (directory / PROGRESS).unlink(missing_ok=True)

@@ -38,7 +38,7 @@ def evaluate(
         quantizer: of its tokenizer.
         heldout_tokens: `(M, L)` tokens of the held-out images.
         heldout_labels: `(M,)` their classes.
-        train_images: what the generator was trained on, uint8 array or image set.
+        train_images: what the generator was trained on, uint8 array, image set or `mvar.evaluation.copies.Vectors`.
         heldout_images: the reference of every metric, uint8 array or image set.
         extractor: the features and logits to compare.
         config: sizes of the metrics.
@@ -59,7 +59,7 @@ def evaluate(
     reports = in_turn(progress, [*sizes, drawn] if extractor.knows_labels else sizes)
     result = image_metrics(samples, heldout_images, extractor, config, reports[0])
     result |= heldout_nll(model, quantizer, heldout_tokens, heldout_labels, progress=reports[1])
-    result |= copy_rate(samples, train_images, heldout_images, reports[2])
+    result |= copy_rate(samples, train_images, heldout_images, reports[2], extractor.device)
     if extractor.knows_labels:
         result["eval/label_accuracy"] = label_accuracy(samples, labels, extractor, reports[3])
     return result

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from mvar.config import EvaluationConfig
 from mvar.data.images import to_float, to_uint8
 from mvar.errors import UserError
-from mvar.evaluation.copies import copy_rate
+from mvar.evaluation.copies import Vectors, copy_rate
 from mvar.evaluation.extractor import Extractor
 from mvar.evaluation.images import Images, Progress, check_same_size, in_turn, spread_indices
 from mvar.evaluation.metrics import frechet_distance, image_metrics
@@ -41,6 +41,7 @@ def floors(
     extractor: Extractor,
     config: EvaluationConfig,
     progress: Progress | None = None,
+    vectors: Vectors | None = None,
 ) -> dict[str, float]:
     """Metrics of real and of reconstructed images against the held-out ones; the module's text says what each is.
 
@@ -52,6 +53,7 @@ def floors(
         extractor: the features and logits to compare.
         config: as for `image_metrics`.
         progress: called batch by batch with images done and in all, over all passes; what it raises ends the work.
+        vectors: of all training images; the search for copies reads them in place of the images.
 
     Raises:
         UserError: too few images, no labels, not uint8, or different sizes.
@@ -79,8 +81,8 @@ def floors(
         codes |= used
         features, logits = extractor.extract(Images(shown, "reconstructed images"), progress=extracting)
         result[f"floor/fid_reconstruction_{name}"] = frechet_distance(features, heldout_features)
-        rate = copy_rate(shown, all_train, heldout, searching)["eval/copy_rate"]
-        result[f"floor/copy_rate_reconstruction_{name}"] = rate
+        found = copy_rate(shown, vectors or all_train, heldout, searching, extractor.device)
+        result[f"floor/copy_rate_reconstruction_{name}"] = found["eval/copy_rate"]
         if images is heldout:
             result["floor/psnr"] = psnr(shown, heldout, comparing)
             if extractor.knows_labels:

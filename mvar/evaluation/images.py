@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -107,7 +107,14 @@ def _check_array(array: np.ndarray, what: str) -> None:
         raise UserError(f"{what}: shape {array.shape}; allowed: (images, channels, height, width)")
 
 
-def check_same_size(first: Images, second: Images) -> None:
+class Sized(Protocol):
+    """A set whose images have a size: `(channels, height, width)`."""
+
+    what: str
+    image_shape: tuple[int, ...]
+
+
+def check_same_size(first: Sized, second: Sized) -> None:
     """Raise a `UserError` where two sets differ in channels or size: no metric between them means anything."""
     if first.image_shape != second.image_shape:
         raise UserError(

@@ -3,13 +3,12 @@
 from functools import cache
 from typing import Any
 
-from mvar.config import EvaluationConfig
+from mvar.config import IS_SPLITS, EvaluationConfig
 from mvar.errors import UserError
 from mvar.evaluation.extractor import Extractor
 from mvar.evaluation.images import Images, Progress, check_same_size, in_turn
 
 RNG_SEED = 2020  # torch-fidelity's own default, written down: KID's subsets and IS's shuffle hang on it
-IS_SPLITS = 10
 BATCH_SIZE = 64
 NAMES = {
     "eval/fid": "frechet_inception_distance",
@@ -96,7 +95,7 @@ def image_metrics(
     samples, reference = Images(samples, "samples"), Images(reference, "reference images")
     check_same_size(samples, reference)
     _check_count(samples, max(IS_SPLITS, config.prc_neighborhood + 1))
-    _check_count(reference, max(2, config.prc_neighborhood + 1))
+    check_reference(reference, config)
     subset_size = min(config.kid_subset_size, len(samples), len(reference))
     extracted = len(samples) + len(reference)
     ordering, extracting = in_turn(progress, [len(samples), extracted])
@@ -126,6 +125,11 @@ def image_metrics(
     return {ours: float(values[theirs]) for ours, theirs in NAMES.items()} | {
         "eval/kid_subset_size": float(subset_size)
     }
+
+
+def check_reference(reference: Any, config: EvaluationConfig) -> None:
+    """Raise a `UserError` where there are too few real images to measure against."""
+    _check_count(Images(reference, "reference images"), max(2, config.prc_neighborhood + 1))
 
 
 def _check_count(images: Images, least: int) -> None:

@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mvar.config import DataConfig
-from mvar.data.images import load_images, resize_shorter, to_float, to_uint8
+from mvar.data.images import check_classes, load_images, resize_shorter, to_float, to_uint8
 from mvar.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data_preproc"
@@ -227,6 +227,30 @@ def test_wrong_number_of_classes(root, tmp_path):
     assert "data.num_classes: 3" in message_of(lambda: load_images(DataConfig(num_classes=3), "train"))
     write(tmp_path / "single" / "only" / "0.png", noise(0))
     assert "one class only ('only')" in message_of(lambda: load_images(folder_config(tmp_path / "single"), "train"))
+
+
+def test_classes_are_checked_without_listing_a_file(root, tmp_path, monkeypatch):
+    """The messages are those of `load_images`."""
+    for name in ("a_cat", "c_cow"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "single" / "only").mkdir(parents=True)
+    wrong = [
+        folder_config(root, num_classes=7),
+        folder_config(tmp_path / "gone"),
+        folder_config(tmp_path / "empty"),
+        folder_config(tmp_path / "single"),
+        folder_config(root, heldout_root=str(tmp_path / "val")),
+        DataConfig(num_classes=3),
+    ]
+    for name in ("single/only", "val/a_cat", "val/c_cow"):
+        write(tmp_path / name / "0.png", noise(0))
+    expected = [message_of(lambda config=config: load_images(config, "heldout")) for config in wrong]
+    monkeypatch.setattr("mvar.data.images.os.walk", lambda *_, **__: pytest.fail("files were listed"))
+    assert [message_of(lambda config=config: check_classes(config)) for config in wrong] == expected
+    assert expected[0].startswith("data.num_classes: 7 ") and expected[0].endswith("allowed: 2")
+    check_classes(folder_config(root))
+    check_classes(DataConfig())
 
 
 def test_class_too_small_to_split(root):

@@ -11,11 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from mvar import files
 from mvar.config import DataConfig, TokenizerConfig
 from mvar.data import tokens as tokens_module
 from mvar.data.images import load_images, to_float
 from mvar.data.tokens import build_token_cache, open_token_cache, token_dtype
 from mvar.errors import UserError
+from mvar.files import file_digest
 from mvar.tokenizer.model import Tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -136,12 +138,12 @@ def test_interrupted_build_goes_on_and_ends_the_same(reference, images, tmp_path
 
 def test_killed_between_the_last_steps(reference, images, tmp_path, monkeypatch):
     _, files = reference
-    for name in ("write_json", "file_digest"):
+    for name in ("write_json", "known_digest"):
         with monkeypatch.context() as patch:
             original = getattr(tokens_module, name)
 
             def fail(path, *rest, original=original, name=name):
-                if name == "file_digest" or Path(path).name == "meta.json":
+                if name == "known_digest" or Path(path).name == "meta.json":
                     raise Killed
                 return original(path, *rest)
 
@@ -265,13 +267,27 @@ def test_truncated_missing_and_corrupt_files_are_named(copy, name):
     assert str(path) in (message := message_of(copy)) and "missing" in message
 
 
-def test_large_caches_are_verified_when_asked(copy, monkeypatch):
-    monkeypatch.setattr(tokens_module, "VERIFY_BELOW_BYTES", 100)
+def test_large_files_are_read_through_once_for_each_state(copy, monkeypatch):
+    monkeypatch.setattr(files, "STAMPED_FROM_BYTES", 100)
+    read = []
+    monkeypatch.setattr(files, "file_digest", lambda path: read.append(path.name) or file_digest(path))
+    for _ in range(2):
+        open_token_cache(copy, IDS)
+        assert read == ["tokens.bin", "labels.bin"]
     path = copy / "tokens.bin"
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    open_token_cache(copy, IDS)
-    assert "corrupt" in message_of(copy, verify=True)
+    for _ in range(2):
+        assert "corrupt" in message_of(copy)
+    path.write_bytes(data)
+    assert open_token_cache(copy, IDS).tokens.shape == (180, 21)
+
+
+def test_a_large_build_knows_its_digests(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "STAMPED_FROM_BYTES", 100)
+    build(tmp_path, images)
+    monkeypatch.setattr(files, "file_digest", lambda path: pytest.fail(f"{path} was read again"))
+    open_token_cache(tmp_path, IDS)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema_version": 1, "ids": [], "shape": [1, 2]}', "3"])

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+import torch
 
 from mvar.errors import UserError
 from mvar.evaluation import copies
-from mvar.evaluation.copies import copy_rate, nearest_distances
+from mvar.evaluation.copies import Vectors, compared, copy_rate, nearest_distances
 
 
 def draw(count, seed, shape=(1, 8, 8)):
@@ -68,3 +69,24 @@ def test_a_heldout_set_inside_the_training_set_is_an_error():
 def test_sizes_must_agree():
     with pytest.raises(UserError, match=r"samples: .*allowed: \(1, 8, 8\) as in training images"):
         copy_rate(draw(10, 2, (1, 8, 9)), draw(10, 0), draw(10, 1))
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 40, 40)])
+def test_vectors_stand_for_their_images(monkeypatch, shape):
+    monkeypatch.setattr(copies, "BLOCK", 16)
+    train, heldout, samples = draw(50, 0, shape), draw(40, 1, shape), draw(30, 2, shape)
+    rows = compared(torch.from_numpy(train)).numpy()
+    assert rows.dtype == np.uint8 and rows.shape == (50, shape[0] * min(shape[1], 32) ** 2)
+    calls = []
+    found = copy_rate(samples, Vectors(rows, shape), heldout, lambda done, total: calls.append((done, total)))
+    assert found == copy_rate(samples, train, heldout)
+    assert calls[-1] == (120, 120) and calls == sorted(calls)
+    with pytest.raises(UserError, match="as in training images"):
+        copy_rate(draw(5, 2, (1, 9, 9)), Vectors(rows, shape), heldout)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_distances_are_the_same_on_a_gpu():
+    train, images = draw(5000, 0, (3, 32, 32)), draw(300, 1, (3, 32, 32))
+    images[:3] = train[:3]
+    assert np.array_equal(nearest_distances(images, train), nearest_distances(images, train, device="cuda"))
