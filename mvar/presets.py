@@ -129,6 +129,7 @@ DIGITS = RunConfig(
     ),
     train=TrainConfig(steps=240, batch_size=32, base_lr=2.4e-2, warmup_fraction=0.1, clip_norm=1.0, label_dropout=0.1),
     evaluation=EvaluationConfig(num_images=1000),
+    runtime=RuntimeConfig(checkpoint_every=40),  # some seconds of work
 )
 
 # The demo shortened to seconds a run: every stage runs, no number means anything.
