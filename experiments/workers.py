@@ -77,9 +77,11 @@ class _Worker:
 
 
 def start(board: Board, number: int, threads: int, environment: Mapping[str, str], parent: int) -> None:
-    """Initialise this process as a worker. Ctrl-C is the parent's to handle; SIGTERM stops at the next step's end."""
+    """Initialise this process as a worker. Ctrl-C and a closed terminal are the parent's to handle; SIGTERM stops at
+    the next step's end."""
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: setattr(_Worker, "terminated", True))
     _Worker.board, _Worker.number, _Worker.threads = board, number, threads
     threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
