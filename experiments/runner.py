@@ -19,6 +19,7 @@ from experiments.store import DONE, FAILED, STOPPED, Store
 from experiments.workers import Board, Outcome
 from mvar.config import RunConfig, RuntimeConfig
 from mvar.cost import train_flops
+from mvar.errors import warn
 
 POLL_S = 0.25
 SKIPPED = "skipped"
@@ -114,6 +115,7 @@ class _Runner:
         self.outcomes: dict[str, Outcome] = {}
         self._interrupts = 0
         self._work_done = 0.0
+        self._warnings = [0] * len(places)  # how many of each worker's were shown
         self._found: dict[str, float] = {}  # FLOPs that an earlier, interrupted call had done, by task
         self._began = time.monotonic()
 
@@ -244,6 +246,11 @@ class _Runner:
 
     def _show(self) -> None:
         work = self._work_done
+        for number in range(len(self._places)):
+            told = self._board.told(number)
+            for line in told[self._warnings[number] :]:
+                warn(line)  # bars on a terminal make room for it
+            self._warnings[number] = len(told)
         for number, task in self._running.values():
             stage, done, total = self._board.read(number)
             self._display.advance(task, stage, done, total)
