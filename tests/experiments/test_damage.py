@@ -1,15 +1,21 @@
 """Damaged and unwritable files of runs, through the command line: one true line, and the same end in the end."""
 
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 from tiny_runs import CONFIG, arguments, files_of
 
 from experiments.pipeline import execute
 from experiments.store import DONE, STOPPED, Store
 from mvar.cli import main
 from mvar.config import RunConfig, override
-from mvar.errors import OK, USER_ERROR
+from mvar.errors import FAILURE, OK, USER_ERROR
+
+ROOT = Path(__file__).parents[2]
 
 
 def interrupt(config: RunConfig, store: Store, step: int) -> list[Path]:
@@ -50,6 +56,36 @@ def test_damaged_checkpoints(store, made, tmp_path, capfd):
     for config in (one, other):
         assert execute(config, once := Store(tmp_path / "once")) == DONE
         assert once.run(config.run_id).weights.read_bytes() == store.run(config.run_id).weights.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_full_disk(store, made, tmp_path, capfd):
+    """No file may grow to a checkpoint's size: each run that needs one fails, and goes on once there is room."""
+    resource = pytest.importorskip("resource")
+    (whole,) = (store.run(CONFIG.run_id).path / "checkpoints").iterdir()
+    limit = whole.stat().st_size // 2
+    before = files_of(store, CONFIG)
+    full = subprocess.run(
+        [sys.executable, "-m", "mvar.cli", *arguments(store.root)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert full.returncode == FAILURE and "1 of 4 runs done" in full.stdout and "Traceback" not in full.stderr
+    lines = [line for line in full.stderr.splitlines() if not line.startswith("[")]
+    assert len(lines) == 3
+    for line in lines:
+        assert re.fullmatch(r"mvar: error: .*: OSError: .*File too large: '.*/step_00000004\.pt'", line), line
+    assert files_of(store, CONFIG) == before
+
+    assert main(arguments(store.root)) == OK
+    assert "4 of 4 runs done" in capfd.readouterr().out and files_of(store, CONFIG) == before
+    shutil.copytree(made, tmp_path / "once")
+    config, once = override(CONFIG, {"model.pattern": "intra+mamba"}), Store(tmp_path / "once")
+    assert execute(config, once) == DONE
+    assert once.run(config.run_id).weights.read_bytes() == store.run(config.run_id).weights.read_bytes()
 
 
 def test_damaged_weights(store, capfd):

@@ -2,6 +2,8 @@
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,30 @@ def test_full_disk_leaves_the_older_checkpoint(tmp_path, monkeypatch):
         checkpoint.save(tmp_path, 2, state(2.0))
     monkeypatch.undo()
     assert [p.name for p in tmp_path.iterdir()] == ["step_00000001.pt"]
+    assert checkpoint.load_latest(tmp_path)[0] == 1
+
+
+@contextmanager
+def room_for(num_bytes: int) -> Iterator[None]:
+    """No file may grow larger: a write that really fails, as on a full disk (Python ignores the signal with it)."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("num_values", [1_000, 100_000])  # the write fails in the end; or within torch, which hides it
+def test_a_write_that_really_fails_names_the_file(tmp_path, num_values):
+    checkpoint.save(tmp_path, 1, state(1.0))
+    values = torch.zeros(num_values)
+    with room_for(3_000), pytest.raises(OSError, match=r"File too large: '.*step_00000002\.pt'"):
+        checkpoint.save(tmp_path, 2, {"module": {"w": values}})
+    with room_for(3_000), pytest.raises(OSError, match=r"File too large: '.*m\.safetensors'"):
+        save_weights(tmp_path / "m.safetensors", nn.Linear(num_values, 1), {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001.pt"]
     assert checkpoint.load_latest(tmp_path)[0] == 1
 
 
