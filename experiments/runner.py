@@ -14,6 +14,7 @@ from typing import Any
 
 from experiments import workers
 from experiments.display import Display, make_display
+from experiments.pace import Pace
 from experiments.plan import RUN, Task, run_flops, tasks_of
 from experiments.store import DONE, FAILED, STOPPED, Store
 from experiments.workers import Board, Outcome
@@ -114,10 +115,9 @@ class _Runner:
         self._ended: dict[str, Outcome] = {}
         self.outcomes: dict[str, Outcome] = {}
         self._interrupts = 0
-        self._work_done = 0.0
+        self._pace = Pace({task.key: task.flops for task in tasks}, len(places))
         self._warnings = [0] * len(places)  # how many of each worker's were shown
-        self._found: dict[str, float] = {}  # FLOPs that an earlier, interrupted call had done, by task
-        self._began = time.monotonic()
+        self._shown = time.monotonic()
 
     def __enter__(self) -> "_Runner":
         return self
@@ -239,30 +239,26 @@ class _Runner:
 
     def _end(self, task: Task, outcome: Outcome) -> None:
         self._ended[task.key] = self.outcomes[task.name] = outcome
-        self._work_done += task.flops
+        self._pace.end(task.key, outcome.state == DONE)
         self._display.end(task, outcome)
 
     # Progress ---------------------------------------------------------------------------------------------------------
 
     def _show(self) -> None:
-        work = self._work_done
         for number in range(len(self._places)):
             told = self._board.told(number)
             for line in told[self._warnings[number] :]:
                 warn(line)  # bars on a terminal make room for it
             self._warnings[number] = len(told)
+        shares = {}
         for number, task in self._running.values():
             stage, done, total = self._board.read(number)
             self._display.advance(task, stage, done, total)
-            share = task_share(task, stage, done, total)
-            if share and task.key not in self._found:
-                self._found[task.key] = share * task.flops
-            work += task.flops * share
-        everything = sum(task.flops for task in self._tasks)
-        made = work - sum(self._found.values())
-        elapsed = time.monotonic() - self._began
-        left_s = elapsed * (everything - work) / made if made > 0.01 * everything else None
-        self._display.overall(work / everything if everything else 1.0, left_s)
+            shares[task.key] = task_share(task, stage, done, total)
+        now = time.monotonic()
+        self._pace.advance(now - self._shown, shares)
+        self._shown = now
+        self._display.overall(self._pace.share, self._pace.left_s())
 
 
 def task_share(task: Task, stage: str, done: int, total: int) -> float:
