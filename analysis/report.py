@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from analysis import background, figures, paper_figures
+from analysis.attention import AttentionStats
+from analysis.attention_runs import run_attention
 from analysis.cache import ReadCache
 from analysis.cost_table import scored_models, table1
 from analysis.differences import differences_table
@@ -21,11 +23,12 @@ from analysis.scaling import curves, scaling_table
 from analysis.style import Figure
 from analysis.summary import summary
 from analysis.tables import LAYOUTS, sweep_table
-from experiments.store import one_line
+from experiments.store import RunDirectory, Store, one_line
 from mvar.errors import UserError
 from mvar.files import atomic_write
 
 T = TypeVar("T")
+Progress = Callable[[int, int, str], None]
 SWEEP_ORDER = ("mixers", "parameters", "layers", "rejection", "scaling")
 ALWAYS = ("mixers", "parameters", "layers")  # the paper's own: shown with dashes where nobody asked for them
 TITLE = "Measured, beside what the paper prints"
@@ -33,7 +36,7 @@ TITLE = "Measured, beside what the paper prints"
 
 def write_report(
     results: Path | str,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     complain: Callable[[str], None] | None = None,
 ) -> Path:
     """Write `report/` (`report.md`, `report.html`, `tables/`, `figures/`) from the run directories under `results`.
@@ -41,7 +44,7 @@ def write_report(
     Args:
         results: a results directory (`results/README.md` has its layout). Without any run in it the report still has
             what needs none: Table 1's cost and all that the paper prints.
-        progress: called with (sections done, sections in all).
+        progress: called with (sections done, sections in all, what is being made).
         complain: called in the end with each problem, one line.
 
     Returns:
@@ -49,7 +52,7 @@ def write_report(
     """
     directory = Path(results) / "report"
     records = load_records(results, ReadCache(directory / "cache.json"), allow_empty=True)
-    writer = _Writer(records, progress or (lambda done, total: None))
+    writer = _Writer(records, progress or (lambda done, total, what: None))
     path = writer.write()
     for problem in dict.fromkeys(writer.problems) if complain else ():
         complain(problem)
@@ -59,9 +62,10 @@ def write_report(
 class _Writer:
     """Collects the sections of the report, writes its files, and remembers which."""
 
-    def __init__(self, records: Records, progress: Callable[[int, int], None]) -> None:
+    def __init__(self, records: Records, progress: Progress) -> None:
         self.records = records
         self.progress = progress
+        self.done, self.total = 0, 0
         self.problems = records.problems
         self.directory = records.store.root / "report"
         self.figures = self.directory / "figures"
@@ -83,9 +87,11 @@ class _Writer:
             *[lambda which=which: self._imagenet(which) for which in ARTEFACTS],
             self._runs,
         ]
-        for number, part in enumerate(parts):
+        self.total = len(parts) + 1
+        for part in parts:
             self.attempt("report", part)
-            self.progress(number + 1, len(parts) + 1)
+            self.done += 1
+            self._show("")
         self._missing()
         first = Section(TITLE, level=1)
         problems = len(dict.fromkeys(self.problems))
@@ -99,8 +105,12 @@ class _Writer:
         self._save(path, document_to_markdown(self.sections))
         self._save(self.directory / "report.html", document_to_html(self.sections, self.directory))
         self.records.cache.save()
-        self.progress(len(parts) + 1, len(parts) + 1)
+        self.done = self.total
+        self._show("")
         return path
+
+    def _show(self, what: str) -> None:
+        self.progress(self.done, self.total, what)
 
     def attempt(self, what: str, make: Callable[..., T], *arguments: Any) -> T | None:
         """What `make` returns; if it fails, None and a line among the problems: one part never stops the rest."""
@@ -113,6 +123,7 @@ class _Writer:
 
     def section(self, title: str, *blocks: Block, level: int = 2) -> None:
         """Begin a section."""
+        self._show(title)
         self.sections.append(Section(title, list(blocks), level))
 
     def add(self, block: Block) -> None:
@@ -142,6 +153,7 @@ class _Writer:
 
     def figure(self, what: str, make: Callable[..., Figure], *arguments: Any) -> None:
         """A figure, or a problem."""
+        self._show(f"figure {what}")
         figure = self.attempt(f"figure {what}", make, *arguments)
         if figure is None:
             return
@@ -166,7 +178,7 @@ class _Writer:
 
     def _table1(self) -> None:
         self.section("Table 1: attention score and cost")
-        models, problems = scored_models(self.records)
+        models, problems = scored_models(self.records, self._attention_of)
         self.problems += problems
         table = table1(models)
         self.attention = list(table.reading)
@@ -175,6 +187,11 @@ class _Writer:
         largest = {scored.config.data.name: scored for scored in sorted(models, key=lambda m: m.config.model.width)}
         for data, scored in largest.items():
             self.figure(data, figures.flow_figure, scored, f"attention-{data}", self.figures)
+
+    def _attention_of(self, store: Store, run: RunDirectory) -> AttentionStats:
+        return run_attention(
+            store, run, lambda done, total: self._show(f"attention of {run.name}: {done} of {total} images")
+        )
 
     def _imagenet(self, which: Artefact) -> None:
         self.section(f"{which.artefact}: {which.title}")

@@ -65,7 +65,15 @@ def training_flops(config: RunConfig) -> int:
 
 
 def at_budget(config: RunConfig, budget_flops: float) -> RunConfig:
-    """The config with the number of steps whose training FLOPs are nearest to a budget, at least one."""
+    """The config with the number of steps whose training FLOPs are nearest to a budget, at least one.
+
+    Raises:
+        UserError: it trains no step, so that there is nothing to make equal.
+    """
+    if not config.train.steps:
+        raise UserError(
+            "train.steps: 0 trains nothing, which no budget can make equal; allowed with --budget: 1 or more"
+        )
     per_step = training_flops(config) / config.train.steps
     return override(config, {"train.steps": max(1, round(budget_flops / per_step))})
 

@@ -18,6 +18,7 @@ from experiments.store import DONE, RUNNING, STOPPED, RunDirectory, ShouldStop, 
 from experiments.vectors import training_vectors
 from mvar import cost
 from mvar.config import RunConfig, from_dict
+from mvar.errors import UserError
 from mvar.files import read_json, write_json
 from mvar.kernels import ssd
 from mvar.memory import keep_freed_memory
@@ -188,9 +189,17 @@ class _StatusWriter:
 
 
 def load_generator(directory: RunDirectory, device: torch.device) -> ScaleTransformer:
-    """The trained generator of a run, on a device, in evaluation mode."""
+    """The trained generator of a run, on a device, in evaluation mode.
+
+    Raises:
+        UserError: weights that cannot be read; says how to get them back.
+    """
     config = directory.config()
-    state, _ = load_weights(directory.weights)
+    try:
+        state, _ = load_weights(directory.weights)
+    except UserError as error:
+        remedy = "delete that file, then the command that made the run makes it again from the run's last checkpoint"
+        raise UserError(f"{error}; {remedy}") from None
     model = ScaleTransformer.empty(config.model, config.token_space, config.runtime)
     model.load_state_dict(state)
     return model.to(device).eval()

@@ -14,11 +14,13 @@ from typing import Any
 
 from experiments import workers
 from experiments.display import Display, make_display
+from experiments.pace import Pace
 from experiments.plan import RUN, Task, run_flops, tasks_of
 from experiments.store import DONE, FAILED, STOPPED, Store
 from experiments.workers import Board, Outcome
 from mvar.config import RunConfig, RuntimeConfig
 from mvar.cost import train_flops
+from mvar.errors import warn
 
 POLL_S = 0.25
 SKIPPED = "skipped"
@@ -51,8 +53,9 @@ def run_all(
 ) -> Summary:
     """Make every run that is not done.
 
-    One failure does not stop the others. Ctrl-C or SIGTERM lets each worker finish its step and save; a second one
-    ends at once, which loses no more than the steps since the last checkpoint.
+    One failure does not stop the others. Ctrl-C, SIGTERM or a closed terminal (SIGHUP, unless it is ignored as under
+    nohup) lets each worker finish its step and save; a second Ctrl-C or SIGTERM ends at once, which loses no more than
+    the steps since the last checkpoint.
 
     Args:
         configs: the runs; equal ones count once.
@@ -112,18 +115,22 @@ class _Runner:
         self._ended: dict[str, Outcome] = {}
         self.outcomes: dict[str, Outcome] = {}
         self._interrupts = 0
-        self._work_done = 0.0
-        self._found: dict[str, float] = {}  # FLOPs that an earlier, interrupted call had done, by task
-        self._began = time.monotonic()
+        self._pace = Pace({task.key: task.flops for task in tasks}, len(places))
+        self._warnings = [0] * len(places)  # how many of each worker's were shown
+        self._shown = time.monotonic()
 
     def __enter__(self) -> "_Runner":
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self._display.close()
-        for pool in self._pools:
-            if pool is not None:
-                pool.shutdown(wait=self._interrupts < 2, cancel_futures=True)
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is not None:  # e.g. nobody reads what is printed: no worker goes on for a parent that gave up
+            self._board.stop()
+        try:
+            self._display.close()
+        finally:
+            for pool in self._pools:
+                if pool is not None:
+                    pool.shutdown(wait=self._interrupts < 2, cancel_futures=True)
 
     def run(self) -> bool:
         """Until everything has ended; True where it was interrupted."""
@@ -144,10 +151,16 @@ class _Runner:
             if self._interrupts > 1:
                 self._kill()
 
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        def hang_up(*_: Any) -> None:  # comes more than once (from the shell, from the kernel): never ends at once
+            self._board.stop()
+            _let_go_of_the_terminal()
+
+        handlers = {signal.SIGINT: interrupt, signal.SIGTERM: interrupt}
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup it is, and stays so
+            handlers[signal.SIGHUP] = hang_up
         if threading.current_thread() is not threading.main_thread():
-            numbers = ()  # only the main thread may handle signals
-        previous = {number: signal.signal(number, interrupt) for number in numbers}
+            handlers = {}  # only the main thread may handle signals
+        previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
         finally:
@@ -173,7 +186,8 @@ class _Runner:
             self._waiting.remove(task)
             self._display.begin(task)
             config = task.config.model_dump(mode="json")
-            pool = self._pool(number)
+            with _blocked_interrupts():  # multiprocessing's own helper comes with it, and unblocks Ctrl-C after that
+                pool = self._pool(number)
             with _blocked_interrupts():  # a worker that is just being made must not die of Ctrl-C
                 future = pool.submit(workers.work, task.kind, config, str(self._store.root.absolute()))
             self._running[future] = (number, task)
@@ -225,25 +239,26 @@ class _Runner:
 
     def _end(self, task: Task, outcome: Outcome) -> None:
         self._ended[task.key] = self.outcomes[task.name] = outcome
-        self._work_done += task.flops
+        self._pace.end(task.key, outcome.state == DONE)
         self._display.end(task, outcome)
 
     # Progress ---------------------------------------------------------------------------------------------------------
 
     def _show(self) -> None:
-        work = self._work_done
+        for number in range(len(self._places)):
+            told = self._board.told(number)
+            for line in told[self._warnings[number] :]:
+                warn(line)  # bars on a terminal make room for it
+            self._warnings[number] = len(told)
+        shares = {}
         for number, task in self._running.values():
             stage, done, total = self._board.read(number)
             self._display.advance(task, stage, done, total)
-            share = task_share(task, stage, done, total)
-            if share and task.key not in self._found:
-                self._found[task.key] = share * task.flops
-            work += task.flops * share
-        everything = sum(task.flops for task in self._tasks)
-        made = work - sum(self._found.values())
-        elapsed = time.monotonic() - self._began
-        left_s = elapsed * (everything - work) / made if made > 0.01 * everything else None
-        self._display.overall(work / everything if everything else 1.0, left_s)
+            shares[task.key] = task_share(task, stage, done, total)
+        now = time.monotonic()
+        self._pace.advance(now - self._shown, shares)
+        self._shown = now
+        self._display.overall(self._pace.share, self._pace.left_s())
 
 
 def task_share(task: Task, stage: str, done: int, total: int) -> float:
@@ -259,8 +274,19 @@ def task_share(task: Task, stage: str, done: int, total: int) -> float:
 
 @contextmanager
 def _blocked_interrupts() -> Iterator[None]:
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+def _let_go_of_the_terminal() -> None:
+    """Where the terminal is gone, print to nowhere: a write that fails would end the runner before its workers."""
+    for stream in (1, 2):
+        try:
+            os.write(stream, b"")
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream)
+            os.close(nowhere)

@@ -6,6 +6,7 @@ the environment (threads, visible GPUs) is set.
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -16,17 +17,19 @@ from typing import Any
 
 from experiments.store import DONE, FAILED, STOPPED, Stopped, Store, one_line
 from mvar.config import RunConfig, from_dict
-from mvar.errors import UserError
+from mvar.errors import UserError, pass_warnings_on
 
 STAGES = ("", "tokenizer", "tokens", "extractor", "floors", "train", "sample", "evaluate")
+TOLD_BYTES = 8192  # of warnings that a worker can pass on; its own stderr has what comes after
 ORPHAN_GRACE_S = 15.0  # for a step's end and a checkpoint, once the parent is gone
 
 
 class Board:
-    """What workers and their parent tell each other: three numbers a worker, and one flag for all."""
+    """What workers and their parent tell each other: three numbers and some text a worker, and one flag for all."""
 
     def __init__(self, context: SpawnContext, num_workers: int) -> None:
         self._cells = context.RawArray("d", 3 * num_workers)
+        self._told = [context.RawArray("c", TOLD_BYTES) for _ in range(num_workers)]
         self._stop = context.RawValue("b", 0)
 
     def write(self, worker: int, stage: str, done: int, total: int) -> None:
@@ -37,6 +40,19 @@ class Board:
         """How far a worker is: (stage, done, total)."""
         stage, done, total = self._cells[3 * worker : 3 * worker + 3]
         return STAGES[int(stage)], int(done), int(total)
+
+    def tell(self, worker: int, line: str) -> None:
+        """Add a line to what a worker has told."""
+        told = self._told[worker].value + line.encode() + b"\n"
+        if len(told) < TOLD_BYTES:
+            self._told[worker].value = told
+        else:
+            print(f"mvar: warning: {line}", file=sys.stderr)
+
+    def told(self, worker: int) -> list[str]:
+        """Every line that a worker has told so far; one that is just being written is not among them."""
+        *lines, _ = self._told[worker].value.decode(errors="replace").split("\n")
+        return lines
 
     def stop(self) -> None:
         """Ask all workers to stop at the next step's end."""
@@ -77,11 +93,14 @@ class _Worker:
 
 
 def start(board: Board, number: int, threads: int, environment: Mapping[str, str], parent: int) -> None:
-    """Initialise this process as a worker. Ctrl-C is the parent's to handle; SIGTERM stops at the next step's end."""
+    """Initialise this process as a worker. Ctrl-C and a closed terminal are the parent's to handle; SIGTERM stops at
+    the next step's end."""
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: setattr(_Worker, "terminated", True))
     _Worker.board, _Worker.number, _Worker.threads = board, number, threads
+    pass_warnings_on(lambda line: board.tell(number, line))
     threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
 
 

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,7 +33,19 @@ def complain(message: str, code: int) -> int:
 def warn(message: str) -> None:
     """Say on stderr, in one line, what was not as it should be; the work goes on."""
     line = re.sub(r"\s+", " ", message)
-    print(f"mvar: warning: {line}", file=sys.stderr)
+    if _told_elsewhere:
+        _told_elsewhere(line)
+    else:
+        print(f"mvar: warning: {line}", file=sys.stderr)
+
+
+_told_elsewhere: Callable[[str], None] | None = None
+
+
+def pass_warnings_on(tell: Callable[[str], None]) -> None:
+    """Give the warnings of this process to `tell`: another one shows them, which has the terminal."""
+    global _told_elsewhere
+    _told_elsewhere = tell
 
 
 def existing_directory(what: str, path: Path, allowed: str) -> Path:

@@ -29,9 +29,12 @@ def atomic_write(path: Path | str) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        hidden = error.__context__
+        if isinstance(error, RuntimeError) and isinstance(hidden, OSError):  # torch.save's way to say it
+            error = hidden
         if isinstance(error, OSError) and error.filename is None:  # a full disk: say what could not be written
             error.filename = str(path)
-        raise
+        raise error from None
 
 
 def write_at(path: Path | str, offset: int, data: bytes) -> None:

@@ -16,7 +16,7 @@ from mvar.training.distributed import joined_by_torchrun
 
 
 def run_all(configs: Sequence[RunConfig], store: Store) -> Summary:
-    """Make every run that is not done; Ctrl-C and SIGTERM stop at the next step's end, with a checkpoint.
+    """Make every run that is not done; Ctrl-C, SIGTERM, a closed terminal stop at a step's end, with a checkpoint.
 
     Under torchrun the processes train each run together. A failure of one run does not stop the others, unless there
     are several processes: they may be out of step, so all end with the exception.
@@ -50,16 +50,18 @@ def _run_all(configs: Sequence[RunConfig], store: Store, received: list[int], ra
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them."""
+    """Collect SIGINT, SIGTERM and SIGHUP instead of dying of them; SIGHUP stays ignored where it is (nohup)."""
     received: list[int] = []
 
     def note(number: int, frame: Any) -> None:
+        asked_before = bool(received)
         received.append(number)
-        if len(received) > 1:  # asked twice: at once
+        if asked_before and number != signal.SIGHUP:  # asked twice: at once; a terminal that closes says so repeatedly
             raise KeyboardInterrupt
 
     on_main_thread = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM) if on_main_thread else ()
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP] if on_main_thread else []
+    numbers = [number for number in numbers if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
     previous = {number: signal.signal(number, note) for number in numbers}
     try:
         yield received

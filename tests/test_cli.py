@@ -56,6 +56,11 @@ MISTAKES = [
     (["run", "mixers", "--workers", "-1"], "workers: -1 is negative"),
     (["run", "mixers", "--workers", "two"], "--workers"),
     (["run", "mixers", "--budget", "0"], "budget: '0'"),
+    (
+        ["run", "mixers", "--budget", "--set", "train.steps=0", "train.init_from=x.pth", "--dry-run"],
+        "train.steps: 0 trains nothing, which no budget can make equal; allowed with --budget: 1 or more",
+    ),
+    (["run", "layers", "--budget", "1e9", "--set", "train.steps=0", "train.init_from=x.pth"], "train.steps: 0"),
     (["run", "mixers", "--nope"], "--nope"),
     (["sample", "nope"], "run: 'nope' is unknown; allowed: digits-d8"),
     (["sample", "digits", "--per-class", "0"], "per-class: 0"),

@@ -1,16 +1,13 @@
 """Checkpoints of training: atomic, the last few kept, a damaged one stepped over."""
 
-import logging
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mvar.errors import UserError
+from mvar.errors import UserError, warn
 from mvar.files import atomic_write
-
-log = logging.getLogger(__name__)
 
 
 def path_of(directory: Path | str, step: int) -> Path:
@@ -19,8 +16,9 @@ def path_of(directory: Path | str, step: int) -> Path:
 
 
 def save(directory: Path | str, step: int, state: dict[str, Any], keep: int = 2) -> Path:
-    """Write `directory/step_XXXXXXXX.pt` atomically, then delete all but the newest `keep` checkpoints.
+    """Write `directory/step_XXXXXXXX.pt` atomically, then delete all but the newest `keep` checkpoints up to this step.
 
+    Those of later steps go too: they are what `load_latest` could not read, and would be taken for the newest again.
     When the write fails (OSError: a full disk) the older checkpoints stay.
     """
     directory = Path(directory)
@@ -30,8 +28,10 @@ def save(directory: Path | str, step: int, state: dict[str, Any], keep: int = 2)
         stale.unlink(missing_ok=True)
     with atomic_write(path) as file:
         torch.save({"step": step, "state": state}, file)
-    for old in _newest_first(directory)[keep:]:
-        old.unlink(missing_ok=True)
+    found = _newest_first(directory)
+    here = found.index(path)
+    for other in found[:here] + found[here + keep :]:
+        other.unlink(missing_ok=True)
     return path
 
 
@@ -43,14 +43,19 @@ def load(path: Path | str) -> dict[str, Any]:
 def load_latest(directory: Path | str) -> tuple[int, dict[str, Any]] | None:
     """The step and state of the newest checkpoint that can be read; None where there is none.
 
-    One that cannot be read is skipped with a warning: training redoes the steps since the older one.
+    One that cannot be read is skipped with a warning: training redoes the steps since the older one, or all of them.
     """
+    damaged: list[UserError] = []
+    found, instead = None, "no other can be read, training starts anew"
     for path in _newest_first(Path(directory)):
         try:
-            return _load(path)
+            found, instead = _load(path), f"training goes on from the one before it, {path.name}"
+            break
         except UserError as error:
-            log.warning("%s; falling back to the checkpoint before it", error)
-    return None
+            damaged.append(error)
+    for error in damaged:
+        warn(f"{error}; {instead}")
+    return found
 
 
 def _newest_first(directory: Path) -> list[Path]:
@@ -62,8 +67,10 @@ def _load(path: Path) -> tuple[int, dict[str, Any]]:
         content = torch.load(path, map_location="cpu", weights_only=True)
         return content["step"], content["state"]
     except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint") from None
+        raise UserError(f"{path}: no such checkpoint; allowed: one that a training has saved") from None
     except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError, KeyError ... for damaged files
         size = path.stat().st_size if path.is_file() else 0
         reason = str(error).strip().split("\n")[0][:120]
-        raise UserError(f"{path}: not a readable checkpoint, {size} bytes (truncated or damaged: {reason})") from None
+        raise UserError(
+            f"{path}: not a readable checkpoint, {size} bytes (truncated or damaged: {reason}); allowed: a complete one"
+        ) from None

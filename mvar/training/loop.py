@@ -197,13 +197,14 @@ class _Training:
                 if should_stop and (look_each_step or step % every == 0) and self._any(should_stop()):
                     self.save(step)
                     return False, step
+                done = step + 1
+                self.objective.wants_metrics = is_logged = done % every == 0 or done in (1, steps)
                 clock = time.perf_counter()
                 outcome = self._step(model, step, feed)
-                done = step + 1
                 if look_each_step:
                     self._check_finite()
                 self.train_s += time.perf_counter() - clock
-                if done % every == 0 or done in (1, steps):
+                if is_logged:
                     self._write_row(done, outcome, logged, logged_s)
                     logged, logged_s = done, self.train_s
                 if done % self.runtime.checkpoint_every == 0 or done == steps:

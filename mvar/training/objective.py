@@ -24,6 +24,7 @@ class Objective(ABC):
     """
 
     module: nn.Module  # what is trained; its parameters and buffers are what checkpoints hold
+    wants_metrics: bool = True  # set by the loop: whether this step is logged, and `loss` must give metrics at all
 
     @abstractmethod
     def batch(self, step: int, rng: np.random.Generator) -> Rows:
@@ -43,7 +44,7 @@ class Objective(ABC):
     def loss(self, batch: Rows, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss over the rows, and metrics: 0-d tensors, means over the rows, named as in metrics.jsonl.
 
-        `train/loss` is added by the loop.
+        `train/loss` is added by the loop. Where `wants_metrics` is false they may be left out.
         """
 
     def state_dict(self) -> dict[str, Any]:

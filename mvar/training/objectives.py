@@ -65,16 +65,17 @@ class GeneratorObjective(Objective):
         losses = F.cross_entropy(
             logits.flatten(0, 1), tokens.flatten(), label_smoothing=self.train.label_smoothing, reduction="none"
         )
-        with torch.no_grad():
-            per_token = losses.view(tokens.shape).mean(0)
-            correct = (logits.argmax(-1) == tokens).to(losses.dtype).mean(0)
-            metrics = {"train/accuracy": correct.mean()}
-            for k, (part, hit) in enumerate(
-                zip(per_token.split(self.lengths), correct.split(self.lengths), strict=True)
-            ):
-                metrics[f"train/loss_scale_{k:02d}"] = part.mean()
-                metrics[f"train/accuracy_scale_{k:02d}"] = hit.mean()
+        metrics = self._metrics(losses.detach(), logits.detach(), tokens) if self.wants_metrics else {}
         return losses.mean(), metrics
+
+    def _metrics(self, losses: Tensor, logits: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+        per_token = losses.view(tokens.shape).mean(0)
+        correct = (logits.argmax(-1) == tokens).to(losses.dtype).mean(0)
+        metrics = {"train/accuracy": correct.mean()}
+        for k, (part, hit) in enumerate(zip(per_token.split(self.lengths), correct.split(self.lengths), strict=True)):
+            metrics[f"train/loss_scale_{k:02d}"] = part.mean()
+            metrics[f"train/accuracy_scale_{k:02d}"] = hit.mean()
+        return metrics
 
     def _all_inputs(self) -> Tensor:
         device = self.quantizer.embedding.weight.device

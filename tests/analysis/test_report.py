@@ -1,5 +1,6 @@
 """The report as a whole: complete with all runs, and still written whatever is wrong with some."""
 
+import io
 import re
 import shutil
 
@@ -18,7 +19,7 @@ from mvar.presets import DIGITS
 @pytest.fixture(scope="module")
 def whole(everything):
     calls = []
-    path = write_report(everything.root, lambda done, total: calls.append((done, total)))
+    path = write_report(everything.root, lambda *call: calls.append(call))
     return path, path.read_text(), calls
 
 
@@ -29,7 +30,10 @@ def test_all_of_it_is_there(whole, everything):
         assert re.search(rf"^##+ {heading}", text, re.MULTILINE), heading
     assert str(everything.root) not in text
     assert "## Missing" not in text and "## Problems" not in text
-    assert calls[-1][0] == calls[-1][1] and [done for done, _ in calls] == list(range(1, len(calls) + 1))
+    done, (total,) = [call[0] for call in calls], {call[1] for call in calls}
+    assert sorted(set(done)) == list(range(total + 1)) and done == sorted(done)
+    told = [call[2] for call in calls]
+    assert {"Table 1: attention score and cost", "figure table1", "Table 6: mixers, digits, equal steps"} <= set(told)
 
 
 def test_the_first_screen_says_what_was_run_and_found(whole, everything):
@@ -134,7 +138,33 @@ def test_problems_are_said_on_stderr_and_the_report_is_written(results, capsys):
     assert all(line.startswith("mvar: warning: ") for line in lines)
     assert any(configs[1].run_id in line and "stopped in train, step 120 of 600" in line for line in lines)
     assert any("metrics.jsonl line 1: not valid JSON" in line for line in lines)
+    assert lines[-1] == (
+        f"mvar: warning: {len(lines) - 1} problems; the report is written all the same, and lists them under Problems"
+    )
     assert f"report: {results.root}/report/report.md" in said.out and "report.html" in said.out
+
+
+def test_the_report_says_what_it_is_at(results, monkeypatch, capsys):
+    """Without a terminal a line now and then; on one a bar."""
+    results.sweep("mixers")
+    monkeypatch.setattr("experiments.display.LINE_INTERVAL_S", 0.0)
+    assert cli.main(["report", "--results", str(results.root)]) == 0
+    said = capsys.readouterr()
+    lines = said.err.splitlines()
+    assert all(re.fullmatch(r"\[ +\d+ s\] report: \d+% done(\| .+)?", line.replace(" |", "|")) for line in lines)
+    assert lines[-1].endswith("100% done") and any(
+        line.endswith("| Table 1: attention score and cost") for line in lines
+    )
+    assert said.out.startswith("report: ")
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    assert cli.main(["report", "--results", str(results.root)]) == 0
+    assert "writing the report" in terminal.getvalue()
 
 
 def test_what_is_wrong_does_not_stop_the_rest(results, monkeypatch):

@@ -1,15 +1,19 @@
 """The runner with real worker processes: isolation of failures, dead workers, Ctrl-C, a killed parent."""
 
+import fcntl
 import multiprocessing
 import os
-import shutil
+import pty
+import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
 import pytest
+from tiny_runs import CONFIG, TINY, arguments
 
 from experiments.display import Lines, duration
 from experiments.pipeline import execute
@@ -23,22 +27,6 @@ from mvar.errors import FAILURE, INTERRUPTED, OK, USER_ERROR
 from mvar.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
-TINY = {
-    "tokenizer.train.steps": 6,
-    "tokenizer.width": 8,
-    "tokenizer.vocab_size": 16,
-    "model.depth": 2,
-    "model.width": 16,
-    "model.mamba.headdim": 16,
-    "train.steps": 8,
-    "train.batch_size": 8,
-    "evaluation.num_images": 40,
-    "evaluation.classifier_steps": 6,
-    "evaluation.kid_subset_size": 10,
-    "runtime.checkpoint_every": 4,
-    "runtime.log_every": 2,
-}
-CONFIG = override(PRESETS["smoke"], TINY)
 
 
 class Recorder:
@@ -64,20 +52,6 @@ class Recorder:
 
     def close(self) -> None:
         pass
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    """Results with one finished run, and so with all shared stages."""
-    root = tmp_path_factory.mktemp("made")
-    assert execute(CONFIG, Store(root)) == DONE
-    return root
-
-
-@pytest.fixture
-def store(made, tmp_path) -> Store:
-    shutil.copytree(made, tmp_path / "results")
-    return Store(tmp_path / "results")
 
 
 def test_tasks_are_shared_stages_once_and_longest_run_first(tmp_path):
@@ -183,11 +157,6 @@ def test_runs_do_not_wait_for_a_stage_that_failed(tmp_path):
     assert len(Summary(runner.outcomes).complaints()) == 1  # one reason, one line
 
 
-def arguments(root: Path, *more: str) -> list[str]:
-    settings = [f"{name}={value}" for name, value in TINY.items()]
-    return ["run", "mixers", "--preset", "smoke", "--results", str(root), "--workers", "1", *more, "--set", *settings]
-
-
 def test_exit_codes(store, capsys, monkeypatch):
     """What `mvar run` makes of each way to end; no worker is started."""
     from experiments.workers import Outcome
@@ -242,44 +211,121 @@ def members(group: int) -> list[int]:
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
-def test_killed_then_interrupted_then_finished(store, tmp_path):
-    """kill -9 of the command, Ctrl-C to its group, then the command to its end: nothing is left, nothing is lost."""
-    long = override(CONFIG, {"train.steps": 150, "model.pattern": "intra+mamba"})
-    command = [sys.executable, "-m", "mvar.cli", *arguments(store.root), "train.steps=150"]
-    run = store.run(long.run_id)
+LONG = override(CONFIG, {"train.steps": 150, "model.pattern": "intra+mamba"})
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+
+
+def begin(store: Store, read=lambda: None, **where) -> subprocess.Popen:
+    """Start the command in a session of its own; returns once `LONG` is training. `read` takes what it prints."""
+    run = store.run(LONG.run_id)
+    before = (run.status() or {}).get("updated")
+    where = {"stderr": subprocess.PIPE, "text": True} | where
+    process = subprocess.Popen(command(store), cwd=ROOT, start_new_session=True, **where)
 
     def training() -> bool:
-        return run.path.exists() and run.state() == "running" and run.metrics.exists()
+        read()
+        status = run.path.exists() and run.status()
+        at_it = status and (status["state"], status["stage"]) == ("running", "train") and status["updated"] != before
+        return bool(at_it and run.metrics.exists() and run.metrics.stat().st_size)
 
-    def begin() -> subprocess.Popen:
-        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-        wait_for(training)
-        return process
+    wait_for(lambda: training() or process.poll() is not None)
+    assert process.poll() is None, "ended before it was training"
+    return process
 
-    killed = begin()
+
+def command(store: Store) -> list[str]:
+    return [sys.executable, "-m", "mvar.cli", *arguments(store.root), "train.steps=150"]
+
+
+def assert_saved(store: Store) -> None:
+    """Stopped, with a checkpoint of the step that was reached."""
+    run = store.run(LONG.run_id)
+    status = run.status()
+    assert (status["state"], status["stage"]) == (STOPPED, "train") and 0 < status["step"] < 150
+    assert (run.path / "checkpoints" / f"step_{status['step']:08d}.pt").exists()
+
+
+def assert_goes_on_to_the_same_end(store: Store, elsewhere: Path) -> None:
+    """The command, run to its end, gives what a run gives that nothing happened to."""
+    finished = subprocess.run(command(store), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode == OK, finished.stderr
+    assert "4 of 4 runs done" in finished.stdout
+    run, once = store.run(LONG.run_id), Store(elsewhere)
+    assert execute(LONG, once) == DONE
+    assert once.run(LONG.run_id).weights.read_bytes() == run.weights.read_bytes()
+    metrics = [s.run(LONG.run_id).evaluations()[LONG.evaluation_id]["metrics"] for s in (once, store)]
+    assert metrics[0] == metrics[1]
+
+
+@pytest.mark.slow
+@needs_proc
+def test_killed_then_interrupted_then_finished(store, tmp_path):
+    """kill -9 of the command, Ctrl-C to its group, then the command to its end: nothing is left, nothing is lost."""
+    killed = begin(store)
     killed.kill()
     killed.wait()
     wait_for(lambda: not members(killed.pid), 30)  # its workers notice, save and leave
 
-    interrupted = begin()
+    interrupted = begin(store)
     os.killpg(interrupted.pid, signal.SIGINT)
     _, err = interrupted.communicate(timeout=60)
     assert interrupted.returncode == INTERRUPTED
     assert err.splitlines()[-1] == "mvar: error: interrupted; the same command goes on where it was"
     assert "Traceback" not in err
     wait_for(lambda: not members(interrupted.pid), 10)  # the interpreter's own resource tracker is the last to leave
-    assert run.state() == STOPPED and list((run.path / "checkpoints").iterdir())
+    assert_saved(store)
+    assert_goes_on_to_the_same_end(store, tmp_path / "once")
 
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert finished.returncode == OK, finished.stderr
-    assert "4 of 4 runs done" in finished.stdout
-    once = Store(tmp_path / "once")
-    assert execute(long, once) == DONE
-    assert once.run(long.run_id).weights.read_bytes() == run.weights.read_bytes()
-    metrics = [s.run(long.run_id).evaluations()[long.evaluation_id]["metrics"] for s in (once, store)]
-    assert metrics[0] == metrics[1]
+
+@pytest.mark.slow
+@needs_proc
+def test_a_closed_terminal_loses_nothing(store, tmp_path):
+    """SIGHUP to the group, as often as shell and kernel send it; then a real terminal that goes away."""
+    hung_up = begin(store)
+    for _ in range(3):
+        os.killpg(hung_up.pid, signal.SIGHUP)
+        time.sleep(0.01)
+    _, err = hung_up.communicate(timeout=60)
+    assert hung_up.returncode == INTERRUPTED
+    assert err.splitlines()[-1] == "mvar: error: interrupted; the same command goes on where it was"
+    assert "Traceback" not in err and "resource_tracker" not in err
+    wait_for(lambda: not members(hung_up.pid), 10)
+    assert_saved(store)
+
+    ours, theirs = pty.openpty()
+
+    def read() -> None:  # a terminal that nobody reads blocks the command in the end
+        while select.select([ours], [], [], 0)[0]:
+            os.read(ours, 4096)
+
+    process = begin(
+        store,
+        read,
+        **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
+        preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    os.close(ours)
+    assert process.wait(60) == INTERRUPTED
+    wait_for(lambda: not members(process.pid), 10)
+    assert_saved(store)
+    assert_goes_on_to_the_same_end(store, tmp_path / "once")
+
+
+def test_hanging_up_is_ignored_under_nohup_and_never_ends_at_once(tmp_path):
+    with _Runner([], Store(tmp_path), worker_places(CONFIG.runtime, 1), Recorder()) as runner:
+        previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            with runner._signals():
+                assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
+            with runner._signals():
+                for _ in range(2):
+                    os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+        finally:
+            signal.signal(signal.SIGHUP, previous)
+        assert runner._board.stopping and runner._interrupts == 0
 
 
 def test_configs_of_the_command_line_are_those_of_this_file():

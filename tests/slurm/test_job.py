@@ -1,7 +1,9 @@
 """What needs no SLURM: when a job gives up, the code's snapshot, causes of death, the executors of one machine."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -179,6 +181,23 @@ def test_in_process_the_next_run_goes_on_after_a_failure(store, reference):
     assert summary.num_done == 1 and "nowhere.pth" in summary.complaints()[0]
     weights = [Store(root).run(CONFIG.run_id).weights.read_bytes() for root in (store.root, reference)]
     assert weights[0] == weights[1]
+
+
+def test_a_closed_terminal_stops_and_never_ends_at_once():
+    """SIGHUP comes more than once where a terminal closes; under nohup it stays ignored."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with inprocess._signals() as received:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGHUP)
+            assert received == [signal.SIGHUP] * 2
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with inprocess._signals():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
 
 
 def test_local_and_inprocess_are_the_same_command(monkeypatch, tmp_path):

@@ -2,6 +2,8 @@
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,7 @@ def test_round_trip_and_only_the_newest_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize("keep_share", [0.0, 0.3, 0.999])
-def test_truncated_newest_falls_back_to_the_older(tmp_path, caplog, keep_share):
+def test_truncated_newest_falls_back_to_the_older(tmp_path, capsys, keep_share):
     checkpoint.save(tmp_path, 1, state(1.0))
     path = checkpoint.save(tmp_path, 2, state(2.0))
     content = path.read_bytes()
@@ -37,11 +39,25 @@ def test_truncated_newest_falls_back_to_the_older(tmp_path, caplog, keep_share):
     step, found = checkpoint.load_latest(tmp_path)
     assert step == 1
     assert found["module"]["w"][0] == 1
-    assert path.name in caplog.text
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"mvar: warning: {path}: not a readable checkpoint, {path.stat().st_size} bytes")
+    assert line.endswith("; training goes on from the one before it, step_00000001.pt")
     with pytest.raises(UserError) as error:
         checkpoint.load(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_where_no_checkpoint_can_be_read_training_starts_anew_and_says_so(tmp_path, capsys):
+    for step in (7, 9):
+        checkpoint.save(tmp_path, step, state(step)).write_bytes(b"")
+    assert checkpoint.load_latest(tmp_path) is None
+    newest, older = capsys.readouterr().err.splitlines()
+    for name, line in (("step_00000009.pt", newest), ("step_00000007.pt", older)):
+        assert name in line and line.endswith("allowed: a complete one; no other can be read, training starts anew")
+    checkpoint.save(tmp_path, 3, state(3.0), keep=2)  # must outlive the damaged ones of later steps
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000003.pt"]
+    assert checkpoint.load_latest(tmp_path)[0] == 3 and capsys.readouterr().err == ""
 
 
 def test_a_checkpoint_cannot_run_code(tmp_path):
@@ -67,6 +83,30 @@ def test_full_disk_leaves_the_older_checkpoint(tmp_path, monkeypatch):
         checkpoint.save(tmp_path, 2, state(2.0))
     monkeypatch.undo()
     assert [p.name for p in tmp_path.iterdir()] == ["step_00000001.pt"]
+    assert checkpoint.load_latest(tmp_path)[0] == 1
+
+
+@contextmanager
+def room_for(num_bytes: int) -> Iterator[None]:
+    """No file may grow larger: a write that really fails, as on a full disk (Python ignores the signal with it)."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("num_values", [1_000, 100_000])  # the write fails in the end; or within torch, which hides it
+def test_a_write_that_really_fails_names_the_file(tmp_path, num_values):
+    checkpoint.save(tmp_path, 1, state(1.0))
+    values = torch.zeros(num_values)
+    with room_for(3_000), pytest.raises(OSError, match=r"File too large: '.*step_00000002\.pt'"):
+        checkpoint.save(tmp_path, 2, {"module": {"w": values}})
+    with room_for(3_000), pytest.raises(OSError, match=r"File too large: '.*m\.safetensors'"):
+        save_weights(tmp_path / "m.safetensors", nn.Linear(num_values, 1), {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001.pt"]
     assert checkpoint.load_latest(tmp_path)[0] == 1
 
 

@@ -38,6 +38,25 @@ def test_generator_metrics_are_those_of_the_logits():
     assert len(metrics) == 7
 
 
+def test_metrics_are_computed_for_logged_steps_alone(tmp_path):
+    """And the training's bits do not depend on it."""
+
+    def train(name: str, log_every: int) -> tuple[dict[str, torch.Tensor], list[dict], list[bool]]:
+        objective, optim = generator()
+        original, wanted = objective.loss, []
+        objective.loss = lambda rows, step: (wanted.append(objective.wants_metrics), original(rows, step))[1]
+        runtime = RUNTIME.model_copy(update={"log_every": log_every})
+        assert fit(objective, optim, tmp_path / name, runtime, seed=3).finished
+        return objective.module.state_dict(), rows_of(tmp_path / name), wanted
+
+    weights, rows, wanted = train("each", 1)
+    assert wanted == [True] * 7 and [row["step"] for row in rows] == list(range(1, 8))
+    same, few, wanted = train("some", 3)
+    assert wanted == [step in (1, 3, 6, 7) for step in range(1, 8)]
+    assert few == [row for row in rows if row["step"] in (1, 3, 6, 7)] and "train/accuracy_scale_02" in few[0]
+    assert all(torch.equal(same[name], value) for name, value in weights.items())
+
+
 def test_labels_are_dropped_at_the_rate_and_only_to_no_class():
     objective, _ = generator()
     objective.order.batch_size = 5000
