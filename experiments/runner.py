@@ -152,6 +152,7 @@ class _Runner:
                 self._kill()
 
         def hang_up(*_: Any) -> None:  # comes more than once (from the shell, from the kernel): never ends at once
+            previous[signal.SIGHUP] = signal.SIG_IGN  # nor what is still to be said and written after the runs
             self._board.stop()
             _let_go_of_the_terminal()
 

@@ -56,7 +56,9 @@ def _signals() -> Iterator[list[int]]:
     def note(number: int, frame: Any) -> None:
         asked_before = bool(received)
         received.append(number)
-        if asked_before and number != signal.SIGHUP:  # asked twice: at once; a terminal that closes says so repeatedly
+        if number == signal.SIGHUP:  # a terminal that closes says so repeatedly, maybe after the runs have stopped
+            previous[number] = signal.SIG_IGN
+        elif asked_before:  # asked twice: at once
             raise KeyboardInterrupt
 
     on_main_thread = threading.current_thread() is threading.main_thread()

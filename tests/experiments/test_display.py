@@ -123,7 +123,7 @@ def test_what_never_ran_ends_too(terminal):
 class Course:
     """A runner without workers: tasks are where they are said to be; notes the seconds that it says are left."""
 
-    def __init__(self, tasks, clock, tmp_path, display=None) -> None:
+    def __init__(self, tasks, clock, tmp_path, display=None, workers=1) -> None:
         self.clock, self.left_s, self.shares = clock, [], []
         forward = display.overall if display else lambda share, left_s: None
         display = display or SimpleNamespace(advance=lambda *_: None, end=lambda *_: None)
@@ -134,7 +134,7 @@ class Course:
             forward(share, left_s)
 
         shown = SimpleNamespace(advance=display.advance, end=display.end, overall=overall)
-        self.runner = _Runner(list(tasks), Store(tmp_path), [{}] * len(tasks), shown)
+        self.runner = _Runner(list(tasks), Store(tmp_path), [{}] * workers, shown)
 
     def begin(self, worker, task) -> None:
         self.runner._running[Future()] = (worker, task)
@@ -219,4 +219,4 @@ def test_the_bars_say_what_the_runner_reckons(terminal, clock, tmp_path):
             assert texts[-1].endswith(f", about {duration(left_s)} left") if left_s else "left" not in texts[-1]
     finally:
         bars.close()
-    assert "left" not in texts[0] and " 50 % 0/2 tasks, 16 min 45 s, about 16 min 50 s left" in texts[-1]
+    assert "left" not in texts[0] and " 50 % 0/2 tasks, 16 min 45 s, about 16 min 40 s left" in texts[-1]
