@@ -17,7 +17,7 @@ demo: $(VENV)/core
 test: $(VENV)/dev $(VENV)/mamba-ssm
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest -n 2 -m "not faults"
+	$(BIN)/pytest -n 2 -m "not slow and not faults"
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ for torch.
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ from mvar.commands.run import Run
 from mvar.commands.sample import Sample
 from mvar.commands.status import Status
 from mvar.commands.submit import Submit
-from mvar.errors import FAILURE, INTERRUPTED, USER_ERROR, UserError, complain
+from mvar.errors import FAILURE, INTERRUPTED, OK, USER_ERROR, UserError, complain
 
 DESCRIPTION = "Ablations of sequence mixers in scale-wise autoregressive image generation."
 COMMANDS = (
@@ -68,7 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return parse(arguments).execute(arguments)
+        code = parse(arguments).execute(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read it has read enough (`mvar status | head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python itself writes at its end
+        return OK
     except UserError as error:
         return complain(str(error), USER_ERROR)
     except OSError as error:  # a full disk, a directory that may not be written

@@ -1,6 +1,7 @@
 """The command line: what it says of mistakes (one line, exit code 2, nothing touched), and that it is quick."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -269,3 +270,14 @@ def test_seeds_and_settings_reach_the_configs():
     assert {config.seed for config in configs} == {0, 4}
     assert {config.model.depth for config in configs} == {2} and {config.sample.top_k for config in configs} == {3}
     assert request.mode == "budget" and request.budget_flops == 1e9
+
+
+@pytest.mark.parametrize("words", [["doctor"], ["run", "mixers", "--preset", "smoke", "--dry-run"]])
+def test_a_reader_that_has_read_enough_is_no_mistake(tmp_path, words):
+    """`mvar doctor | head -n 1`: no complaint."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "mvar.cli", *words, "--results", str(tmp_path)]
+    result = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writing)
+    assert result.returncode != USER_ERROR and result.stderr == ""
