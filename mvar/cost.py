@@ -43,12 +43,15 @@ def num_params(model: ModelConfig, space: TokenSpace) -> int:
 
 
 def layer_flops(model: ModelConfig, span: Span, layer: str) -> dict[str, int]:
-    """Forward FLOPs of one layer on a span for one image, by part: a key for every mixer, `ffn`, `adaln`."""
+    """Forward FLOPs of one layer on a span for one image, by part: a key for every mixer, `ffn`, `adaln`.
+
+    The modulation is made once, with the first scale.
+    """
     names = parse_layer(layer)
     parts = {name: mixer_class(name).flops(model, span) for name in names}
     parts["ffn"] = 4 * span.length * model.width * _hidden(model)
     chunks = 3 * (len(names) + 1)
-    parts["adaln"] = 0 if model.shared_adaln else 2 * chunks * model.width**2
+    parts["adaln"] = 0 if model.shared_adaln or span.first else 2 * chunks * model.width**2
     return parts
 
 
@@ -61,7 +64,7 @@ def span_flops(model: ModelConfig, space: TokenSpace, span: Span) -> int:
     width = model.width
     from_codes = span.length - (space.schedule.lengths[0] if span.first == 0 else 0)
     total = 2 * from_codes * space.code_channels * width + _head_flops(model, space, span) + 4 * width**2
-    if model.shared_adaln:
+    if model.shared_adaln and not span.first:
         total += 2 * 3 * (max(len(parse_layer(layer)) for layer in model.layers) + 1) * width**2
     return total + sum(sum(layer_flops(model, span, layer).values()) for layer in model.layers)
 

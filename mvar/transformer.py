@@ -6,7 +6,7 @@ Shapes: `B` batch, `L` tokens of a span, `D` width, `V` codebook size, `C` code 
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,13 @@ class DropPath(nn.Module):
         return x * kept.div_(1 - self.rate)[first : first + len(x)]
 
 
+class BlockState(NamedTuple):
+    """What a layer carries from the coarser scales to the finer ones."""
+
+    modulation: list[tuple[Tensor, ...]]  # gates, scales, shifts: the class alone decides them
+    mixers: list[Any]  # the state of every mixer, in order
+
+
 class Block(nn.Module):
     """One layer: its mixers in order and the feed-forward, each a residual branch with gate, scale and shift.
 
@@ -89,23 +96,25 @@ class Block(nn.Module):
         """The mixers, in order."""
         return [self.get_submodule(name) for name in self.mixer_names]
 
-    def forward(self, x: Tensor, condition: Tensor, span: Span, states: list[Any]) -> tuple[Tensor, list[Any]]:
+    def forward(self, x: Tensor, condition: Tensor, span: Span, state: BlockState | None) -> tuple[Tensor, BlockState]:
         """Run the layer on a span.
 
         Args:
             x: `(B, L, D)`.
-            condition: `(B, D)`; with shared AdaLN the shared modulation `(B, 1, chunks, D)`.
+            condition: `(B, D)`; with shared AdaLN the shared modulation `(B, 1, chunks, D)`. Not read with a state.
             span: the scales that `x` holds.
-            states: one a mixer, as the coarser scales left them.
+            state: as the coarser scales left it; None where there are none.
         """
-        gates, scales, shifts = self._modulation(condition)
+        if state is None:
+            state = BlockState(self._modulation(condition), [None] * len(self.mixer_names))
+        gates, scales, shifts = state.modulation
         new_states = []
-        for i, (mixer, state) in enumerate(zip(self.mixers(), states, strict=True)):
-            y, state = mixer(modulate(x, scales[i], shifts[i]), span, state)
+        for i, (mixer, mixer_state) in enumerate(zip(self.mixers(), state.mixers, strict=True)):
+            y, mixer_state = mixer(modulate(x, scales[i], shifts[i]), span, mixer_state)
             x = self._add(x, y, gates[i])
-            new_states.append(state)
+            new_states.append(mixer_state)
         y = self.ffn(modulate(x, scales[-1], shifts[-1]))
-        return self._add(x, y, gates[-1]), new_states
+        return self._add(x, y, gates[-1]), state._replace(mixers=new_states)
 
     def _add(self, x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
         if self.drop_path is None:
@@ -203,13 +212,13 @@ class ScaleTransformer(nn.Module):
         labels: Tensor,
         inputs: Tensor,
         span: Span | None = None,
-        state: list[Any] | None = None,
+        state: list[BlockState] | None = None,
         before_head: Callable[[Tensor], Tensor] | None = None,
-    ) -> tuple[Tensor, list[Any]]:
+    ) -> tuple[Tensor, list[BlockState]]:
         """Logits of a span's tokens.
 
         Args:
-            labels: `(B,)` class numbers; `num_classes` is "no class".
+            labels: `(B,)` class numbers; `num_classes` is "no class". With a state those that it was made with.
             inputs: `(B, L', C)`, the tokenizer's input of every scale of the span but scale 0, which starts from the
                 class alone.
             span: the scales; None for the whole image.
@@ -225,13 +234,12 @@ class ScaleTransformer(nn.Module):
         condition = self.class_emb(labels)
         x = self.embed(condition, inputs, span)
         modulation = condition
-        if self.config.shared_adaln:
+        if self.config.shared_adaln and state is None:
             modulation = self.shared_ada_lin(condition).view(len(labels), 1, -1, self.config.width)
-        states = state or [[None] * len(block.mixer_names) for block in self.blocks]
         new_state = []
-        for block, block_states in zip(self.blocks, states, strict=True):
-            x, block_states = block(x, modulation, span, block_states)
-            new_state.append(block_states)
+        for block, block_state in zip(self.blocks, state or [None] * len(self.blocks), strict=True):
+            x, block_state = block(x, modulation, span, block_state)
+            new_state.append(block_state)
         return self.logits(x, condition, before_head), new_state
 
     def embed(self, condition: Tensor, inputs: Tensor, span: Span) -> Tensor:

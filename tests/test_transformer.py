@@ -157,11 +157,11 @@ def test_stochastic_depth_of_a_layer_drops_each_branch_of_each_image_by_itself()
         torch.nn.init.normal_(parameter, std=0.3)
     x, condition = torch.randn(40, span.length, 16), torch.randn(40, 16)
     with torch.no_grad():
-        got, _ = block(x, condition, span, [None])
+        got, _ = block(x, condition, span, None)
         possible = []
         for factors in ((0, 0), (0, 2), (2, 0), (2, 2)):
             block.drop_path = Fixed(*factors)
-            possible.append(block(x, condition, span, [None])[0])
+            possible.append(block(x, condition, span, None)[0])
     assert torch.equal(possible[0], x)
     is_it = torch.stack([(got - outcome).abs().amax((1, 2)) < 1e-4 for outcome in possible])
     assert torch.equal(is_it.sum(0), torch.ones(40, dtype=torch.long))  # each image is one of the four

@@ -92,7 +92,7 @@ def test_state_bytes_of_a_model_are_those_of_its_layers(dtype):
     for span in space.schedule.steps()[:-1]:
         inputs = torch.zeros(2, span.length if span.first else 0, 5)
         _, state = model(labels, inputs, span, state)
-        held = sum(sum(storages(mixer).values()) for layer in state for mixer in layer)
+        held = sum(sum(storages(mixer).values()) for layer in state for mixer in layer.mixers)
         assert held == 2 * state_bytes(config, space, element_bytes=dtype.itemsize)
 
 
