@@ -2,12 +2,11 @@
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from typing import Any
@@ -16,11 +15,12 @@ from experiments import workers
 from experiments.display import Display, make_display
 from experiments.pace import Pace
 from experiments.plan import RUN, Task, run_flops, tasks_of
+from experiments.signals import handled
 from experiments.store import DONE, FAILED, STOPPED, Store
 from experiments.workers import Board, Outcome
 from mvar.config import RunConfig, RuntimeConfig
 from mvar.cost import train_flops
-from mvar.errors import warn
+from mvar.errors import print_to_nowhere, warn
 
 POLL_S = 0.25
 SKIPPED = "skipped"
@@ -143,30 +143,18 @@ class _Runner:
                 self._show()
         return self._board.stopping
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        def interrupt(*_: Any) -> None:
+    def _signals(self) -> AbstractContextManager[None]:
+        def interrupt(_: int) -> None:
             self._interrupts += 1
             self._board.stop()
             if self._interrupts > 1:
                 self._kill()
 
-        def hang_up(*_: Any) -> None:  # comes more than once (from the shell, from the kernel): never ends at once
-            previous[signal.SIGHUP] = signal.SIG_IGN  # nor what is still to be said and written after the runs
+        def hang_up(_: int) -> None:  # never ends at once
             self._board.stop()
             _let_go_of_the_terminal()
 
-        handlers = {signal.SIGINT: interrupt, signal.SIGTERM: interrupt}
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup it is, and stays so
-            handlers[signal.SIGHUP] = hang_up
-        if threading.current_thread() is not threading.main_thread():
-            handlers = {}  # only the main thread may handle signals
-        previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+        return handled(interrupt, hang_up)
 
     def _kill(self) -> None:
         for pool in self._pools:
@@ -288,6 +276,4 @@ def _let_go_of_the_terminal() -> None:
         try:
             os.write(stream, b"")
         except OSError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream)
-            os.close(nowhere)
+            print_to_nowhere(stream)

@@ -262,9 +262,10 @@ def build_tokens(context: Context) -> None:
         return directory.state() == DONE and all(is_complete(directory.path / split) for split in splits)
 
     if is_done():
+        weights = _weights_id(context)
         for split in splits:
-            if _weights_id(context).keys() <= check_token_cache(directory.path / split, {})["ids"].keys():
-                check_token_cache(directory.path / split, _weights_id(context))  # the images are not even listed
+            if weights.keys() <= check_token_cache(directory.path / split, {})["ids"].keys():
+                check_token_cache(directory.path / split, weights)  # the images are not even listed
             else:
                 open_tokens(context, split)
         return

@@ -7,7 +7,6 @@ for torch.
 
 import contextlib
 import io
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ from mvar.commands.run import Run
 from mvar.commands.sample import Sample
 from mvar.commands.status import Status
 from mvar.commands.submit import Submit
-from mvar.errors import FAILURE, INTERRUPTED, OK, USER_ERROR, UserError, complain
+from mvar.errors import FAILURE, INTERRUPTED, OK, USER_ERROR, UserError, complain, print_to_nowhere
 
 DESCRIPTION = "Ablations of sequence mixers in scale-wise autoregressive image generation."
 COMMANDS = (
@@ -73,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # whoever read it has read enough (`mvar status | head`)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python itself writes at its end
+        print_to_nowhere(sys.stdout.fileno())  # what Python itself writes at its end
         return OK
     except UserError as error:
         return complain(str(error), USER_ERROR)

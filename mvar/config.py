@@ -220,7 +220,7 @@ class SampleConfig(Config):
 class EvaluationConfig(Config):
     """What is measured on samples, and against what."""
 
-    num_images: int = Field(1800, ge=1)  # at least IS_SPLITS and prc_neighborhood + 1
+    num_images: int = Field(1800, ge=1)  # at least `least_images`
     extractor: Literal["classifier", "inception"] = "classifier"
     inception_weights: str | None = None  # torch-fidelity's Inception file, for extractor=inception
     classifier_steps: int = Field(250, ge=1)
@@ -230,13 +230,17 @@ class EvaluationConfig(Config):
 
     @model_validator(mode="after")
     def _check_count(self) -> Self:
-        least = max(IS_SPLITS, self.prc_neighborhood + 1)
-        if self.num_images < least:
+        if self.num_images < self.least_images:
             raise ValueError(
-                f"evaluation.num_images: {self.num_images} is too few; allowed: {least} or more (the inception score "
-                f"is of {IS_SPLITS} splits, precision and recall of prc_neighborhood + 1 images)"
+                f"evaluation.num_images: {self.num_images} is too few; allowed: {self.least_images} or more (the "
+                f"inception score is of {IS_SPLITS} splits, precision and recall of prc_neighborhood + 1 images)"
             )
         return self
+
+    @property
+    def least_images(self) -> int:
+        """Samples that the metrics need."""
+        return max(IS_SPLITS, self.prc_neighborhood + 1)
 
 
 class RuntimeConfig(Config):

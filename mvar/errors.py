@@ -1,5 +1,6 @@
 """The one exception that means "the user can mend this": shown as a single line, exit code 2, no traceback."""
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -46,6 +47,13 @@ def pass_warnings_on(tell: Callable[[str], None]) -> None:
     """Give the warnings of this process to `tell`: another one shows them, which has the terminal."""
     global _told_elsewhere
     _told_elsewhere = tell
+
+
+def print_to_nowhere(stream: int) -> None:
+    """What is still printed to a stream (1 or 2) that nobody reads any more goes nowhere, instead of failing."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream)
+    os.close(nowhere)
 
 
 def existing_directory(what: str, path: Path, allowed: str) -> Path:

@@ -1,13 +1,11 @@
 """Make runs in this very process, one after the other: for debugging, and for `torchrun`."""
 
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from experiments.pipeline import execute, follow
 from experiments.runner import Summary
+from experiments.signals import handled
 from experiments.store import DONE, FAILED, STOPPED, Store, one_line
 from experiments.workers import Outcome
 from mvar.config import RunConfig
@@ -50,23 +48,13 @@ def _run_all(configs: Sequence[RunConfig], store: Store, received: list[int], ra
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT, SIGTERM and SIGHUP instead of dying of them; SIGHUP stays ignored where it is (nohup)."""
+    """Collect SIGINT, SIGTERM and SIGHUP instead of dying of them."""
     received: list[int] = []
 
-    def note(number: int, frame: Any) -> None:
-        asked_before = bool(received)
+    def stop(number: int) -> None:
         received.append(number)
-        if number == signal.SIGHUP:  # a terminal that closes says so repeatedly, maybe after the runs have stopped
-            previous[number] = signal.SIG_IGN
-        elif asked_before:  # asked twice: at once
+        if len(received) > 1:  # asked twice: at once
             raise KeyboardInterrupt
 
-    on_main_thread = threading.current_thread() is threading.main_thread()
-    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP] if on_main_thread else []
-    numbers = [number for number in numbers if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
-    previous = {number: signal.signal(number, note) for number in numbers}
-    try:
+    with handled(stop, received.append):
         yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

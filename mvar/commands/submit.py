@@ -71,13 +71,13 @@ def send(requests: "Sequence[tuple[Profile, list[RunConfig]]]", store: "Store", 
     from slurm.submit import check, plan
 
     with nullcontext() if dry_run else exclusive(store):
-        for profile, configs in requests:
-            found = plan(configs, store, profile.runs_per_job)
+        plans = [plan(configs, store, profile.runs_per_job) for profile, configs in requests]
+        for (profile, _), found in zip(requests, plans, strict=True):
             if found.runs:
                 check(found, profile)
         for number, (profile, configs) in enumerate(requests):
-            if number or len(requests) > 1:  # stages that were submitted just now are not submitted again
-                found = plan(configs, store, profile.runs_per_job)
+            # planned anew after the first: stages that were submitted just now are not submitted again
+            found = plan(configs, store, profile.runs_per_job) if number else plans[0]
             _send(found, len(configs), store, profile, dry_run)
     return OK
 

@@ -94,7 +94,7 @@ def image_metrics(
     """
     samples, reference = Images(samples, "samples"), Images(reference, "reference images")
     check_same_size(samples, reference)
-    _check_count(samples, max(IS_SPLITS, config.prc_neighborhood + 1))
+    _check_count(samples, config.least_images)
     check_reference(reference, config)
     subset_size = min(config.kid_subset_size, len(samples), len(reference))
     extracted = len(samples) + len(reference)

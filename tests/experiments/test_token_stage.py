@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_runs import CONFIG, TINY
 
 from experiments import stages
 from experiments.pipeline import execute
@@ -19,36 +20,7 @@ from mvar.config import override
 from mvar.data.images import ImageSet
 from mvar.errors import USER_ERROR, UserError
 from mvar.files import file_digest, known_digest
-from mvar.presets import PRESETS
 from mvar.weights import load_weights, save_weights
-
-TINY = {
-    "tokenizer.train.steps": 6,
-    "tokenizer.width": 8,
-    "tokenizer.vocab_size": 16,
-    "model.depth": 2,
-    "model.width": 16,
-    "model.mamba.headdim": 16,
-    "train.steps": 4,
-    "train.batch_size": 8,
-    "evaluation.num_images": 20,
-    "evaluation.classifier_steps": 6,
-    "evaluation.kid_subset_size": 10,
-}
-CONFIG = override(PRESETS["smoke"], TINY)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("made")
-    assert execute(CONFIG, Store(root)) == DONE
-    return root
-
-
-@pytest.fixture
-def store(made, tmp_path) -> Store:
-    shutil.copytree(made, tmp_path / "results")
-    return Store(tmp_path / "results")
 
 
 def snapshot(folder: Path) -> dict[Path, tuple[int, bytes]]:

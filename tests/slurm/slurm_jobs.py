@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import tiny_runs
 from slurm_cluster import start_time
 
 from experiments.store import DONE, Store
@@ -19,18 +20,10 @@ from slurm.profiles import Profile
 from slurm.submission import Submission, log_paths
 from slurm.submit import plan, submit
 
-TINY = {
-    "tokenizer.train.steps": 6,
-    "tokenizer.width": 8,
-    "tokenizer.vocab_size": 16,
-    "model.depth": 2,
-    "model.width": 16,
-    "model.mamba.headdim": 16,
+# Long enough for something to happen to it meanwhile.
+TINY = tiny_runs.TINY | {
     "train.steps": 300,
-    "train.batch_size": 8,
     "evaluation.num_images": 20,
-    "evaluation.classifier_steps": 6,
-    "evaluation.kid_subset_size": 10,
     "runtime.checkpoint_every": 25,
     "runtime.log_every": 5,
     "runtime.threads": 1,
