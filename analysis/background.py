@@ -9,7 +9,7 @@ from analysis.compare import Measured
 from analysis.records import Records
 from analysis.render import MEASURED, Column, Table
 from experiments import stages
-from experiments.store import floors_key, read_document
+from experiments.store import read_document
 from mvar.config import RunConfig
 from mvar.errors import UserError
 from mvar.files import digest, read_json
@@ -91,10 +91,10 @@ def extractor_lines(records: Records, problems: list[str]) -> list[str]:
 def floor_rows(records: Records, problems: list[str]) -> list[dict[str, Any]]:
     """Floors, one row a number: data, what it is, value, standard deviation (None where there is none)."""
     rows = []
-    for config in _distinct(records, lambda config: [config.extractor_id, floors_key(config)]):
+    for config in _distinct(records, lambda config: [config.extractor_id, config.floors_id]):
         path = records.store.stage("extractor", config.extractor_id).path / "floors.json"
         document = _read(path, records, problems)
-        record = (document or {}).get("floors", {}).get(floors_key(config))
+        record = (document or {}).get("floors", {}).get(config.floors_id)
         if document and not record:
             problems.append(f"{path.relative_to(records.store.root)}: no floors for this tokenizer and evaluation")
         metrics = (record or {}).get("metrics", {})

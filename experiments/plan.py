@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from experiments.cells import training_flops
-from experiments.store import DONE, RUN, Store, floors_key
+from experiments.store import DONE, RUN, Store
 from mvar import cost
 from mvar.config import DataConfig, RunConfig, TokenizerConfig
 from mvar.training.distributed import resolve_device
@@ -82,7 +82,7 @@ def _stages_of(config: RunConfig) -> list[Task]:
         Task("tokenizer", config, tokenizer, tokenizer_flops(config)),
         Task("extractor", config, extractor, 0.0),
         Task("tokens", config, tokens, 0.0, (tokenizer,)),
-        Task("floors", config, f"floors-{floors_key(config)}", 0.0, (tokenizer, extractor)),
+        Task("floors", config, f"floors-{config.floors_id}", 0.0, (tokenizer, extractor)),
     ]
 
 
@@ -153,7 +153,7 @@ def step_rate(config: RunConfig, repeats: int = 2) -> float:
 
     from mvar.transformer import ScaleTransformer
 
-    space, batch = config.token_space, config.train.batch_size // config.train.accumulate
+    space, batch = config.token_space, config.train.batch_size // config.runtime.accumulate
     device = resolve_device(config.runtime)
     with torch.random.fork_rng(devices=[]):
         model = ScaleTransformer(config.model, space, config.runtime).to(device)

@@ -22,7 +22,6 @@ from experiments.store import (
     ShouldStop,
     Stopped,
     Store,
-    floors_key,
     one_line,
     read_document,
     write_document,
@@ -141,7 +140,7 @@ def _train_tokenizer(context: Context, directory: Directory) -> tuple[Tokenizer,
         objective,
         settings.train,
         directory.path,
-        config.runtime,
+        config.runtime.for_batch(settings.train.batch_size),
         seed=settings.seed,
         progress=context.report("tokenizer"),
         should_stop=context.should_stop,
@@ -371,7 +370,7 @@ def build_floors(context: Context) -> None:
     directory = context.store.stage("extractor", config.extractor_id)
     with directory.lock(context.should_stop):
         found = context.store.all_floors(config)
-        weights, record = _weights_id(context), found.get(floors_key(config))
+        weights, record = _weights_id(context), found.get(config.floors_id)
         if record and weights.items() <= (weights | record).items():  # one of an earlier version has no weights' id
             return
         context.check()
@@ -381,7 +380,7 @@ def build_floors(context: Context) -> None:
         vectors = training_vectors(context, heed)
         values = floors(tokenizer, train, heldout, extractor, config.evaluation, heed, vectors)
         record = {"tokenizer_id": config.tokenizer_id, **weights, "metrics": values}
-        write_document(directory.path / "floors.json", {"floors": {**found, floors_key(config): record}})
+        write_document(directory.path / "floors.json", {"floors": {**found, config.floors_id: record}})
 
 
 BUILDERS: dict[str, Callable[[Context], None]] = {

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from mvar.config import SCHEMA_VERSION, RunConfig, from_dict
 from mvar.errors import UserError, in_field
-from mvar.files import digest, read_json, write_json
+from mvar.files import read_json, write_json
 
 ShouldStop = Callable[[], bool]
 RUNNING, DONE, FAILED, STOPPED = "running", "done", "failed", "stopped"
@@ -220,11 +220,11 @@ class Store:
 
     def floors(self, config: RunConfig) -> dict[str, float] | None:
         """The `floor/...` metrics that a run's evaluation is to be read against; None where they are not there yet."""
-        record = self.all_floors(config).get(floors_key(config))
+        record = self.all_floors(config).get(config.floors_id)
         return record and record["metrics"]
 
     def all_floors(self, config: RunConfig) -> dict[str, Any]:
-        """The floors of every tokenizer and evaluation that share a run's extractor, by `floors_key`."""
+        """The floors of every tokenizer and evaluation that share a run's extractor, by `RunConfig.floors_id`."""
         return _read_or_empty(self.stage("extractor", config.extractor_id).path / "floors.json").get("floors", {})
 
     def extractor(self, config: RunConfig) -> dict[str, Any]:
@@ -246,11 +246,6 @@ class Store:
     def manifests(self) -> list[dict[str, Any]]:
         """What was asked for: every sweep's manifest, by file name."""
         return [read_document(path) for path in sorted(self.root.glob("sweeps/*.json"))]
-
-
-def floors_key(config: RunConfig) -> str:
-    """Identity of the floors: they depend on the tokenizer and on the evaluation's settings, beside the extractor."""
-    return digest([config.tokenizer_id, config.evaluation.model_dump(mode="json")])
 
 
 def _read_or_empty(path: Path) -> dict[str, Any]:

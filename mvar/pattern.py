@@ -97,3 +97,8 @@ def replace_layers(base: str, rule: str, replacement: str, depth: int) -> str:
     for number in replaced_layers(rule, depth):
         layers[number] = replacement
     return format_pattern(tuple(layers))
+
+
+def mixers_of(text: str) -> frozenset[str]:
+    """The names in a pattern's text, whether they are registered or not."""
+    return frozenset(name for group in text.split() for name in group.rpartition("*")[2].split("+"))

@@ -128,11 +128,12 @@ def train_classifier(
     data, evaluation = config.data, config.evaluation
     torch.manual_seed(evaluation.classifier_seed)
     classifier = Classifier(data.channels, data.num_classes)
+    optim = classifier_optim(evaluation.classifier_steps)
     result = fit(
         ClassifierObjective(classifier, load_images(data, "train"), evaluation.classifier_seed),
-        classifier_optim(evaluation.classifier_steps),
+        optim,
         directory,
-        config.runtime,
+        config.runtime.for_batch(optim.batch_size),
         seed=evaluation.classifier_seed,
         progress=progress,
         should_stop=should_stop,

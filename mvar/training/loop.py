@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mvar.config import OptimConfig, RuntimeConfig
+from mvar.config import OptimConfig, RuntimeConfig, identity
 from mvar.errors import UserError
 from mvar.training import checkpoint
 from mvar.training.distributed import open_fabric
@@ -106,11 +106,12 @@ class _Training:
         self.directory, self.checkpoints = directory, directory / "checkpoints"
         self.fabric = open_fabric(runtime)
         self.device = self.fabric.device
-        parts = self.fabric.world_size * optim.accumulate
+        self.accumulate = runtime.accumulate
+        parts = self.fabric.world_size * self.accumulate
         if optim.batch_size % parts:
             raise UserError(
                 f"batch_size: {optim.batch_size} does not divide into {self.fabric.world_size} processes x "
-                f"accumulate {optim.accumulate}; allowed: multiples of {parts}"
+                f"accumulate {self.accumulate}; allowed: multiples of {parts}"
             )
         self.module = objective.module.to(self.device)
         self.drawing = [m for m in self.module.modules() if hasattr(m, "batch_part")]  # see transformer.DropPath
@@ -124,7 +125,7 @@ class _Training:
             growth_interval=FP16_GROWTH_INTERVAL,
             enabled=optim.precision == "fp16",
         )
-        self.recipe = optim.model_dump(mode="json") | {"seed": seed}
+        self.recipe = identity.of_section(optim) | {"seed": seed}
         self.train_s = 0.0
         self.saved_step = 0
         self.log: MetricsLog | None = None
@@ -140,9 +141,7 @@ class _Training:
             return 0
         state = found[1] if found else checkpoint.load(checkpoint.path_of(self.checkpoints, step))
         where = checkpoint.path_of(self.checkpoints, step)
-        for field, value in self.recipe.items():
-            if (was := state["recipe"].get(field)) != value:
-                raise UserError(f"{where}: belongs to {field}={was}, this training has {value}; allowed: the same")
+        self._check_recipe(where, state["recipe"])
         try:
             self.module.load_state_dict(state["module"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -153,6 +152,18 @@ class _Training:
         self.objective.load_state_dict(state["objective"])
         self.train_s, self.saved_step = state["train_s"], step
         return step
+
+    def _check_recipe(self, where: Path, stored: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another recipe. How a batch is split is none, and fields later than it do not count
+        where they change nothing."""
+        was = identity.hashed(type(self.optim), {name: v for name, v in stored.items() if name != "seed"})
+        was["seed"] = stored.get("seed")
+        for field in sorted((self.recipe.keys() | was.keys()) - {"accumulate"}):
+            if was.get(field) != self.recipe.get(field):
+                raise UserError(
+                    f"{where}: belongs to {field}={was.get(field)}, this training has {self.recipe.get(field)}; "
+                    "allowed: the same"
+                )
 
     def save(self, step: int) -> None:
         """Write a checkpoint of the state after `step` steps; a finished training keeps only its last."""
@@ -216,19 +227,19 @@ class _Training:
     def _part(self, step: int) -> list[tuple[int, Rows]]:
         """This process's micro-batches of a step: the number of their first row, and their rows."""
         rows = self.objective.batch(step, np.random.default_rng((self.seed, step, BATCH_STREAM)))
-        parts = self.fabric.world_size * self.optim.accumulate
+        parts = self.fabric.world_size * self.accumulate
         size, rest = divmod(len(rows[0]), parts)
         if rest or not size:
             raise ValueError(f"the objective's batch has {len(rows[0])} rows, which do not divide into {parts} parts")
-        first = self.fabric.global_rank * self.optim.accumulate * size
-        starts = [first + i * size for i in range(self.optim.accumulate)]
+        first = self.fabric.global_rank * self.accumulate * size
+        starts = [first + i * size for i in range(self.accumulate)]
         return [(a, tuple(tensor[a : a + size] for tensor in rows)) for a in starts]
 
     def _step(self, model: nn.Module, step: int, feed: Feed) -> "_Outcome":
         rng = np.random.default_rng((self.seed, step, BEFORE_STEP_STREAM))
         self.objective.before_step(step, rng, self.optimizer)
         lr, decay = self.schedule.apply(self.optimizer, step)
-        accumulate = self.optim.accumulate
+        accumulate = self.accumulate
         losses, metrics = [], []
         for micro in range(accumulate):
             first_row, rows = feed.next()

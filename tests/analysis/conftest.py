@@ -12,7 +12,7 @@ from analysis.attention import AttentionStats
 from analysis.attention_runs import heldout_of_run
 from experiments.cells import Request, with_seeds, write_manifest
 from experiments.pipeline import costs
-from experiments.store import Store, floors_key, write_document
+from experiments.store import Store, write_document
 from experiments.sweeps import SWEEPS
 from mvar.config import override
 from mvar.files import write_json
@@ -129,7 +129,7 @@ class Fabricated:
             "floor/fid_halves_sd": 0.04,
         }
         record = {"tokenizer_id": config.tokenizer_id, "metrics": metrics}
-        write_document(extractor / "floors.json", {"floors": {floors_key(config): record}})
+        write_document(extractor / "floors.json", {"floors": {config.floors_id: record}})
 
     def _attention(self, run, config):
         """The cached measurement of a run: own scale 60 % for seed 0, one point more a seed, the rest spread evenly."""

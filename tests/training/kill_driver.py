@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from toy_objective import RUNTIME, Toy, assert_identical, toy_optim
+from toy_objective import RUNTIME, Toy, assert_identical, split, toy_optim
 
 from mvar.config import DataConfig, MambaConfig, ModelConfig, OptimConfig, TokenizerConfig, TokenSpace, TrainConfig
 from mvar.data.images import load_images
@@ -36,31 +36,29 @@ TOKENIZER = TokenizerConfig(
 )
 
 
-def toy(accumulate=1, precision="fp32"):
-    return Toy(), toy_optim(steps=7, accumulate=accumulate, precision=precision)
+def toy(parts=1, precision="fp32"):
+    return Toy(), toy_optim(steps=7, precision=precision), split(parts)
 
 
-def generator(accumulate=1, precision="fp32", pattern="intra+mamba"):
+def generator(parts=1, precision="fp32", pattern="intra+mamba"):
     torch.manual_seed(1)
     tokenizer = Tokenizer(TOKENIZER, 1)
     sizes = {"depth": 2, "width": 16, "num_heads": 2, "mamba": MambaConfig(d_state=8, headdim=16)}
     model = ScaleTransformer(ModelConfig(pattern=pattern, drop_path=0.3, **sizes), TokenSpace((1, 2, 4), 16, 4, 3))
     rng = np.random.default_rng(0)
     cache = TokenCache(Path(), rng.integers(16, size=(20, 21), dtype=np.uint8), rng.integers(3, size=20), {})
-    optim = TrainConfig(
-        steps=7, batch_size=8, base_lr=0.1, label_dropout=0.3, accumulate=accumulate, precision=precision
-    )
-    return GeneratorObjective(model, tokenizer.quantize, cache, optim, seed=2), optim
+    optim = TrainConfig(steps=7, batch_size=8, base_lr=0.1, label_dropout=0.3, precision=precision)
+    return GeneratorObjective(model, tokenizer.quantize, cache, optim, seed=2), optim, split(parts)
 
 
 def tokenizer():
     torch.manual_seed(1)
     objective = TokenizerObjective(Tokenizer(TOKENIZER, 1), load_images(DataConfig(), "train"), TOKENIZER)
     objective.RESTART_EVERY = 2
-    return objective, TOKENIZER.train
+    return objective, TOKENIZER.train, RUNTIME
 
 
-# case -> objective and optim, and where the successive runs are killed: (what, how many times it may happen)
+# case -> objective, optim and runtime, and where the successive runs are killed: (what, how many times it may happen)
 CASES = {
     "toy": (toy, [("loss", 1), ("loss", 4), ("rename", 1), ("loss", 2)]),
     "toy-accumulated-bf16": (lambda: toy(4, "bf16"), [("loss", 10), ("loss", 7)]),
@@ -90,10 +88,10 @@ def child(build, directory: Path, death: tuple[str, int] | None) -> int:
     if process := os.fork():
         return os.WTERMSIG(os.waitpid(process, 0)[1])
     try:
-        objective, optim = build()
+        objective, optim, runtime = build()
         if death:
             die_after(objective, *death)
-        assert fit(objective, optim, directory, RUNTIME, seed=3).finished
+        assert fit(objective, optim, directory, runtime, seed=3).finished
     except BaseException:
         traceback.print_exc()
         os._exit(1)

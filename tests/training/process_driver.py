@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 from kill_driver import generator, tokenizer
-from toy_objective import RUNTIME, Toy, toy_optim
+from toy_objective import Toy, split, toy_optim
 
 from mvar.training.loop import fit
 from mvar.training.optimizer import build_adamw
 
 
-def toy(accumulate):
-    return Toy(dropout=0), toy_optim(accumulate=accumulate)
+def toy(parts):
+    return Toy(dropout=0), toy_optim(), split(parts)
 
 
 CASES = {
@@ -34,19 +34,19 @@ def train(folder: Path, rank: int) -> None:
     """Train every case in the process group that the environment announces, with one interruption."""
     for name, build in CASES.items():
         calls = []
-        objective, optim = build()
+        objective, optim, runtime = build()
         # only the first process is asked to stop; the others must follow it
         stopped = fit(
             objective,
             optim,
             folder / name,
-            RUNTIME,
+            runtime,
             seed=3,
             should_stop=lambda calls=calls: rank == 0 and (calls.append(0) or len(calls) == 3),
         )
         assert not stopped.finished
-        objective, optim = build()
-        assert fit(objective, optim, folder / name, RUNTIME, seed=3).finished
+        objective, optim, runtime = build()
+        assert fit(objective, optim, folder / name, runtime, seed=3).finished
         torch.save(objective.module.state_dict(), folder / f"{name}-{rank}.pt")
 
 

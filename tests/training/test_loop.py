@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from toy_objective import RUNTIME, Toy, assert_identical, rows_of, toy_optim, weights_of
+from toy_objective import RUNTIME, Toy, assert_identical, rows_of, split, toy_optim, weights_of
 
 from mvar.config import RuntimeConfig
 from mvar.errors import UserError
@@ -23,26 +23,27 @@ from mvar.training.checkpoint import load_latest, path_of
 from mvar.training.loop import TrainingDiverged, fit
 
 VARIANTS = {
-    "plain": {},
-    "accumulated": {"accumulate": 4},
-    "bf16": {"precision": "bf16"},
-    "fp16-accumulated": {"precision": "fp16", "accumulate": 2},
+    "plain": (toy_optim(), RUNTIME),
+    "accumulated": (toy_optim(), split(4)),
+    "bf16": (toy_optim(precision="bf16"), RUNTIME),
+    "fp16-accumulated": (toy_optim(precision="fp16"), split(2)),
 }
 
 
 @cache
 def uninterrupted(variant: str) -> Path:
-    directory = Path(tempfile.mkdtemp())
-    assert fit(Toy(), toy_optim(**VARIANTS[variant]), directory, RUNTIME, seed=3).finished
+    directory, (optim, runtime) = Path(tempfile.mkdtemp()), VARIANTS[variant]
+    assert fit(Toy(), optim, directory, runtime, seed=3).finished
     return directory
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_repeating_gives_the_same_bits(variant, tmp_path):
-    fit(Toy(), toy_optim(**VARIANTS[variant]), tmp_path, RUNTIME, seed=3)
+    optim, runtime = VARIANTS[variant]
+    fit(Toy(), optim, tmp_path, runtime, seed=3)
     assert_identical(uninterrupted(variant), tmp_path)
     other = tmp_path / "other"
-    fit(Toy(), toy_optim(**VARIANTS[variant]), other, RUNTIME, seed=4)
+    fit(Toy(), optim, other, runtime, seed=4)
     assert (weights_of(other) != weights_of(tmp_path)).any()
 
 
@@ -50,10 +51,10 @@ def test_repeating_gives_the_same_bits(variant, tmp_path):
 @settings(max_examples=6)
 @given(deaths=st.lists(st.integers(0, 11), min_size=1, max_size=3), workers=st.sampled_from([0, 2]))
 def test_resuming_gives_the_same_bits(variant, deaths, workers):
-    optim = toy_optim(**VARIANTS[variant])
+    optim, runtime = VARIANTS[variant]
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        runtime = RUNTIME.model_copy(update={"num_workers": workers})
+        runtime = runtime.model_copy(update={"num_workers": workers})
         for step in deaths:
             torch.manual_seed(step)  # whatever the process did before must not matter
             with suppress(KeyboardInterrupt):
@@ -184,8 +185,7 @@ def test_fp16_skips_steps_that_overflow(tmp_path):
 @pytest.mark.parametrize("parts", [2, 8])
 def test_accumulation_equals_the_big_batch(parts, tmp_path):
     for name, accumulate in (("whole", 1), ("parts", parts)):
-        optim = toy_optim(accumulate=accumulate)
-        fit(Toy(dropout=0), optim, tmp_path / name, RUNTIME, seed=3)
+        fit(Toy(dropout=0), toy_optim(), tmp_path / name, split(accumulate), seed=3)
     np.testing.assert_allclose(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"), atol=2e-6)
     for a, b in zip(rows_of(tmp_path / "whole"), rows_of(tmp_path / "parts"), strict=True):
         assert a == pytest.approx(b, rel=1e-4)
@@ -193,7 +193,7 @@ def test_accumulation_equals_the_big_batch(parts, tmp_path):
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path):
     with pytest.raises(ValueError, match="7 rows"):
-        fit(Toy(batch_size=7), toy_optim(accumulate=2), tmp_path, RUNTIME, seed=0)
+        fit(Toy(batch_size=7), toy_optim(), tmp_path, split(2), seed=0)
 
 
 def test_metrics_rows(tmp_path):

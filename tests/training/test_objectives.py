@@ -20,7 +20,7 @@ from mvar.transformer import ScaleTransformer
 
 
 def test_generator_metrics_are_those_of_the_logits():
-    objective, _ = generator()
+    objective, *_ = generator()
     objective.train = objective.train.model_copy(update={"label_smoothing": 0.1})
     objective.module.eval()
     labels, tokens, inputs = objective.load(objective.batch(0, np.random.default_rng(0)))
@@ -42,7 +42,7 @@ def test_metrics_are_computed_for_logged_steps_alone(tmp_path):
     """And the training's bits do not depend on it."""
 
     def train(name: str, log_every: int) -> tuple[dict[str, torch.Tensor], list[dict], list[bool]]:
-        objective, optim = generator()
+        objective, optim, _ = generator()
         original, wanted = objective.loss, []
         objective.loss = lambda rows, step: (wanted.append(objective.wants_metrics), original(rows, step))[1]
         runtime = RUNTIME.model_copy(update={"log_every": log_every})
@@ -58,7 +58,7 @@ def test_metrics_are_computed_for_logged_steps_alone(tmp_path):
 
 
 def test_labels_are_dropped_at_the_rate_and_only_to_no_class():
-    objective, _ = generator()
+    objective, *_ = generator()
     objective.order.batch_size = 5000
     labels, numbers = objective.batch(0, np.random.default_rng(0))
     dropped = labels == 3
@@ -70,9 +70,9 @@ def test_labels_are_dropped_at_the_rate_and_only_to_no_class():
 
 
 def test_inputs_kept_and_made_each_step_are_the_same(monkeypatch):
-    kept, _ = generator()
+    kept, *_ = generator()
     monkeypatch.setattr(objectives, "INPUTS_LIMIT", 0)
-    made, _ = generator()
+    made, *_ = generator()
     assert kept.inputs is not None
     assert made.inputs is None
     kept.module.eval(), made.module.eval()
@@ -109,7 +109,7 @@ def test_translation():
 
 
 def test_tokenizer_batches_are_shifted_training_images():
-    objective, _ = tokenizer()
+    objective, *_ = tokenizer()
     (images,) = objective.load(objective.batch(0, np.random.default_rng(0)))
     numbers, _, shifts = objective.batch(0, np.random.default_rng(0))
     assert images.shape == (8, 1, 8, 8)
@@ -122,7 +122,7 @@ def test_tokenizer_batches_are_shifted_training_images():
 
 
 def test_a_slice_of_a_batch_loads_as_in_the_whole():
-    for objective, _ in (tokenizer(), generator()):
+    for objective, *_ in (tokenizer(), generator()):
         rows = objective.batch(4, np.random.default_rng(0))
         whole = objective.load(rows)
         part = objective.load(tuple(r[2:5] for r in rows))
@@ -130,7 +130,7 @@ def test_a_slice_of_a_batch_loads_as_in_the_whole():
 
 
 def test_the_codebook_starts_from_data_and_dead_codes_restart():
-    objective, _ = tokenizer()
+    objective, *_ = tokenizer()
     quantizer, weight = objective.module.quantize, objective.module.quantize.embedding.weight
     optimizer = torch.optim.AdamW([weight], lr=0)
     before = weight.detach().clone()
@@ -154,7 +154,7 @@ def test_the_codebook_starts_from_data_and_dead_codes_restart():
 
 
 def test_phis_that_no_scale_uses_are_frozen():
-    objective, _ = tokenizer()  # three scales, four phis
+    objective, *_ = tokenizer()  # three scales, four phis
     frozen = {n for n, p in objective.module.named_parameters() if not p.requires_grad}
     assert len({n.rsplit(".", 1)[0] for n in frozen}) == 1
     (images,) = objective.load(objective.batch(0, np.random.default_rng(0)))

@@ -57,6 +57,11 @@ def toy_optim(**fields) -> OptimConfig:
 RUNTIME = RuntimeConfig(device="cpu", threads=1, log_every=2, checkpoint_every=3)
 
 
+def split(parts: int) -> RuntimeConfig:
+    """The runtime with a batch in so many micro-batches."""
+    return RUNTIME.model_copy(update={"accumulate": parts})
+
+
 def rows_of(directory: Path, times: bool = False) -> list[dict]:
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if times or not k.endswith(("_s", "_ms"))} for row in rows]

@@ -1,18 +1,18 @@
-"""The configuration tree: frozen, validated, JSON in and out, hashed for identity.
+"""The sections of a run's configuration: frozen, validated, JSON in and out.
 
-A run is a `RunConfig`. `identity` drops what cannot change the trained weights (`RuntimeConfig`, and sampling and
-evaluation, which one trained model can have several of); the rest is hashed into the run's id.
+A run is a `RunConfig`. Its id rests on what can change the trained weights: not on `RuntimeConfig`, nor on sampling
+and evaluation, which one trained model can have several of. `mvar.config.identity` says how.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self, TypeVar
+from math import gcd
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationInfo, model_validator
 
-from mvar.errors import UserError, one_of
+from mvar.config import identity
 from mvar.files import digest, expand
 from mvar.pattern import parse_pattern, replace_layers
 from mvar.scales import ScaleSchedule
@@ -25,9 +25,6 @@ class Config(BaseModel):
     """Base of every section: immutable, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
-
-
-C = TypeVar("C", bound=Config)
 
 
 class DataConfig(Config):
@@ -61,8 +58,8 @@ class OptimConfig(Config):
     """One optimisation run; the fields of both objectives. Defaults are VAR's."""
 
     steps: int = Field(600, ge=0)  # optimizer steps
-    batch_size: int = Field(32, ge=1)  # images a step, over all processes and accumulation
-    accumulate: int = Field(1, ge=1)  # micro-batches a step
+    batch_size: int = Field(32, ge=1)  # images a step, over all processes and micro-batches
+    accumulate: int = Field(1, ge=1)  # only in ids of the first version; what splits a batch is runtime.accumulate
     base_lr: float = Field(1e-4, gt=0)  # learning rate = base_lr * batch_size / 256
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.95, ge=0, lt=1)
@@ -76,9 +73,9 @@ class OptimConfig(Config):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
     @model_validator(mode="after")
-    def _check_batch(self) -> Self:
-        if self.batch_size % self.accumulate:
-            raise ValueError(f"accumulate: {self.accumulate} does not divide batch_size {self.batch_size}")
+    def _check_split(self, info: ValidationInfo) -> Self:
+        if self.accumulate != 1 and not (info.context or {}).get("stored"):
+            raise ValueError(f"accumulate: {self.accumulate} has moved; allowed: runtime.accumulate={self.accumulate}")
         return self
 
     @property
@@ -249,6 +246,7 @@ class RuntimeConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(0, ge=0)  # of torch; 0: torch's own choice
     num_workers: int = Field(0, ge=0)  # of data loading
+    accumulate: int = Field(1, ge=1)  # micro-batches that each process splits its part of a step's batch into
     log_every: int = Field(10, ge=1)  # steps
     checkpoint_every: int = Field(200, ge=1)  # steps
     keep_checkpoints: int = Field(2, ge=1)
@@ -256,6 +254,10 @@ class RuntimeConfig(Config):
     tensorboard: bool = False
     attention_backend: Literal["auto", "torch", "flash_attn"] = "auto"
     scan_backend: Literal["auto", "torch", "mamba_ssm"] = "auto"
+
+    def for_batch(self, batch_size: int) -> Self:
+        """For a shared stage, whose batch is its own: split in as many parts as divide it."""
+        return self.model_copy(update={"accumulate": gcd(self.accumulate, batch_size)})
 
 
 @dataclass(frozen=True)
@@ -287,6 +289,15 @@ class RunConfig(Config):
     runtime: RuntimeConfig = RuntimeConfig()
 
     @model_validator(mode="after")
+    def _check_split(self) -> Self:
+        if self.train.batch_size % self.runtime.accumulate:
+            raise ValueError(
+                f"runtime.accumulate: {self.runtime.accumulate} does not divide train.batch_size "
+                f"{self.train.batch_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_sizes(self) -> Self:
         latent = self.tokenizer.patch_sides[-1] * self.tokenizer.downsample
         if latent != self.data.image_size:
@@ -305,11 +316,16 @@ class RunConfig(Config):
 
     def identity(self) -> dict[str, Any]:
         """What changes the trained weights, as plain JSON values."""
-        sections = {"schema_version", "seed", "data", "tokenizer", "model", "train"}
-        values = self.model_dump(mode="json", include=sections)
-        if self.train.init_from is None:
-            del values["train"]["init_from"]  # runs from scratch keep the ids that they had before there was a choice
-        return values
+        return identity.science(identity.of_section(self))
+
+    def canonical(self) -> dict[str, Any]:
+        """All but how it is executed, by section, equal for every spelling of the same (`identity.canonical`)."""
+        return identity.canonical(type(self), self.model_dump(mode="json"))
+
+    @property
+    def key(self) -> str:
+        """One key for every spelling of the run, whatever its directory is called."""
+        return identity.run_key(self.canonical())
 
     @property
     def run_id(self) -> str:
@@ -321,12 +337,14 @@ class RunConfig(Config):
     @property
     def data_id(self) -> str:
         """Identity of images, split and preparation."""
-        return digest(self.data.model_dump(mode="json"))
+        return digest(identity.of_section(self.data))
 
     @property
     def tokenizer_id(self) -> str:
         """Identity of the tokenizer stage: equal ids share one trained tokenizer."""
-        return digest(self.model_dump(mode="json", include={"schema_version", "data", "tokenizer"}))
+        sections = {"data": self.data, "tokenizer": self.tokenizer}
+        hashed = {name: identity.of_section(section) for name, section in sections.items()}
+        return digest({"schema_version": self.schema_version, **hashed})
 
     @property
     def tokens_id(self) -> str:
@@ -336,61 +354,18 @@ class RunConfig(Config):
     @property
     def extractor_id(self) -> str:
         """Identity of the feature extractor: for the classifier its data and training, else the named network."""
-        evaluation = self.evaluation.model_dump(
-            mode="json", include={"extractor", "classifier_steps", "classifier_seed", "inception_weights"}
-        )
-        return digest([self.data.model_dump(mode="json"), evaluation])
+        evaluation = identity.of_section(self.evaluation)
+        made_by = {name: value for name, value in evaluation.items() if name in identity.EXTRACTOR}
+        return digest([identity.of_section(self.data), made_by])
 
     @property
     def evaluation_id(self) -> str:
         """Identity of one evaluation of the run: sampling settings, evaluator and reference data."""
-        sections = self.model_dump(mode="json", include={"schema_version", "sample", "evaluation"})
-        if self.sample.candidates == 1:
-            del sections["sample"]["candidates"]  # plain sampling keeps the ids that it had before there was a choice
-        return digest([sections, self.extractor_id])
+        sections = {"sample": self.sample, "evaluation": self.evaluation}
+        hashed = {name: identity.of_section(section) for name, section in sections.items()}
+        return digest([{"schema_version": self.schema_version, **hashed}, self.extractor_id])
 
-
-def override(config: C, values: Mapping[str, Any]) -> C:
-    """A copy with dotted fields replaced, e.g. `{"model.depth": 12}`, validated anew.
-
-    `model.replace` and `model.replacement` are accepted too and change the pattern. Text is parsed as JSON where it
-    is JSON, so that `"0.5"`, `"true"` and `"[1,2]"` from a command line mean what they say.
-    """
-    tree = config.model_dump(mode="json")
-    for name, value in values.items():
-        *parents, leaf = name.split(".")
-        node = tree
-        for depth, part in enumerate(parents):
-            if not isinstance(node.get(part), dict):
-                raise one_of(f"field {'.'.join(parents[: depth + 1])}", part, node)
-            node = node[part]
-        extra = {"replace", "replacement"} if parents == ["model"] else set()
-        if leaf not in node.keys() | extra:
-            raise one_of(f"field {name}", leaf, node)
-        node[leaf] = _parse(value)
-    return from_dict(type(config), tree)
-
-
-def _parse(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value
-
-
-def from_dict(kind: type[C], values: Mapping[str, Any]) -> C:
-    """Build and validate a config; a mistake is a one-line `UserError`: field, value, what is allowed."""
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise UserError("; ".join(_one_line(e) for e in error.errors())) from None
-
-
-def _one_line(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"])
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return message if ":" in message or not where else f"{where}: {message}"
-    return f"{where}: {error['input']!r}: {message}"
+    @property
+    def floors_id(self) -> str:
+        """Identity of the floors: of the tokenizer and the settings of the evaluation, beside the extractor."""
+        return digest([self.tokenizer_id, identity.of_section(self.evaluation)])

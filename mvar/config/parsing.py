@@ -1,0 +1,164 @@
+"""Texts and documents in: `--set` values, configs as JSON values, and stored configs of any version.
+
+Names that have changed stay accepted (`RENAMED`), in `--set`, in configs and in what is stored.
+"""
+
+import json
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from mvar.config.identity import FIRST, PATHS, REPINNED, SPLITS, pinned, section_name, subsection
+from mvar.config.schema import SCHEMA_VERSION, Config, RunConfig, SampleConfig
+from mvar.errors import UserError, one_of
+
+C = TypeVar("C", bound=Config)
+
+# Dotted names of earlier versions -> today's. Of a run's sampling the short names are accepted too: cfg_scale=3.
+RENAMED: dict[str, str] = dict.fromkeys(SPLITS, "runtime.accumulate")
+DERIVED = ("model.replace", "model.replacement")  # no fields: they change `model.pattern`
+MAX_TEXT = 10_000  # characters of a value on the command line
+
+
+def current_name(kind: type[Config], name: str) -> str:
+    """Today's dotted name of a field, given any that was ever allowed."""
+    name = RENAMED.get(name, name)
+    if kind is RunConfig and "." not in name and name in SampleConfig.model_fields and name not in kind.model_fields:
+        return f"sample.{name}"
+    return name.removeprefix("sample.") if kind is SampleConfig else name
+
+
+def override(config: C, values: Mapping[str, Any]) -> C:
+    """A copy with dotted fields replaced, e.g. `{"model.depth": 12}`, validated anew.
+
+    `model.replace` and `model.replacement` are accepted too and change the pattern. Text is read as the field's type
+    wants it: `"0.5"`, `"true"`, `"1,2"` and `"[1,2]"` from a command line mean what they say, and a folder may be
+    called `2024`.
+
+    Raises:
+        UserError: an unknown field, or a value that is not allowed.
+    """
+    tree = config.model_dump(mode="json")
+    for name, value in values.items():
+        dotted = current_name(type(config), name)
+        *parents, leaf = dotted.split(".")
+        node, kind = tree, type(config)
+        for depth, part in enumerate(parents):
+            if not isinstance(node.get(part), dict):
+                raise one_of(f"field {'.'.join(parents[: depth + 1])}", part, node)
+            node, kind = node[part], subsection(kind, part) or kind
+        if leaf not in node and dotted not in DERIVED:
+            raise one_of(f"field {name}", leaf, node)
+        if isinstance(node.get(leaf), dict):
+            raise UserError(f"{name}: is a section; allowed: its fields, e.g. {name}.{next(iter(node[leaf]))}=VALUE")
+        node[leaf] = _read(dotted, value, str if dotted in DERIVED else kind.model_fields[leaf].annotation)
+    return from_dict(type(config), tree)
+
+
+def _read(name: str, value: Any, annotation: Any) -> Any:
+    """A value for a field of this type: text as JSON where the field takes no text itself."""
+    if name == "model.replace" and isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    if not isinstance(value, str):
+        return value
+    if len(value) > MAX_TEXT:
+        raise UserError(f"{name}: a text of {len(value):,} characters; allowed: at most {MAX_TEXT:,}")
+    kinds = set(_kinds(annotation))
+    if value in ("null", "none", "None") and type(None) in kinds:
+        return None
+    if str in kinds:
+        return value.strip("[]").replace(" ", "") if name == "model.replace" else value
+    if tuple in kinds and not value.lstrip().startswith("["):
+        value = f"[{value.strip().strip(',')}]"
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """The plain types that an annotation allows: of `Literal["a"]` str, of `tuple[int, ...]` tuple."""
+    origin = get_origin(annotation)
+    if origin is Literal:
+        yield from map(type, get_args(annotation))
+    elif origin in (Union, types.UnionType):
+        for part in get_args(annotation):
+            yield from _kinds(part)
+    else:
+        yield origin or annotation
+
+
+def from_dict(kind: type[C], values: Mapping[str, Any]) -> C:
+    """Build and validate a config; a mistake is a one-line `UserError`: field, value, what is allowed."""
+    try:
+        return kind.model_validate(values, context={"stored": True})
+    except ValidationError as error:
+        raise UserError("; ".join(dict.fromkeys(_one_line(e) for e in error.errors()))) from None
+
+
+def _one_line(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return message if ":" in message or not where else f"{where}: {message}"
+    shown = repr(error["input"])
+    return f"{where}: {shown if len(shown) < 200 else shown[:200] + '...'}: {message}"
+
+
+class Stored(NamedTuple):
+    """A config as it is stored: read by today's schema, and what that does not know."""
+
+    config: RunConfig
+    unknown: tuple[str, ...]  # dotted names of fields, of a newer version
+
+
+def stored_config(document: Any) -> Stored:
+    """A run's config from its JSON document, of this version, an earlier or a newer one.
+
+    A field that was added after the document was written has the default that it had when it was added. A field of a
+    newer version is left out and named.
+
+    Raises:
+        UserError: a field of the first version is missing (a damaged document), or a value is not allowed.
+    """
+    if not isinstance(document, Mapping):
+        raise UserError(f"a config is a JSON object, this is {type(document).__name__}; allowed: what `mvar run` wrote")
+    if (version := document.get("schema_version")) != SCHEMA_VERSION:
+        raise UserError(f"schema_version is {version!r}; allowed: {SCHEMA_VERSION}")
+    missing: list[str] = []
+    unknown: list[str] = []
+    values = _known(RunConfig, document, "", missing, unknown)
+    if missing:
+        some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise UserError(f"{some} is not there; allowed: a whole config, as `mvar run` writes it")
+    if "accumulate" not in document["runtime"]:  # the first version had it in both recipes
+        split = document["train"]["accumulate"]
+        values["runtime"]["accumulate"] = split if isinstance(split, int) else 1
+    return Stored(from_dict(RunConfig, values), tuple(unknown))
+
+
+def _known(
+    kind: type[BaseModel], values: Mapping[str, Any], where: str, missing: list[str], unknown: list[str]
+) -> dict[str, Any]:
+    """The values that a section knows; later fields that are not there get their pinned default."""
+    name, first = section_name(kind), FIRST.get(section_name(kind), frozenset())
+    found: dict[str, Any] = {}
+    for field, value in values.items():
+        if field not in kind.model_fields:
+            unknown.append(f"{where}{field}")
+        elif (inner := subsection(kind, field)) and isinstance(value, Mapping):
+            found[field] = _known(inner, value, f"{where}{field}.", missing, unknown)
+        else:
+            found[field] = value
+    missing += [f"{where}{field}" for field in kind.model_fields if field in first and field not in values]
+    for (section, field), default in REPINNED.items():
+        if section == name and field not in values:
+            found[field] = default
+    if "version" in kind.model_fields and "version" not in values:
+        found["version"] = pinned(kind, "version")
+    return found
+
+
+__all__ = ["DERIVED", "PATHS", "RENAMED", "Stored", "current_name", "from_dict", "override", "stored_config"]
