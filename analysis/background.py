@@ -145,6 +145,14 @@ def machine_lines(records: Records, problems: list[str]) -> list[str]:
     return [f"{line}: {count} run{'s' if count > 1 else ''}" for line, count in found.items()]
 
 
+def execution_lines(records: Records) -> list[str]:
+    """One line a way in which rows were made: kernels, TF32, processes. Rows that differ in it compare all the same."""
+    done = records.done
+    made = done["execution"] if "execution" in done.columns else done["state"].where(False)
+    counts = made[made.fillna("") != ""].value_counts()
+    return [f"{line}: {count} row{'s' if count > 1 else ''}" for line, count in counts.items()]
+
+
 def _read_machine(path: Path, records: Records) -> dict[str, Any]:
     problems: list[str] = []
     environment = _read(path, records, problems)

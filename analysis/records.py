@@ -225,6 +225,7 @@ def _evaluation_columns(record: Mapping[str, Any], where: str, problems: list[st
             },
             sort_keys=True,
         ),
+        "execution": _execution(record.get("execution", {})),
         "extractor_id": record["extractor_id"],
         "num_images": record["evaluation"]["num_images"],
     }
@@ -235,6 +236,18 @@ def _evaluation_columns(record: Mapping[str, Any], where: str, problems: list[st
             else:
                 problems.append(f"{where}: {key} is {value!r}, not a number; its cells are dashes")
     return columns
+
+
+def _execution(record: Mapping[str, Any]) -> str:
+    """How a row was made, for people: it is no setting, rows that differ in it compare. Empty for older rows."""
+
+    def told(way: Mapping[str, Any]) -> str:
+        tf32 = ", TF32" if way.get("tf32") else ""
+        processes = f"{way.get('processes')} process{'es' if way.get('processes') != 1 else ''}"
+        return f"{way.get('device')}, {processes}, attention {way.get('attention')}, scan {way.get('scan')}{tf32}"
+
+    parts = [f"trained on {told(way)}" for way in record.get("train", [])]
+    return "; ".join([*parts, *[f"drawn on {told(record['sample'])}"] * bool(record.get("sample"))])
 
 
 def _renamed(configs: Mapping[str, RunConfig]) -> dict[str, str]:

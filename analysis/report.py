@@ -169,7 +169,8 @@ class _Writer:
         for make in makers:
             lines += self.attempt("background", make, self.records, self.problems) or []
         machines = self.attempt("background", background.machine_lines, self.records, self.problems) or []
-        self.add(Bullets([*lines, *(f"**Machine**: {line}." for line in machines)]))
+        made = [f"**Made by**: {line}." for line in background.execution_lines(self.records)]
+        self.add(Bullets([*lines, *(f"**Machine**: {line}." for line in machines), *made]))
         self.floors = self.attempt("floors", background.floor_rows, self.records, self.problems) or []
         if self.floors:
             what = Text("What no generator on top of this tokenizer can be expected to beat.")

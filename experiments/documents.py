@@ -41,6 +41,7 @@ class _Evaluation(TypedDict):
     evaluation: NotRequired[dict[str, Any]]
     extractor_id: NotRequired[str]
     reference: NotRequired[dict[str, Any]]
+    execution: NotRequired[dict[str, Any]]
     cost: NotRequired[dict[str, Any]]
     timing: NotRequired[dict[str, float]]
 
@@ -128,6 +129,11 @@ class _Source(TypedDict):
     sha256: str
 
 
+class _Execution(TypedDict):
+    __pydantic_config__ = OPEN
+    train: list[dict[str, Any]]
+
+
 SWEEPS = "sweeps"
 AGAIN = "the command that made it writes it again"
 # File name (or folder, of manifests) -> its shape, and what to do about a damaged one.
@@ -141,6 +147,7 @@ SHAPES: dict[str, tuple[Any, str]] = {
     "quality.json": (_Quality, f"delete its folder, and {AGAIN}"),
     "class_outputs.json": (_Outputs, f"delete it, and {AGAIN}"),
     "tokenizer.json": (_Weights, "delete it: the run is then held to the tokenizer that is there now"),
+    "execution.json": (_Execution, "delete it: how the run was made is then not known"),
     "source.json": (_Source, f"delete its folder, and {AGAIN}"),
 }
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from experiments.environment import execution_of
 from experiments.selection import LabelScore, load_scorer, prepare_scorer
 from experiments.stages import Context
 from experiments.store import RunDirectory, Stopped
@@ -83,7 +84,8 @@ def sample(context: Context, directory: RunDirectory, model: ScaleTransformer, t
         if rows.done < count:
             raise Stopped(f"sample: image {rows.done} of {count}")
         timing = {"sample_s": rows.extra["sample_s"], "batch_size": config.runtime.sample_batch}
-        write_json(folder / "timing.json", timing | {"processes": team.world if team else 1})
+        execution = execution_of(config.runtime, context.device)
+        write_json(folder / "timing.json", timing | {"processes": execution["processes"], "execution": execution})
         pixels = np.memmap(rows.partial, np.uint8, "r", shape=(count, side, side, config.data.channels))
         labels = balanced_labels(count, config.data.num_classes).numpy()
         save_grid(folder / "grid.png", _grid_images(pixels, labels))

@@ -6,9 +6,13 @@ import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from mvar.config import RuntimeConfig
 from mvar.files import read_json
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = (
     "torch",
@@ -85,4 +89,33 @@ def describe(backends: dict[str, str]) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "num_threads": torch.get_num_threads(),
         "backends": backends,
+    }
+
+
+def kernels_of(runtime: RuntimeConfig, device: "torch.device") -> dict[str, str]:
+    """The back ends that `runtime` means on a device."""
+    from mvar.kernels import ssd
+
+    attention = "torch" if runtime.attention_backend == "auto" else runtime.attention_backend
+    return {"attention": attention, "scan": ssd.choose_backend(runtime.scan_backend, _probe(device))}
+
+
+def _probe(device: "torch.device") -> "torch.Tensor":
+    import torch
+
+    return torch.empty(0, device=device)
+
+
+def execution_of(runtime: RuntimeConfig, device: "torch.device") -> dict[str, Any]:
+    """How work is done here, which changes no result beyond rounding: device, kernels, TF32, processes, threads."""
+    import torch
+
+    from mvar.training.distributed import current_team
+
+    team = current_team()
+    return {
+        "device": device.type,
+        **kernels_of(runtime, device),
+        "tf32": device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32,
+        "processes": team.world if team else 1,
     }

@@ -8,21 +8,21 @@ Where several processes make a run, the first one calls `execute` and the others
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from experiments import drawing, stages
 from experiments.documents import write_document
-from experiments.environment import describe
+from experiments.environment import describe, execution_of, kernels_of
 from experiments.stages import Context, Progress, recorded
 from experiments.store import DONE, RUNNING, STOPPED, RunDirectory, ShouldStop, Stopped, Store
 from experiments.vectors import training_vectors
 from mvar import cost
-from mvar.config import RunConfig, from_dict
+from mvar.config import RunConfig, from_dict, identity
 from mvar.errors import UserError
 from mvar.files import read_json, write_json
-from mvar.kernels import ssd
 from mvar.memory import keep_freed_memory
 from mvar.tokenizer.model import Tokenizer
 from mvar.training import distributed
@@ -100,10 +100,15 @@ def _execute(context: Context, directory: RunDirectory) -> None:
 
 
 def _write_environment(context: Context, directory: RunDirectory) -> None:
-    runtime, probe = context.config.runtime, torch.empty(0, device=context.device)
-    attention = "torch" if runtime.attention_backend == "auto" else runtime.attention_backend
-    backends = {"attention": attention, "scan": ssd.choose_backend(runtime.scan_backend, probe)}
+    backends = kernels_of(context.config.runtime, context.device)
     write_json(directory.path / "env.json", describe(backends) | {"device": str(context.device)})
+
+
+def _note_execution(context: Context, directory: RunDirectory) -> None:
+    """Keep how the run's steps are made: each way once, in order. No part of what the run is."""
+    ways = directory.execution()
+    if (way := execution_of(context.config.runtime, context.device)) not in ways:
+        write_document(directory.path / "execution.json", {"train": [*ways, way]})
 
 
 # Training -----------------------------------------------------------------------------------------------------------
@@ -122,13 +127,14 @@ def train(context: Context, directory: RunDirectory) -> None:
         team = distributed.current_team()
         if team:
             team.call({"train": config.model_dump(mode="json"), "run": str(directory.path)})
+        _note_execution(context, directory)
         result = _fit(context, directory, model, _StatusWriter(context, directory))
         directory.write_status(RUNNING, "train", step=result.step, train_s=result.train_s)
         if not result.finished:
             raise Stopped(f"train: step {result.step} of {config.train.steps}")
     names = stages.images(config, "train").class_names
     save_weights(
-        directory.weights, model, {"config": config.model_dump(mode="json"), "class_names": [str(n) for n in names]}
+        directory.weights, model, {"config": identity.as_document(config), "class_names": [str(n) for n in names]}
     )
 
 
@@ -242,10 +248,11 @@ def evaluate(context: Context, directory: RunDirectory, model: ScaleTransformer,
         progress=context.heed("evaluate"),
     )
     record = {
-        "sample": config.sample.model_dump(mode="json"),
-        "evaluation": config.evaluation.model_dump(mode="json"),
+        "sample": identity.as_document(config.sample),
+        "evaluation": identity.as_document(config.evaluation),
         "extractor_id": config.extractor_id,
         "reference": {"split": "heldout", "num_images": len(heldout)},
+        "execution": {"train": directory.execution(), "sample": _drawn_by(directory, config)},
         "metrics": metrics,
         "cost": costs(config),
         "timing": _timing(directory, config),
@@ -266,6 +273,10 @@ def costs(config: RunConfig) -> dict[str, float]:
         "acceptance_rate": config.sample.acceptance_rate,
         "state_bytes": cost.state_bytes(model, space),
     }
+
+
+def _drawn_by(directory: RunDirectory, config: RunConfig) -> dict[str, Any]:
+    return read_json(directory.samples(config.evaluation_id) / "timing.json").get("execution", {})
 
 
 def _timing(directory: RunDirectory, config: RunConfig) -> dict[str, float]:

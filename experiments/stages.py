@@ -15,7 +15,7 @@ import torch
 
 from experiments.documents import read_document, write_document
 from experiments.store import DONE, FAILED, RUNNING, STOPPED, Directory, ShouldStop, Stopped, Store, one_line
-from mvar.config import Config, RunConfig
+from mvar.config import Config, RunConfig, identity
 from mvar.errors import UserError, in_field
 from mvar.files import expand, known_digest
 from mvar.published import load_tokenizer as load_tokenizer_file
@@ -90,7 +90,7 @@ def images(config: RunConfig, split: Split):
 
 def _write_origin(directory: Directory, **sections: Config) -> None:
     """Keep what a stage is made from, beside its id: so it is found under every spelling of that."""
-    write_document(directory.path / "config.json", {n: s.model_dump(mode="json") for n, s in sections.items()})
+    write_document(directory.path / "config.json", {n: identity.as_document(s) for n, s in sections.items()})
 
 
 # Tokenizer ----------------------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def build_tokenizer(context: Context) -> None:
                 write_document(directory.path / "source.json", {"sha256": _source_digest(config, directory)})
             else:
                 tokenizer, train_s = _train_tokenizer(context, directory)
-            metadata = {"tokenizer": config.tokenizer.model_dump(mode="json")}
+            metadata = {"tokenizer": identity.as_document(config.tokenizer)}
             save_weights(directory.path / "tokenizer.safetensors", tokenizer, metadata)
             write_document(directory.path / "quality.json", _tokenizer_quality(context, tokenizer))
             directory.write_status(DONE, "tokenizer", train_s=train_s)
@@ -370,7 +370,7 @@ def build_floors(context: Context) -> None:
         heed = context.heed("floors")
         vectors = training_vectors(context, heed)
         values = floors(tokenizer, train, heldout, extractor, config.evaluation, heed, vectors)
-        made_from = {n: getattr(config, n).model_dump(mode="json") for n in ("data", "tokenizer", "evaluation")}
+        made_from = {n: identity.as_document(getattr(config, n)) for n in ("data", "tokenizer", "evaluation")}
         record = {"tokenizer_id": config.tokenizer_id, **weights, "config": made_from, "metrics": values}
         write_document(directory.path / "floors.json", {"floors": {**found, config.floors_id: record}})
 

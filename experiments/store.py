@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from experiments.documents import is_evaluation, read_document, read_or_empty, write_document
 from experiments.index import RunIndex
-from mvar.config import RunConfig, from_dict, stored_config
+from mvar.config import RunConfig, from_dict, identity, stored_config
 from mvar.config.parsing import Stored
 from mvar.errors import UserError, in_field, warn
 from mvar.files import read_json, write_json
@@ -167,7 +167,7 @@ class RunDirectory(Directory):
                     "away"
                 )
             config = config.model_copy(update={"sample": kept.sample, "evaluation": kept.evaluation})
-        write_json(self.config_path, config.model_dump(mode="json"))
+        write_json(self.config_path, identity.as_document(config))
 
     def check_known(self) -> None:
         """Refuse to go on with a run of a newer version: its training would not be what was asked for.
@@ -200,6 +200,10 @@ class RunDirectory(Directory):
         write_document(
             self.path / "eval.json", {"evaluations": {**self.all_evaluations(), evaluation_id: dict(record)}}
         )
+
+    def execution(self) -> list[dict[str, Any]]:
+        """The ways in which the run's steps were made, see `environment.execution_of`; empty for older runs."""
+        return read_or_empty(self.path / "execution.json").get("train", [])
 
     def is_done(self, evaluation_id: str) -> bool:
         """Whether the run is trained and this evaluation of it is stored."""

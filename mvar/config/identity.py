@@ -45,6 +45,9 @@ FIRST: dict[str, frozenset[str]] = {
 # (section, field) -> the default that a later field had when it was added, where the section's default is another now.
 REPINNED: dict[tuple[str, str], Any] = {}
 
+# Later fields that documents of the first version hold all the same.
+WRITTEN = frozenset({("TrainConfig", "init_from"), ("SampleConfig", "candidates")})
+
 EXECUTION = frozenset({"sample", "evaluation", "runtime"})  # sections that change no trained weights
 EXTRACTOR = frozenset({"extractor", "classifier_steps", "classifier_seed", "inception_weights"})  # of the evaluation
 # Fields that hold paths, as dotted names: compared lexically, `$VARIABLES` as text.
@@ -103,6 +106,27 @@ def hashed(kind: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
 def of_section(section: BaseModel) -> dict[str, Any]:
     """What a section's identity rests on, as JSON values."""
     return hashed(type(section), section.model_dump(mode="json"))
+
+
+def as_document(section: BaseModel) -> dict[str, Any]:
+    """A section as it is stored: all values, but later fields only where they differ from their pinned default.
+
+    So a file says what it was made with, its bytes do not change with every field that is added, and a version that
+    does not know a field reads what does not use it.
+    """
+    return _documented(type(section), section.model_dump(mode="json"))
+
+
+def _documented(kind: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    section = section_name(kind)
+    kept: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = subsection(kind, name)
+        if inner and isinstance(value, Mapping):
+            value = _documented(inner, value)
+        if name in FIRST.get(section, ()) or (section, name) in WRITTEN or value != pinned(kind, name):
+            kept[name] = value
+    return kept
 
 
 def canonical(kind: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:

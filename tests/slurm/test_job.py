@@ -14,7 +14,7 @@ import pytest
 from slurm_jobs import CONFIG
 
 from experiments import environment
-from experiments.store import DONE, FAILED, RUNNING, Store
+from experiments.store import DONE, RUNNING, Store
 from experiments.tables import QUEUED
 from mvar.cli import main
 from mvar.config import override

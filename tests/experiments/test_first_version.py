@@ -1,0 +1,204 @@
+"""Results of the first version, for ever: found done, gone on with to the same bytes, evaluated anew, reported."""
+
+import shutil
+from pathlib import Path
+
+import first_version as first
+import pytest
+
+from experiments.environment import describe
+from experiments.pipeline import execute
+from experiments.store import DONE, STOPPED, Store
+from mvar.cli import main
+from mvar.config import RunConfig, override
+from mvar.errors import OK
+from mvar.files import file_digest, read_json
+from mvar.presets import PRESETS
+
+SMOKE = override(PRESETS["smoke"], dict(setting.split("=") for setting in first.SETTINGS))
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return first.unpack(tmp_path / "results")
+
+
+@pytest.fixture(scope="module")
+def gone_on_with(tmp_path_factory) -> Store:
+    """What this version makes of it."""
+    store = first.unpack(tmp_path_factory.mktemp("first") / "results")
+    assert main(first.command(store.root)) == OK
+    return store
+
+
+def made_here(store: Store) -> bool:
+    """Whether this processor and this torch are those that the expected bytes were made with."""
+    was, now = read_json(store.run(first.SPLIT).path / "env.json"), describe({})
+    return was["cpu"] == now["cpu"] and was["versions"]["torch"] == now["versions"]["torch"]
+
+
+def test_ids_are_those_of_the_first_version(store):
+    for name in (first.FINISHED, first.SPLIT, first.IN_TRAINING, first.IN_SAMPLING):
+        config = store.run(name).config()
+        assert config.run_id == name and store.run_of(config).name == name
+        assert store.has_tokenizer(config)
+    assert store.run(first.SPLIT).config().runtime.accumulate == 2  # how it was made, and goes on
+
+
+def test_done_is_done_and_the_rest_ends_in_the_same_bytes(gone_on_with):
+    assert all(run.state() == DONE for run in gone_on_with.runs()) and len(gone_on_with.runs()) == 5
+    kept = [name for name in first.EXPECTED["sha256"] if first.FINISHED in name or first.SPLIT in name]
+    kept += [name for name in first.EXPECTED["sha256"] if name.startswith("stages/")]
+    found = {name: file_digest(gone_on_with.root / name) for name in first.EXPECTED["sha256"]}
+    assert all(found[name] == first.EXPECTED["sha256"][name] for name in kept)  # nothing of it was made again
+    for name, evaluations in first.EXPECTED["metrics"].items():
+        metrics = gone_on_with.run(name).evaluations()
+        for evaluation_id, expected in evaluations.items():
+            exactly = made_here(gone_on_with) or name in (first.FINISHED, first.SPLIT)
+            here = metrics[evaluation_id]["metrics"]
+            assert here == expected if exactly else here == pytest.approx(expected, rel=0.2)
+    if made_here(gone_on_with):
+        assert found == first.EXPECTED["sha256"]
+
+
+def test_asked_for_in_any_words_it_is_done(gone_on_with, capsys):
+    before = {path: path.stat().st_mtime_ns for path in gone_on_with.root.rglob("*") if path.is_file()}
+    for more in ([], ["train.accumulate=2"], ["runtime.accumulate=4", "train.steps=20.0"], ["cfg_scale=1.5"]):
+        assert main([*first.command(gone_on_with.root), *more]) == OK
+        assert "4 of 4 runs done" in capsys.readouterr().out
+    after = {path: path.stat().st_mtime_ns for path in gone_on_with.root.rglob("*") if path.is_file()}
+    changed = {str(path.relative_to(gone_on_with.root)) for path, time in after.items() if before.get(path) != time}
+    assert changed <= {f"sweeps/{first.MANIFEST}.json", "sweeps/.lock"}
+    assert len(list(gone_on_with.root.glob("sweeps/*.json"))) == 1
+
+
+def test_it_is_sampled_evaluated_anew_and_reported(gone_on_with, tmp_path, capsys):
+    store = Store(shutil.copytree(gone_on_with.root, tmp_path / "results"))
+    place = ["--results", str(store.root)]
+    for name in (first.FINISHED, first.SPLIT):
+        weights = store.run(name).weights.read_bytes()
+        assert main(["evaluate", name, *place, "--set", "cfg_scale=3", "evaluation.num_images=40"]) == OK
+        assert len(store.run(name).evaluations()) == 2 and store.run(name).weights.read_bytes() == weights
+    assert main(["sample", first.IN_SAMPLING, *place, "--per-class", "1", "--out", str(tmp_path / "grid.png")]) == OK
+    assert main(["status", *place]) == OK
+    assert main(["report", *place]) == OK
+    capsys.readouterr()
+    report = (store.root / "report/report.md").read_text()
+    assert "## Problems" not in report and "## Missing" not in report
+    assert len(list(store.root.glob("stages/*"))) == 3
+
+
+def test_the_split_run_answers_for_the_plain_one(store):
+    """Where only the run with `train.accumulate=2` is there, it is the run that is asked for."""
+    shutil.rmtree(store.run(first.FINISHED).path)
+    config = override(SMOKE, {"model.pattern": "global"})
+    assert store.run_of(config).name == first.SPLIT and store.is_done(store.as_stored(config))
+    before = {p: p.stat().st_mtime_ns for p in store.run(first.SPLIT).path.rglob("*")}
+    assert execute(config, store) == DONE
+    assert before == {p: p.stat().st_mtime_ns for p in store.run(first.SPLIT).path.rglob("*")}
+    assert not store.run(first.FINISHED).path.exists()
+
+
+def test_a_renamed_run_is_still_that_run(store, capsys):
+    moved = store.run(first.FINISHED).path.rename(store.root / "runs" / "my favourite")
+    for run in (first.SPLIT, first.IN_SAMPLING, first.IN_TRAINING):
+        shutil.rmtree(store.run(run).path)
+    before = {p: p.stat().st_mtime_ns for p in moved.rglob("*")}
+    config = override(SMOKE, {"model.pattern": "global"})
+    assert store.is_done(config) and execute(config, store) == DONE
+    assert before == {p: p.stat().st_mtime_ns for p in moved.rglob("*")}
+    place = ["--results", str(store.root)]
+    assert main(["evaluate", first.FINISHED, *place, "--set", "sample.seed=4", "evaluation.num_images=40"]) == OK
+    assert len(store.run("my favourite").evaluations()) == 2 and len(store.runs()) == 1
+    assert main(["report", *place]) == OK and main(["status", *place]) == OK
+    assert "my favourite" in capsys.readouterr().out
+    rows = (store.root / f"report/tables/{first.MANIFEST}.csv").read_text().splitlines()
+    row = next(line for line in rows if line.startswith("VAR"))
+    assert "my favourite" in row
+
+
+def test_of_two_directories_the_finished_one_counts_and_a_line_says_so(store, capsys):
+    run = store.run(first.FINISHED)
+    shutil.copytree(run.path, store.root / "runs" / "a copy")
+    (store.root / "runs" / "a copy" / "status.json").unlink()
+    run.path.rename(store.root / "runs" / "the original")
+    shutil.rmtree(store.run(first.SPLIT).path)
+    assert store.run_of(override(SMOKE, {"model.pattern": "global"})).name == "the original"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the original" in line and "a copy" in line and "the original is used" in line
+
+
+def test_a_settled_mamba_does_not_retrain_a_model_without_one(store):
+    before = {p: p.stat().st_mtime_ns for p in store.run(first.FINISHED).path.rglob("*")}
+    config = override(SMOKE, {"model.pattern": "global", "model.mamba.d_state": 8})
+    assert config.run_id != first.FINISHED and store.run_of(config).name == first.FINISHED
+    assert execute(config, store) == DONE
+    assert before == {p: p.stat().st_mtime_ns for p in store.run(first.FINISHED).path.rglob("*")}
+    with_mamba = override(SMOKE, {"model.pattern": "mamba", "model.mamba.d_state": 8})
+    assert store.run_of(with_mamba).name not in (first.IN_SAMPLING, first.FINISHED)
+
+
+def stop_at(step: int):
+    """Progress and should_stop of a call that ends in training."""
+    reached: list[int] = []
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "train" and done >= step:
+            reached.append(done)
+
+    return progress, lambda: bool(reached)
+
+
+def test_two_processes_then_one_are_one_run(store):
+    """How many share a step is execution: the run that two micro-batches began ends as the one that is asked for."""
+    config = override(SMOKE, {"model.pattern": "intra+mamba", "runtime.accumulate": 2})
+    assert execute(config, store, *stop_at(10)) == STOPPED
+    whole = override(config, {"runtime.accumulate": 1})
+    assert whole.run_id == first.NOT_BEGUN and execute(whole, store) == DONE
+    weights = file_digest(store.run(first.NOT_BEGUN).weights)
+    assert len(weights) == 64 and len([r for r in store.runs() if "intra+mamba" in r.name]) == 1
+
+
+@pytest.mark.parametrize("where", ["train", "data", "model.mamba", "tokenizer.train", "sample", "evaluation", ""])
+def test_fields_of_a_newer_version(store, capsys, where, tmp_path):
+    """Shown, reported, sampled, evaluated with one warning; what is unfinished is not gone on with."""
+    for name in (first.FINISHED, first.IN_TRAINING):
+        add_unknown(store.run(name).config_path, where)
+    place = ["--results", str(store.root)]
+    dotted = f"{where}.newer".removeprefix(".")
+    for command in (
+        ["evaluate", first.FINISHED, *place, "--set", "evaluation.num_images=40"],
+        ["sample", first.FINISHED, *place, "--per-class", "1", "--out", str(tmp_path / "grid.png")],
+        ["status", *place],
+    ):
+        assert main(command) == OK
+    assert main(["report", *place]) == OK
+    capsys.readouterr()
+    assert "newer" in store.run(first.FINISHED).config_path.read_text()  # nothing of it is lost
+    code = main(first.command(store.root))
+    told = capsys.readouterr()
+    assert code != OK and f"{dotted} is of a newer version, which this one cannot go on with" in told.err
+    assert "2 of 4 runs done" in told.out or "3 of 4 runs done" in told.out
+    assert store.run(first.IN_TRAINING).config_path.read_text().count("newer") == 1
+
+
+def add_unknown(path: Path, where: str) -> None:
+    """Add a field that this version does not know to a section of a stored config."""
+    from mvar.files import write_json
+
+    values = read_json(path)
+    node = values
+    for part in filter(None, where.split(".")):
+        node = node[part]
+    node["newer"] = 3
+    write_json(path, values)
+
+
+def test_config_without_what_the_first_version_had_is_damaged(store, capsys):
+    from mvar.files import write_json
+
+    write_json(store.run(first.FINISHED).config_path, {"schema_version": 1})
+    assert main(["evaluate", first.FINISHED, "--results", str(store.root)]) != OK
+    line = capsys.readouterr().err
+    assert "config.json" in line and "is not there; allowed: a whole config" in line
+    assert RunConfig().run_id not in [run.name for run in store.runs()]
