@@ -247,7 +247,9 @@ def _execution(record: Mapping[str, Any]) -> str:
         return f"{way.get('device')}, {processes}, attention {way.get('attention')}, scan {way.get('scan')}{tf32}"
 
     parts = [f"trained on {told(way)}" for way in record.get("train", [])]
-    return "; ".join([*parts, *[f"drawn on {told(record['sample'])}"] * bool(record.get("sample"))])
+    if drawn := record.get("sample"):
+        parts.append(f"drawn on {told(drawn)}")
+    return "; ".join(parts)
 
 
 def _renamed(configs: Mapping[str, RunConfig]) -> dict[str, str]:

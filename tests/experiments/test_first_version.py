@@ -5,7 +5,10 @@ from pathlib import Path
 
 import first_version as first
 import pytest
+from test_identity import SECTIONS, added
 
+from analysis.compare import check_comparable
+from analysis.records import load_records
 from experiments.environment import describe
 from experiments.pipeline import execute
 from experiments.store import DONE, STOPPED, Store
@@ -136,6 +139,29 @@ def test_a_settled_mamba_does_not_retrain_a_model_without_one(store):
     assert before == {p: p.stat().st_mtime_ns for p in store.run(first.FINISHED).path.rglob("*")}
     with_mamba = override(SMOKE, {"model.pattern": "mamba", "model.mamba.d_state": 8})
     assert store.run_of(with_mamba).name not in (first.IN_SAMPLING, first.FINISHED)
+
+
+@pytest.mark.parametrize("where", SECTIONS)
+def test_a_field_that_is_added_later_changes_nothing_of_what_is_there(store, where):
+    """Finished stays done; stopped goes on to the same bytes; old and new rows compare; nothing is made again."""
+    before = {p: p.stat().st_mtime_ns for p in store.run(first.FINISHED).path.rglob("*")}
+    trained: list[int] = []
+    with added(SECTIONS[where], "later", int, 3):
+        config = store.run(first.FINISHED).config()
+        assert config.run_id == first.FINISHED and store.is_done(config) and execute(config, store) == DONE
+        assert before == {p: p.stat().st_mtime_ns for p in store.run(first.FINISHED).path.rglob("*")}
+        begun = store.run(first.IN_TRAINING).config()
+        assert execute(begun, store, lambda stage, done, _: trained.append(done) if stage == "train" else None) == DONE
+        assert trained == list(range(11, 21))
+        assert execute(override(config, {"sample.cfg_scale": 3.0, "evaluation.num_images": 40}), store) == DONE
+        records = load_records(store.root)
+        first_two = records.done[records.done["evaluation_id"] == config.evaluation_id]
+        assert {first.FINISHED, first.IN_TRAINING} <= set(first_two["run_id"])
+        check_comparable(first_two)
+    if made_here(store):
+        weights = f"runs/{first.IN_TRAINING}/model.safetensors"
+        assert file_digest(store.root / weights) == first.EXPECTED["sha256"][weights]
+    assert len(list(store.root.glob("stages/*"))) == 3 and len(store.runs()) == 4
 
 
 def stop_at(step: int):
