@@ -25,7 +25,7 @@ from mvar.config import DataConfig, RuntimeConfig, SampleConfig
 from mvar.data.images import FolderSource, load_images, to_float
 from mvar.errors import UserError
 from mvar.evaluation.images import spread_indices
-from mvar.files import file_digest, read_json, write_at, write_json
+from mvar.files import file_digest, own_file, read_json, write_at, write_json
 from mvar.presets import SAMPLING
 from mvar.sampling import balanced_labels, generate
 from mvar.tokenizer.model import Tokenizer
@@ -122,7 +122,7 @@ class _Rows:
         self._start, self._row_bytes = header.tell(), 4 * int(np.prod(shape[1:]))
         self.done = self._found()
         if not self.done:
-            self._data.write_bytes(header.getvalue())
+            own_file(self._data).write_bytes(header.getvalue())
 
     def _found(self) -> int:
         with suppress(FileNotFoundError, UserError, KeyError, TypeError):
