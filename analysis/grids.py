@@ -10,6 +10,7 @@ from analysis.records import Manifest, Records
 from analysis.style import WIDTH, Figure, canvas
 from analysis.tables import cell_rows
 from experiments import stages
+from mvar import escaping
 from mvar.config import RunConfig
 from mvar.errors import UserError
 
@@ -57,7 +58,7 @@ def _draw(panels: Sequence[tuple[str, np.ndarray]], directory: Path, name: str) 
             ax.set_axis_off()
         for ax, (label, sheet) in zip(axes.flat, sheets, strict=False):
             ax.imshow(sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet, cmap="gray", vmin=0, vmax=255)
-            ax.set_title(label, loc="center", fontsize="small")
+            ax.set_title(escaping.figure(label), loc="center", fontsize="small")
 
 
 def tile(images: np.ndarray) -> np.ndarray:

@@ -28,6 +28,12 @@ def _tokens(text: str) -> list[Any]:
     return paragraph.children or []
 
 
+def prose(text: str) -> str:
+    """A sentence made of a message, e.g. a problem: its code spans stay code, everything else is shown as it is."""
+    parts = re.split("(`[^`]+`)", one_line(text))
+    return "".join(part if number % 2 else markdown_inside(part) for number, part in enumerate(parts))
+
+
 def to_markdown(text: str) -> str:
     """A sentence as Markdown of its own, on one line."""
     written = []

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.cache import ReadCache
+from analysis.frame import frame
 from experiments.store import DONE, RunDirectory, Store, read_document
 from mvar.config import RunConfig, SampleConfig, from_dict
 from mvar.errors import UserError
@@ -142,7 +143,7 @@ def load_records(root: Path | str, cache: ReadCache | None = None, allow_empty: 
         if not allow_empty:
             raise UserError(error)
         problems.append(error)
-    table = pd.DataFrame(rows, columns=None if rows else EMPTY)
+    table = frame(rows, columns=None if rows else EMPTY)
     manifests = _manifests(store, problems)
     return Records(store, table, configs, manifests, _missing(manifests, table), problems, cache)
 

@@ -98,21 +98,22 @@ def markdown(text: object) -> str:
 def markdown_inside(line: str) -> str:
     """`markdown` of a part of a line, its spaces kept."""
     line = re.sub(r"&(?=#?\w+;)", "&amp;", printable(line)).replace("<", "&lt;")
-    line = re.sub(r"([\\`*\[\]~$|])", r"\\\1", line)
+    line = re.sub(r"([\\`*~$|])", r"\\\1", line)
     line = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", line)
-    line = line.replace("](", r"]\(")  # a link's for whoever does not read backslashes
+    line = re.sub(r"\](?=[(\[:])", r"\\]", line).replace("](", r"]\(")  # links, twice: not all read backslashes
+    line = re.sub(r"(?<=!)\[|\[(?=\^)", r"\\[", line)  # pictures, footnotes
     line = re.sub(r"(?i)\b(https?|ftp)(?=://)", r"\1\\", line)  # GitHub makes links of bare addresses
     return re.sub(r"(?i)\bwww(?=\.)", r"www\\", line)
 
 
 def markdown_begin(line: str) -> str:
-    """A line of Markdown that does not begin a heading, a quotation or a list."""
-    return re.sub(r"^(\d*)([#>+\-=.)])", _first_escaped, line)
+    """A line of Markdown that does not begin a heading, a quotation, a list or a task."""
+    return re.sub(r"^(\d*)([#>+\-=.)\[])", _first_escaped, line)
 
 
 def _first_escaped(found: re.Match) -> str:
     digits, mark = found.groups()
-    begins_block = mark in ".)" if digits else mark in "#>+-="
+    begins_block = mark in ".)" if digits else mark in "#>+-=["
     return f"{digits}\\{mark}" if begins_block else found[0]
 
 
