@@ -51,8 +51,9 @@ def to_markdown(text: str) -> str:
         elif token.type == "link_close":
             written.append(f"]({targets.pop()})")
         else:
-            written.append(markdown_inside(token.content or token.markup))
-    return markdown_begin("".join(written))
+            text = markdown_inside(token.content or token.markup)
+            written.append(text if written else markdown_begin(text))
+    return "".join(written)
 
 
 def to_cell(text: str) -> str:

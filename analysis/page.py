@@ -11,7 +11,7 @@ from analysis.compare import DASH
 from analysis.document import Bullets, Section, Text, run_link
 from analysis.render import Table, short
 from analysis.style import Figure
-from mvar.escaping import printable
+from mvar.escaping import one_line, printable
 
 TEMPLATE = "page.html.jinja"
 MAX_TOLD = 8  # run ids in a tooltip
@@ -73,7 +73,7 @@ def _rows(table: Table) -> list[dict[str, Any]]:
             runs = table.runs_of(number, column.key)
             cells.append(
                 {
-                    "text": column.text(row.get(column.key)),
+                    "text": one_line(column.text(row.get(column.key))),
                     "marks": table.marks(number, column.key),
                     "kind": _kind(column.group),
                     "is_text": column.is_text,

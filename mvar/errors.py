@@ -33,7 +33,7 @@ def complain(message: str, code: int) -> int:
 
 def say(message: str) -> None:
     """Say on stdout, in one line, what a command has found or done; names in it are shown and not obeyed."""
-    print(printable(message).replace("\n", " "))  # a path keeps its spaces: it may be typed again
+    print(printable(message).expandtabs().replace("\n", " "))  # a path keeps its spaces: it may be typed again
 
 
 def warn(message: str) -> None:

@@ -77,14 +77,20 @@ codecs.register_error("mvar.degrade", _degraded)
 def file_name(name: str) -> str:
     """A name for a file, an anchor or a LaTeX label: letters, digits, `._+-`; what is changed gets a digest of it."""
     kept = re.sub(r"[^A-Za-z0-9._+-]", "_", name).lstrip(".")[:200]
-    if kept == name:
-        return name
-    return f"{kept}-{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()[:8]}"
+    return name if name and kept == name else f"{kept}-{hashlib.sha256(_bytes(name)).hexdigest()[:8]}"
 
 
 def link(path: str) -> str:
     """A relative path as the target of a link."""
-    return quote(path, safe="/+", errors="surrogateescape")
+    return quote(_bytes(path), safe="/+")
+
+
+def _bytes(name: str) -> bytes:
+    """A name's bytes as the system has them; halves of surrogate pairs that no file's name has are kept as they are."""
+    try:
+        return name.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return name.encode(errors="surrogatepass")
 
 
 # Markdown -----------------------------------------------------------------------------------------------------------
@@ -155,7 +161,7 @@ LATEX_SIGNS = {
 def latex(text: object) -> str:
     """A text in a line of LaTeX, in ASCII: no command, no comment, nothing that pdflatex could not print."""
     shown = "".join(LATEX_SIGNS.get(c) or "".join(LATEX.get(p, p) for p in ascii_only(c)) for c in one_line(text))
-    return shown.replace("--", "-{}-")  # an option of a command, no dash
+    return re.sub("-(?=-)", "-{}", shown)  # an option of a command, no dash
 
 
 def latex_comment(text: object) -> str:
@@ -173,10 +179,10 @@ def spreadsheet(text: str) -> str:
     return f"'{text}" if computed and not re.fullmatch(r"[+-]?[0-9]+(\.[0-9]*)?(e[+-]?[0-9]+)?", text, re.I) else text
 
 
-def figure(text: object) -> str:
+def figure(text: object, limit: int = MAX_IN_FIGURE) -> str:
     """A text in a figure of matplotlib: dollar signs are no mathematics, a label that begins with `_` is shown."""
     line = one_line(text)
-    if len(line) > MAX_IN_FIGURE:
-        line = line[: MAX_IN_FIGURE - 1] + "…"
+    if len(line) > limit:
+        line = line[: limit - 1] + "…"
     hidden = "\N{ZERO WIDTH SPACE}" if line.startswith("_") else ""
     return hidden + line.replace("$", r"\$")
