@@ -21,6 +21,8 @@ from mvar.scales import ScaleSchedule
 from mvar.tokenizer.model import Tokenizer
 from mvar.transformer import ScaleTransformer
 
+MAX_LABEL = 26  # characters beside a row of images
+
 
 @torch.no_grad()
 def grow(
@@ -111,6 +113,6 @@ def growth_figure(images: np.ndarray, sides: Sequence[int], labels: Sequence[str
                 name = names(sides)[column]
                 ax.set_title(name if column == 0 else f"+ {name}", fontsize=8, fontweight="normal", loc="center")
             if column == 0 and labels:
-                ax.set_ylabel(escaping.figure(labels[row]), rotation=0, ha="right", va="center")
+                ax.set_ylabel(escaping.figure(labels[row], MAX_LABEL), rotation=0, ha="right", va="center")
         figure.suptitle(escaping.figure(title), fontsize="medium")
     return figure

@@ -92,12 +92,14 @@ def canvas(directory: Path, name: str, height: float, **layout: Any) -> Iterator
 def save(figure: Any, directory: Path, name: str) -> None:
     """Write a figure as `name`.png and `name`.pdf; the same numbers give the same bytes.
 
-    Characters that the font lacks are boxes, and nothing is said about them.
+    Characters that the font lacks are boxes, and long texts leave less room; nothing is said about either.
     """
     for kind in ("png", "pdf"):
         metadata = {"CreationDate": None} if kind == "pdf" else None
         with atomic_write(directory / f"{name}.{kind}") as file, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font|Matplotlib currently does not support")
+            warnings.filterwarnings(
+                "ignore", r"Glyph \d+ .* missing|.* does not support|constrained_layout not applied"
+            )
             figure.savefig(file, format=kind, dpi=DPI, metadata=metadata)
         figure.set_layout_engine("none")  # laid out by now: the second file takes half the time
 

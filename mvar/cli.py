@@ -105,7 +105,7 @@ def parse(arguments: list[str]) -> Command:
 
 
 def _unboxed(text: str) -> str:
-    lines = [re.sub(r"[╭╮╰╯│─]+", " ", line).strip() for line in text.splitlines()[1:]]
+    lines = [re.sub(r"[╭╮╰╯│─]+|^ *-{4,} *$", " ", line).strip() for line in text.splitlines()[1:]]
     message = " ".join(line for line in lines if line)
     return re.split(r"\s*(?:For full helptext|Argument helptext)", message)[0]
 

@@ -172,6 +172,45 @@ def test_figures_of_it_are_drawn(strange):
     assert len(list((strange / "figures").glob("loss-*.png"))) == 1
 
 
+def test_tables_of_commands_show_it(strange, capsys):
+    from analysis.attention import AttentionStats
+    from experiments.evaluation_table import print_evaluation
+    from experiments.store import Store
+    from mvar.commands.attention import show
+
+    store = Store(strange.parent)
+    run = next(run for run in store.runs() if (run.path / "attention.json").exists() and "-s0-" in run.name)
+    show(AttentionStats.from_json(json.loads((run.path / "attention.json").read_text())), TEXT)
+    shown = capsys.readouterr().out
+    assert escaping.one_line(TEXT) in shown and "\x1b]" not in shown and "\x07" not in shown
+    print_evaluation(store, run.config())
+    shown = capsys.readouterr().out
+    assert "=cmd|' /C calc'!A0" in shown and "\x1b]" not in shown and "\x07" not in shown
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_pictures_show_names_of_classes_as_they_are(text, tmp_path):
+    import numpy as np
+    import torch
+    from matplotlib.text import Text as Written
+
+    from analysis import maps, pictures, style
+    from mvar.scales import ScaleSchedule
+
+    schedule, image = ScaleSchedule((1, 2)), np.zeros((8, 8, 3), np.uint8)
+    figures = (
+        pictures.growth_figure(np.zeros((1, 2, 8, 8, 3), np.uint8), schedule.sides, [text], text),
+        pictures.query_figure(torch.full((5,), 0.2), schedule, 2, image, text),
+        maps.map_figure(torch.full((5, 5), 0.2), schedule, text),
+    )
+    for figure in figures:
+        drawn = [
+            written._preprocess_math(written.get_text())[0].lstrip("\u200b") for written in figure.findobj(Written)
+        ]
+        assert sum(escaping.one_line(text)[: escaping.MAX_IN_FIGURE - 1] in words for words in drawn) >= 1
+        style.save(figure, tmp_path, "f")
+
+
 # Its parts ----------------------------------------------------------------------------------------------------------
 
 
