@@ -11,6 +11,7 @@ from mvar.escaping import file_name
 from mvar.files import atomic_write
 
 DPI = 150
+UNSAID = r"Glyph \d+ .* missing from font|Matplotlib currently does not support|constrained_layout not applied"
 WIDTH = 7.0  # inches: a text page
 MIXERS = {"global": "o", "intra": "s", "mamba": "^", "intra+mamba": "D"}  # markers: figures are read in grey too
 MIXED = ("mixed", "P")  # partly replaced
@@ -97,9 +98,7 @@ def save(figure: Any, directory: Path, name: str) -> None:
     for kind in ("png", "pdf"):
         metadata = {"CreationDate": None} if kind == "pdf" else None
         with atomic_write(directory / f"{name}.{kind}") as file, warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", r"Glyph \d+ .* missing|.* does not support|constrained_layout not applied"
-            )
+            warnings.filterwarnings("ignore", UNSAID)
             figure.savefig(file, format=kind, dpi=DPI, metadata=metadata)
         figure.set_layout_engine("none")  # laid out by now: the second file takes half the time
 
