@@ -12,6 +12,7 @@ from experiments import stages
 from experiments.documents import read_document
 from mvar.config import RunConfig
 from mvar.errors import UserError
+from mvar.escaping import code, markdown
 from mvar.files import digest, read_json
 from mvar.warm_start import Start
 
@@ -65,9 +66,9 @@ def tokenizer_lines(records: Records, problems: list[str]) -> list[str]:
                 f"; held-out PSNR {quality['psnr_db']:.1f} dB, {quality['codes_used']} of {quality['vocab_size']} "
                 "codes in use on held-out images"
             )
-        sides = " ".join(map(str, tokenizer.patch_sides))
+        sides, length = " ".join(map(str, tokenizer.patch_sides)), tokenizer.schedule.num_tokens
         lines.append(
-            f"**Tokenizer** `{config.tokenizer_id}`: scales {sides} (L = {tokenizer.schedule.num_tokens:,} tokens), "
+            f"**Tokenizer** {code(config.tokenizer_id)}: scales {sides} (L = {length:,} tokens), "
             f"{tokenizer.vocab_size:,} codes of {tokenizer.code_channels} channels{told}."
         )
     return lines
@@ -82,8 +83,8 @@ def extractor_lines(records: Records, problems: list[str]) -> list[str]:
         accuracy = (found or {}).get("heldout_accuracy")
         told = "" if accuracy is None else f", {accuracy:.1%} of held-out images classified rightly"
         lines.append(
-            f"**Feature extractor** `{config.extractor_id}`: {config.evaluation.extractor}{told}. FID of another "
-            "extractor is another number; none of these compares with an ImageNet FID."
+            f"**Feature extractor** {code(config.extractor_id)}: {markdown(config.evaluation.extractor)}{told}. FID of "
+            "another extractor is another number; none of these compares with an ImageNet FID."
         )
     return lines
 
@@ -129,7 +130,7 @@ def start_lines(records: Records, problems: list[str]) -> list[str]:
     for run_id, config in records.configs.items():
         if config.train.init_from:
             document = _read(records.store.run(run_id).path / "start.json", records, problems)
-            lines += [f"`{run_id}` starts {Start.from_json(document)}."] if document else []
+            lines += [f"{code(run_id)} starts {markdown(Start.from_json(document))}."] if document else []
     return lines
 
 
@@ -171,7 +172,7 @@ def _machine(environment: dict[str, Any]) -> str:
         f"Python {versions.get('python')}, PyTorch {versions.get('torch')}",
         commit,
     ]
-    return "; ".join(part for part in parts if part)
+    return markdown("; ".join(part for part in parts if part))
 
 
 def _distinct(records: Records, identity: Any) -> Iterator[RunConfig]:

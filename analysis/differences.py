@@ -6,6 +6,7 @@ from analysis.compare import CONFIDENCE, Difference, difference
 from analysis.records import Cell, Manifest, Records
 from analysis.render import MEASURED, Column, Table
 from analysis.tables import cell_rows
+from mvar.escaping import markdown
 
 COLUMNS = (
     Column("label", "row", is_text=True),
@@ -67,7 +68,7 @@ def _reading(rows: list[dict[str, Any]]) -> list[str]:
         "number of rows."
     ]
     for key, name in (("fid", "FID"), ("nll", "held-out NLL")):
-        found = [(row["label"], row[key]) for row in rows if isinstance(row.get(key), Difference)]
+        found = [(markdown(row["label"]), row[key]) for row in rows if isinstance(row.get(key), Difference)]
         sure = [f"{label} ({'lower' if d.mean < 0 else 'higher'})" for label, d in found if d.excludes_zero]
         known = [d for _, d in found if d.excludes_zero is not None]
         if not found:

@@ -4,20 +4,22 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from analysis import inline
 from analysis.render import Table, to_markdown
 from analysis.style import Figure
+from mvar.escaping import link, markdown, printable
 
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; inline Markdown."""
+    """A paragraph; a sentence of `analysis.inline`."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Bullets:
-    """A list, with a bold heading if there is one; inline Markdown."""
+    """A list, with a bold heading if there is one; sentences of `analysis.inline`."""
 
     items: Sequence[str]
     heading: str = ""
@@ -28,7 +30,7 @@ Block = Text | Bullets | Table | Figure
 
 @dataclass
 class Section:
-    """A heading and what stands under it."""
+    """A heading, plain text, and what stands under it."""
 
     title: str
     blocks: list[Block] = field(default_factory=list)
@@ -42,28 +44,30 @@ class Section:
 
 def run_link(run_id: str) -> str:
     """A run's directory as seen from the report's."""
-    return f"../runs/{run_id}/"
+    return f"../runs/{link(run_id)}/"
 
 
 def document_to_markdown(sections: Sequence[Section]) -> str:
     """The whole report for GitHub and editors."""
     lines: list[str] = []
     for section in sections:
-        lines += [f"{'#' * section.level} {section.title}", ""]
+        lines += [f"{'#' * section.level} {markdown(section.title)}", ""]
         for block in section.blocks:
             lines += [*_block(block), ""]
-    return "\n".join(lines).rstrip() + "\n"
+    return printable("\n".join(lines).rstrip() + "\n")
 
 
 def _block(block: Block) -> list[str]:
     if isinstance(block, Text):
-        return [block.text]
+        return [inline.to_markdown(block.text)]
     if isinstance(block, Bullets):
-        return [*([f"**{block.heading}**", ""] if block.heading else []), *(f"- {item}" for item in block.items)]
+        heading = [f"**{markdown(block.heading)}**", ""] if block.heading else []
+        return [*heading, *(f"- {inline.to_markdown(item)}" for item in block.items)]
     if isinstance(block, Figure):
-        told = f"*{block.title}.* {block.caption} [pdf](figures/{block.name}.pdf)"
-        return [f"![{block.title}](figures/{block.name}.png)", "", told]
+        title, caption = markdown(block.title), markdown(block.caption)
+        told = f"*{title}.* {caption} [pdf](figures/{block.file}.pdf)"
+        return [f"![{title}](figures/{block.file}.png)", "", told]
     lines = [to_markdown(block, run_link)]
     if block.reading:
         lines += ["", *_block(Bullets(block.reading, "How to read this"))]
-    return [*lines, "", "Files: " + " · ".join(f"[{kind}](tables/{block.name}.{kind})" for kind in ("csv", "tex"))]
+    return [*lines, "", "Files: " + " · ".join(f"[{kind}](tables/{block.file}.{kind})" for kind in ("csv", "tex"))]

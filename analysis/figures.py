@@ -18,6 +18,7 @@ from analysis.render import Table
 from analysis.style import MIXERS, Figure, canvas, despine, mixer_look
 from analysis.tables import cell_rows
 from experiments.store import DONE
+from mvar import escaping
 from mvar.errors import UserError
 
 SMOOTHING = 30  # of a loss curve: the window is that fraction of the training
@@ -83,9 +84,8 @@ def cost_figure(records: Records, manifests: Sequence[Manifest], directory: Path
                 if look["label"] in MIXERS and not cell.label.startswith("M-VAR-"):  # the legend says it
                     continue
                 at = (cost.mean / unit, fid.mean)
-                text = ax.annotate(
-                    cell.label.removeprefix("M-VAR-"), at, (4, 3), textcoords="offset points", fontsize=6, color="0.25"
-                )
+                told = escaping.figure(cell.label.removeprefix("M-VAR-"))
+                text = ax.annotate(told, at, (4, 3), textcoords="offset points", fontsize=6, color="0.25")
                 text.set_path_effects([withStroke(linewidth=2, foreground="white")])  # readable over error bars
             ax.set(xlabel=f"{label} (× {power})" if unit != 1 else label)
             ax.margins(x=0.22, y=0.12)
@@ -127,7 +127,7 @@ def scale_figure(records: Records, manifest: Manifest, directory: Path) -> Figur
         for number, (cell, rows) in enumerate(cells):
             values = [(i, m) for i, key in enumerate(keys) if (m := aggregate(rows, key))]
             dodge = 0.06 * (number - (len(cells) - 1) / 2)
-            look = mixer_look(rows["pattern"].iloc[0]) | {"label": cell.label}
+            look = mixer_look(rows["pattern"].iloc[0]) | {"label": escaping.figure(cell.label)}
             points(ax, [i + dodge for i, _ in values], [m for _, m in values], linewidth=1.2, **look)
         sides = records.configs[cells[0][1]["run_id"].iloc[0]].tokenizer.patch_sides
         ax.set_xticks(range(len(keys)), [f"{side} × {side}" for side in sides[: len(keys)]])
@@ -158,7 +158,7 @@ def loss_figure(records: Records, manifest: Manifest, directory: Path, problems:
                 ax.plot(curve["step"], curve["value"], color=colour, alpha=0.2, linewidth=0.6)
             mean = pd.concat(curves).groupby("step")["value"].mean()
             smooth = mean.rolling(max(1, len(mean) // SMOOTHING), min_periods=1, center=True).mean()
-            ax.plot(smooth.index, smooth, color=colour, linewidth=1.5, label=cell.label)
+            ax.plot(smooth.index, smooth, color=colour, linewidth=1.5, label=escaping.figure(cell.label))
             drawn = True
         if not drawn:
             raise UserError(f"figure {name}: no training loss to draw")
@@ -224,7 +224,7 @@ def table1_figure(table: Table, directory: Path) -> Figure:
                 if not np.isnan(height):
                     above = (x, height + deviation)
                     ax.annotate(f"{height:.0f}", above, (0, 2), textcoords="offset points", ha="center", fontsize=6.5)
-        ax.set_xticks(range(len(rows)), [row["schedule"].replace(", ", "\n") for row in rows])
+        ax.set_xticks(range(len(rows)), [escaping.figure(row["schedule"]).replace(", ", "\n") for row in rows])
         ax.tick_params(axis="x", length=0)
         ax.set(ylabel="intra-scale share (%)", ylim=(0, 100))
         ax.grid(axis="x", visible=False)

@@ -10,10 +10,12 @@ from analysis.records import Manifest, Records
 from analysis.style import WIDTH, Figure, canvas
 from analysis.tables import cell_rows
 from experiments import stages
+from mvar import escaping
 from mvar.config import RunConfig
 from mvar.errors import UserError
 
 CLASSES, PER_CLASS, PANELS_A_ROW = 10, 6, 5
+MAX_TITLE = 26  # characters over a panel
 
 
 def samples_figure(records: Records, manifest: Manifest, directory: Path, problems: list[str]) -> Figure:
@@ -57,7 +59,7 @@ def _draw(panels: Sequence[tuple[str, np.ndarray]], directory: Path, name: str) 
             ax.set_axis_off()
         for ax, (label, sheet) in zip(axes.flat, sheets, strict=False):
             ax.imshow(sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet, cmap="gray", vmin=0, vmax=255)
-            ax.set_title(label, loc="center", fontsize="small")
+            ax.set_title(escaping.figure(label, MAX_TITLE), loc="center", fontsize="small")
 
 
 def tile(images: np.ndarray) -> np.ndarray:

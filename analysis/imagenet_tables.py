@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.compare import aggregate, check_comparable, ratio
+from analysis.inline import prose
 from analysis.records import Records
 from analysis.render import ANALYTIC, MEASURED, Column, Table
 from analysis.tables import KEYS, contradictions
@@ -236,7 +237,7 @@ def _reading(found: dict[Ours, pd.DataFrame], which: Artefact, refused: str | No
     if which.rejection:
         lines.append("The paper states no acceptance rate; ours is images kept over images drawn.")
     if refused:
-        lines.append(f"**Not compared.** {refused}")
+        lines.append(f"**Not compared.** {prose(refused)}")
     elif not found:
         lines.append("No run of ours is there: every measured cell is a dash.")
     else:

@@ -16,6 +16,7 @@ from torch import Tensor
 from analysis.attention import AttentionStats, global_layers, observing
 from analysis.cost_table import uniform_share
 from analysis.style import WIDTH, despine, mixer_look, page
+from mvar import escaping
 from mvar.errors import UserError, one_of
 from mvar.scales import ScaleSchedule
 from mvar.transformer import ScaleTransformer
@@ -128,7 +129,7 @@ def map_figure(weights: Tensor, schedule: ScaleSchedule, title: str = "") -> Any
                 ax.axhline(end - 0.5, **line)
         own = schedule.sides[len(ends) - 2]
         ylabel = "query tokens, by scale" if is_whole else f"query token of scale {own}×{own}"
-        ax.set(xlabel="key tokens, by scale", ylabel=ylabel, title=title)
+        ax.set(xlabel="key tokens, by scale", ylabel=ylabel, title=escaping.figure(title))
         ax.grid(False)
         ticks = {"ticks": LogLocator(subs=(1, 2, 3, 5)), "format": FuncFormatter(lambda x, _: f"{x:g}")}
         label = "attention weight (%), logarithmic"

@@ -6,10 +6,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from analysis import inline
 from analysis.compare import DASH
 from analysis.document import Bullets, Section, Text, run_link
-from analysis.render import Table, literal, short
+from analysis.render import Table, short
 from analysis.style import Figure
+from mvar.escaping import one_line, printable
 
 TEMPLATE = "page.html.jinja"
 MAX_TOLD = 8  # run ids in a tooltip
@@ -24,18 +26,15 @@ def document_to_html(sections: Sequence[Section], directory: Path) -> str:
         directory: the report's, where `figures/` are.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markdown_it import MarkdownIt
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    markdown = MarkdownIt("commonmark", {"html": False})
-    environment.filters["inline"] = lambda text: markdown.renderInline(str(text))
-    environment.filters["literal"] = literal
+    environment.filters["inline"] = inline.to_html
     shown = [
         {"section": section, "blocks": [_shown(block, directory) for block in section.blocks]} for section in sections
     ]
-    return environment.get_template(TEMPLATE).render(sections=shown, title=sections[0].title)
+    return printable(environment.get_template(TEMPLATE).render(sections=shown, title=sections[0].title))
 
 
 def _shown(block: Any, directory: Path) -> dict[str, Any]:
@@ -44,7 +43,7 @@ def _shown(block: Any, directory: Path) -> dict[str, Any]:
     if isinstance(block, Bullets):
         return {"kind": "bullets", "heading": block.heading, "items": block.items}
     if isinstance(block, Figure):
-        picture = b64encode((directory / "figures" / f"{block.name}.png").read_bytes()).decode()
+        picture = b64encode((directory / "figures" / f"{block.file}.png").read_bytes()).decode()
         return {"kind": "figure", "figure": block, "source": f"data:image/png;base64,{picture}"}
     return {"kind": "table", "table": block, "groups": _groups(block), "rows": _rows(block), "heads": _heads(block)}
 
@@ -74,10 +73,11 @@ def _rows(table: Table) -> list[dict[str, Any]]:
             runs = table.runs_of(number, column.key)
             cells.append(
                 {
-                    "text": column.text(row.get(column.key)),
+                    "text": one_line(column.text(row.get(column.key))),
                     "marks": table.marks(number, column.key),
                     "kind": _kind(column.group),
                     "is_text": column.is_text,
+                    "is_code": column.is_code,
                     "title": _told(runs),
                     "link": run_link(runs[0]) if len(runs) == 1 else "",
                 }

@@ -13,12 +13,15 @@ from torch import Tensor
 
 from analysis.maps import names
 from analysis.style import mixer_look, page
+from mvar import escaping
 from mvar.config import SampleConfig
 from mvar.data.images import to_uint8
 from mvar.sampling import generate
 from mvar.scales import ScaleSchedule
 from mvar.tokenizer.model import Tokenizer
 from mvar.transformer import ScaleTransformer
+
+MAX_LABEL = 26  # characters beside a row of images
 
 
 @torch.no_grad()
@@ -92,7 +95,7 @@ def query_figure(weights: Tensor, schedule: ScaleSchedule, query: int, image: np
                 )  # fmt: skip
             ax.set_title(text, fontsize=8, fontweight="normal", loc="center")
         figure.colorbar(shown, ax=axes, label="weight (× uniform)", shrink=0.9, aspect=15)
-        figure.suptitle(title, fontsize="medium")
+        figure.suptitle(escaping.figure(title), fontsize="medium")
     return figure
 
 
@@ -110,6 +113,6 @@ def growth_figure(images: np.ndarray, sides: Sequence[int], labels: Sequence[str
                 name = names(sides)[column]
                 ax.set_title(name if column == 0 else f"+ {name}", fontsize=8, fontweight="normal", loc="center")
             if column == 0 and labels:
-                ax.set_ylabel(labels[row], rotation=0, ha="right", va="center")
-        figure.suptitle(title, fontsize="medium")
+                ax.set_ylabel(escaping.figure(labels[row], MAX_LABEL), rotation=0, ha="right", va="center")
+        figure.suptitle(escaping.figure(title), fontsize="medium")
     return figure

@@ -5,6 +5,7 @@ from itertools import combinations, pairwise
 from typing import Any
 
 from analysis.compare import Measured, resolved
+from mvar.escaping import markdown
 
 Row = dict[str, Any]  # of `tables`: label, fid, nll, copy_rate (`Measured` or absent), paper_fid
 
@@ -32,7 +33,7 @@ def trend_reading(rows: Sequence[Row]) -> list[str]:
         lines += _opposition(first, last)
     if all(isinstance(row.get("copy_rate"), Measured) for row in (first, last)):
         a, b = (row["copy_rate"].text(1, 100) for row in (first, last))
-        lines.append(f"Near-copies of training images: {a} % at {first['label']}, {b} % at {last['label']}.")
+        lines.append(f"Near-copies of training images: {a} % at {_name(first)}, {b} % at {_name(last)}.")
     return lines
 
 
@@ -55,7 +56,7 @@ def _direction(a: float, b: float) -> str:
 
 def _change(name: str, first: Row, last: Row, key: str) -> str:
     a, b = first[key], last[key]
-    told = f"{name} {_direction(a.mean, b.mean)} from {a.text(2)} ({first['label']}) to {b.text(2)} ({last['label']})"
+    told = f"{name} {_direction(a.mean, b.mean)} from {a.text(2)} ({_name(first)}) to {b.text(2)} ({_name(last)})"
     sure = resolved(a, b)
     if sure is None:
         return f"{told}; with one seed it is not known whether more than chance."
@@ -84,7 +85,7 @@ def _pairs(in_paper_order: Sequence[Row]) -> str:
     """How many pairs are ordered as in the paper, which are not, and which differ too little to say."""
     agree, against, unresolved = [], [], []
     for first, second in combinations(in_paper_order, 2):
-        pair = f"{first['label']} / {second['label']}"
+        pair = f"{_name(first)} / {_name(second)}"
         if resolved(first["fid"], second["fid"]) is False:
             unresolved.append(pair)
         else:
@@ -104,4 +105,8 @@ def _pairs(in_paper_order: Sequence[Row]) -> str:
 
 
 def _names(rows: Sequence[Row]) -> str:
-    return ", ".join(str(row["label"]) for row in rows)
+    return ", ".join(map(_name, rows))
+
+
+def _name(row: Row) -> str:
+    return markdown(row["label"])

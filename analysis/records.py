@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.cache import ReadCache
+from analysis.frame import frame
 from experiments.documents import read_document
 from experiments.store import DONE, RunDirectory, Store
 from mvar.config import EvaluationConfig, RunConfig, SampleConfig, from_dict, identity
@@ -143,7 +144,7 @@ def load_records(root: Path | str, cache: ReadCache | None = None, allow_empty: 
         if not allow_empty:
             raise UserError(error)
         problems.append(error)
-    table = pd.DataFrame(rows, columns=None if rows else EMPTY)
+    table = frame(rows, columns=None if rows else EMPTY)
     manifests = _manifests(store, problems, _renamed(configs))
     return Records(store, table, configs, manifests, _missing(manifests, table), problems, cache)
 

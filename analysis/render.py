@@ -1,14 +1,18 @@
 """A table as a value, and its three forms: Markdown to read, CSV to compute with, LaTeX (booktabs) to print."""
 
+import csv
 import string
-import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from analysis import inline
 from analysis.compare import DASH, Difference, Measured
+from mvar.escaping import code, file_name, latex, latex_comment, markdown, spreadsheet
 
 MEASURED, ANALYTIC = "measured", "analytic"
 MAX_LINKS = 12  # run links in a row; the CSV has them all
@@ -38,6 +42,7 @@ class Column:
     decimals: int | None = 2
     factor: float = 1.0
     is_text: bool = False
+    is_code: bool = False  # of a command to type
     in_print: bool = True  # LaTeX has a page's width: what a reader can do without is left to the other forms
 
     def text(self, value: Any) -> str:
@@ -68,6 +73,7 @@ class Note:
 class Table:
     """Rows of values by column key. `reading` says how to read it, computed from its numbers.
 
+    Titles, captions and cells are plain text; notes, `reading` and `missing` are sentences of `analysis.inline`.
     `run_ids` has the runs behind each row; empty for a table that no run stands behind, which then has no such column.
     `missing` says what its dashes want, and which command makes it.
     """
@@ -81,6 +87,11 @@ class Table:
     reading: Sequence[str] = field(default_factory=list)
     missing: Sequence[str] = field(default_factory=list)
     caption: str = ""  # what a reader of the table alone must know: images, seeds
+
+    @property
+    def file(self) -> str:
+        """The name as that of a file, an anchor or a LaTeX label."""
+        return file_name(self.name)
 
     def runs_of(self, row: int, key: str) -> Sequence[str]:
         """The runs that a cell was computed from: its own where it knows them, else its row's if it is measured."""
@@ -121,19 +132,22 @@ def to_markdown(table: Table, link: Callable[[str], str]) -> str:
     alignment = [" :-- " if column.is_text else " --: " for column in table.columns]
     lines.append("|" + "|".join([*alignment, *[" :-- "] * with_runs]) + "|")
     for number, row in enumerate(table.rows):
-        cells = [marked(literal(c.text(row.get(c.key))), table.marks(number, c.key)) for c in table.columns]
+        cells = [marked(_markdown_cell(c, row.get(c.key)), table.marks(number, c.key)) for c in table.columns]
         if with_runs:
-            links = [f"[{short(run_id)}]({link(run_id)})" for run_id in table.run_ids[number][:MAX_LINKS]]
+            links = [f"[{markdown(short(run_id))}]({link(run_id)})" for run_id in table.run_ids[number][:MAX_LINKS]]
             more = len(table.run_ids[number]) - len(links)
             cells.append(" ".join(links) + (f" and {more} more, see the CSV" if more else "") or DASH)
         lines.append("| " + " | ".join(cells) + " |")
-    notes = [f"<sup>{letter}</sup> {text}" for letter, text in table.footnotes()]
-    return "\n".join(lines) + "\n" + "".join(f"\n{note}  " for note in [*notes, *table.missing])
+    notes = [f"<sup>{letter}</sup> {inline.to_markdown(text)}" for letter, text in table.footnotes()]
+    notes += [inline.to_markdown(text) for text in table.missing]
+    return "\n".join(lines) + "\n" + "".join(f"\n{note}  " for note in notes)
 
 
-def literal(text: str) -> str:
-    """A cell whose asterisks are asterisks (`4*global`), not emphasis; inside backticks they are anyway."""
-    return text if "`" in text else text.replace("*", r"\*")
+def _markdown_cell(column: Column, value: Any) -> str:
+    text = column.text(value)
+    if value is None or isinstance(value, Measured | Difference | int | float):
+        return text
+    return inline.to_cell(code(text)) if column.is_code else markdown(text)
 
 
 def short(run_id: str) -> str:
@@ -157,7 +171,26 @@ def to_csv(table: Table) -> str:
         rows.append(flat | {"run_ids": " ".join(table.run_ids[number]) if table.run_ids else None})
     names = list(dict.fromkeys(name for row in rows for name in row if name != "run_ids"))
     order = sorted(names, key=lambda name: _column_order(table, name))  # an sd beside its mean, even if row 1 has none
-    return pd.DataFrame(rows, columns=[*order, *["run_ids"] * bool(table.run_ids)]).to_csv(index=False)
+    names = [*order, *["run_ids"] * bool(table.run_ids)]
+    return csv_text(names, ([row.get(name) for name in names] for row in rows))
+
+
+def csv_text(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """CSV: whole numbers whole and exact, what is missing empty, texts as `mvar.escaping.spreadsheet` has them."""
+    lines: list[str] = []
+    # with this terminator, which is taken away again, the writer quotes both kinds of line ends in a text
+    writer = csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n")
+    writer.writerow([spreadsheet(name) for name in names])
+    writer.writerows([_csv_value(value) for value in row] for row in rows)
+    return "".join(line.removesuffix("\r\n") + "\n" for line in lines)
+
+
+def _csv_value(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or value is pd.NA or value != value:
+        return ""
+    return value if isinstance(value, int | float) else spreadsheet(str(value))
 
 
 def _column_order(table: Table, name: str) -> tuple[int, str]:
@@ -185,44 +218,28 @@ def to_latex(table: Table) -> str:
         multicol_align="c",
         environment="table*",
         position_float="centering",
-        caption=_tex(caption),
-        label=f"tab:{table.name}",
+        caption=latex(caption),
+        label=f"tab:{table.file}",
     )
     text = text.replace("\\begin{tabular}", f"{SHRINK}{{!}}{{%\n\\begin{{tabular}}")
-    notes = "".join(f"\n\\par\\textsuperscript{{{letter}}} {_tex(note)}" for letter, note in table.footnotes())
-    notes += "".join(f"\n\\par {_tex(line)}" for line in table.missing)
+    notes = "".join(
+        f"\n\\par\\textsuperscript{{{letter}}} {inline.to_latex(note)}" for letter, note in table.footnotes()
+    )
+    notes += "".join(f"\n\\par {inline.to_latex(line)}" for line in table.missing)
     text = text.replace("\\end{tabular}", "\\end{tabular}}\n\\footnotesize" + notes)
     labels = [str(row.get(table.columns[0].key)) for row in table.rows]
     runs = "".join(
-        f"% {label}: {' '.join(ids) or 'no run'}\n"
+        f"% {latex_comment(label)}: {latex_comment(' '.join(ids)) or 'no run'}\n"
         for label, ids in zip(labels, table.run_ids, strict=bool(table.run_ids))
     )
     return f"% \\usepackage{{booktabs,graphicx}}\n{runs}{text}"
 
 
 SHRINK = r"\resizebox{\ifdim\width>\textwidth \textwidth\else\width\fi}"  # to the page's width, never beyond its own
-SPECIAL = {
-    "\\": r"\textbackslash{}",
-    **{character: "\\" + character for character in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "↓": r"$\downarrow$",
-    "↑": r"$\uparrow$",
-    "—": r"\textemdash{}",
-    "–": r"\textendash{}",
-    "−": "$-$",
-    "²": "$^2$",
-    "Δ": r"$\Delta$",
-    "<": "$<$",
-    ">": "$>$",
-    "`": "",
-}
 
 
 def latex_document(names: Sequence[str]) -> str:
-    """A document that shows the tables of these names, which lie beside it: `pdflatex tables.tex`."""
+    """A document that shows the tables of these files, which lie beside it: `pdflatex tables.tex`."""
     inputs = "\n\\clearpage\n".join(f"\\input{{{name}.tex}}" for name in names)
     return (
         "\\documentclass{article}\n\\usepackage[utf8]{inputenc}\n\\usepackage{booktabs,graphicx}\n"
@@ -231,8 +248,4 @@ def latex_document(names: Sequence[str]) -> str:
 
 
 def _tex(text: str, marks: str = "") -> str:
-    # A character that nobody thought of must not keep a document from compiling.
-    ascii_only = (unicodedata.normalize("NFKD", c).encode("ascii", "ignore").decode() or "?" for c in text)
-    escaped = "".join(SPECIAL.get(c, c if c.isascii() else plain) for c, plain in zip(text, ascii_only, strict=True))
-    escaped = escaped.replace("--", "-{}-")  # an option of a command, no dash
-    return escaped + (f"\\textsuperscript{{{marks}}}" if marks else "")
+    return latex(text) + (f"\\textsuperscript{{{marks}}}" if marks else "")

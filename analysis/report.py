@@ -16,13 +16,15 @@ from analysis.differences import differences_table
 from analysis.document import Block, Bullets, Section, Text, document_to_markdown
 from analysis.grids import samples_figure
 from analysis.imagenet_tables import ARTEFACTS, Artefact, imagenet_table
+from analysis.inline import prose
 from analysis.page import document_to_html
 from analysis.records import Manifest, Records, load_records, unasked
-from analysis.render import Column, Table, latex_document, to_csv, to_latex
+from analysis.render import Column, Table, csv_text, latex_document, to_csv, to_latex
 from analysis.scaling import curves, scaling_table
 from analysis.style import Figure
 from analysis.summary import summary
 from analysis.tables import LAYOUTS, sweep_table
+from analysis.written import Written
 from experiments.store import RunDirectory, Store, one_line
 from mvar.errors import UserError
 from mvar.files import atomic_write
@@ -69,16 +71,15 @@ class _Writer:
         self.problems = records.problems
         self.directory = records.store.root / "report"
         self.figures = self.directory / "figures"
+        self.written = Written(self.directory)
         self.sections: list[Section] = []
         self.tables: list[str] = []
-        self.written: set[Path] = set()
         self.floors: list[dict[str, Any]] = []
         self.attention: list[str] = []
         self.swept: list[tuple[Manifest, Table, Table | None]] = []
 
     def write(self) -> Path:
         """Write everything; the path of `report.md`."""
-        self.figures.mkdir(parents=True, exist_ok=True)
         parts = [
             self._background,
             self._table1,
@@ -99,15 +100,14 @@ class _Writer:
         first.blocks = found or []
         self.sections.insert(0, first)
         self._problems()
-        self._save(self.directory / "tables" / "tables.tex", latex_document(self.tables))
-        self._remove_stale()
-        path = self.directory / "report.md"
-        self._save(path, document_to_markdown(self.sections))
-        self._save(self.directory / "report.html", document_to_html(self.sections, self.directory))
+        self._save("tables/tables.tex", latex_document(self.tables))
+        self.written.finish()
+        self._save("report.md", document_to_markdown(self.sections))
+        self._save("report.html", document_to_html(self.sections, self.directory))
         self.records.cache.save()
         self.done = self.total
         self._show("")
-        return path
+        return self.directory / "report.md"
 
     def _show(self, what: str) -> None:
         self.progress(self.done, self.total, what)
@@ -130,17 +130,12 @@ class _Writer:
         """Add to the section that was begun last."""
         self.sections[-1].blocks.append(block)
 
-    def _save(self, path: Path, text: str) -> None:
+    def _save(self, name: str, text: str) -> None:
+        path = self.directory / name
         with atomic_write(path) as file:
             file.write(text.encode())
-        self.written.add(path)
-
-    def _remove_stale(self) -> None:
-        """Tables and figures of an earlier report that this one does not have."""
-        for folder in ("tables", "figures"):
-            for path in (self.directory / folder).glob("*"):
-                if path not in self.written:
-                    path.unlink()
+        if path.parent != self.directory:
+            self.written.add(path)
 
     # Parts ----------------------------------------------------------------------------------------------------------
 
@@ -148,8 +143,8 @@ class _Writer:
         """A table in all its forms."""
         self.add(table)
         for kind, text in (("csv", to_csv(table)), ("tex", to_latex(table))):
-            self._save(self.directory / "tables" / f"{table.name}.{kind}", text)
-        self.tables.append(table.name)
+            self._save(f"tables/{table.file}.{kind}", text)
+        self.tables.append(table.file)
 
     def figure(self, what: str, make: Callable[..., Figure], *arguments: Any) -> None:
         """A figure, or a problem."""
@@ -157,7 +152,8 @@ class _Writer:
         figure = self.attempt(f"figure {what}", make, *arguments)
         if figure is None:
             return
-        self.written |= {self.figures / f"{figure.name}.{kind}" for kind in ("png", "pdf")}
+        for kind in ("png", "pdf"):
+            self.written.add(self.figures / f"{figure.file}.{kind}")
         self.add(figure)
 
     # Sections -------------------------------------------------------------------------------------------------------
@@ -216,7 +212,7 @@ class _Writer:
         try:
             table = sweep_table(self.records, manifest)
         except UserError as error:
-            self.add(Text(f"**Not compared.** {error}"))
+            self.add(Text(f"**Not compared.** {prose(str(error))}"))
             self.problems.append(f"{manifest.name}: {error}")
             return
         self.table(table)
@@ -254,7 +250,9 @@ class _Writer:
             self.figure("cost", figures.cost_figure, self.records, manifests, self.figures)
 
     def _runs(self) -> None:
-        self._save(self.directory / "tables" / "runs.csv", self.records.table.to_csv(index=False))
+        table = self.records.table
+        rows = table.astype(object).itertuples(index=False, name=None)
+        self._save("tables/runs.csv", csv_text(list(table.columns), rows))
         self.section("All runs", Text("Every metric of every run: [runs.csv](tables/runs.csv)."))
 
     def _missing(self) -> None:
@@ -262,11 +260,11 @@ class _Writer:
             return
         self.section("Missing", Text("A command makes what it lists and skips what is there."))
         names = {"sweep": "sweep", "label": "row", "run_id": "run", "why": "why", "command": "command"}
-        columns = [Column(key, heading, is_text=True) for key, heading in names.items()]
-        rows = [{key: getattr(m, key) for key in names} | {"command": f"`{m.command}`"} for m in self.records.missing]
+        columns = [Column(key, heading, is_text=True, is_code=key == "command") for key, heading in names.items()]
+        rows = [{key: getattr(m, key) for key in names} for m in self.records.missing]
         self.table(Table("missing", "Runs that sweeps asked for and that are not there", columns, rows))
 
     def _problems(self) -> None:
         if self.problems:
             here = f"{self.records.store.root}/"  # a report does not depend on where it was made
-            self.section("Problems", Bullets([p.replace(here, "") for p in dict.fromkeys(self.problems)]))
+            self.section("Problems", Bullets([prose(p.replace(here, "")) for p in dict.fromkeys(self.problems)]))

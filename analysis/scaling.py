@@ -16,6 +16,7 @@ from analysis.compare import DASH, Measured, aggregate
 from analysis.records import Manifest, Records
 from analysis.render import MEASURED, Column, Table
 from analysis.tables import cell_rows
+from mvar.escaping import code
 
 MIN_POINTS = 4  # sizes: one more than the law has parameters
 BOOTSTRAP = 500
@@ -187,7 +188,7 @@ def _reading(found: Sequence[Curve], few: int, manifest: Manifest) -> list[str]:
         sizes = min(len(curve.xs) for curve in found)
         lines.append(
             f"{few} of {len(found)} curves are not fitted: the law needs {MIN_POINTS} sizes, {sizes} "
-            f"{'is' if sizes == 1 else 'are'} there. Command: `{manifest.command}`"
+            f"{'is' if sizes == 1 else 'are'} there. Command: {code(manifest.command)}"
         )
     sizes = {metric: max((len(c.xs) for c in found if c.metric == metric), default=0) for metric in METRICS}
     if sizes["eval/error"] < sizes["eval/nll_bits_per_token"]:

@@ -1,14 +1,17 @@
 """One look for every figure: seaborn's colour-blind palette, one colour and marker a mixer, units on the axes."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mvar.escaping import file_name
 from mvar.files import atomic_write
 
 DPI = 150
+UNSAID = r"Glyph \d+ .* missing from font|Matplotlib currently does not support|constrained_layout not applied"
 WIDTH = 7.0  # inches: a text page
 MIXERS = {"global": "o", "intra": "s", "mamba": "^", "intra+mamba": "D"}  # markers: figures are read in grey too
 MIXED = ("mixed", "P")  # partly replaced
@@ -16,11 +19,16 @@ MIXED = ("mixed", "P")  # partly replaced
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure that was written: `name`.png and `name`.pdf, a title, and a caption that says what is drawn."""
+    """A figure that was written, .png and .pdf; a title, and a caption that says what is drawn, both plain text."""
 
     name: str
     title: str
     caption: str
+
+    @property
+    def file(self) -> str:
+        """The name of its files, without their suffix."""
+        return file_name(self.name)
 
 
 def mixer_look(pattern: str) -> dict[str, Any]:
@@ -60,6 +68,8 @@ def page(height: float, width: float = WIDTH, **layout: Any) -> Iterator[Any]:
             "axes.titlesize": "medium",
             "axes.titleweight": "bold",
             "axes.titlelocation": "left",
+            "text.usetex": False,  # whatever the user's own settings say: `mvar.escaping.figure` is not for TeX
+            "text.parse_math": True,
             "legend.frameon": False,
             "legend.title_fontsize": "small",
             "lines.markersize": 6,
@@ -74,17 +84,21 @@ def page(height: float, width: float = WIDTH, **layout: Any) -> Iterator[Any]:
 
 @contextmanager
 def canvas(directory: Path, name: str, height: float, **layout: Any) -> Iterator[Any]:
-    """A `page` that is written as `name`.png and `name`.pdf when the block ends well."""
+    """A `page` that is written as .png and .pdf, named as `Figure.file`, when the block ends well."""
     with page(height, **layout) as (figure, axes):
         yield figure, axes
-        save(figure, directory, name)
+        save(figure, directory, file_name(name))
 
 
 def save(figure: Any, directory: Path, name: str) -> None:
-    """Write a figure as `name`.png and `name`.pdf; the same numbers give the same bytes."""
+    """Write a figure as `name`.png and `name`.pdf; the same numbers give the same bytes.
+
+    Characters that the font lacks are boxes, and long texts leave less room; nothing is said about either.
+    """
     for kind in ("png", "pdf"):
         metadata = {"CreationDate": None} if kind == "pdf" else None
-        with atomic_write(directory / f"{name}.{kind}") as file:
+        with atomic_write(directory / f"{name}.{kind}") as file, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", UNSAID)
             figure.savefig(file, format=kind, dpi=DPI, metadata=metadata)
         figure.set_layout_engine("none")  # laid out by now: the second file takes half the time
 

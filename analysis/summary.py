@@ -7,6 +7,7 @@ from analysis.compare import Difference, Measured
 from analysis.document import Block, Bullets, Text
 from analysis.records import Manifest, Records
 from analysis.render import Table
+from mvar.escaping import markdown
 
 FEW_IMAGES = 10_000  # below it FID's bias is a good part of it; the papers use 50,000
 MANY_COPIES = 1.5  # near-copies over those of held-out images, from which on a row is named
@@ -55,14 +56,14 @@ def _run_lines(records: Records, tables: Tables) -> list[str]:
     ]
     groups: dict[str, list[str]] = {}
     for manifest in (m for m in manifests if any(cell.run_ids for cell in m.cells)):
-        groups.setdefault(manifest.title, []).append(f"{manifest.sweep} ({manifest.artefact})")
+        groups.setdefault(markdown(manifest.title), []).append(markdown(f"{manifest.sweep} ({manifest.artefact})"))
     lines += [f"{title}: {', '.join(sweeps)}." for title, sweeps in groups.items()]
     if len(done):
         seeds, sets = done["seed"].nunique(), done.groupby("run_id")["sample_seed"].nunique().max()
         images = ", ".join(f"{n:,}" for n in sorted(done["num_images"].astype(int).unique()))
         lines.append(
             f"{_count(seeds, 'training seed')}, {_count(sets, 'set')} of {images} images a run; data: "
-            f"{', '.join(sorted(done['data'].unique()))}."
+            f"{', '.join(map(markdown, sorted(done['data'].unique())))}."
         )
     return lines
 
@@ -74,9 +75,10 @@ def _count(number: int, what: str) -> str:
 def _findings(tables: Tables) -> list[str]:
     lines = []
     for manifest, table, differences in tables:
+        title = markdown(manifest.title)
         if manifest.sweep == "layers":
             trend = [line for line in table.reading if line.startswith("FID ") and " from " in line]
-            lines += [f"{manifest.title}, layers replaced: {line}" for line in trend]
+            lines += [f"{title}, layers replaced: {line}" for line in trend]
         if manifest.sweep != "mixers":
             continue
         rows = {row["label"]: row for row in table.rows}
@@ -84,8 +86,8 @@ def _findings(tables: Tables) -> list[str]:
         if not (isinstance(var.get("fid"), Measured) and isinstance(mvar.get("fid"), Measured)):
             continue
         found = next((row for row in differences.rows if row["label"] == "M-VAR"), {}) if differences else {}
-        lines += [f"{manifest.title}: {line}." for line in _pair(var, mvar, found)]
-        lines += [f"{manifest.title}: {line}" for line in table.reading if line.startswith("Of ")]
+        lines += [f"{title}: {line}." for line in _pair(var, mvar, found)]
+        lines += [f"{title}: {line}" for line in table.reading if line.startswith("Of ")]
     measured = any(
         manifest.sweep == "mixers" and any("n" in row for row in table.rows) for manifest, table, _ in tables
     )
@@ -134,7 +136,9 @@ def _floor_lines(floors: Sequence[dict[str, Any]]) -> list[str]:
 
 def _warnings(records: Records, tables: Tables, num_problems: int) -> list[str]:
     lines, done = [], records.done
-    single = [f"{m.sweep} ({m.title})" for m, table, _ in tables if any(row.get("n") == 1 for row in table.rows)]
+    single = [
+        markdown(f"{m.sweep} ({m.title})") for m, table, _ in tables if any(row.get("n") == 1 for row in table.rows)
+    ]
     if single:
         lines.append(f"Rows of one seed, whose differences may be chance: {'; '.join(single)}. `--seeds 3` adds seeds.")
     images = sorted(done["num_images"].astype(int).unique()) if len(done) else []
@@ -155,7 +159,7 @@ def _warnings(records: Records, tables: Tables, num_problems: int) -> list[str]:
         if heldout and isinstance(row.get("copy_rate"), Measured) and row["copy_rate"].mean > MANY_COPIES * heldout
     }
     if copies:
-        told = ", ".join(f"{label} {value.mean:.1%}" for label, value in copies.items())
+        told = ", ".join(f"{markdown(label)} {value.mean:.1%}" for label, value in copies.items())
         lines.append(f"More near-copies of training images than new images would have ({heldout:.1%}): {told}.")
     if num_problems:
         lines.append(f"{_count(num_problems, 'problem')} with what was read or drawn: [Problems](#problems).")

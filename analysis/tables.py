@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.compare import aggregate, check_comparable, ratio, sampling_sd
@@ -15,6 +16,7 @@ from analysis.records import Cell, Manifest, Missing, Records
 from analysis.render import ANALYTIC, MEASURED, Column, Note, Table
 from experiments.cells import paper_rows
 from mvar.errors import UserError
+from mvar.escaping import code, markdown
 
 PAPER = "paper (ImageNet 256)"
 REFERENCE_ROW = "M-VAR"  # Table 5 states cost and time relative to this row
@@ -145,13 +147,13 @@ def missing_lines(missing: Sequence[Missing]) -> list[str]:
     """What the dashes of a table want: a line for each command, with the runs that it makes."""
     commands: dict[str, list[str]] = {}
     for m in missing:
-        commands.setdefault(m.command, []).append(f"{m.label} ({m.run_id}: {m.why})")
-    return [f"Missing here: {'; '.join(runs)}. Command: `{command}`" for command, runs in commands.items()]
+        commands.setdefault(m.command, []).append(markdown(f"{m.label} ({m.run_id}: {m.why})"))
+    return [f"Missing here: {'; '.join(runs)}. Command: {code(command)}" for command, runs in commands.items()]
 
 
 def _unasked(manifest: Manifest) -> list[str]:
     asked = any(cell.run_ids for cell in manifest.cells)
-    return [] if asked else [f"No run of this was asked for yet. Command: `{manifest.command}`"]
+    return [] if asked else [f"No run of this was asked for yet. Command: {code(manifest.command)}"]
 
 
 def _row(cell: Cell, found: pd.DataFrame) -> dict[str, Any]:
@@ -171,7 +173,9 @@ def _number(value: Any) -> Any:
 
 def _constant(found: pd.DataFrame, name: str) -> int | float | None:
     values = found[name].dropna().unique() if name in found else []
-    return values[0].item() if len(values) else None
+    if not len(values):
+        return None
+    return values[0].item() if isinstance(values[0], np.generic) else values[0]
 
 
 def _add_relative(rows: list[dict[str, Any]], cells: list[tuple[Cell, pd.DataFrame]]) -> None:

@@ -5,6 +5,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from mvar.escaping import one_line, rich_text
+
 if TYPE_CHECKING:
     from experiments.plan import Task
     from experiments.workers import Outcome
@@ -58,7 +60,7 @@ class Lines:
 
     def _print(self, text: str) -> None:
         elapsed = time.monotonic() - self._began
-        print(f"[{elapsed:6.0f} s] {text}", file=self._stream, flush=True)
+        print(f"[{elapsed:6.0f} s] {one_line(text)}", file=self._stream, flush=True)
 
     def begin(self, task: "Task") -> None:
         self._running[task.key] = ""
@@ -95,10 +97,10 @@ class Bars:
         from rich.progress import BarColumn, Progress, TextColumn
 
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f} %"),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         self._progress = Progress(*columns, console=Console(file=stream), refresh_per_second=4)
         self._progress.start()
@@ -108,7 +110,7 @@ class Bars:
         self._all = self._progress.add_task("everything", total=1.0, note="")
 
     def begin(self, task: "Task") -> None:
-        self._bars[task.key] = self._progress.add_task(task.name, total=None, note="starting")
+        self._bars[task.key] = self._progress.add_task(one_line(task.name), total=None, note="starting")
 
     def advance(self, task: "Task", stage: str, done: int, total: int) -> None:
         note = f"{stage} {done}/{total}" if stage else "starting"
@@ -121,9 +123,8 @@ class Bars:
         reason = f": {outcome.reason}" if outcome.reason else ""
         after = f" after {duration(outcome.seconds)}" if outcome.seconds else ""
         style = {"done": "green", "failed": "red"}.get(outcome.state, "yellow")
-        from rich.text import Text
-
-        self._progress.console.print(Text(outcome.state, style).append(f" {task.name}{after}{reason}", "default"))
+        told = rich_text(f" {task.name}{after}{reason}", "default")
+        self._progress.console.print(rich_text(outcome.state, style).append(" ").append_text(told))
 
     def overall(self, share: float, left_s: float | None) -> None:
         left = f", about {duration(left_s)} left" if left_s is not None else ""

@@ -8,6 +8,8 @@ from rich.table import Table
 from experiments.documents import read_document
 from experiments.store import RunDirectory
 from mvar.config import RunConfig
+from mvar.errors import say
+from mvar.escaping import rich_text
 from mvar.warm_start import Start
 
 
@@ -15,12 +17,12 @@ def print_evaluation(run: RunDirectory, config: RunConfig) -> None:
     """Settings and metrics of a finished evaluation; of weights that came from a checkpoint also what was taken."""
     record = run.evaluations()[config.evaluation_id]
     settings = ", ".join(f"{name} {value}" for name, value in record["sample"].items())
-    print(f"{record['evaluation']['num_images']} images: {settings}")
+    say(f"{record['evaluation']['num_images']} images: {settings}")
     table = Table("metric")
     table.add_column("value", justify="right")
     for name, value in sorted(record["metrics"].items()):
-        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+        table.add_row(rich_text(name), f"{value:.4g}" if isinstance(value, float) else rich_text(value))
     Console().print(table)
     with suppress(FileNotFoundError):
-        print(f"starts {Start.from_json(read_document(run.path / 'start.json'))}")
-    print(f"evaluation {config.evaluation_id} of {run.path}")
+        say(f"starts {Start.from_json(read_document(run.path / 'start.json'))}")
+    say(f"evaluation {config.evaluation_id} of {run.path}")

@@ -17,7 +17,7 @@ from experiments.documents import read_document, write_document
 from experiments.store import DONE, FAILED, RUNNING, STOPPED, Directory, ShouldStop, Stopped, Store, one_line
 from mvar.config import Config, RunConfig, identity
 from mvar.errors import UserError, in_field
-from mvar.files import expand, known_digest
+from mvar.files import atomic_write, expand, known_digest
 from mvar.published import load_tokenizer as load_tokenizer_file
 from mvar.tokenizer.model import Tokenizer
 from mvar.training.distributed import resolve_device
@@ -75,7 +75,8 @@ def recorded(directory: Directory, stage: str) -> Iterator[None]:
             current = (directory.status() or {}).get("stage", stage)
             directory.write_status(state, current, reason=one_line(error))
             if state == FAILED and not isinstance(error, UserError):
-                (directory.path / "error.txt").write_text(traceback.format_exc())
+                with atomic_write(directory.path / "error.txt") as file:
+                    file.write(traceback.format_exc().encode(errors="replace"))
         except (OSError, UserError):
             pass  # a full disk, a damaged file: the failure itself matters more than its record
         raise

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from experiments.cells import Request, unique, with_seeds
 from experiments.display import duration
 from experiments.store import DONE, RUNNING, Directory, RunDirectory, Store
+from mvar.errors import say
+from mvar.escaping import rich_text
 
 MISSING, INTERRUPTED, QUEUED = "missing", "interrupted", "queued"
 STYLES = {DONE: "green", RUNNING: "cyan", QUEUED: "blue", "failed": "red", "stopped": "yellow"}
@@ -59,13 +60,13 @@ def print_plan(requests: Sequence[Request], store: Store, num_workers: int | Non
             sources.add(estimate.source)
             time = duration(estimate.seconds)
         name = store.run_of(config).name
-        row = (name, "; ".join(cells[config.key]), config.model.pattern, state, str(config.train.steps))
-        table.add_row(*row, f"{num_params(config.model, config.token_space):,}", f"{flops:.3g}", time)
+        row = (name, "; ".join(cells[config.key]), config.model.pattern, state, config.train.steps)
+        table.add_row(*map(rich_text, row), f"{num_params(config.model, config.token_space):,}", f"{flops:.3g}", time)
     console = _console()
     console.print(table)
-    print(f"{len(configs)} runs, {total_flops:.3g} training FLOPs")
+    say(f"{len(configs)} runs, {total_flops:.3g} training FLOPs")
     if left_s:
-        print(
+        say(
             f"to do: about {duration(left_s / len(places))} on {len(places)} worker(s), shared stages (tokenizer, "
             f"tokens, extractor) not counted; time from {', '.join(sorted(sources))}"
         )
@@ -93,12 +94,12 @@ def print_status(store: Store, names: Iterable[str], look: Callable[[Directory],
         counts[seen.state] += 1
         _add(table, run, seen, _last_row(run) if seen.status else {})
     _console().print(table)
-    print(", ".join(f"{count} {state}" for state, count in counts.most_common()) or "no runs yet")
+    say(", ".join(f"{count} {state}" for state, count in counts.most_common()) or "no runs yet")
 
 
 def _add(table: Table, directory: Directory, seen: Seen, row: dict[str, Any]) -> None:
     status = seen.status or {}
-    at, left = status.get("stage", ""), ""
+    at, left = str(status.get("stage", "")), ""
     step, steps = status.get("step", 0), status.get("steps", 0)
     if steps and seen.state != DONE:
         at += f" {step}/{steps}"
@@ -106,9 +107,10 @@ def _add(table: Table, directory: Directory, seen: Seen, row: dict[str, Any]) ->
             left = duration(row["train/elapsed_s"] / row["step"] * (steps - step))
     loss = row.get("train/loss")
     where = f"{seen.job} on {seen.node}" if seen.node else seen.job
-    name = f"[{STYLES[seen.state]}]{seen.state}[/]"
     shown = "" if loss is None else f"{loss:.3f}"
-    table.add_row(directory.name, name, at, shown, left, where, status.get("updated", ""), escape(seen.reason))
+    state = rich_text(seen.state, STYLES.get(seen.state, ""))
+    told = (at, shown, left, where, status.get("updated", ""), seen.reason)
+    table.add_row(rich_text(directory.name), state, *map(rich_text, told))
 
 
 def _last_row(run: RunDirectory) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from mvar.commands.sample import Sample
 from mvar.commands.status import Status
 from mvar.commands.submit import Submit
 from mvar.errors import FAILURE, INTERRUPTED, OK, USER_ERROR, UserError, complain, print_to_nowhere
+from mvar.escaping import degrade
 
 DESCRIPTION = "Ablations of sequence mixers in scale-wise autoregressive image generation."
 COMMANDS = (
@@ -66,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    for stream in (sys.stdout, sys.stderr):
+        degrade(stream)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = parse(arguments).execute(arguments)
@@ -102,7 +105,7 @@ def parse(arguments: list[str]) -> Command:
 
 
 def _unboxed(text: str) -> str:
-    lines = [re.sub(r"[╭╮╰╯│─]+", " ", line).strip() for line in text.splitlines()[1:]]
+    lines = [re.sub(r"[╭╮╰╯│─]+|^ *-{4,} *$", " ", line).strip() for line in text.splitlines()[1:]]
     message = " ".join(line for line in lines if line)
     return re.split(r"\s*(?:For full helptext|Argument helptext)", message)[0]
 

@@ -1,11 +1,12 @@
 """The one exception that means "the user can mend this": shown as a single line, exit code 2, no traceback."""
 
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from mvar.escaping import one_line, printable
 
 OK, FAILURE, USER_ERROR, INTERRUPTED = 0, 1, 2, 130  # exit codes
 
@@ -26,14 +27,18 @@ def one_of(what: str, value: object, allowed) -> UserError:
 
 def complain(message: str, code: int) -> int:
     """Say on stderr, in one line, what is wrong; returns the exit code."""
-    line = re.sub(r"\s+", " ", message)
-    print(f"mvar: error: {line}", file=sys.stderr)
+    print(f"mvar: error: {one_line(message)}", file=sys.stderr)
     return code
+
+
+def say(message: str) -> None:
+    """Say on stdout, in one line, what a command has found or done; names in it are shown and not obeyed."""
+    print(printable(message).expandtabs().replace("\n", " "))  # a path keeps its spaces: it may be typed again
 
 
 def warn(message: str) -> None:
     """Say on stderr, in one line, what was not as it should be; the work goes on."""
-    line = re.sub(r"\s+", " ", message)
+    line = one_line(message)
     if _told_elsewhere:
         _told_elsewhere(line)
     else:

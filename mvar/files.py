@@ -1,9 +1,14 @@
-"""Atomic files: a reader sees the old content or the new one, never half of it, whatever kills the writer."""
+"""Atomic files: a reader sees the old content or the new one, never half of it, whatever kills the writer.
+
+A link to a file is replaced, never followed: what it leads to, perhaps somebody else's, stays as it is. Directories may
+be links (runs on another disk).
+"""
 
 import hashlib
 import json
 import os
-import tempfile
+import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,20 +20,27 @@ STAMPED_FROM_BYTES = 64 << 20  # smaller files are read in a twentieth of a seco
 
 
 @contextmanager
-def atomic_write(path: Path | str) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path`; rename it over `path` when the block ends well, else remove it."""
+def atomic_write(path: Path | str, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path`; rename it over `path` when the block ends well, else remove it.
+
+    Args:
+        path: the file; a link is replaced by a file of its own.
+        mode: permissions, less what the umask (or the folder's default ACL) takes, as for any new file. Those of a file
+            that is replaced are not kept.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
+        # made with its final mode: the kernel applies the umask, which cannot be asked for without setting it
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes 0600: others on a cluster could not read results
         os.replace(temporary, path)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         hidden = error.__context__
         if isinstance(error, RuntimeError) and isinstance(hidden, OSError):  # torch.save's way to say it
             error = hidden
@@ -47,6 +59,18 @@ def naming(path: Path | str) -> Iterator[None]:
         raise
 
 
+def own_file(path: Path | str) -> Path:
+    """`path`, for a file that is about to be written in place: a link becomes a file of its own with the same bytes."""
+    path = Path(path)
+    if path.is_symlink():
+        if path.is_file():
+            with open(path, "rb") as source, atomic_write(path) as file:
+                shutil.copyfileobj(source, file)
+        elif not path.exists():
+            path.unlink()  # leads nowhere
+    return path
+
+
 def write_json(path: Path | str, value: Any) -> None:
     """Write `value` as indented JSON, atomically. NaN and infinity are refused: JSON has neither."""
     text = json.dumps(value, indent=1, allow_nan=False) + "\n"
@@ -57,7 +81,7 @@ def write_json(path: Path | str, value: Any) -> None:
 def read_json(path: Path | str) -> Any:
     """Read a JSON file; a corrupt one is a `UserError` that names it. A missing one raises FileNotFoundError."""
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_bytes())
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
 

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from mvar.errors import UserError
-from mvar.files import naming, read_json, remember_digest, write_json
+from mvar.files import naming, own_file, read_json, remember_digest, write_json
 
 RECORD_EVERY_S = 2.0  # what a kill can cost; each record waits for the disk
 BLOCK_BYTES = 1 << 20
@@ -58,7 +58,7 @@ class Rows:
             os.replace(final, partial)  # killed between the last two steps; or of another plan, then cut to nothing
         self._hash = hashlib.sha256()
         self.done = self._found()
-        self._file = open(partial, "r+b" if self.done else "wb")  # noqa: SIM115  open as long as this object
+        self._file = open(own_file(partial), "r+b" if self.done else "wb")  # noqa: SIM115  open as long as this object
         if self.done:
             self._file.truncate(self._size(self.done))
             self._file.seek(0, os.SEEK_END)

@@ -8,6 +8,7 @@ from experiments.runner import Summary
 from experiments.signals import handled
 from experiments.store import DONE, FAILED, STOPPED, Store, one_line
 from experiments.workers import Outcome
+from mvar import escaping
 from mvar.config import RunConfig
 from mvar.errors import UserError
 from mvar.training.distributed import joined_by_torchrun
@@ -40,7 +41,7 @@ def _run_all(configs: Sequence[RunConfig], store: Store, received: list[int], ra
             state, reason, is_user_error = FAILED, one_line(error), isinstance(error, UserError)
         name = store.run_of(config).name
         summary.outcomes[f"{name}/{config.evaluation_id}"] = Outcome(state, reason, is_user_error)
-        print(f"{state} {name}" + (f": {reason}" if reason else ""), flush=True)
+        print(escaping.one_line(f"{state} {name}" + (f": {reason}" if reason else "")), flush=True)
         if state == STOPPED or (received and state != DONE):
             summary.interrupted = True
             break

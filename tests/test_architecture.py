@@ -15,6 +15,7 @@ SOURCES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py
 LAYERS = (
     (
         "mvar.errors",
+        "mvar.escaping",
         "mvar.files",
         "mvar.memory",
         "mvar.rows",

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from mvar.commands.checkpoint import CheckpointFiles, check_source, sampling_preset
-from mvar.errors import OK, UserError, existing_directory
+from mvar.errors import OK, UserError, existing_directory, say
+from mvar.escaping import rich_text
 
 if TYPE_CHECKING:
     from analysis.attention import AttentionStats
@@ -73,7 +74,7 @@ class Attention(CheckpointFiles):
         draw(stats, folder)
         if self.picture >= 0:
             self._draw_picture(source, stats, folder)
-        print(f"{folder}: {', '.join(sorted(path.name for path in folder.glob('attention*')))}")
+        say(f"{folder}: {', '.join(sorted(path.name for path in folder.glob('attention*')))}")
         return OK
 
     def _draw_picture(self, source: "Source", stats: "AttentionStats", folder: Path) -> None:
@@ -177,7 +178,7 @@ def show(stats: "AttentionStats", title: str) -> None:
     from analysis.maps import names
     from mvar.scales import ScaleSchedule
 
-    table = Table(title=f"{title}: % of attention mass", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=rich_text(f"{title}: % of attention mass"), title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("layer", "own scale", "±", *names(stats.sides), "entropy (nats)", "of max (%)"):
         table.add_column(column, justify="right", no_wrap=True)
 
@@ -197,7 +198,7 @@ def show(stats: "AttentionStats", title: str) -> None:
         console.width = 400  # a file has no margin to break lines at
     console.print(table)
     uniform = uniform_share(ScaleSchedule(stats.sides))
-    print(
+    say(
         f"own scale: {stats.share:.1%} of attention mass; uniform attention would put {uniform:.1%} there. "
         "Own scale and 1×1 ...: where the mass of all queries lies; ±: 95 % t interval over images. Of max: of the "
         "entropy of uniform attention."

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from mvar.errors import OK, UserError, existing_directory
+from mvar.errors import OK, UserError, existing_directory, say
 
 
 @dataclass(frozen=True)
@@ -28,5 +28,5 @@ class Cancel:
             raise UserError(f"cancel: {len(self.runs)} runs and all={self.all}; allowed: runs, or --all")
         store = Store(existing_directory("results", self.results, "one that `mvar submit` has made"))
         for job_id, names in cancel(store, self.runs).items():
-            print(f"cancelled job {job_id}: {', '.join(names)}")
+            say(f"cancelled job {job_id}: {', '.join(names)}")
         return OK

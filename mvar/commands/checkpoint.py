@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mvar.errors import UserError, one_of
+from mvar.errors import UserError, one_of, say
 
 if TYPE_CHECKING:
     from mvar.config import RunConfig
@@ -43,7 +43,7 @@ class CheckpointFiles:
             num_heads=self.num_heads or None,
             adapt_data=adapt_data,
         )
-        print(f"{self.checkpoint}: {facts}")
+        say(f"{self.checkpoint}: {facts}")
         return config
 
 

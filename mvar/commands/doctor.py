@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mvar.commands.submit import Settings, named_profile
 from mvar.errors import FAILURE, OK
+from mvar.escaping import rich_text
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Doctor:
     def execute(self, arguments: list[str]) -> int:
         """Print the findings; returns the exit code."""
         from rich.console import Console
-        from rich.markup import escape
+        from rich.text import Text
 
         from slurm.doctor import examine
 
@@ -34,6 +35,6 @@ class Doctor:
         styles = {"ok": "green", "missing": "yellow", "broken": "red"}
         for finding in findings:
             advice = f" -> {finding.advice}" if finding.advice else ""
-            state = f"[{styles[finding.state]}]{finding.state:8}[/]"
-            console.print(f"{state}{finding.what}: {escape(finding.found + advice)}")
+            state = Text(f"{finding.state:8}", styles[finding.state])
+            console.print(state + rich_text(f"{finding.what}: {finding.found}{advice}"))
         return FAILURE if any(finding.state == "broken" for finding in findings) else OK

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from mvar.errors import OK, UserError
+from mvar.errors import OK, UserError, say
 
 
 @dataclass(frozen=True)
@@ -36,5 +36,5 @@ class Export:
             write_official(self.out, load_tokenizer(source).state_dict())
         else:
             write_official(self.out, official_state(load_generator(source)[0]))
-        print(f"{self.out}: {'tokenizer' if self.tokenizer else 'generator'} of {run.name}")
+        say(f"{self.out}: {'tokenizer' if self.tokenizer else 'generator'} of {run.name}")
         return OK

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import tyro
 
 from mvar.commands.checkpoint import CheckpointFiles
-from mvar.errors import OK, UserError
+from mvar.errors import OK, UserError, say
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Inspect:
                 continue
             if kind == "generator":
                 facts = infer_generator(found, patch_sides=files.sides(), num_heads=self.num_heads or None)
-                print(f"generator: {facts}")
+                say(f"generator: {facts}")
             else:
                 config, channels = infer_tokenizer(found, files.sides())
                 sides = "-".join(map(str, config.patch_sides))
-                print(
+                say(
                     f"tokenizer: {config.vocab_size} codes of {config.code_channels} channels, scales {sides}, "
                     f"{channels} image channels, downsamples {config.downsample} times, phi shared {config.share_phi}"
                 )

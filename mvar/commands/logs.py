@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from mvar.errors import OK, UserError, existing_directory
+from mvar.errors import OK, UserError, existing_directory, say
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Logs:
             raise UserError(f"logs: job {job_id} has printed nothing yet; allowed: a run whose job has begun")
         for path in paths:
             lines = path.read_text(errors="replace").splitlines()
-            print(f"==> {path} <==")
-            print("\n".join(lines[-self.lines :] if self.lines else lines))
+            say(f"==> {path} <==")
+            for line in lines[-self.lines :] if self.lines else lines:
+                say(line)
         return OK

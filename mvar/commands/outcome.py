@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from mvar.errors import FAILURE, INTERRUPTED, OK, USER_ERROR, complain
+from mvar.errors import FAILURE, INTERRUPTED, OK, USER_ERROR, complain, say
 
 if TYPE_CHECKING:
     from experiments.runner import Summary
@@ -13,7 +13,7 @@ def conclude(summary: "Summary", store: "Store") -> int:
     """Say how runs ended; returns the exit code. Failures that the user can mend are the user's mistakes."""
     for line in summary.complaints():
         complain(line, FAILURE)
-    print(f"{summary.num_done} of {summary.num_runs} runs done in {store.root}")
+    say(f"{summary.num_done} of {summary.num_runs} runs done in {store.root}")
     if summary.interrupted:
         return complain("interrupted; the same command goes on where it was", INTERRUPTED)
     if not summary.failures:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mvar.errors import OK, USER_ERROR, complain, existing_directory, warn
+from mvar.errors import OK, USER_ERROR, complain, existing_directory, say, warn
+from mvar.escaping import one_line
 
 if TYPE_CHECKING:
     from analysis.report import Progress
@@ -30,8 +31,8 @@ class Report:
         problems: list[str] = []
         with _shown() as progress:
             path = write_report(results, progress, problems.append)
-        print(f"report: {path}")
-        print(f"page: {path.with_suffix('.html')}")
+        say(f"report: {path}")
+        say(f"page: {path.with_suffix('.html')}")
         if nothing := next((problem for problem in problems if NO_RUN in problem), None):
             return complain(nothing, USER_ERROR)
         for problem in problems:
@@ -59,6 +60,7 @@ def _shown() -> "Iterator[Progress]":
 
         def show(done: int, total: int, what: str) -> None:
             nonlocal printed
+            what = one_line(what)
             bar.update(task, completed=done, total=total, description=what)
             now = time.monotonic()
             if not console.is_terminal and now - printed >= display.LINE_INTERVAL_S:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from mvar.commands.checkpoint import CheckpointFiles, check_source, sampling_preset
-from mvar.errors import OK, UserError
+from mvar.errors import OK, UserError, say
 
 if TYPE_CHECKING:
     from experiments.gallery import Generator
@@ -48,7 +48,7 @@ class Sample(CheckpointFiles):
         from experiments.gallery import draw_grid
 
         names = draw_grid(self._generator(settings), classes, self.per_class, self.seed, self.out)
-        print(f"{self.out}: rows {', '.join(names)}")
+        say(f"{self.out}: rows {', '.join(names)}")
         return OK
 
     def _generator(self, settings: dict[str, Any]) -> "Generator":

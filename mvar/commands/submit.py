@@ -10,7 +10,7 @@ import tyro
 
 from mvar.commands.outcome import conclude
 from mvar.commands.request import Sweeps
-from mvar.errors import OK, UserError
+from mvar.errors import OK, UserError, say
 
 if TYPE_CHECKING:
     from experiments.store import Store
@@ -87,21 +87,21 @@ def _send(found: "Plan", num_runs: int, store: "Store", profile: "Profile", dry_
     from slurm.submit import submit
 
     count = sum(map(len, found.runs))
-    print(f"{num_runs} runs: {found.num_done} done, {found.num_active} queued or running, {count} to submit")
+    say(f"{num_runs} runs: {found.num_done} done, {found.num_active} queued or running, {count} to submit")
     if not found.runs:
         return
     if dry_run:
         for tasks in found.stages:
-            print("stages: " + ", ".join(task.name for task in tasks))
+            say("stages: " + ", ".join(task.name for task in tasks))
         for tasks in found.runs:
-            print("run: " + ", ".join(dict.fromkeys(task.name for task in tasks)))
-        print(f"would call sbatch {found.num_jobs} times; SLURM accepts the requests")
+            say("run: " + ", ".join(dict.fromkeys(task.name for task in tasks)))
+        say(f"would call sbatch {found.num_jobs} times; SLURM accepts the requests")
         return
     submission = submit(found, store, profile)
     for job in submission.jobs:
-        print(f"{'stages' if job.is_stages else 'runs'}: job {describe(job)}")
-    print(f"submission {submission.id}, code in {submission.code}")
-    print(f"next: mvar status --results {shlex.quote(str(store.root))}")
+        say(f"{'stages' if job.is_stages else 'runs'}: job {describe(job)}")
+    say(f"submission {submission.id}, code in {submission.code}")
+    say(f"next: mvar status --results {shlex.quote(str(store.root))}")
 
 
 def run_here(configs: "list[RunConfig]", store: "Store", profile: "Profile") -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mvar.errors import UserError
-from mvar.files import atomic_write, naming
+from mvar.files import atomic_write, naming, own_file
 
 
 def truncate_rows(path: Path, step: int) -> None:
@@ -40,7 +40,7 @@ class MetricsLog:
         self._board = _open_board(directory / "tensorboard", step) if tensorboard else None
         directory.mkdir(parents=True, exist_ok=True)
         truncate_rows(self._path, step)
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = own_file(self._path).open("a", encoding="utf-8")
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row; it must hold `step`. A number that JSON does not have (infinity, NaN) becomes null."""

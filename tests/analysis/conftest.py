@@ -159,6 +159,12 @@ class Fabricated:
         write_json(run.path / "attention.json", values)
 
 
+@pytest.fixture(scope="session")
+def fabricated():
+    """The class, for results that a whole module shares."""
+    return Fabricated
+
+
 @pytest.fixture
 def results(tmp_path):
     """An empty results directory to fabricate runs in."""

@@ -65,7 +65,7 @@ def test_cells_lead_to_their_runs(tmp_path):
 def test_markdown_says_the_same(tmp_path):
     text = document_to_markdown([Section("First: one", [TABLE])])
     assert (
-        "| a <b> | 1.50 ± 0.10 | 3.00<sup>a</sup> | [s0-aaaa](../runs/d-s0-aaaa/) [s1-bbbb](../runs/d-s1-bbbb/) |"
+        "| a &lt;b> | 1.50 ± 0.10 | 3.00<sup>a</sup> | [s0-aaaa](../runs/d-s0-aaaa/) [s1-bbbb](../runs/d-s1-bbbb/) |"
         in text
     )
     assert "| d | — | 4.00 | — |" in text and "Missing here: d. Command: `mvar run mixers`" in text

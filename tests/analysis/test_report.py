@@ -179,10 +179,10 @@ def test_what_is_wrong_does_not_stop_the_rest(results, monkeypatch):
     def broken(*arguments):
         raise RuntimeError("a bug in one figure")
 
+    drawn = results.root / "report" / "figures" / "nll-by-scale-digits-steps.png"
+    write_report(results.root)
+    assert drawn.exists()
     monkeypatch.setattr(figures, "scale_figure", broken)
-    stale = results.root / "report" / "tables" / "old.csv"
-    stale.parent.mkdir(parents=True)
-    stale.write_text("from an earlier report")
     text = write_report(results.root).read_text()
     problems = text.split("## Problems")[1]
     for told in ("samples.npz: cannot be read", "attention is not measured", "floors.json", "a bug in one figure"):
@@ -191,7 +191,7 @@ def test_what_is_wrong_does_not_stop_the_rest(results, monkeypatch):
     assert "| VAR | global | 1.60 | 3.55 |" in text and "| 1 (intra-only) | intra | — | 7.17 |" in text
     assert (results.root / "report" / "figures" / "samples-mixers-digits-steps.png").exists()
     assert (results.root / "report" / "figures" / "loss-digits-steps.png").exists()
-    assert not stale.exists()
+    assert not drawn.exists() and not drawn.with_suffix(".pdf").exists()  # the earlier report's, no longer true
 
 
 def test_a_refused_table_says_why_and_lists_the_groups(results):

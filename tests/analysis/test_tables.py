@@ -295,7 +295,7 @@ SMALL = Table(
 def test_csv_is_plain_numbers():
     rows = list(csv.DictReader(io.StringIO(to_csv(SMALL))))
     assert list(rows[0]) == ["label", "fid", "fid_n", "fid_sd", "num", "run_ids"]
-    first = {"label": "x & y", "fid": "1.25", "fid_n": "1", "fid_sd": "", "num": "482528.0", "run_ids": "d-s0-aaaa0000"}
+    first = {"label": "x & y", "fid": "1.25", "fid_n": "1", "fid_sd": "", "num": "482528", "run_ids": "d-s0-aaaa0000"}
     assert rows[0] == first
     assert (rows[1]["fid_sd"], rows[1]["num"], rows[1]["run_ids"]) == ("0.5", "", "")
 

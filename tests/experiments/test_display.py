@@ -113,6 +113,30 @@ def test_a_bar_for_each_running_task_and_one_for_everything(terminal, clock):
     assert "everything" in terminal.look()  # the last drawing stays
 
 
+STRANGE = "a\x1b[2J\x1b]0;t\x07 [red]b[/red] [/] \udcff\r\n c"
+
+
+def test_strange_names_and_reasons_are_shown_and_not_obeyed(terminal, clock):
+    """Bars know no markup in them; lines stay lines."""
+    task, lines = Task("tokenizer", CONFIGS[0], STRANGE, 1.0), io.StringIO()
+    for display in (make_display([task], terminal), make_display([task], lines)):
+        display.begin(task)
+        display.advance(task, "tokenizer", 1, 2)
+        clock.now += 60
+        display.overall(0.5, None)
+        display.end(task, Outcome(FAILED, STRANGE))
+        display.close()
+    shown = "a�[2J�]0;t� [red]b[/red] [/] � c"
+    assert [line.split("] ", 1)[1] for line in lines.getvalue().splitlines()] == [
+        f"begin {shown}",
+        f"50% done | {shown}: tokenizer 1/2",
+        f"failed {shown} (1 of 1): {shown}",
+    ]
+    written = terminal.getvalue()
+    assert "\x1b[2J" not in written and "\x1b]0" not in written and "\x07" not in written
+    assert f"failed {shown}: {shown}" in terminal.look()
+
+
 def test_what_never_ran_ends_too(terminal):
     bars = make_display(RUNS, terminal)
     bars.end(RUNS[0], Outcome("skipped", "needs tokenizer-a"))
