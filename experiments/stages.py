@@ -27,9 +27,10 @@ from experiments.store import (
     read_document,
     write_document,
 )
+from mvar.checkpoint_files import split_choice
 from mvar.config import RunConfig
 from mvar.errors import UserError, in_field
-from mvar.files import expand, known_digest, write_json
+from mvar.files import known_digest, write_json
 from mvar.published import load_tokenizer as load_tokenizer_file
 from mvar.tokenizer.model import Tokenizer
 from mvar.training.distributed import resolve_device
@@ -174,7 +175,7 @@ def published_tokenizer(config: RunConfig) -> Tokenizer:
 
 def _source_digest(config: RunConfig, directory: Directory) -> str:
     """SHA-256 of the checkpoint that the config names; its stamp is the stage's, the checkpoint's folder another's."""
-    return known_digest(expand(config.tokenizer.checkpoint or ""), directory.path / ".source.sha256")
+    return known_digest(split_choice(config.tokenizer.checkpoint or "")[0], directory.path / ".source.sha256")
 
 
 def _check_source(config: RunConfig, directory: Directory) -> None:
@@ -183,7 +184,7 @@ def _check_source(config: RunConfig, directory: Directory) -> None:
     A file that is no longer there is none: the stage holds its weights.
     """
     source, record = config.tokenizer.checkpoint, directory.path / "source.json"
-    if not source or not record.is_file() or not expand(source).is_file():
+    if not source or not record.is_file() or not split_choice(source)[0].is_file():
         return
     made_of, found = read_document(record)["sha256"], _source_digest(config, directory)
     if found != made_of:
