@@ -109,7 +109,12 @@ def _stored_sides(reader: Shapes) -> tuple[int, ...] | None:
         counts = [int(count) for count in reader.state["blocks.0.attn.patch_nums"].flatten().nan_to_num(0).tolist()]
     else:
         return None
-    return tuple(math.isqrt(max(count, 0)) for count in counts)
+    sides = tuple(math.isqrt(max(count, 0)) for count in counts)
+    if not sides or sides[0] < 1 or list(sides) != sorted(sides):
+        raise UserError(
+            f"checkpoint: {reader.path}: lvl_1L or patch_nums hold no schedule ({list(sides)[:20]}); allowed: ascending"
+        )
+    return sides
 
 
 def num_shared_phis(reader: Shapes) -> int:

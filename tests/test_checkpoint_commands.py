@@ -82,7 +82,7 @@ def test_an_exported_file_carries_its_whole_configuration(suffix, root, tmp_path
 def test_one_of_two_models_is_chosen_by_name(root, tmp_path, capsys):
     """Through every command: the name goes with the path into the config of what is evaluated."""
     state = torch.load(root / "mvar.pth", weights_only=True)
-    mean = {key: -2 * tensor for key, tensor in state.items()}
+    mean = {k: -2 * t if t.is_floating_point() else t for k, t in state.items()}
     torch.save({"model": state, "ema": mean}, tmp_path / "pair.pth")
     torch.save(mean, tmp_path / "mean.pth")
     vae, pair = ["--tokenizer", str(root / "vae.pth")], ["--checkpoint", str(tmp_path / "pair.pth"), "--num-heads", "2"]
