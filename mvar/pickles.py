@@ -34,7 +34,7 @@ PLAIN = re.compile(
     r"collections\.(OrderedDict|Counter)|torch\._utils\._rebuild_(tensor(_v[23])?|parameter(_with_state)?)"
     r"|torch\._tensor\._rebuild_from_type_v2|torch(\.cuda|\.storage)?\.\w+Storage|torch\.nn\.parameter\.Parameter"
     r"|torch\.(Size|Tensor|device|[a-z]+\d\w*|bool|half|float|double|int|long|short)"
-    r"|torch\.serialization\._get_layout|_codecs\.encode|(builtins|__builtin__)\.(set|complex)"
+    r"|torch\.serialization\._get_layout|_codecs\.encode|builtins\.(set|complex)"
 )
 SPECIAL = re.compile(r"torch\._utils\._rebuild_(\w+)")
 ALLOWED = "allowed: a .pth or .safetensors file"
@@ -55,6 +55,9 @@ def read_pickle(path: Path) -> Any:
             objects = _objects_in_zip(path) if is_zip else _objects_in_legacy(file)
             _complain_of_objects(path, objects)
         with warnings.catch_warnings(action="ignore"):  # of foreign pickles: what cannot be read is said below
+            if path.suffix == ".safetensors":  # torch goes by the name, this project by the content
+                with path.open("rb") as file:
+                    return torch.load(file, map_location="cpu", weights_only=True)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip or None)
     except UserError:
         raise
@@ -138,7 +141,7 @@ def _globals(stream: Any) -> Iterator[str]:
         if (position or 0) - begin > MAX_PICKLE_BYTES:
             raise ValueError(f"its list of tensors has more than {MAX_PICKLE_BYTES} bytes")
         if opcode.name in ("GLOBAL", "INST"):
-            yield str(argument).replace(" ", ".")
+            yield str(argument).replace(" ", ".").replace("__builtin__.", "builtins.")
         elif opcode.name == "STACK_GLOBAL":
             yield ".".join(texts)
         elif opcode.name == "MEMOIZE":
