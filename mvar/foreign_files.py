@@ -23,12 +23,13 @@ PAGE = re.compile(r"\s*(<!doctype html|<html|<head|<body|<!--)", re.IGNORECASE)
 
 
 def describe_foreign(path: Path) -> str:
-    """What a file is that holds no weights, and what to do about it; empty where it may hold some.
-
-    Reads its first 4 KiB. A damaged file of weights is not told from a sound one.
-    """
+    """What a file is that holds no weights, and what to do about it; empty where it may hold some."""
     with path.open("rb") as file:
-        head = file.read(HEAD)
+        return describe_head(file.read(HEAD))
+
+
+def describe_head(head: bytes) -> str:
+    """The same of a file's first `HEAD` bytes. A damaged file of weights is not told from a sound one."""
     if not head:
         return "an empty file; copy or download it again"
     for magic, what in MAGIC.items():

@@ -12,7 +12,6 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mvar.errors import UserError
-from mvar.foreign_files import describe_foreign
+from mvar.foreign_files import HEAD, describe_head
 
 MAX_PICKLE_BYTES = 16 << 20
 MAX_SHARING = 4  # names of one tensor; a file whose tensors are views of one another asks for memory it has not
@@ -40,25 +39,25 @@ SPECIAL = re.compile(r"torch\._utils\._rebuild_(\w+)")
 ALLOWED = "allowed: a .pth or .safetensors file"
 
 
-def read_pickle(path: Path) -> Any:
-    """The content of a .pth file: tensors (of a ZIP file memory-mapped, on the CPU) in plain containers.
+def read_pickle(path: Path, content: bytes | None = None) -> Any:
+    """What a .pth file holds: tensors (of a ZIP file memory-mapped, on the CPU) in plain containers.
+
+    Args:
+        path: the file.
+        content: its bytes, where they have been read already: what is looked through is then what is loaded.
 
     Raises:
         UserError: truncated, damaged, not torch's, with Python objects or special tensors, or with claims beyond it.
     """
-    objects: list[str] = []
     try:
-        with path.open("rb") as file:
-            is_zip = file.read(4) == b"PK\x03\x04"  # torch's own rule
-            if not is_zip and (foreign := describe_foreign(path)):
-                raise UserError(f"checkpoint: {path} cannot be read: it is {foreign}; {ALLOWED}")
-            objects = _objects_in_zip(path) if is_zip else _objects_in_legacy(file)
-            _complain_of_objects(path, objects)
-        with warnings.catch_warnings(action="ignore"):  # of foreign pickles: what cannot be read is said below
-            if path.suffix == ".safetensors":  # torch goes by the name, this project by the content
-                with path.open("rb") as file:
-                    return torch.load(file, map_location="cpu", weights_only=True)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip or None)
+        with path.open("rb") if content is None else io.BytesIO(content) as file:
+            is_zip = _look_through(path, file)
+            file.seek(0)
+            # torch goes by the name of a file, this project by what it contains
+            by_name = content is None and path.suffix != ".safetensors"
+            with warnings.catch_warnings(action="ignore"):  # of foreign pickles: what cannot be read is said below
+                source, mapped = (path, is_zip or None) if by_name else (file, None)
+                return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except UserError:
         raise
     except Exception as error:  # the kinds of damage are many (zip, pickle, storage) and all mean one thing
@@ -67,6 +66,18 @@ def read_pickle(path: Path) -> Any:
     if "weights_only" in reason.lower() or "weights only" in reason.lower():
         reason = "not what torch.save writes, or damaged"
     raise UserError(f"checkpoint: {path} cannot be read (truncated or damaged: {reason}); {ALLOWED}")
+
+
+def _look_through(path: Path, file: IO[bytes]) -> bool:
+    """Complain of what the file would make or claims; returns whether it is a ZIP file, by torch's own rule."""
+    head = file.read(HEAD)
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    is_zip = head.startswith(b"PK\x03\x04")
+    if not is_zip and (foreign := describe_head(head)):
+        raise UserError(f"checkpoint: {path} cannot be read: it is {foreign}; {ALLOWED}")
+    _complain_of_objects(path, _objects_in_zip(file, size) if is_zip else _objects_in_legacy(file, size))
+    return is_zip
 
 
 def complain_of_tensors(path: Path, tensors: Mapping[str, Tensor], file_bytes: int) -> None:
@@ -91,14 +102,13 @@ def complain_of_tensors(path: Path, tensors: Mapping[str, Tensor], file_bytes: i
             )
 
 
-def _objects_in_zip(path: Path) -> list[str]:
+def _objects_in_zip(file: IO[bytes], size: int) -> list[str]:
     """Names of the Python objects that a file of torch.save's present format would make; checks what its parts claim.
 
     Raises:
         ValueError: another kind of archive, compressed or overlapping parts.
     """
-    size = path.stat().st_size
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(file) as archive:
         parts = archive.infolist()
         names = [part.filename for part in parts]
         if any(name.endswith(".npy") for name in names):
@@ -116,30 +126,30 @@ def _objects_in_zip(path: Path) -> list[str]:
         return sorted(set(_globals(io.BytesIO(archive.read(pickles[0])))))
 
 
-def _objects_in_legacy(file: IO[bytes]) -> list[str]:
+def _objects_in_legacy(file: IO[bytes], size: int) -> list[str]:
     """The same of a file of torch before 1.6 or of pickle itself: pickles one after the other, then numbers."""
     found: set[str] = set()
-    with mmap(file.fileno(), 0, access=ACCESS_READ) as content:
-        for _ in range(LEGACY_PICKLES):
-            begin = content.tell()
-            if content[begin : begin + 1] != b"\x80":
-                break
-            found.update(_globals(content))
+    for _ in range(LEGACY_PICKLES):
+        begin = file.tell()
+        if begin >= size or file.read(1) != b"\x80":
+            break
+        file.seek(begin)
+        # a file object takes the memory that a length asks for before it reads; a buffer gives what is there
+        content = io.BytesIO(file.read(MAX_PICKLE_BYTES))
+        found.update(_globals(content))
+        file.seek(begin + content.tell())
     return sorted(found)
 
 
-def _globals(stream: Any) -> Iterator[str]:
-    """What one pickle imports, `module.name`. Two memo tables and a stack of texts are enough to know it.
+def _globals(stream: io.BytesIO) -> Iterator[str]:
+    """What one pickle imports, `module.name`. A memo and the two texts that were pushed last are enough to know it.
 
     Raises:
         ValueError: no pickle, or one that is larger than any list of tensors.
     """
-    begin = stream.tell()
     texts: list[str] = []  # pushed last
     memo: dict[int, str] = {}
-    for opcode, argument, position in pickletools.genops(stream):
-        if (position or 0) - begin > MAX_PICKLE_BYTES:
-            raise ValueError(f"its list of tensors has more than {MAX_PICKLE_BYTES} bytes")
+    for opcode, argument, _ in pickletools.genops(stream):
         if opcode.name in ("GLOBAL", "INST"):
             yield str(argument).replace(" ", ".").replace("__builtin__.", "builtins.")
         elif opcode.name == "STACK_GLOBAL":
