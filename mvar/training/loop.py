@@ -26,7 +26,7 @@ from mvar.errors import UserError, warn
 from mvar.training import checkpoint
 from mvar.training.distributed import open_fabric
 from mvar.training.feed import Feed
-from mvar.training.metrics_log import MetricsLog
+from mvar.training.metrics_log import MetricsLog, is_logged
 from mvar.training.objective import BATCH_STREAM, BEFORE_STEP_STREAM, FORWARD_STREAM, Objective, Rows
 from mvar.training.optimizer import Schedule, build_adamw
 from mvar.training.skips import SkippedSteps, TrainingDiverged
@@ -129,6 +129,7 @@ class _Training:
         self.train_s = 0.0
         self.saved_step = 0
         self.log: MetricsLog | None = None
+        self.cadence = [[0, runtime.log_every]]  # see `metrics_log.logged_steps`
         self.skips = SkippedSteps(optim.steps)
         self.unchecked: list[tuple[int, Tensor, Tensor]] = []  # steps whose loss and norm no one has looked at yet
 
@@ -154,6 +155,9 @@ class _Training:
         self.scaler.load_state_dict(state["scaler"])
         self.objective.load_state_dict(state["objective"])
         self.skips.load_state_dict(state.get("skips", {}))
+        self.cadence = state.get("cadence", self.cadence)  # checkpoints of before say nothing: as it is now
+        if self.cadence[-1][1] != self.runtime.log_every:
+            self.cadence = [*self.cadence, [step, self.runtime.log_every]]
         self.train_s, self.saved_step = state["train_s"], step
         return step
 
@@ -173,6 +177,7 @@ class _Training:
                 "scaler": self.scaler.state_dict(),
                 "objective": self.objective.state_dict(),
                 "skips": self.skips.state_dict(),
+                "cadence": self.cadence,
                 "train_s": self.train_s,
                 "recipe": self.recipe,
             }
@@ -193,7 +198,7 @@ class _Training:
         if start == steps:
             return True, start
         if self.fabric.is_global_zero:
-            self.log = MetricsLog(self.directory, start, self.runtime.tensorboard)
+            self.log = MetricsLog(self.directory, start, self.runtime.tensorboard, self.cadence)
         model = self.fabric.setup_module(_LossModule(self.objective))
         model.train()
         look_each_step = self.device.type == "cpu" and self.fabric.world_size == 1  # elsewhere looking means waiting
@@ -204,13 +209,13 @@ class _Training:
                     self.save(step)
                     return False, step
                 done = step + 1
-                self.objective.wants_metrics = is_logged = done % every == 0 or done in (1, steps)
+                self.objective.wants_metrics = has_row = is_logged(done, steps, every)
                 clock = time.perf_counter()
                 outcome = self._step(model, step, feed)
                 if look_each_step:
                     self._look()
                 self.train_s += time.perf_counter() - clock
-                if is_logged:
+                if has_row:
                     self._write_row(done, outcome, logged, logged_s)
                     logged, logged_s = done, self.train_s
                 if done % self.runtime.checkpoint_every == 0 or done == steps:

@@ -22,6 +22,7 @@ from mvar.config import RuntimeConfig
 from mvar.errors import UserError
 from mvar.training.checkpoint import load_latest, path_of
 from mvar.training.loop import TrainingDiverged, fit
+from mvar.training.metrics_log import logged_steps, missing_rows
 
 VARIANTS = {
     "plain": {},
@@ -342,3 +343,57 @@ def test_rows_are_json_of_one_line(tmp_path):
 def test_a_gpu_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match=r"runtime\.device: 'cuda'"):
         fit(Toy(), toy_optim(), tmp_path, RuntimeConfig(device="cuda"), seed=0)
+
+
+DAMAGES = {
+    "removed": (lambda lines: None, [1, 2, 4, 6, 8]),
+    "emptied": (lambda lines: [], [1, 2, 4, 6, 8]),
+    "cut": (lambda lines: lines[:2], [4, 6, 8]),
+    "one gone": (lambda lines: lines[:2] + lines[3:], [4]),
+    "not JSON": (lambda lines: [*lines[:2], b"\xff\x00" + lines[2][2:], *lines[3:]], [4]),
+    "two in one": (lambda lines: [*lines[:2], lines[2].rstrip() + lines[3], *lines[4:]], [4, 6]),
+    "another shape": (lambda lines: [b"[1]\n", b'{"step": "2"}\n', b"[" * 99_999 + b"\n", *lines[3:]], [1, 2, 4]),
+    "whole": (lambda lines: lines, []),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_rows_that_are_missing_when_a_training_goes_on_are_said_and_recorded(damage, tmp_path, capsys):
+    change, missing = DAMAGES[damage]
+    with pytest.raises(KeyboardInterrupt):
+        fit(Toy(die_at=10), toy_optim(), tmp_path, RUNTIME, seed=3)
+    path = tmp_path / "metrics.jsonl"
+    lines = change(path.read_bytes().splitlines(keepends=True))
+    path.unlink() if lines is None else path.write_bytes(b"".join(lines))
+    capsys.readouterr()
+    assert fit(Toy(), toy_optim(), tmp_path, RUNTIME, seed=3).finished
+    steps = [row["step"] for row in rows_of(tmp_path)]
+    assert steps == [step for step in (1, 2, 4, 6, 8, 10, 12) if step not in missing]
+    err, says = capsys.readouterr().err, missing_rows(tmp_path)
+    if not missing:
+        assert (err, says) == ("", "")
+        return
+    count = f"metrics.jsonl: {len(missing)} of 5 rows up to step 9 were missing"
+    assert count in says and f"(steps {missing[0]} to {missing[-1]})" in says
+    assert count in err and err.count("\n") == 1 and str(tmp_path) in err
+
+
+def test_another_cadence_of_logs_is_no_missing_row(tmp_path, capsys):
+    for every, die_at in ((2, 5), (5, 8), (3, None)):
+        runtime = RUNTIME.model_copy(update={"log_every": every, "checkpoint_every": 1})
+        with nullcontext() if die_at is None else pytest.raises(KeyboardInterrupt):
+            fit(Toy(die_at=die_at), toy_optim(), tmp_path, runtime, seed=3)
+    assert [row["step"] for row in rows_of(tmp_path)] == [1, 2, 4, 9, 12]
+    assert capsys.readouterr().err == "" and missing_rows(tmp_path) == ""
+
+
+@given(st.lists(st.tuples(st.integers(1, 7), st.integers(1, 9)), min_size=1, max_size=4), st.integers(0, 3))
+def test_the_steps_that_have_a_row(segments, back):
+    """What a log of every step would say, over any resumptions, also those that begin before a change of cadence."""
+    cadence, done, expected = [], 0, set()
+    for every, length in segments:
+        cadence.append([done, every])
+        expected |= {step for step in range(done + 1, done + length + 1) if step == 1 or step % every == 0}
+        done += length
+    until = max(done - back, cadence[-1][0])
+    assert logged_steps(cadence, until) == {step for step in expected if step <= until}
