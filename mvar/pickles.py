@@ -39,12 +39,13 @@ SPECIAL = re.compile(r"torch\._utils\._rebuild_(\w+)")
 ALLOWED = "allowed: a .pth or .safetensors file"
 
 
-def read_pickle(path: Path, content: bytes | None = None) -> Any:
-    """What a .pth file holds: tensors (of a ZIP file memory-mapped, on the CPU) in plain containers.
+def read_pickle(path: Path, content: bytes | None = None, mapped: bool = True) -> Any:
+    """What a .pth file holds: tensors on the CPU in plain containers.
 
     Args:
         path: the file.
         content: its bytes, where they have been read already: what is looked through is then what is loaded.
+        mapped: whether the tensors of a ZIP file are memory-mapped, for those who copy them; else they are read.
 
     Raises:
         UserError: truncated, damaged, not torch's, with Python objects or special tensors, or with claims beyond it.
@@ -54,11 +55,11 @@ def read_pickle(path: Path, content: bytes | None = None) -> Any:
             is_zip = _look_through(path, file)
             file.seek(0)
             # torch goes by the name of a file, this project by what it contains
-            by_name = content is None and path.suffix != ".safetensors"
+            by_name = mapped and content is None and path.suffix != ".safetensors"
             with warnings.catch_warnings(action="ignore"):  # of foreign pickles: what cannot be read is said below
                 source, mapped = (path, is_zip or None) if by_name else (file, None)
                 return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
-    except UserError:
+    except (UserError, FileNotFoundError):
         raise
     except Exception as error:  # the kinds of damage are many (zip, pickle, storage) and all mean one thing
         text = [line for line in str(error).splitlines() if line.strip()]

@@ -143,23 +143,30 @@ class _Training:
             return 0
         state = found[1] if found else checkpoint.load(checkpoint.path_of(self.checkpoints, step))
         where = checkpoint.path_of(self.checkpoints, step)
+        try:
+            self._take(state, where)
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(
+                f"{where}: is a checkpoint of another model, or damaged ({reason}); allowed: this training's own; "
+                "without the file it goes on from the one before, or anew"
+            ) from None
+        if self.cadence[-1][1] != self.runtime.log_every:
+            self.cadence = [*self.cadence, [step, self.runtime.log_every]]
+        self.saved_step = step
+        return step
+
+    def _take(self, state: dict[str, Any], where: Path) -> None:
         for field, value in self.recipe.items():
             if (was := state["recipe"].get(field)) != value:
                 raise UserError(f"{where}: belongs to {field}={was}, this training has {value}; allowed: the same")
-        try:
-            self.module.load_state_dict(state["module"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(f"{where}: is a checkpoint of another model ({reason})") from None
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.objective.load_state_dict(state["objective"])
         self.skips.load_state_dict(state.get("skips", {}))
         self.cadence = state.get("cadence", self.cadence)  # checkpoints of before say nothing: as it is now
-        if self.cadence[-1][1] != self.runtime.log_every:
-            self.cadence = [*self.cadence, [step, self.runtime.log_every]]
-        self.train_s, self.saved_step = state["train_s"], step
-        return step
+        self.train_s = state["train_s"]
 
     def save(self, step: int) -> None:
         """Write a checkpoint of the state after `step` steps; a finished training keeps only its last."""
