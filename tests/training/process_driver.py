@@ -34,7 +34,6 @@ CASES = {
     "toy": lambda: toy(1),
     "toy-accumulated": lambda: toy(2),
     "toy-skipping": lambda: (BadPart(dropout=0), toy_optim()),
-    "toy-skipping-fp16": lambda: (BadPart(dropout=0), toy_optim(precision="fp16")),
     "generator": generator,
     "generator-accumulated": lambda: generator(2),
     "tokenizer": tokenizer,
