@@ -21,6 +21,7 @@ from experiments import stages
 from experiments.pipeline import load_generator
 from experiments.store import RunDirectory, Store
 from mvar import published
+from mvar.checkpoint_files import split_choice
 from mvar.config import DataConfig, RuntimeConfig, SampleConfig
 from mvar.data.images import FolderSource, load_images, to_float
 from mvar.errors import UserError
@@ -247,10 +248,12 @@ class CheckpointFiles:
         """
         values: dict[str, Any] = {"source": source, "limit": limit, "batch_size": batch_size or CHECKPOINT_BATCH}
         for name in ("checkpoint", "tokenizer"):
-            path = getattr(self, name)
+            path, choice = split_choice(getattr(self, name))
             if not path.is_file():
                 raise UserError(f"{name}: no file {str(path)!r}; allowed: a .pth or .safetensors file")
             values[f"{name}_sha256"] = file_digest(path)
+            if choice:
+                values[f"{name}_weights"] = choice
         return values | {"patch_sides": self.patch_sides and list(self.patch_sides), "num_heads": self.num_heads}
 
     def load(self) -> tuple[ScaleTransformer, Tokenizer]:

@@ -20,6 +20,7 @@ from experiments.store import DONE, RunDirectory, Store
 from mvar.config import EvaluationConfig, RunConfig, SampleConfig, from_dict, identity
 from mvar.errors import UserError
 from mvar.files import digest
+from mvar.training.metrics_log import missing_rows
 
 MAKE_RUNS = "`mvar run mixers` trains some (`make demo` runs every sweep)"
 NO_RUN = "holds no readable run"
@@ -326,6 +327,8 @@ def _read_curve(run: RunDirectory, key: str) -> dict[str, Any]:
     except OSError:
         problems.append(f"runs/{run.name}: metrics.jsonl is missing; no training curve")
         lines = []
+    if missing := missing_rows(run.path):
+        problems.append(f"runs/{run.name}: {missing}")
     for number, line in enumerate(lines, start=1):
         where = f"runs/{run.name}/metrics.jsonl line {number}"
         try:

@@ -15,9 +15,10 @@ import torch
 
 from experiments.documents import read_document, write_document
 from experiments.store import DONE, FAILED, RUNNING, STOPPED, Directory, ShouldStop, Stopped, Store, one_line
+from mvar.checkpoint_files import split_choice
 from mvar.config import Config, RunConfig, identity
 from mvar.errors import UserError, in_field
-from mvar.files import atomic_write, expand, known_digest
+from mvar.files import atomic_write, known_digest
 from mvar.published import load_tokenizer as load_tokenizer_file
 from mvar.tokenizer.model import Tokenizer
 from mvar.training.distributed import resolve_device
@@ -168,7 +169,7 @@ def published_tokenizer(config: RunConfig) -> Tokenizer:
 
 def _source_digest(config: RunConfig, directory: Directory) -> str:
     """SHA-256 of the checkpoint that the config names; its stamp is the stage's, the checkpoint's folder another's."""
-    return known_digest(expand(config.tokenizer.checkpoint or ""), directory.path / ".source.sha256")
+    return known_digest(split_choice(config.tokenizer.checkpoint or "")[0], directory.path / ".source.sha256")
 
 
 def _check_source(config: RunConfig, directory: Directory) -> None:
@@ -177,7 +178,7 @@ def _check_source(config: RunConfig, directory: Directory) -> None:
     A file that is no longer there is none: the stage holds its weights.
     """
     source, record = config.tokenizer.checkpoint, directory.path / "source.json"
-    if not source or not record.is_file() or not expand(source).is_file():
+    if not source or not record.is_file() or not split_choice(source)[0].is_file():
         return
     made_of, found = read_document(record)["sha256"], _source_digest(config, directory)
     if found != made_of:

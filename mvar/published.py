@@ -5,28 +5,40 @@ hand. Parameter names here are the official ones, so loading is inference of the
 Shapes: `S` scales, `L` tokens, `D` width, `V` codebook size, `C` code channels.
 """
 
-import math
+import json
 import re
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mvar.checkpoint_files import Checkpoint, complain_of_keys, read_checkpoint
+from mvar.checkpoint_shapes import (
+    Shapes,
+    check_sides,
+    layer,
+    mamba_sizes,
+    num_shared_phis,
+    patch_sides_of,
+    tokenizer_sides,
+)
 from mvar.config import ModelConfig, RunConfig, RuntimeConfig, TokenizerConfig, TokenSpace, from_dict
-from mvar.errors import UserError
+from mvar.errors import UserError, in_field
 from mvar.files import atomic_write
 from mvar.pattern import format_pattern
-from mvar.scales import PATCH_SIDES, ScaleSchedule
 from mvar.tokenizer.model import Tokenizer
 from mvar.transformer import ScaleTransformer
+from mvar.weights import METADATA, complain_of_values, to_safetensors
 
 HEAD_DIM = 64  # of every released generator
 # Buffers of official checkpoints that follow from the schedule; kept out of strict comparison, written on export.
 BUFFERS = re.compile(r"(^|\.)(lvl_1L|attn_bias_for_masking|zero_k_bias|patch_nums)$")
 OFFICIAL_PATTERNS = {"global": "VAR", "intra+mamba": "M-VAR"}
+UNTOLD = ("beta", "phi_ratio")  # of a tokenizer: what its weights cannot tell
 
 
 @dataclass(frozen=True)
@@ -58,26 +70,31 @@ def load_generator(
     patch_sides: Sequence[int] | None = None,
     num_heads: int | None = None,
     runtime: RuntimeConfig = RuntimeConfig(),
+    weights: str = "",
 ) -> tuple[ScaleTransformer, GeneratorFacts]:
     """Load a generator from any checkpoint file of VAR, M-VAR or this project.
 
     Args:
-        path: `.pth` or `.safetensors`; a state dict, or a training checkpoint that holds one.
+        path: `.pth`, `.safetensors` or the index of its shards; a state dict, or a training checkpoint that holds one.
         patch_sides: the scales, where neither the file nor a known schedule tells them.
         num_heads: attention heads, where the file cannot tell them (no qk-norm, heads not of 64).
         runtime: kernels that the model is to use.
+        weights: which of several models in the file, e.g. `ema`; `FILE#ema` as the path says the same.
 
     Returns:
         The model in fp32 on the CPU, in evaluation mode, and what the file said.
 
     Raises:
-        UserError: an unreadable file, another model, keys that are missing, unexpected or mis-shaped (all listed).
+        UserError: an unreadable file, another model, keys that are missing, unexpected or mis-shaped (all listed),
+            values that are not finite.
     """
-    checkpoint = read_checkpoint(path, "generator")
+    checkpoint = read_checkpoint(path, "generator", weights)
     facts = infer_generator(checkpoint, patch_sides=patch_sides, num_heads=num_heads)
-    model = ScaleTransformer.empty(facts.config, facts.space, runtime)
     state = {key: tensor for key, tensor in checkpoint.state.items() if not BUFFERS.search(key)}
-    complain_of_keys(checkpoint.path, model.state_dict(), state, str(facts))
+    expected = _without_memory(checkpoint, lambda: ScaleTransformer(facts.config, facts.space, runtime))
+    complain_of_keys(checkpoint.path, expected, state, str(facts))
+    complain_of_values(checkpoint.path, state)
+    model = ScaleTransformer.empty(facts.config, facts.space, runtime)
     model.load_state_dict(state)
     return model.eval(), facts
 
@@ -90,15 +107,14 @@ def infer_generator(
     Raises:
         UserError: a key that is needed for it is missing; scales or heads that cannot be told or do not fit.
     """
-    if "config" in checkpoint.metadata:
-        config = from_dict(RunConfig, checkpoint.metadata["config"])
-        return GeneratorFacts(config.model, config.token_space)
-    reader = _Shapes(checkpoint)
+    reader = Shapes(checkpoint)
     depth = reader.count("blocks")
-    width, code_channels = reader.shape("word_embed.weight")
+    width, code_channels = reader.shape("word_embed.weight", 2)
+    if "config" in checkpoint.metadata:
+        return _told_by_metadata(reader, checkpoint.metadata["config"], patch_sides)
     assumed: list[str] = []
     if reader.has("blocks.0.attn.scale_mul_1H11"):
-        heads = reader.shape("blocks.0.attn.scale_mul_1H11")[1]
+        heads = reader.shape("blocks.0.attn.scale_mul_1H11", 4)[1]
     elif num_heads or not reader.has("blocks.0.attn.proj.weight"):
         heads = num_heads or max(1, width // HEAD_DIM)
     elif width % HEAD_DIM == 0:
@@ -113,116 +129,60 @@ def infer_generator(
         "depth": depth,
         "width": width,
         "num_heads": heads,
-        "pattern": format_pattern(tuple(_layer(reader, i) for i in range(depth))),
-        "mlp_ratio": reader.shape("blocks.0.ffn.fc1.weight")[0] / width,
+        "pattern": format_pattern(tuple(layer(reader, i) for i in range(depth))),
+        "mlp_ratio": reader.shape("blocks.0.ffn.fc1.weight", 2)[0] / width,
         "attn_l2_norm": reader.has("blocks.0.attn.scale_mul_1H11"),
         "shared_adaln": reader.has("shared_ada_lin.1.weight"),
     }
     mamba = next((f"blocks.{i}.mamba" for i in range(depth) if reader.has(f"blocks.{i}.mamba.A_log")), None)
     if mamba:
-        values["mamba"] = _mamba_sizes(reader, mamba, width)
+        values["mamba"] = mamba_sizes(reader, mamba, width)
     space = TokenSpace(
-        _patch_sides(reader, patch_sides),
-        vocab_size=reader.shape("head.weight")[0],
+        patch_sides_of(reader, patch_sides),
+        vocab_size=reader.shape("head.weight", 2)[0],
         code_channels=code_channels,
-        num_classes=reader.shape("class_emb.weight")[0] - 1,
+        num_classes=reader.shape("class_emb.weight", 2)[0] - 1,
     )
     return GeneratorFacts(from_dict(ModelConfig, values), space, tuple(assumed))
 
 
-class _Shapes:
-    """Keys and shapes of a checkpoint; a key that inference needs and does not find is the user's error."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.path, self.state = checkpoint.path, checkpoint.state
-
-    def has(self, key: str) -> bool:
-        return key in self.state
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        if key not in self.state:
-            raise UserError(f"checkpoint: {self.path} lacks {key!r}; allowed: complete checkpoints with official keys")
-        return tuple(self.state[key].shape)
-
-    def count(self, prefix: str) -> int:
-        """How many numbered modules `prefix.N` there are."""
-        numbers = {int(m[1]) for key in self.state if (m := re.match(rf"{re.escape(prefix)}\.(\d+)\.", key))}
-        if not numbers or numbers != set(range(len(numbers))):
-            raise UserError(
-                f"checkpoint: {self.path} has {prefix} {sorted(numbers)}; allowed: all from 0 on, without a gap"
-            )
-        return len(numbers)
+def _told_by_metadata(reader: Shapes, values: Any, patch_sides: Sequence[int] | None) -> GeneratorFacts:
+    """What the file says itself. Its depth is compared with its keys before a config of that depth is made."""
+    depth = reader.count("blocks")
+    with in_field(f"checkpoint: {reader.path}: its configuration"):
+        try:
+            told = values["model"]["depth"]
+        except (KeyError, TypeError):
+            raise UserError("has no model.depth; allowed: as a run writes it") from None
+        if told != depth:
+            raise UserError(f"model.depth {told!r}; allowed: {depth}, the layers that the file holds")
+        config = from_dict(RunConfig, values)
+    sides = config.tokenizer.patch_sides
+    check_sides(reader, sides if patch_sides is None else tuple(patch_sides), sides)
+    return GeneratorFacts(config.model, config.token_space)
 
 
-def _layer(reader: _Shapes, number: int) -> str:
-    """The mixers of a layer. M-VAR's attention, known by its Mamba or its `patch_nums`, is intra-scale."""
-    block = f"blocks.{number}"
-    has_mamba = reader.has(f"{block}.mamba.A_log")
-    names = ["mamba"] if has_mamba else []
-    if reader.has(f"{block}.attn.proj.weight"):
-        is_intra = has_mamba or reader.has(f"{block}.attn.patch_nums")
-        names.insert(0, "intra" if is_intra else "global")
-    if not names:
-        raise UserError(
-            f"checkpoint: {reader.path} has neither attention nor Mamba in {block}; allowed: VAR's, M-VAR's"
-        )
-    return "+".join(names)
-
-
-def _mamba_sizes(reader: _Shapes, prefix: str, width: int) -> dict[str, int]:
-    (inner,), (heads,) = reader.shape(f"{prefix}.norm.weight"), reader.shape(f"{prefix}.A_log")
-    channels, _, d_conv = reader.shape(f"{prefix}.conv1d.weight")
-    return {"d_state": (channels - inner) // 2, "d_conv": d_conv, "expand": inner // width, "headdim": inner // heads}
-
-
-def _patch_sides(reader: _Shapes, given: Sequence[int] | None) -> tuple[int, ...]:
-    """The scales: as given, from a buffer of the checkpoint, or the known schedule of that many scales and tokens."""
-    num_scales, num_tokens = reader.shape("lvl_embed.weight")[0], reader.shape("pos_1LC")[1]
-    first = reader.shape("pos_start")[1]
-    stored = _stored_sides(reader)
-    sides = tuple(given) if given else stored
-    if sides is None:
-        known = {s: ScaleSchedule(s) for s in PATCH_SIDES.values()}
-        fitting = [s for s, k in known.items() if (k.num_scales, k.num_tokens) == (num_scales, num_tokens)]
-        if not fitting:
-            raise UserError(
-                f"checkpoint: {reader.path} has {num_scales} scales and {num_tokens} tokens, which no known schedule "
-                "has; allowed: give patch_sides"
-            )
-        sides = fitting[0]
-    schedule = ScaleSchedule(sides)
-    if (schedule.num_scales, schedule.num_tokens, schedule.lengths[0]) != (num_scales, num_tokens, first) or (
-        stored not in (None, sides)
-    ):
-        of_file = f"the checkpoint's {'-'.join(map(str, stored))}" if stored else "its level and position embeddings"
-        raise UserError(
-            f"patch_sides: {'-'.join(map(str, sides))} ({schedule.num_scales} scales, {schedule.num_tokens} tokens) "
-            f"does not fit {reader.path}; allowed: {of_file} ({num_scales} scales, {num_tokens} tokens, {first} in the "
-            "first)"
-        )
-    return sides
-
-
-def _stored_sides(reader: _Shapes) -> tuple[int, ...] | None:
-    if reader.has("lvl_1L"):
-        counts = reader.state["lvl_1L"].flatten().to(torch.int64).bincount().tolist()
-    elif reader.has("blocks.0.attn.patch_nums"):  # M-VAR's buffer of that name holds tokens, not sides
-        counts = reader.state["blocks.0.attn.patch_nums"].tolist()
-    else:
-        return None
-    return tuple(math.isqrt(count) for count in counts)
+def _without_memory(checkpoint: Checkpoint, make: Callable[[], nn.Module]) -> Mapping[str, Tensor]:
+    """Names and shapes of the model that a file's facts make, before any memory is taken for it."""
+    try:
+        with torch.device("meta"):
+            return make().state_dict()
+    except (RuntimeError, ValueError, TypeError, OverflowError, ZeroDivisionError, MemoryError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise UserError(f"checkpoint: {checkpoint.path}: no model has its sizes ({reason}); allowed: VAR's") from None
 
 
 # Tokenizers -----------------------------------------------------------------------------------------------------------
 
 
-def load_tokenizer(path: Path | str, *, patch_sides: Sequence[int] | None = None) -> Tokenizer:
+def load_tokenizer(path: Path | str, *, patch_sides: Sequence[int] | None = None, weights: str = "") -> Tokenizer:
     """Load a tokenizer (official `VQVAE`) from any checkpoint file; its `config` and `in_channels` are inferred.
 
     Args:
         path: as for `load_generator`.
         patch_sides: the scales that it is to write; a tokenizer's weights fit any. None: the known schedule with as
             many scales as its usage statistics have.
+        weights: as for `load_generator`.
 
     Returns:
         The tokenizer in fp32 on the CPU, in evaluation mode.
@@ -230,33 +190,42 @@ def load_tokenizer(path: Path | str, *, patch_sides: Sequence[int] | None = None
     Raises:
         UserError: as for `load_generator`.
     """
-    checkpoint = read_checkpoint(path, "tokenizer")
+    checkpoint = read_checkpoint(path, "tokenizer", weights)
     config, in_channels = infer_tokenizer(checkpoint, patch_sides)
+    expected = _without_memory(checkpoint, lambda: Tokenizer(config, in_channels))
+    state = {"quantize.ema_vocab_hit_SV": expected["quantize.ema_vocab_hit_SV"]} | checkpoint.state
+    usage = state["quantize.ema_vocab_hit_SV"]
+    if not usage.ndim or usage.shape[0] != config.schedule.num_scales:  # of other scales: they mean nothing here
+        usage = expected["quantize.ema_vocab_hit_SV"]
+    state["quantize.ema_vocab_hit_SV"] = torch.zeros_like(usage, device="cpu") if usage.is_meta else usage
+    complain_of_keys(checkpoint.path, expected, state, f"a tokenizer with {config.vocab_size} codes")
+    complain_of_values(checkpoint.path, state)
     tokenizer = Tokenizer(config, in_channels)
-    own = tokenizer.state_dict()
-    state = {"quantize.ema_vocab_hit_SV": own["quantize.ema_vocab_hit_SV"]} | checkpoint.state  # statistics may lack
-    if state["quantize.ema_vocab_hit_SV"].shape[0] != config.schedule.num_scales:
-        state["quantize.ema_vocab_hit_SV"] = own["quantize.ema_vocab_hit_SV"]  # of other scales: mean nothing here
-    complain_of_keys(checkpoint.path, own, state, f"a tokenizer with {config.vocab_size} codes")
     tokenizer.load_state_dict(state)
     return tokenizer.eval()
 
 
 def infer_tokenizer(checkpoint: Checkpoint, patch_sides: Sequence[int] | None = None) -> tuple[TokenizerConfig, int]:
-    """The configuration of a tokenizer's checkpoint and the channels of its images, from keys and shapes.
+    """The configuration of a tokenizer's checkpoint and the channels of its images.
 
-    `beta` and `phi_ratio` leave no trace in the weights: they are the official code's 0.25 and 0.5.
+    Files of this project tell all of it; from others it is inferred from keys and shapes. `beta` and `phi_ratio` leave
+    no trace in the weights: where the file does not tell them they are the official code's 0.25 and 0.5.
     """
-    reader = _Shapes(checkpoint)
-    if patch_sides is None and "tokenizer" in checkpoint.metadata:
-        config = from_dict(TokenizerConfig, checkpoint.metadata["tokenizer"])
-        return config, reader.shape("encoder.conv_in.weight")[1]
-    width, in_channels = reader.shape("encoder.conv_in.weight")[:2]
+    reader = Shapes(checkpoint)
+    width, in_channels = reader.shape("encoder.conv_in.weight", 4)[:2]
+    told = checkpoint.metadata.get("tokenizer")
+    own = None
+    if told is not None:
+        with in_field(f"checkpoint: {checkpoint.path}: its configuration"):
+            own = from_dict(TokenizerConfig, told)
+            _check_told(reader, own)
+        if patch_sides is None:
+            return own, in_channels
     stages = reader.count("encoder.down")
-    vocab_size, code_channels = reader.shape("quantize.embedding.weight")
-    firsts = [reader.shape(f"encoder.down.{i}.block.0.conv1.weight")[0] for i in range(stages)]
+    vocab_size, code_channels = reader.shape("quantize.embedding.weight", 2)
+    firsts = [reader.shape(f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in range(stages)]
     values = {
-        "patch_sides": tuple(patch_sides) if patch_sides else _tokenizer_sides(reader),
+        "patch_sides": tuple(patch_sides) if patch_sides else tokenizer_sides(reader),
         "vocab_size": vocab_size,
         "code_channels": code_channels,
         "width": width,
@@ -264,28 +233,23 @@ def infer_tokenizer(checkpoint: Checkpoint, patch_sides: Sequence[int] | None = 
         "num_res_blocks": reader.count("encoder.down.0.block"),
         "attention": reader.has(f"encoder.down.{stages - 1}.attn.0.qkv.weight"),
         "mid_attention": reader.has("encoder.mid.attn_1.qkv.weight"),
-        "share_phi": _num_shared_phis(reader),
+        "share_phi": num_shared_phis(reader),
         "beta": 0.25,
     }
+    if own:
+        values |= {name: getattr(own, name) for name in UNTOLD}
     return from_dict(TokenizerConfig, values), in_channels
 
 
-def _num_shared_phis(reader: _Shapes) -> int:
-    if reader.has("quantize.quant_resi.qresi.weight"):
-        return 1
-    if reader.has("quantize.quant_resi.0.weight"):
-        return 0
-    return reader.count("quantize.quant_resi.qresi_ls")
-
-
-def _tokenizer_sides(reader: _Shapes) -> tuple[int, ...]:
-    num_scales = reader.shape("quantize.ema_vocab_hit_SV")[0]
-    fitting = [sides for sides in PATCH_SIDES.values() if len(sides) == num_scales]
-    if not fitting:
-        raise UserError(
-            f"checkpoint: {reader.path} has {num_scales} scales, which no known schedule has; allowed: give patch_sides"
-        )
-    return fitting[0]
+def _check_told(reader: Shapes, config: TokenizerConfig) -> None:
+    """Compare the numbers of modules that a file claims with those that it holds, before any is made."""
+    stages, blocks = reader.count("encoder.down"), reader.count("encoder.down.0.block")
+    found = {"channel_multipliers": stages, "num_res_blocks": blocks}
+    told = {"channel_multipliers": len(config.channel_multipliers), "num_res_blocks": config.num_res_blocks}
+    if told != found:
+        raise UserError(f"it tells of {told}; allowed: {found}, as its keys have them")
+    if config.phi_ratio > 1e-6 and config.share_phi != num_shared_phis(reader):
+        raise UserError(f"share_phi {config.share_phi}; allowed: {num_shared_phis(reader)}, as its keys have them")
 
 
 def check_pair(config: TokenizerConfig, space: TokenSpace) -> None:
@@ -335,15 +299,22 @@ def official_state(model: ScaleTransformer) -> dict[str, Tensor]:
     return state
 
 
-def write_official(path: Path | str, state: dict[str, Tensor]) -> None:
-    """Write a state dict as `.pth` or, by its name, `.safetensors`; atomically."""
+def write_official(path: Path | str, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
+    """Write a state dict as `.pth` or, by its name, `.safetensors`; atomically.
+
+    Args:
+        metadata: the configuration, JSON values, which this project reads back and the official code passes over: in
+            the header of a `.safetensors` file; in a `.pth` file in the state dict's `_metadata`, where torch keeps
+            the modules' versions and looks for the names of modules only.
+    """
     path = Path(path)
     if path.suffix not in (".pth", ".safetensors"):
         raise UserError(f"out: {str(path)!r}; allowed: a name that ends in .pth or .safetensors")
     with atomic_write(path) as file:
-        if path.suffix == ".pth":
-            torch.save(state, file)
-        else:
-            from safetensors.torch import save
-
-            file.write(save({key: tensor.contiguous() for key, tensor in state.items()}))
+        if path.suffix == ".safetensors":
+            file.write(to_safetensors(state, metadata or {}))
+            return
+        ordered = OrderedDict(state)
+        if metadata:
+            ordered._metadata = {METADATA: {"json": json.dumps(metadata, allow_nan=False)}}  # type: ignore[attr-defined]
+        torch.save(ordered, file)

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from mvar.config import SampleConfig
+from mvar.errors import UserError
 from mvar.transformer import ScaleTransformer
+from mvar.weights import INFINITE, is_finite
 
 if TYPE_CHECKING:
     from mvar.tokenizer.quantizer import ResidualQuantizer
@@ -151,7 +153,8 @@ def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
     total = cumulative[..., -1:]
     target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    index = torch.searchsorted(cumulative, target, right=True)
+    # NaN has no place: inside the range it is a wrong draw, outside an error of the device that no one understands
+    index = torch.searchsorted(cumulative, target, right=True).clamp_max_(weights.shape[-1] - 1)
     weight = weights.gather(-1, index).double()
     return index, ((target - cumulative.gather(-1, index) + weight) / weight).clamp_(0, 1)
 
@@ -178,6 +181,9 @@ def generate(
         progress: called with (scales done, scales).
         on_logits: called at every scale with its number and the guided, unfiltered logits `(B, n, V)`.
         on_latent: called after every scale with its number and the latent so far `(B, C, h, h)`, which can be decoded.
+
+    Raises:
+        UserError: logits or latent are not finite; names the weights that are not. Looked at once, in the end.
     """
     schedule, space = model.schedule, model.space
     device = model.pos_1LC.device
@@ -189,10 +195,11 @@ def generate(
     dtype = quantizer.embedding.weight.dtype
     latent = torch.zeros(len(labels), space.code_channels, side, side, device=device, dtype=dtype)
     inputs = latent.new_empty(len(conditions), 0, space.code_channels)
-    state, tokens = None, []
+    state, tokens, sums = None, [], []
     for scale, span in enumerate(schedule.steps()):
         guidance = partial(guide, cfg_scale=config.cfg_scale, scale=scale, num_scales=schedule.num_scales)
         logits, state = model(conditions, inputs, span, state, before_head=guidance if guided else None)
+        sums.append(logits.sum(dtype=torch.float32))
         if on_logits:
             on_logits(scale, logits)
         smallest = smallest_kept(logits, config.top_k, config.top_p)
@@ -212,7 +219,24 @@ def generate(
             inputs = torch.cat((inputs, inputs)) if guided else inputs
         if progress:
             progress(scale + 1, schedule.num_scales)
+    if not torch.stack([*sums, latent.sum(dtype=torch.float32)]).isfinite().all():
+        raise UserError(_why_not_finite(model, quantizer))
     return Generated(torch.cat(tokens, dim=1), latent)
+
+
+def _why_not_finite(model: ScaleTransformer, quantizer: "ResidualQuantizer") -> str:
+    for owner, module in (("generator", model), ("tokenizer", quantizer)):
+        bad = [n for n, t in module.state_dict().items() if not n.endswith(INFINITE) and not is_finite(t)]
+        if bad:
+            more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+            return (
+                f"sampling: the {owner}'s weights are not finite (NaN or infinity) in {bad[0]}{more}; allowed: finite "
+                "weights, as a training that did not diverge saves them"
+            )
+    return (
+        "sampling: the generator's logits or the latent are not finite, though all weights are: numbers overflow on "
+        "the way; allowed: weights of another training or checkpoint"
+    )
 
 
 def keep_best(

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mvar.checkpoint_files import split_choice
 from mvar.config import ModelConfig
 from mvar.errors import UserError, in_field
-from mvar.files import expand, file_digest
+from mvar.files import file_digest
 from mvar.published import GeneratorFacts, load_generator
 from mvar.transformer import ScaleTransformer
 
@@ -62,7 +63,7 @@ def start_from(model: ScaleTransformer, path: Path | str) -> Start:
 
     Args:
         model: freshly initialised, on the CPU; changed in place.
-        path: any file that `load_generator` reads.
+        path: any file that `load_generator` reads; `FILE#ema` chooses one of the models in it.
 
     Raises:
         UserError: an unreadable checkpoint, or one of other sizes; names every field that differs.
@@ -86,7 +87,7 @@ def start_from(model: ScaleTransformer, path: Path | str) -> Start:
         else:
             tensor.copy_(given[name])
     others = tuple(i for i in range(model.config.depth) if i not in kept)
-    return Start(str(path), file_digest(expand(path)), tuple(sorted(kept)), others, tuple(new))
+    return Start(str(path), file_digest(split_choice(path)[0]), tuple(sorted(kept)), others, tuple(new))
 
 
 def _kept_layers(theirs: ModelConfig, ours: ModelConfig) -> set[int]:

@@ -12,7 +12,7 @@ from mvar.cli import main
 from mvar.config import override
 from mvar.errors import OK, USER_ERROR
 from mvar.presets import PRESETS
-from mvar.published import load_generator, official_state, write_official
+from mvar.published import load_generator, load_tokenizer, official_state, write_official
 from mvar.weights import load_weights
 
 EVALUATION = {"evaluation.num_images": 40, "evaluation.classifier_steps": 8, "evaluation.kid_subset_size": 10}
@@ -44,7 +44,7 @@ def root(tmp_path_factory) -> Path:
 
 
 def files(root):
-    return ["--checkpoint", str(root / "mvar.pth"), "--tokenizer", str(root / "vae.pth"), "--num-heads", "2"]
+    return ["--checkpoint", str(root / "mvar.pth"), "--tokenizer", str(root / "vae.pth")]
 
 
 def settings(values):
@@ -52,13 +52,62 @@ def settings(values):
 
 
 def test_inspect_says_what_is_inside(root, capsys):
-    assert main(["inspect", str(root / "mvar.pth"), "--num-heads", "2"]) == OK
+    assert main(["inspect", str(root / "mvar.pth")]) == OK
     assert (
         "M-VAR: 2 layers (intra+mamba), width 16, 2 heads, qk-norm off, shared AdaLN off, 10 classes, scales 1-2-3-4, "
         "16 codes of 8 channels"
     ) in capsys.readouterr().out
     assert main(["inspect", str(root / "vae.pth")]) == OK
     assert "tokenizer: 16 codes of 8 channels, scales 1-2-3-4, 1 image channels" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_an_exported_file_carries_its_whole_configuration(suffix, root, tmp_path, capsys):
+    """Two heads that nothing in the weights tells, and what no key tells of the tokenizer."""
+    model, vae = str(tmp_path / f"m.{suffix}"), str(tmp_path / f"v.{suffix}")
+    assert main(["export", CONFIG.run_id, "--out", model, *place(root)]) == OK
+    assert main(["export", CONFIG.run_id, "--out", vae, "--tokenizer", *place(root)]) == OK
+    capsys.readouterr()
+    assert main(["inspect", model]) == OK
+    out = capsys.readouterr().out
+    assert "2 heads" in out and "assumed" not in out
+    assert load_generator(model)[1].config == CONFIG.model
+    assert load_tokenizer(vae).config == CONFIG.tokenizer
+    common = ["--classes", "3", "--per-class", "2", "--seed", "4", "--sampling", "fid"]
+    as_files = ["--checkpoint", model, "--tokenizer", vae]
+    assert main(["sample", CONFIG.run_id, *common, "--out", str(tmp_path / "a.png"), *place(root)]) == OK
+    assert main(["sample", *as_files, *common, "--out", str(tmp_path / "b.png")]) == OK
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_one_of_two_models_is_chosen_by_name(root, tmp_path, capsys):
+    """Through every command: the name goes with the path into the config of what is evaluated."""
+    state = torch.load(root / "mvar.pth", weights_only=True)
+    mean = {k: -2 * t if t.is_floating_point() else t for k, t in state.items()}
+    torch.save({"model": state, "ema": mean}, tmp_path / "pair.pth")
+    torch.save(mean, tmp_path / "mean.pth")
+    vae, pair = ["--tokenizer", str(root / "vae.pth")], ["--checkpoint", str(tmp_path / "pair.pth"), "--num-heads", "2"]
+    assert main(["inspect", str(tmp_path / "pair.pth"), "--num-heads", "2"]) == USER_ERROR
+    assert "holds 2 generators: 'model', 'ema'; allowed: one of them, by --weights ema" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path / "pair.pth"), "--num-heads", "2", "--weights", "ema"]) == OK
+    images = {}
+    for name, files in {
+        "ema": [*pair, "--weights", "ema"],
+        "mean": ["--checkpoint", str(tmp_path / "mean.pth"), "--num-heads", "2"],
+        "model": [*pair, "--weights", "model"],
+    }.items():
+        out = ["--classes", "1", "--per-class", "1", "--out", str(tmp_path / f"{name}.png")]
+        assert main(["sample", *files, *vae, *out]) == OK
+        images[name] = (tmp_path / f"{name}.png").read_bytes()
+    assert images["ema"] == images["mean"] != images["model"]
+    results = ["--results", str(tmp_path / "results")]
+    common = ["evaluate", *pair, *vae, "--preset", "smoke", *settings(EVALUATION), *results]
+    assert main(common) == USER_ERROR
+    assert main([*common, "--weights", "ema"]) == OK
+    (run,) = Store(tmp_path / "results").runs()
+    assert run.config().train.init_from.endswith("pair.pth#ema")
+    written = load_weights(run.weights)[0]
+    assert torch.equal(written["word_embed.weight"], mean["word_embed.weight"])
 
 
 def test_sampling_from_files_gives_the_images_of_the_run(root, tmp_path, capsys):
@@ -137,14 +186,17 @@ def mistakes(root):
     cut.write_bytes((root / "mvar.pth").read_bytes()[:-3000])
     wide = root / "wide.pth"
     state = torch.load(root / "vae.pth", weights_only=True)
-    torch.save(state | {"quantize.embedding.weight": torch.zeros(32, 8)}, wide)
+    torch.save(dict(state) | {"quantize.embedding.weight": torch.zeros(32, 8)}, wide)
+    plain = root / "plain.pth"
+    torch.save(dict(torch.load(root / "mvar.pth", weights_only=True)), plain)
     model, vae, heads = str(root / "mvar.pth"), str(root / "vae.pth"), ["--num-heads", "2"]
     evaluation = ["evaluate", "--checkpoint", model, "--tokenizer", vae, *heads]
     return [
         (["sample"], "neither is given; allowed: one of RUN and --checkpoint FILE"),
         (["sample", CONFIG.run_id, "--checkpoint", model], "both are given"),
         (["sample", "--checkpoint", model], "tokenizer: not given"),
-        (["sample", "--checkpoint", model, "--tokenizer", vae], "allowed: give num_heads"),
+        (["sample", "--checkpoint", str(plain), "--tokenizer", vae], "allowed: give num_heads"),
+        (["sample", *files(root), "--weights", "ema"], "weights: 'ema' names no one generator"),
         (["sample", "--checkpoint", str(root / "no.pth"), "--tokenizer", vae], "no file"),
         (["sample", "--checkpoint", str(cut), "--tokenizer", vae], "truncated or damaged"),
         (["sample", "--checkpoint", str(other), "--tokenizer", vae], "holds no generator of VAR or M-VAR"),

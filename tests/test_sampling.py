@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from mvar import sampling
 from mvar.config import ModelConfig, SampleConfig, TokenizerConfig, TokenSpace
+from mvar.errors import UserError
 from mvar.published import load_tokenizer
 from mvar.sampling import balanced_labels, draw, filter_logits, generate, guide, smallest_kept, smooth_probabilities
 from mvar.tokenizer.quantizer import ResidualQuantizer
@@ -204,3 +205,41 @@ def test_the_latent_is_told_after_every_scale(more_smooth):
     if not more_smooth:  # mixtures of codes are not those of the tokens
         for (_, latent), expected in zip(latents, quantizer.latents(generated.tokens), strict=True):
             torch.testing.assert_close(latent, expected)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("fields", [{}, {"cfg_scale": 0}, {"top_k": 5, "top_p": 0.9}, {"more_smooth": True}])
+def test_weights_that_are_not_finite_are_named(bad, fields):
+    """Spoiled after loading, in generator or codebook; and finite ones whose products overflow."""
+    torch.manual_seed(0)
+    space = TokenSpace((1, 2, 3), 16, 4, 3)
+    config = SampleConfig(**({"cfg_scale": 1.5} | fields))
+
+    def sample(spoil):
+        model = ScaleTransformer(ModelConfig(depth=1, width=32, num_heads=2), space).eval()
+        quantizer = ResidualQuantizer(TokenizerConfig(patch_sides=(1, 2, 3), vocab_size=16, code_channels=4))
+        with torch.no_grad():
+            spoil(model, quantizer)
+        return generate(model, quantizer, torch.tensor([0, 1]), [(0,), (1,)], config)
+
+    def head(model, quantizer):
+        model.head.bias[3] = bad
+
+    def embedding(model, quantizer):
+        model.pos_start[0, 0, 2] = bad
+
+    def codes(model, quantizer):
+        quantizer.embedding.weight[:, 2] = bad
+
+    def overflow(model, quantizer):
+        model.head.weight.fill_(3e38)
+
+    assert sample(lambda *_: None).latent.isfinite().all()
+    for spoil, says in {
+        head: r"the generator's weights are not finite \(NaN or infinity\) in head.bias",
+        embedding: "the generator's weights .* in pos_start",
+        codes: "the tokenizer's weights .* in embedding.weight",
+        overflow: "not finite, though all weights are",
+    }.items():
+        with pytest.raises(UserError, match=says):
+            sample(spoil)

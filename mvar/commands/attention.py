@@ -116,7 +116,7 @@ class Attention(CheckpointFiles):
         from experiments.store import Store
 
         existing_directory("results", self.results, "one that `mvar run` has made")
-        for name in ("tokenizer", "images_from", "patch_sides", "num_heads"):
+        for name in ("tokenizer", "images_from", "patch_sides", "num_heads", "weights"):
             if getattr(self, name):
                 raise UserError(f"{name.replace('_', '-')}: only for --checkpoint; a run has its own")
         store = Store(self.results)
@@ -145,11 +145,12 @@ class Attention(CheckpointFiles):
                 "folder of class subfolders with --source heldout, none with --source self"
             )
         from analysis import attention_runs
+        from mvar.checkpoint_files import with_choice
         from mvar.config import override
         from mvar.presets import SAMPLING
 
         files = attention_runs.CheckpointFiles(
-            Path(self.checkpoint), Path(self.tokenizer), self.sides(), self.num_heads or None
+            Path(with_choice(self.checkpoint, self.weights)), Path(self.tokenizer), self.sides(), self.num_heads or None
         )
         limit = self.images or CHECKPOINT_IMAGES
         if self.source == "self":

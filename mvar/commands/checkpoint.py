@@ -22,6 +22,8 @@ class CheckpointFiles:
     """The scales, e.g. 1,2,3,4, where the checkpoint cannot tell them."""
     num_heads: int = 0
     """Attention heads, where the checkpoint cannot tell them (no qk-norm, not 64 channels a head)."""
+    weights: str = ""
+    """Which of several models in the checkpoint, e.g. ema where it holds model and ema."""
 
     def sides(self) -> tuple[int, ...] | None:
         """The scales that were given, or None."""
@@ -41,6 +43,7 @@ class CheckpointFiles:
             self.tokenizer,
             patch_sides=self.sides(),
             num_heads=self.num_heads or None,
+            weights=self.weights,
             adapt_data=adapt_data,
         )
         say(f"{self.checkpoint}: {facts}")

@@ -10,7 +10,10 @@ from mvar.errors import OK, UserError, say
 
 @dataclass(frozen=True)
 class Export:
-    """Write a trained run's generator, or its tokenizer, as a checkpoint that the official VAR or M-VAR code loads."""
+    """Write a trained run's generator, or its tokenizer, as a checkpoint that the official VAR or M-VAR code loads.
+
+    The file carries the run's configuration, so that `inspect`, `sample` and `evaluate` need no more than the file.
+    """
 
     run: tyro.conf.Positional[str]
     """Run id, a unique beginning of one, or the run's directory."""
@@ -25,6 +28,7 @@ class Export:
         """Write the file; returns the exit code."""
         from experiments.store import Store
         from mvar.published import load_generator, load_tokenizer, official_state, write_official
+        from mvar.weights import read_safetensors
 
         run = Store(self.results).find_run(self.run)
         store = run.store or Store(self.results)
@@ -32,9 +36,7 @@ class Export:
         source = stage.path / "tokenizer.safetensors" if self.tokenizer else run.weights
         if not source.is_file():
             raise UserError(f"run: {run.name} is not trained yet ({run.state()}); allowed: a trained run")
-        if self.tokenizer:
-            write_official(self.out, load_tokenizer(source).state_dict())
-        else:
-            write_official(self.out, official_state(load_generator(source)[0]))
+        state = load_tokenizer(source).state_dict() if self.tokenizer else official_state(load_generator(source)[0])
+        write_official(self.out, state, read_safetensors(source)[1])  # with the whole configuration that the run has
         say(f"{self.out}: {'tokenizer' if self.tokenizer else 'generator'} of {run.name}")
         return OK

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import tyro
 
 from mvar.commands.checkpoint import CheckpointFiles
-from mvar.errors import OK, UserError, say
+from mvar.errors import OK, say
 
 
 @dataclass(frozen=True)
@@ -18,18 +18,20 @@ class Inspect:
     """The scales, e.g. 1,2,3,4, where the checkpoint cannot tell them."""
     num_heads: int = 0
     """Attention heads, where the checkpoint cannot tell them."""
+    weights: str = ""
+    """Which of several models in the checkpoint, e.g. ema where it holds model and ema."""
 
     def execute(self, arguments: list[str]) -> int:
         """Print what is inside; returns the exit code."""
-        from mvar.checkpoint_files import read_checkpoint
+        from mvar.checkpoint_files import NotInside, read_checkpoint
         from mvar.published import infer_generator, infer_tokenizer
 
         files = CheckpointFiles(self.checkpoint, patch_sides=self.patch_sides, num_heads=self.num_heads)
         mistakes = []
         for kind in ("generator", "tokenizer"):
             try:
-                found = read_checkpoint(self.checkpoint, kind)
-            except UserError as error:
+                found = read_checkpoint(self.checkpoint, kind, self.weights)
+            except NotInside as error:
                 mistakes.append(error)
                 continue
             if kind == "generator":

@@ -1,6 +1,8 @@
 """Feature extractors: one interface for the small classifier and for Inception."""
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -8,8 +10,11 @@ from torch import Tensor, nn
 from mvar.errors import UserError
 from mvar.evaluation.images import Images, Progress
 from mvar.files import expand
+from mvar.pickles import complain_of_tensors, read_pickle
+from mvar.weights import complain_of_values
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+MAX_INCEPTION_BYTES = 512 << 20  # the file has 92 MiB
 
 
 class Extractor(nn.Module):
@@ -88,14 +93,35 @@ def inception_extractor(weights: str | None, *, id: str, channels: int) -> Extra
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     try:
-        torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity unpickles anything: look first
         network = FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
+            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=_only_tensors(path)
         )
     except Exception as error:  # the kinds of damage are many (zip, pickle, keys, shapes) and all mean one thing
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        text = str(error).removeprefix(f"checkpoint: {path} ").removeprefix("checkpoint: ")
+        reason = (text.splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"evaluation.inception_weights: cannot use {str(path)!r} ({reason}); {wanted}") from None
     return Extractor(network, _inception_forward, id=id, channels=channels)
+
+
+def _only_tensors(path: Path) -> io.BytesIO:
+    """A file's tensors, written anew in memory: torch-fidelity unpickles whatever it is given.
+
+    The file is read once. What is checked, loaded without its objects and handed on are these same bytes, whatever
+    becomes of the file meanwhile.
+    """
+    with path.open("rb") as file:
+        content = file.read(MAX_INCEPTION_BYTES + 1)
+    if len(content) > MAX_INCEPTION_BYTES:
+        raise UserError(f"more than {MAX_INCEPTION_BYTES} bytes")
+    state = read_pickle(path, content)
+    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise UserError("no state dict")
+    complain_of_tensors(path, state, len(content))
+    complain_of_values(path, state)
+    clean = io.BytesIO()
+    torch.save(dict(state), clean)
+    clean.seek(0)
+    return clean
 
 
 def _inception_forward(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import torch
 
 from mvar.errors import UserError, warn
 from mvar.files import atomic_write
+from mvar.pickles import read_pickle
 
 
 def path_of(directory: Path | str, step: int) -> Path:
@@ -64,13 +65,17 @@ def _newest_first(directory: Path) -> list[Path]:
 
 def _load(path: Path) -> tuple[int, dict[str, Any]]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        return content["step"], content["state"]
+        content = read_pickle(path, mapped=False)
+        step, state = content["step"], content["state"]
+        if type(step) is not int or path != path_of(path.parent, step) or not isinstance(state, dict):
+            raise ValueError("it holds no state of its step")
+        return step, state
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint; allowed: one that a training has saved") from None
     except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError, KeyError ... for damaged files
         size = path.stat().st_size if path.is_file() else 0
-        reason = str(error).strip().split("\n")[0][:120]
+        reason = str(error).removeprefix(f"checkpoint: {path} cannot be read ").strip("( ").split("\n")[0]
+        reason = reason.removeprefix("truncated or damaged: ")[:120]
         raise UserError(
             f"{path}: not a readable checkpoint, {size} bytes (truncated or damaged: {reason}); allowed: a complete one"
         ) from None

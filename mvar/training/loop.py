@@ -4,9 +4,11 @@ Everything random in a step is seeded by (seed, step), so a step's outcome depen
 nothing else: a training that was killed and resumed ends with the same bits as one that was not. Weights and
 optimizer state are in checkpoints; metrics.jsonl is cut back to the checkpoint and continued. Processes: see
 `training.distributed`.
+
+A step whose loss or gradient is not finite is skipped: weights and optimizer stay as they are. The device decides
+that by itself; `skips.SkippedSteps` counts at logged steps and ends a training that makes no more progress.
 """
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -20,20 +22,17 @@ import torch
 from torch import Tensor, nn
 
 from mvar.config import OptimConfig, RuntimeConfig, identity
-from mvar.errors import UserError
+from mvar.errors import UserError, warn
 from mvar.training import checkpoint
 from mvar.training.distributed import open_fabric
 from mvar.training.feed import Feed
-from mvar.training.metrics_log import MetricsLog
+from mvar.training.metrics_log import MetricsLog, is_logged
 from mvar.training.objective import BATCH_STREAM, BEFORE_STEP_STREAM, FORWARD_STREAM, Objective, Rows
 from mvar.training.optimizer import Schedule, build_adamw
+from mvar.training.skips import SkippedSteps, TrainingDiverged
 
 # The official code's loss scaling for fp16.
 FP16_INIT_SCALE, FP16_GROWTH_INTERVAL, FP16_MAX_SCALE = 2.0**11, 1000, 2.0**15
-
-
-class TrainingDiverged(UserError):
-    """The loss or the gradient is not finite; the message names step and values. The last checkpoint is kept."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class FitResult:
     step: int  # optimizer steps done
     finished: bool  # False: `should_stop` asked for it, and the next call goes on from `step`
     train_s: float  # seconds spent in steps, over all resumptions
+    skipped: int = 0  # of these steps: loss or gradient were not finite, nothing was updated
 
 
 def fit(
@@ -72,7 +72,8 @@ def fit(
             a checkpoint is saved and the training returns unfinished.
 
     Raises:
-        TrainingDiverged: loss or gradient not finite.
+        TrainingDiverged: 20 steps in a row, or all of them, were skipped, or a weight is not finite; the last good
+            checkpoint is kept.
         UserError: a checkpoint of another configuration, a batch that does not divide, a disk that is full.
     """
     if runtime.threads:
@@ -85,7 +86,7 @@ def fit(
     finally:
         training.close()
     objective.module.eval()
-    return FitResult(step, finished, training.train_s)
+    return FitResult(step, finished, training.train_s, training.skips.total)
 
 
 class _LossModule(nn.Module):
@@ -129,6 +130,8 @@ class _Training:
         self.train_s = 0.0
         self.saved_step = 0
         self.log: MetricsLog | None = None
+        self.cadence = [[0, runtime.log_every]]  # see `metrics_log.logged_steps`
+        self.skips = SkippedSteps(optim.steps)
         self.unchecked: list[tuple[int, Tensor, Tensor]] = []  # steps whose loss and norm no one has looked at yet
 
     # Resuming ------------------------------------------------------------------------------------------------------
@@ -141,17 +144,28 @@ class _Training:
             return 0
         state = found[1] if found else checkpoint.load(checkpoint.path_of(self.checkpoints, step))
         where = checkpoint.path_of(self.checkpoints, step)
-        self._check_recipe(where, state["recipe"])
         try:
-            self.module.load_state_dict(state["module"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
+            self._take(state, where)
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             reason = " ".join(str(error).split())[:160]
-            raise UserError(f"{where}: is a checkpoint of another model ({reason})") from None
+            raise UserError(
+                f"{where}: is a checkpoint of another model, or damaged ({reason}); allowed: this training's own; "
+                "without the file it goes on from the one before, or anew"
+            ) from None
+        if self.cadence[-1][1] != self.runtime.log_every:
+            self.cadence = [*self.cadence, [step, self.runtime.log_every]]
+        self.saved_step = step
+        return step
+
+    def _take(self, state: dict[str, Any], where: Path) -> None:
+        self._check_recipe(where, state["recipe"])
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.objective.load_state_dict(state["objective"])
-        self.train_s, self.saved_step = state["train_s"], step
-        return step
+        self.skips.load_state_dict(state.get("skips", {}))
+        self.cadence = state.get("cadence", self.cadence)  # checkpoints of before say nothing: as it is now
+        self.train_s = state["train_s"]
 
     def _check_recipe(self, where: Path, stored: dict[str, Any]) -> None:
         """Refuse a checkpoint of another recipe. How a batch is split is none, and fields later than it do not count
@@ -169,7 +183,9 @@ class _Training:
         """Write a checkpoint of the state after `step` steps; a finished training keeps only its last."""
         if step == self.saved_step:
             return
-        self._check_finite()
+        self._look()
+        if not all(bool(p.isfinite().all()) for p in self.parameters):
+            raise TrainingDiverged(self.skips.message(step - 1, "a weight is not finite"))
         if self.fabric.is_global_zero:
             assert self.log is not None
             self.log.sync()
@@ -178,6 +194,8 @@ class _Training:
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "objective": self.objective.state_dict(),
+                "skips": self.skips.state_dict(),
+                "cadence": self.cadence,
                 "train_s": self.train_s,
                 "recipe": self.recipe,
             }
@@ -198,7 +216,7 @@ class _Training:
         if start == steps:
             return True, start
         if self.fabric.is_global_zero:
-            self.log = MetricsLog(self.directory, start, self.runtime.tensorboard)
+            self.log = MetricsLog(self.directory, start, self.runtime.tensorboard, self.cadence)
         model = self.fabric.setup_module(_LossModule(self.objective))
         model.train()
         look_each_step = self.device.type == "cpu" and self.fabric.world_size == 1  # elsewhere looking means waiting
@@ -209,19 +227,24 @@ class _Training:
                     self.save(step)
                     return False, step
                 done = step + 1
-                self.objective.wants_metrics = is_logged = done % every == 0 or done in (1, steps)
+                self.objective.wants_metrics = has_row = is_logged(done, steps, every)
                 clock = time.perf_counter()
                 outcome = self._step(model, step, feed)
                 if look_each_step:
-                    self._check_finite()
+                    self._look()
                 self.train_s += time.perf_counter() - clock
-                if is_logged:
+                if has_row:
                     self._write_row(done, outcome, logged, logged_s)
                     logged, logged_s = done, self.train_s
                 if done % self.runtime.checkpoint_every == 0 or done == steps:
-                    self.save(done)
+                    self._look()
+                    # inside a row of skipped steps nothing is new: it would push out the checkpoint from before it
+                    if not self.skips.in_a_row or done == steps:
+                        self.save(done)
                 if progress:
                     progress(done, steps)
+        if self.skips.total and self.fabric.is_global_zero:
+            warn(f"{self.directory}: {self.skips}")
         return True, steps
 
     def _part(self, step: int) -> list[tuple[int, Rows]]:
@@ -252,15 +275,19 @@ class _Training:
             self.fabric.backward(self.scaler.scale(loss / accumulate if accumulate > 1 else loss))
             losses.append(loss.detach())
             metrics.append(found)
+        loss = losses[0] if accumulate == 1 else torch.stack(losses).mean()
+        self._spoil_gradient(loss)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.optim.clip_norm)
-        self.scaler.step(self.optimizer)
+        # torch's own way to skip a step without waiting for the device: a fused optimizer changes nothing where this
+        # is 1, be there a scaler or not
+        self.optimizer.found_inf = 1 - norm.isfinite().float()
+        self.optimizer.step()
         if self.scaler.is_enabled():
             self.scaler.update()
             if self.scaler.get_scale() > FP16_MAX_SCALE:
                 self.scaler.update(FP16_MAX_SCALE)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = losses[0] if accumulate == 1 else torch.stack(losses).mean()
         self.unchecked.append((step, loss, norm))
         return _Outcome(loss, norm, metrics, lr, decay)
 
@@ -275,8 +302,17 @@ class _Training:
         if self.device.type == "cuda":
             torch.cuda.manual_seed(value)
 
-    def _check_finite(self) -> None:
-        """Look at the losses and norms since the last look; the first that is not finite ends the training."""
+    def _spoil_gradient(self, loss: Tensor) -> None:
+        """Where the loss is not finite in any process, make the gradient so in all: one test is enough for both."""
+        is_bad = ~loss.isfinite()
+        if self.fabric.world_size > 1:
+            found = is_bad.float()
+            torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)  # Fabric's would wait for the device
+            is_bad = found > 0
+        next(p.grad for p in self.parameters if p.grad is not None).masked_fill_(is_bad, torch.nan)
+
+    def _look(self) -> None:
+        """Wait for the losses and norms since the last look, and count the skipped steps."""
         if not self.unchecked:
             return
         values = torch.stack([torch.stack((loss.double(), norm.double())) for _, loss, norm in self.unchecked])
@@ -284,21 +320,18 @@ class _Training:
         steps = [step for step, _, _ in self.unchecked]
         self.unchecked.clear()
         for step, (loss, norm) in zip(steps, values, strict=True):
-            # in fp16 the scaler skips steps whose scaled gradients overflow: that is no divergence
-            if not math.isfinite(loss) or not (math.isfinite(norm) or self.scaler.is_enabled()):
-                raise TrainingDiverged(
-                    f"training diverged at step {step + 1} of {self.optim.steps}: loss {loss:g}, gradient norm "
-                    f"{norm:g}; a lower base_lr or clip_norm, a longer warm-up or precision=fp32 may help"
-                )
+            self.skips.count(step, loss, norm)
 
     def _write_row(self, done: int, outcome: "_Outcome", logged: int, logged_s: float) -> None:
-        self._check_finite()
+        self._look()
         names = list(outcome.metrics[0])
         columns = [torch.stack([m[name].detach().double() for m in outcome.metrics]).mean() for name in names]
         values = torch.stack([outcome.loss.double(), outcome.norm.double(), *columns])
         values = self.fabric.all_reduce(values, reduce_op="mean").tolist()
         row: dict[str, Any] = {"step": done, "train/loss": values[0], **dict(zip(names, values[2:], strict=True))}
         row |= {"train/grad_norm": values[1], "train/lr": outcome.lr, "train/weight_decay": outcome.decay}
+        if self.skips.total:
+            row["train/skipped_steps"] = self.skips.total
         row |= {"train/step_ms": (self.train_s - logged_s) / (done - logged) * 1e3, "train/elapsed_s": self.train_s}
         if self.log:
             self.log.write(row)

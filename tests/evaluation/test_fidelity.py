@@ -318,6 +318,53 @@ def test_rejection_is_judged_by_inceptions_logits(inception_file):
     np.testing.assert_allclose(scores, expected, rtol=1e-4)
 
 
+class Evil:
+    def __reduce__(self):
+        return (print, ("this must never run",))
+
+
+def test_inception_weights_are_read_once_and_never_run(inception_file, tmp_path, monkeypatch, capsys):
+    """The file that is swapped after it was read, and files with objects, NaN or more than they hold."""
+    import builtins
+    from pathlib import Path
+
+    state = torch.load(inception_file, weights_only=True)
+    path = tmp_path / "given.pth"
+    real, opened = Path.open, []
+
+    def swap(self, *args, **kwargs):
+        file = real(self, *args, **kwargs)
+        if self == path:
+            opened.append(args)
+            path.unlink()
+            torch.save(Evil(), path)
+        return file
+
+    torch.save(state, path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", swap)
+        extractor = inception_extractor(str(path), id="x", channels=3)
+    assert len(opened) == 1
+    weight = "Conv2d_1a_3x3.conv.weight"
+    assert torch.equal(extractor.network.state_dict()[weight], state[weight])
+    spoiled = state[weight].clone()
+    spoiled[0, 0, 0, 0] = float("nan")
+    bad = {
+        "builtins.print": Evil(),
+        "could run code": state | {"extra": Evil()},
+        "more values than the file holds": state | {weight: torch.zeros(1).expand(10**6, 10**6)},
+        "is not finite": state | {weight: spoiled},
+        "no state dict": [1, 2],
+        "cannot use": {**state, "extra": 1},
+    }
+    for says, content in bad.items():
+        torch.save(content, path)
+        with pytest.raises(UserError, match=says) as error:
+            inception_extractor(str(path), id="x", channels=3)
+        assert "evaluation.inception_weights" in str(error.value) and "\n" not in str(error.value)
+    assert capsys.readouterr().out == "" and builtins.print is print
+
+
 @pytest.mark.parametrize("kind", ["none", "missing", "not a file of weights", "other weights", "truncated"])
 def test_inception_without_its_file_says_which_one(inception_file, tmp_path, kind):
     path = tmp_path / "given.pth"

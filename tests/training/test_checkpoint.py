@@ -2,6 +2,7 @@
 
 import errno
 import os
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,6 +65,30 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
     path = checkpoint.path_of(tmp_path, 1)
     torch.save({"step": 1, "state": Path("/")}, path)
     with pytest.raises(UserError, match="not a readable checkpoint"):
+        checkpoint.load(path)
+
+
+def test_what_torch_would_load_but_is_no_checkpoint_falls_back(tmp_path, capsys):
+    checkpoint.save(tmp_path, 1, state(1.0))
+    path = checkpoint.path_of(tmp_path, 2)
+    others = [
+        [1, 2],
+        {"step": 2},
+        {"step": 1, "state": state(2.0)},
+        {"step": "2", "state": {}},
+        {"step": 2, "state": 3},
+    ]
+    for content in others:
+        torch.save(content, path)
+        assert checkpoint.load_latest(tmp_path)[0] == 1
+        assert f"{path}: not a readable checkpoint" in capsys.readouterr().err
+
+
+def test_a_compressed_checkpoint_is_not_unpacked(tmp_path):
+    path = checkpoint.path_of(tmp_path, 1)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", bytes(1 << 28))
+    with pytest.raises(UserError, match="its parts claim 268435456 bytes"):
         checkpoint.load(path)
 
 

@@ -5,8 +5,9 @@ import json
 import os
 import sys
 import tempfile
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from mvar.config import RuntimeConfig
 from mvar.errors import UserError
 from mvar.training.checkpoint import load_latest, path_of
 from mvar.training.loop import TrainingDiverged, fit
+from mvar.training.metrics_log import logged_steps, missing_rows
 
 VARIANTS = {
     "plain": (toy_optim(), RUNTIME),
@@ -144,30 +146,124 @@ def test_another_configuration_is_refused(tmp_path):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_divergence_names_the_step_and_saves_nothing(tmp_path, bad, precision):
-    class Diverging(Toy):
-        def loss(self, batch, step):
-            error, metrics = super().loss(batch, step)
-            return (error * bad if step == 7 else error), metrics
+class Bad(Toy):
+    """Loss or gradient is not finite in the steps `at`; remembers weights and optimizer as each step found them."""
 
-    with pytest.raises(TrainingDiverged, match=r"step 8 of 12: loss (nan|inf)"):
-        fit(Diverging(), toy_optim(precision=precision), tmp_path, RUNTIME, seed=3)
-    assert load_latest(tmp_path / "checkpoints")[0] == 6
-    assert rows_of(tmp_path)[-1]["step"] == 6
+    def __init__(self, at, how="loss nan", **fields):
+        super().__init__(**fields)
+        self.at, self.how, self.found = at, how, []
 
+    def before_step(self, step, rng, optimizer):
+        state = [optimizer.state[p] for p in self.module.parameters()]
+        tensors = [*self.module.state_dict().values(), *(t for s in state for t in s.values())]
+        self.found.append([tensor.clone() for tensor in tensors])
 
-def test_a_gradient_that_is_not_finite_is_divergence_too(tmp_path):
-    class Diverging(Toy):
-        def loss(self, batch, step):
-            error, metrics = super().loss(batch, step)
-            if step == 7:
+    def loss(self, batch, step):
+        error, metrics = super().loss(batch, step)
+        if step in self.at:
+            if self.how == "gradient":
                 error = error + (self.module[3].bias * 0).sqrt().sum()  # value 0, gradient infinite times 0
-            return error, metrics
+            elif self.how == "loss alone":
+                error = error + float("nan")  # the gradient knows nothing of it
+            else:
+                error = error * float(self.how.split()[1])
+        return error, metrics
 
-    with pytest.raises(TrainingDiverged, match=r"step 8 of 12: .*gradient norm nan"):
-        fit(Diverging(), toy_optim(), tmp_path, RUNTIME, seed=3)
+
+HOWS = ["loss nan", "loss inf", "gradient", "loss alone"]
+PRECISIONS = ["fp32", "bf16", "fp16"]
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(precision, how, tmp_path, capsys):
+    toy = Bad({5, 6}, how)
+    result = fit(toy, toy_optim(precision=precision), tmp_path, RUNTIME, seed=3)
+    assert (result.finished, result.skipped) == (True, 2)
+    same = [all(map(torch.equal, a, b)) for a, b in pairwise(toy.found)]
+    assert [step for step, unchanged in enumerate(same) if unchanged] == [5, 6]
+    state = load_latest(tmp_path / "checkpoints")[1]
+    assert state["optimizer"]["state"][0]["step"] == 10  # as many as were taken: the bias correction follows them
+    assert state["skips"] == {"total": 2, "in_a_row": 0}
+    if precision == "fp16":
+        assert state["scaler"]["scale"] == 2.0**9  # 2^11, halved twice
+    assert np.isfinite(weights_of(tmp_path)).all()
+    assert [row.get("train/skipped_steps") for row in rows_of(tmp_path)] == [None, None, None, 1, 2, 2, 2]
+    assert f"{tmp_path}: 2 of 12 steps were skipped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_twenty_skipped_steps_in_a_row_end_the_training(precision, how, tmp_path):
+    toy = Bad(range(7, 40), how)
+    optim = toy_optim(steps=40, precision=precision)
+    with pytest.raises(
+        TrainingDiverged, match=r"step 27 of 40: the last 20 steps were skipped; loss .*, gradient norm"
+    ):
+        fit(toy, optim, tmp_path, RUNTIME, seed=3)
+    assert load_latest(tmp_path / "checkpoints")[0] == 6  # the last from before the row
+    assert rows_of(tmp_path)[-1]["step"] == 26
+    with pytest.raises(TrainingDiverged, match="step 27 of 40"):  # and resumed it ends there too
+        fit(Bad(range(7, 40), how), optim, tmp_path, RUNTIME, seed=3)
+
+
+def test_nineteen_skipped_steps_in_a_row_do_not(tmp_path):
+    at = {*range(3, 22), *range(23, 42)}
+    result = fit(Bad(at), toy_optim(steps=45), tmp_path, RUNTIME, seed=3)
+    assert (result.finished, result.skipped) == (True, 38)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("steps", [1, 12, 19])
+def test_a_training_without_any_step_never_finishes(precision, steps, tmp_path):
+    with pytest.raises(TrainingDiverged, match=f"every step of {steps} was skipped"):
+        fit(Bad(range(steps), "gradient"), toy_optim(steps=steps, precision=precision), tmp_path, RUNTIME, seed=3)
+    assert load_latest(tmp_path / "checkpoints") is None
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("stop_at", [9, 14])
+def test_a_training_stopped_among_skipped_steps_resumes_to_the_bit(precision, stop_at, tmp_path):
+    """The row of skipped steps is counted on across the stop: 19 are too few, 20 are not."""
+    for length, ends in ((19, True), (20, False)):
+        at, optim = range(7, 7 + length), toy_optim(steps=32, precision=precision)
+        whole, parts = tmp_path / f"whole{length}", tmp_path / f"parts{length}"
+        calls = []
+        stop = lambda calls=calls: calls.append(0) or len(calls) > stop_at  # noqa: E731
+        assert fit(Bad(at), optim, parts, RUNTIME, seed=3, should_stop=stop).step == stop_at
+        assert load_latest(parts / "checkpoints")[1]["skips"] == {"total": stop_at - 7, "in_a_row": stop_at - 7}
+        for directory in (whole, parts):
+            with nullcontext() if ends else pytest.raises(TrainingDiverged, match="step 27 of 32"):
+                assert fit(Bad(at), optim, directory, RUNTIME, seed=3).skipped == 19
+        if ends:
+            assert_identical(whole, parts)
+        assert rows_of(whole) == rows_of(parts)
+
+
+def test_checkpoints_from_before_steps_were_counted_load(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fit(Toy(die_at=10), toy_optim(), tmp_path, RUNTIME, seed=3)
+    path = path_of(tmp_path / "checkpoints", 9)
+    content = torch.load(path, weights_only=True)
+    del content["state"]["skips"]
+    torch.save(content, path)
+    assert fit(Toy(), toy_optim(), tmp_path, RUNTIME, seed=3).finished
+    assert_identical(uninterrupted("plain"), tmp_path)
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    class Broken(Toy):
+        def before_step(self, step, rng, optimizer):
+            if step == 11:  # the last: no loss would tell
+                with torch.no_grad():
+                    self.module[3].bias[2] = float("inf")
+
+        def loss(self, batch, step):
+            return self.module[0](batch[1]).square().mean(), {}
+
+    with pytest.raises(TrainingDiverged, match="step 12 of 12: a weight is not finite"):
+        fit(Broken(), toy_optim(), tmp_path, RUNTIME, seed=3)
+    assert load_latest(tmp_path / "checkpoints")[0] == 9
 
 
 def test_fp16_skips_steps_that_overflow(tmp_path):
@@ -247,3 +343,57 @@ def test_rows_are_json_of_one_line(tmp_path):
 def test_a_gpu_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match=r"runtime\.device: 'cuda'"):
         fit(Toy(), toy_optim(), tmp_path, RuntimeConfig(device="cuda"), seed=0)
+
+
+DAMAGES = {
+    "removed": (lambda lines: None, [1, 2, 4, 6, 8]),
+    "emptied": (lambda lines: [], [1, 2, 4, 6, 8]),
+    "cut": (lambda lines: lines[:2], [4, 6, 8]),
+    "one gone": (lambda lines: lines[:2] + lines[3:], [4]),
+    "not JSON": (lambda lines: [*lines[:2], b"\xff\x00" + lines[2][2:], *lines[3:]], [4]),
+    "two in one": (lambda lines: [*lines[:2], lines[2].rstrip() + lines[3], *lines[4:]], [4, 6]),
+    "another shape": (lambda lines: [b"[1]\n", b'{"step": "2"}\n', b"[" * 99_999 + b"\n", *lines[3:]], [1, 2, 4]),
+    "whole": (lambda lines: lines, []),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_rows_that_are_missing_when_a_training_goes_on_are_said_and_recorded(damage, tmp_path, capsys):
+    change, missing = DAMAGES[damage]
+    with pytest.raises(KeyboardInterrupt):
+        fit(Toy(die_at=10), toy_optim(), tmp_path, RUNTIME, seed=3)
+    path = tmp_path / "metrics.jsonl"
+    lines = change(path.read_bytes().splitlines(keepends=True))
+    path.unlink() if lines is None else path.write_bytes(b"".join(lines))
+    capsys.readouterr()
+    assert fit(Toy(), toy_optim(), tmp_path, RUNTIME, seed=3).finished
+    steps = [row["step"] for row in rows_of(tmp_path)]
+    assert steps == [step for step in (1, 2, 4, 6, 8, 10, 12) if step not in missing]
+    err, says = capsys.readouterr().err, missing_rows(tmp_path)
+    if not missing:
+        assert (err, says) == ("", "")
+        return
+    count = f"metrics.jsonl: {len(missing)} of 5 rows up to step 9 were missing"
+    assert count in says and f"(steps {missing[0]} to {missing[-1]})" in says
+    assert count in err and err.count("\n") == 1 and str(tmp_path) in err
+
+
+def test_another_cadence_of_logs_is_no_missing_row(tmp_path, capsys):
+    for every, die_at in ((2, 5), (5, 8), (3, None)):
+        runtime = RUNTIME.model_copy(update={"log_every": every, "checkpoint_every": 1})
+        with nullcontext() if die_at is None else pytest.raises(KeyboardInterrupt):
+            fit(Toy(die_at=die_at), toy_optim(), tmp_path, runtime, seed=3)
+    assert [row["step"] for row in rows_of(tmp_path)] == [1, 2, 4, 9, 12]
+    assert capsys.readouterr().err == "" and missing_rows(tmp_path) == ""
+
+
+@given(st.lists(st.tuples(st.integers(1, 7), st.integers(1, 9)), min_size=1, max_size=4), st.integers(0, 3))
+def test_the_steps_that_have_a_row(segments, back):
+    """What a log of every step would say, over any resumptions, also those that begin before a change of cadence."""
+    cadence, done, expected = [], 0, set()
+    for every, length in segments:
+        cadence.append([done, every])
+        expected |= {step for step in range(done + 1, done + length + 1) if step == 1 or step % every == 0}
+        done += length
+    until = max(done - back, cadence[-1][0])
+    assert logged_steps(cadence, until) == {step for step in expected if step <= until}
