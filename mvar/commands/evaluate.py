@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import tyro
 
 from mvar.commands.checkpoint import CheckpointFiles, check_source, sampling_preset
+from mvar.commands.datasets import DataSets
 from mvar.commands.outcome import conclude
-from mvar.commands.request import check_data
 from mvar.errors import OK, UserError, one_of
 
 if TYPE_CHECKING:
@@ -42,10 +42,11 @@ class Evaluate(CheckpointFiles):
         from experiments.store import Store, check_writable
 
         store = Store(self.results)
-        config = self._of_run(store) if self.run else self._of_checkpoint()
+        data_sets = DataSets(store, stored=bool(self.run))
+        config = self._of_run(store) if self.run else self._of_checkpoint(data_sets)
         check_writable(self.results)
         if not store.is_done(config):
-            check_data([config], dry_run=False)
+            data_sets.check([config])
         from experiments.runner import run_all
 
         code = conclude(run_all([config], store, 1), store)
@@ -74,10 +75,12 @@ class Evaluate(CheckpointFiles):
             raise UserError(f"run: {run.name} is not trained yet ({run.state()}); allowed: a trained run")
         return override(run.config(), overrides)
 
-    def _of_checkpoint(self) -> "RunConfig":
+    def _of_checkpoint(self, data_sets: DataSets) -> "RunConfig":
         from mvar.config import override
         from mvar.presets import PRESETS
 
         if self.preset not in PRESETS:
             raise one_of("preset", self.preset, PRESETS)
-        return self.config(override(PRESETS[self.preset], self._overrides()), adapt_data=False)
+        overrides = self._overrides()
+        config = self.config(override(PRESETS[self.preset], overrides), adapt_data=False)
+        return data_sets.settled_config(config, overrides)

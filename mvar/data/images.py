@@ -23,6 +23,7 @@ from mvar.errors import UserError, one_of, warn
 from mvar.files import digest
 
 Split = Literal["train", "heldout"]
+Sources = tuple[FolderSource | None, FolderSource | None]  # of training and of held-out images, where they lie apart
 DIGITS_SIDE = 8
 DIGITS_CLASSES = tuple("0123456789")
 
@@ -87,7 +88,7 @@ class ImageSet:
         self._source = source
         self._indices = [int(i) for i in indices]
         self._config = config
-        self._shorter_side = round(config.resize_factor * config.image_size) if resize else None
+        self.shorter_side = round(config.resize_factor * config.image_size) if resize else None
         self.labels: np.ndarray = source.labels[self._indices]
         self.class_names = source.class_names
         self.reading = config.reading
@@ -100,6 +101,10 @@ class ImageSet:
         """Digest of the data: pixels for digits, file names and sizes for folders; preparation is not in it."""
         return self._source.fingerprint(self._indices)
 
+    def path(self, i: int) -> Path:
+        """The file of image i of a folder."""
+        return self._source.root / self._source.name(self._indices[i])
+
     def image(self, i: int, rng: np.random.Generator | None) -> np.ndarray:
         """Image i, prepared: uint8 `(ch, H, W)`.
 
@@ -111,11 +116,11 @@ class ImageSet:
             UserError: the file cannot be read; names it.
         """
         mode = "L" if self._config.channels == 1 else "RGB"
-        picture = self._source.picture(self._indices[i], mode, self._shorter_side)
+        picture = self._source.picture(self._indices[i], mode, self.shorter_side)
         if rng is not None and self._config.hflip and rng.random() < 0.5:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        if self._shorter_side:
-            picture = resize_shorter(picture, self._shorter_side)
+        if self.shorter_side:
+            picture = resize_shorter(picture, self.shorter_side)
         size = self._config.image_size
         slack = (picture.height - size, picture.width - size)
         if rng is None:
@@ -149,16 +154,32 @@ def load_images(config: DataConfig, split: Split) -> ImageSet:
         _check_num_classes(source.class_names, config, "scikit-learn's digits")
         native = config.image_size == DIGITS_SIDE
         return ImageSet(source, _split(source, config, split), config, resize=not native)
-    names = _folder_classes(config)
-    if config.heldout_root and split == "heldout":
-        folder = FolderSource(
-            config.path(config.heldout_root), "data.heldout_root", config.reading, class_names=names.heldout
-        )
-    else:
-        folder = FolderSource(config.path(config.root or ""), "data.root", config.reading, class_names=names.train)
+    return image_set(config, folder_sources(config, split), split)
+
+
+def folder_sources(config: DataConfig, split: Split | None = None) -> Sources:
+    """The training folder and the held-out one, if the config has it; of a split only what that needs.
+
+    Raises:
+        UserError: as `load_images`.
+    """
+    names, apart = _folder_classes(config), bool(config.heldout_root)
+    train = heldout = None
+    if not (apart and split == "heldout"):
+        train = FolderSource(config.path(config.root or ""), "data.root", config.reading, class_names=names.train)
+    if apart and split != "train":
+        root = config.path(config.heldout_root or "")
+        heldout = FolderSource(root, "data.heldout_root", config.reading, class_names=names.heldout)
+    return train, heldout
+
+
+def image_set(config: DataConfig, sources: Sources, split: Split) -> ImageSet:
+    """The images of a split of folders that are listed."""
+    train, heldout = sources
     if config.heldout_root:
+        folder = train if split == "train" else heldout
         return ImageSet(folder, range(len(folder.labels)), config)
-    return ImageSet(folder, _split(folder, config, split), config)
+    return ImageSet(train, _split(train, config, split), config)
 
 
 class _Classes(NamedTuple):
@@ -182,13 +203,14 @@ def _folder_classes(config: DataConfig) -> _Classes:
     return _Classes(names, _matched(names, heldout, config))
 
 
-def check_classes(config: DataConfig, stored: bool = False) -> None:
+def check_classes(config: DataConfig, stored: bool = False, order_is_asked: bool = False) -> None:
     """Compare the config with the folders and their class subfolders: what is found before a file is listed.
 
     Args:
         config: of digits, or of a folder.
         stored: of a run that there is: what was allowed when it was made is a warning, and the order of its classes,
             which nothing can change any more, is not spoken of.
+        order_is_asked: whether `class_order` was asked for; else a warning says where the other order is another.
 
     Raises:
         UserError: as `load_images` does of missing folders and of classes; a held-out folder that is the training
@@ -203,7 +225,7 @@ def check_classes(config: DataConfig, stored: bool = False) -> None:
             raise UserError(f"{together}; allowed: folders apart, or none for a part of data.root")
         warn(f"{together}: images that were trained on measure the run")
     by_number = in_order(names, "number")
-    if config.class_order == "name" and by_number != names and not stored:
+    if config.class_order == "name" and by_number != names and not stored and not order_is_asked:
         number, name = next((i, name) for i, name in enumerate(names) if name != by_number[i])
         warn(
             f"data.class_order: name gives {spelled(name)} label {number} and {spelled(by_number[number])} label "
