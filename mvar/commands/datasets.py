@@ -57,7 +57,8 @@ class DataSets:
 
         Raises:
             UserError: a folder that is missing or has no classes; classes that are not those of the config; held-out
-                images that lie in the training folder; a picture that cannot be used.
+                images that lie in the training folder, or most of which are training images; a picture that cannot be
+                used.
         """
         from mvar.data.images import check_classes
 
@@ -77,6 +78,11 @@ class DataSets:
                     raise
                 warn(str(error))
                 continue
+            if 2 * found.overlap > found.compared and not self.stored:  # no threshold of near-copies could be found
+                raise UserError(
+                    f"{'data.heldout_root' if data.heldout_root else 'data.root'}: {found.overlap:,} of "
+                    f"{found.compared:,} held-out images compared are also training images; allowed: a minority"
+                )
             self._say(data, found)
             if not self.dry_run:
                 self._write(config, found)

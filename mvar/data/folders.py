@@ -107,10 +107,11 @@ class FolderSource:
         return digest([[self.files[i], os.path.getsize(self.root / self.files[i])] for i in indices], length=16)
 
     def stamp(self) -> str:
-        """Digest of names, sizes and times of change: the same as long as nothing was written."""
+        """Digest of names, sizes and times of change, and of what was left out: the same while nothing was written."""
         found = (os.stat(self.root / name) for name in self.files)
-        stamps = [[name, s.st_size, s.st_mtime_ns] for name, s in zip(self.files, found, strict=True)]
-        return digest([self.class_names, stamps], length=16)
+        stamps = [[name, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, s in zip(self.files, found, strict=True)]
+        beside = [self.listing.skipped, self.listing.differs, self.listing.links]
+        return digest([self.class_names, stamps, beside], length=16)
 
 
 # Classes ------------------------------------------------------------------------------------------------------------

@@ -224,12 +224,19 @@ def check_classes(config: DataConfig, stored: bool = False, order_is_asked: bool
         if not stored:
             raise UserError(f"{together}; allowed: folders apart, or none for a part of data.root")
         warn(f"{together}: images that were trained on measure the run")
+    if config.class_order == "name" and not stored and not order_is_asked:
+        warn_of_order(names, "data.class_order: name", "data.class_order=number, in whose order")
+
+
+def warn_of_order(names: Sequence[str], given: str, allowed: str) -> None:
+    """Say where class names in order of text are not in order of the numbers in them."""
     by_number = in_order(names, "number")
-    if config.class_order == "name" and by_number != names and not stored and not order_is_asked:
-        number, name = next((i, name) for i, name in enumerate(names) if name != by_number[i])
+    wrong = next((i for i, name in enumerate(names) if name != by_number[i]), None)
+    if wrong is not None:
+        other = by_number[wrong]
         warn(
-            f"data.class_order: name gives {spelled(name)} label {number} and {spelled(by_number[number])} label "
-            f"{names.index(by_number[number])}; allowed: data.class_order=number, in whose order the latter is {number}"
+            f"{given} gives {spelled(names[wrong])} label {wrong} and {spelled(other)} label {names.index(other)}; "
+            f"allowed: {allowed} {spelled(other)} is {wrong}"
         )
 
 

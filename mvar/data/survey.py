@@ -108,6 +108,11 @@ def survey(config: DataConfig, known: Iterable[Mapping[str, Any]] = ()) -> Surve
     )
 
 
+def readings_differ(source: FolderSource) -> bool:
+    """Whether the first reading of a folder's pictures would be another one, as far as `survey` looks."""
+    return bool(source.listing.differs or _headers([source], None)[1])
+
+
 def _read(document: Mapping[str, Any]) -> Survey | None:
     """A survey from its document; None where that is damaged."""
     kinds = {name: type(value) for name, value in Survey("", 0, 0, 0).document().items()}
