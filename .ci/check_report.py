@@ -22,7 +22,7 @@ def wrong(results: Path) -> Iterator[str]:
     if absent := [page for page in pages if not page.is_file()]:
         yield from (f"{page} is not there" for page in absent)
         return
-    manifests = [json.loads(path.read_text()) | {"name": path.stem} for path in sorted((results / "sweeps").glob("*"))]
+    manifests = [json.loads(path.read_text()) | {"name": path.stem} for path in sorted((results / "sweeps").glob("*.json"))]
     if not manifests:
         yield f"{results}: no sweep was asked for"
     for manifest in manifests:

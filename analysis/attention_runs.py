@@ -27,8 +27,9 @@ from mvar.data.images import load_images, to_float, warn_of_order
 from mvar.data.survey import readings_differ
 from mvar.errors import UserError
 from mvar.evaluation.images import spread_indices
-from mvar.files import file_digest, read_json, write_at, write_json
+from mvar.files import file_digest, read_json, write_json
 from mvar.presets import SAMPLING
+from mvar.rows import Rows
 from mvar.sampling import balanced_labels, generate
 from mvar.tokenizer.model import Tokenizer
 from mvar.tokenizer.quantizer import ResidualQuantizer
@@ -37,6 +38,7 @@ from mvar.transformer import ScaleTransformer
 
 MAX_IMAGES = 1000  # of a run's held-out images, evenly spread
 CHECKPOINT_BATCH = 8
+ROWS = "attention_images.npy"  # float32 `(images, N, H, S, S + 1)`
 SUMMARY_ROWS = 64  # images that are read at a time when statistics are made of them
 
 Progress = Callable[[int, int], None]
@@ -102,49 +104,31 @@ def _measure(source: Source, folder: Path, progress: Progress | None) -> Attenti
         raise UserError("attention: no images to measure on; allowed: at least one")
     layers, schedule = global_layers(model), model.schedule
     shape = (count, len(layers), model.config.num_heads, schedule.num_scales, schedule.num_scales + 1)
-    rows = _Rows(folder, source.identity, shape)
-    starts = range(rows.done, count, size)
-    batches = (opened.batch(range(start, min(start + size, count))) for start in starts)
-    for values in attention_rows(model, batches):
-        rows.append(values.to(torch.float32).numpy())
-        if progress:
-            progress(rows.done, count)
-    return summarise(_read(rows.finish()), tuple(number for number, _ in layers), schedule.sides)
+    with _rows(folder, source.identity, shape) as rows:
+        starts = range(rows.done, count, size)
+        batches = (opened.batch(range(start, min(start + size, count))) for start in starts)
+        for values in attention_rows(model, batches):
+            rows.append(values.to(torch.float32).numpy().tobytes())
+            if progress:
+                progress(rows.done, count)
+        rows.finish()
+        rows.forget()
+    return summarise(_read(folder / ROWS), tuple(number for number, _ in layers), schedule.sides)
 
 
-class _Rows:
-    """The rows of a measurement while it grows: a .npy file that is not full yet, and how much of it is there."""
-
-    def __init__(self, folder: Path, identity: dict[str, Any], shape: tuple[int, ...]) -> None:
-        self._data, self._record = folder / "attention_images.partial", folder / "attention_images.json"
-        self._final = folder / "attention_images.npy"
-        self._plan = {"identity": identity, "shape": list(shape)}
-        header = BytesIO()
-        np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
-        self._start, self._row_bytes = header.tell(), 4 * int(np.prod(shape[1:]))
-        self.done = self._found()
-        if not self.done:
-            self._data.write_bytes(header.getvalue())
-
-    def _found(self) -> int:
-        with suppress(FileNotFoundError, UserError, KeyError, TypeError):
-            record = read_json(self._record)
-            enough = self._start + record["done"] * self._row_bytes <= self._data.stat().st_size
-            if record["plan"] == self._plan and enough:
-                return record["done"]
-        return 0
-
-    def append(self, rows: np.ndarray) -> None:
-        """Add the rows of a batch; once it returns they are on disk."""
-        write_at(self._data, self._start + self.done * self._row_bytes, rows.tobytes())
-        self.done += len(rows)
-        write_json(self._record, {"plan": self._plan, "done": self.done})  # after the rows: it says they are there
-
-    def finish(self) -> Path:
-        """Give the full file its name."""
-        self._data.rename(self._final)
-        self._record.unlink()
-        return self._final
+def _rows(folder: Path, identity: dict[str, Any], shape: tuple[int, ...]) -> Rows:
+    """The rows of a measurement while it grows: a .npy file that is not full yet."""
+    header = BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return Rows(
+        folder / "attention_images.partial",
+        folder / "attention_images.json",
+        {"identity": identity, "shape": list(shape)},
+        4 * int(np.prod(shape[1:])),
+        final=folder / ROWS,
+        header=header.getvalue(),
+        every_s=0.0,
+    )
 
 
 def _read(path: Path) -> Iterator[Tensor]:

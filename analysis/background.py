@@ -9,7 +9,7 @@ from analysis.compare import Measured
 from analysis.records import Records
 from analysis.render import MEASURED, Column, Table
 from experiments import stages
-from experiments.store import read_document
+from experiments.documents import read_document
 from mvar.config import RunConfig
 from mvar.errors import UserError
 from mvar.files import digest, read_json

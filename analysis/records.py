@@ -14,8 +14,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.cache import ReadCache
-from experiments.store import DONE, RunDirectory, Store, read_document
-from mvar.config import RunConfig, SampleConfig, from_dict
+from experiments.documents import read_document
+from experiments.store import DONE, RunDirectory, Store
+from mvar.config import EvaluationConfig, RunConfig, SampleConfig, from_dict, identity
 from mvar.errors import UserError
 from mvar.files import digest
 
@@ -143,7 +144,7 @@ def load_records(root: Path | str, cache: ReadCache | None = None, allow_empty: 
             raise UserError(error)
         problems.append(error)
     table = pd.DataFrame(rows, columns=None if rows else EMPTY)
-    manifests = _manifests(store, problems)
+    manifests = _manifests(store, problems, _renamed(configs))
     return Records(store, table, configs, manifests, _missing(manifests, table), problems, cache)
 
 
@@ -182,7 +183,7 @@ def _run_rows(run: RunDirectory, config: RunConfig, problems: list[str]) -> list
         progress = f" in {status['stage']}, step {status.get('step', 0)} of {status.get('steps', 0)}" if status else ""
         problems.append(f"{where}: {state}{progress}{reason}; the command that made it goes on from there")
     common = _config_columns(run, config) | {"state": state, "stage": status.get("stage")}
-    evaluations = _attempt(problems, where, run.evaluations, {})
+    evaluations = _attempt(problems, where, run.all_evaluations, {})
     items = _attempt(problems, where, lambda: list(evaluations.items()), [])
     rows = []
     for evaluation_id, record in items:
@@ -210,14 +211,15 @@ def _config_columns(run: RunDirectory, config: RunConfig) -> dict[str, Any]:
 
 
 def _evaluation_columns(record: Mapping[str, Any], where: str, problems: list[str]) -> dict[str, Any]:
-    sample = SampleConfig().model_dump(mode="json") | record["sample"]  # a field that is newer than the record
+    # only what sets an evaluation apart: a field that is newer than the record, at its default, does not
+    sample = identity.hashed(SampleConfig, record["sample"])
     columns: dict[str, Any] = {
         "sample_seed": sample.pop("seed", None),  # a replicate, not a setting
-        "acceptance_rate": 1 / sample["candidates"],
+        "acceptance_rate": 1 / record["sample"].get("candidates", 1),
         "settings": json.dumps(
             {
                 "extractor_id": record["extractor_id"],
-                **{f"evaluation.{key}": value for key, value in record["evaluation"].items()},
+                **{f"evaluation.{k}": v for k, v in identity.hashed(EvaluationConfig, record["evaluation"]).items()},
                 **{f"sample.{key}": value for key, value in sample.items()},
                 **{f"reference.{key}": value for key, value in record["reference"].items()},
             },
@@ -235,23 +237,32 @@ def _evaluation_columns(record: Mapping[str, Any], where: str, problems: list[st
     return columns
 
 
-def _manifests(store: Store, problems: list[str]) -> list[Manifest]:
+def _renamed(configs: Mapping[str, RunConfig]) -> dict[str, str]:
+    """Run id -> directory, of runs whose directory is called otherwise."""
+    found: dict[str, str] = {}
+    for name, config in configs.items():
+        if config.run_id not in configs:
+            found.setdefault(config.run_id, name)
+    return found
+
+
+def _manifests(store: Store, problems: list[str], renamed: Mapping[str, str]) -> list[Manifest]:
     found = []
     for path in sorted((store.root / "sweeps").glob("*.json")):
-        manifest = _attempt(problems, f"sweeps/{path.name}", lambda path=path: _manifest(path))
+        manifest = _attempt(problems, f"sweeps/{path.name}", lambda path=path: _manifest(path, renamed))
         if manifest:
             found.append(manifest)
     return found
 
 
-def _manifest(path: Path) -> Manifest:
+def _manifest(path: Path, renamed: Mapping[str, str]) -> Manifest:
     values = read_document(path)
-    cells = tuple(
-        Cell(c["label"], c["axes"], c["printed"], tuple(c["run_ids"]), tuple(dict.fromkeys(c["evaluation_ids"])))
-        for c in values["cells"]
-    )
+    cells = []
+    for c in values["cells"]:
+        run_ids = tuple(renamed.get(run_id, run_id) for run_id in c["run_ids"])
+        cells.append(Cell(c["label"], c["axes"], c["printed"], run_ids, tuple(dict.fromkeys(c["evaluation_ids"]))))
     names = ("sweep", "artefact", "preset", "mode", "budget_flops", "command", "overrides")
-    return Manifest(name=path.stem, cells=cells, **{name: values[name] for name in names})
+    return Manifest(name=path.stem, cells=tuple(cells), **{name: values[name] for name in names})
 
 
 def unasked(sweep: str) -> Manifest:

@@ -7,15 +7,20 @@ list of runs that a report expects.
 import csv
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from experiments.store import Store, read_document, write_document
-from mvar.config import RunConfig, override
+from filelock import FileLock
+
+from experiments.documents import read_document, read_or_empty, write_document
+from experiments.store import Store
+from mvar.config import RunConfig, identity, override
 from mvar.errors import UserError
 from mvar.files import digest
+from mvar.presets import PRESETS
 
 PAPER = files("experiments") / "paper"
 STEPS, BUDGET = "steps", "budget"  # the modes: equal steps (the paper's way), equal training FLOPs
@@ -113,11 +118,28 @@ class Request:
     sample_seeds: tuple[int, ...] = ()  # sets of images of one trained run; none: the config's own
 
     @property
+    def stem(self) -> str:
+        """What the manifests of all requests of this sweep, preset and mode are called, but for their settings."""
+        return f"{self.sweep.name}-{self.preset}-{self.mode}"
+
+    @property
+    def settings(self) -> str:
+        """Digest of what is asked for, however it was spelled: the resulting config, seeds and execution aside."""
+        return _settings(self.config)
+
+    @property
+    def budget(self) -> float | None:
+        """FLOPs that every cell's training spends; None in mode `steps`."""
+        if self.mode == BUDGET and self.budget_flops is None:
+            return float(training_flops(self.sweep.baseline(self.config)))
+        return self.budget_flops
+
+    @property
     def name(self) -> str:
-        """The manifest's name: `SWEEP-PRESET-MODE`, and a digest where overrides or an own budget set it apart."""
-        name = f"{self.sweep.name}-{self.preset}-{self.mode}"
-        special = {"overrides": dict(self.overrides), "budget_flops": self.budget_flops}
-        return f"{name}-{digest(special)}" if self.overrides or self.budget_flops is not None else name
+        """The manifest's name: `stem`, and a digest where the resulting config or an own budget set it apart."""
+        if self.settings == _settings(PRESETS[self.preset]) and self.budget_flops is None:
+            return self.stem
+        return f"{self.stem}-{digest([self.settings, self.budget_flops])}"
 
     def cells(self) -> list[Cell]:
         """The cells, seeds not yet given."""
@@ -128,22 +150,45 @@ class Request:
         return [config for cell in self.cells() for config in with_seeds(cell.config, self.seeds, self.sample_seeds)]
 
 
+def _settings(config: RunConfig) -> str:
+    values = config.canonical()
+    values = {name: value for name, value in values.items() if name not in ("seed", "runtime")}
+    values["sample"] = {name: value for name, value in values["sample"].items() if name != "seed"}
+    return digest(values)
+
+
+def manifest_path(store: Store, request: Request) -> Path:
+    """Where what was asked for is kept: in the manifest of an equal request, whatever that is called."""
+    own = store.manifest_path(request.name)
+    for path in () if own.exists() else sorted(own.parent.glob(f"{request.stem}*.json")):
+        with suppress(UserError, KeyError):  # one that is damaged, or of a preset that is no more
+            found = read_document(path)
+            if (found["sweep"], found["preset"], found["mode"]) != (request.sweep.name, request.preset, request.mode):
+                continue
+            stored = override(PRESETS[found["preset"]], found["overrides"])
+            if _settings(stored) == request.settings and found["budget_flops"] == request.budget:
+                return path
+    return own
+
+
 def write_manifest(store: Store, request: Request, command: Sequence[str]) -> Path:
-    """Store what was asked for; seeds of an earlier request of the same name are kept beside the new ones."""
-    path = store.manifest_path(request.name)
-    try:
-        earlier = read_document(path)
-    except FileNotFoundError:
-        earlier = {}
+    """Store what was asked for; seeds of an earlier equal request are kept beside the new ones.
+
+    Under a lock: of two commands that ask for other seeds at once neither loses its own.
+    """
+    (store.root / "sweeps").mkdir(parents=True, exist_ok=True)
+    with FileLock(store.root / "sweeps" / ".lock"):
+        return _write_manifest(manifest_path(store, request), store, request, command)
+
+
+def _write_manifest(path: Path, store: Store, request: Request, command: Sequence[str]) -> Path:
+    earlier = read_or_empty(path)
     seeds = sorted({*earlier.get("seeds", []), *request.seeds})
     asked = request.sample_seeds or (request.config.sample.seed,)
     sample_seeds = sorted({*earlier.get("sample_seeds", []), *asked})
-    budget = request.budget_flops
-    if request.mode == BUDGET and budget is None:
-        budget = float(training_flops(request.sweep.baseline(request.config)))
     cells = []
     for cell in request.cells():
-        configs = with_seeds(cell.config, seeds, sample_seeds)
+        configs = [store.as_stored(config) for config in with_seeds(cell.config, seeds, sample_seeds)]
         cells.append(
             {
                 "label": cell.label,
@@ -158,7 +203,7 @@ def write_manifest(store: Store, request: Request, command: Sequence[str]) -> Pa
         "artefact": request.sweep.artefact,
         "preset": request.preset,
         "mode": request.mode,
-        "budget_flops": budget,
+        "budget_flops": request.budget,
         "seeds": seeds,
         "sample_seeds": sample_seeds,
         "overrides": dict(request.overrides),
@@ -171,7 +216,10 @@ def write_manifest(store: Store, request: Request, command: Sequence[str]) -> Pa
 
 def unique(configs: Iterable[RunConfig]) -> list[RunConfig]:
     """Each run once: configs of several sweeps that are one run (and one evaluation) are one piece of work."""
-    found = {(config.run_id, config.evaluation_id): config for config in configs}
+    found: dict[tuple[str, str], RunConfig] = {}
+    for config in configs:
+        canonical = config.canonical()
+        found.setdefault((identity.run_key(canonical), identity.evaluation_key(canonical)), config)
     return list(found.values())
 
 

@@ -17,7 +17,8 @@ from experiments.stages import Context
 from experiments.store import RunDirectory, Stopped
 from mvar.config import RunConfig
 from mvar.data.images import to_uint8
-from mvar.files import atomic_write, read_json, write_at, write_json
+from mvar.files import atomic_write, known_digest, write_json
+from mvar.rows import Rows
 from mvar.sampling import balanced_labels, generate, keep_best
 from mvar.tokenizer.model import Tokenizer
 from mvar.training import distributed
@@ -63,32 +64,32 @@ def sample(context: Context, directory: RunDirectory, model: ScaleTransformer, t
     if finished.is_file():
         return
     count, side = config.evaluation.num_images, config.data.image_size
-    partial, progress_path = folder / "partial.bin", folder / "partial.json"
-    record = read_json(progress_path) if progress_path.is_file() else {"done": 0, "sample_s": 0.0}
-    partial.touch()
     prepare_scorer(context)
-    team = distributed.current_team()
-    if team:
-        team.call({"sample": config.model_dump(mode="json"), "done": record["done"]})
+    plan = {"evaluation": config.evaluation_id, "weights_sha256": known_digest(directory.weights)}
+    row_bytes = side * side * config.data.channels
+    with Rows(
+        folder / "partial.bin", folder / "partial.json", plan, row_bytes, every_s=0.0, extra={"sample_s": 0.0}
+    ) as rows:
+        team = distributed.current_team()
+        if team:
+            team.call({"sample": config.model_dump(mode="json"), "done": rows.done, "run": str(directory.path)})
 
-    def keep(found: _Round) -> None:
-        write_at(partial, found.start * found.images[0].nbytes, found.images.tobytes())
-        record.update(done=found.stop, sample_s=record["sample_s"] + found.seconds)
-        write_json(progress_path, record)  # after the pixels: it says that they are there
-        context.progress("sample", found.stop, count)
+        def keep(found: _Round) -> None:
+            rows.extra["sample_s"] += found.seconds
+            rows.append(found.images.tobytes())
+            context.progress("sample", found.stop, count)
 
-    _draw_rounds(context, model, tokenizer, record["done"], keep)
-    if record["done"] < count:
-        raise Stopped(f"sample: image {record['done']} of {count}")
-    timing = {"sample_s": record["sample_s"], "batch_size": config.runtime.sample_batch}
-    write_json(folder / "timing.json", timing | {"processes": team.world if team else 1})
-    pixels = np.memmap(partial, np.uint8, "r", shape=(count, side, side, config.data.channels))
-    labels = balanced_labels(count, config.data.num_classes).numpy()
-    save_grid(folder / "grid.png", _grid_images(pixels, labels))
-    with atomic_write(finished) as file:
-        np.savez(file, arr_0=pixels, labels=labels)
-    partial.unlink()
-    progress_path.unlink()
+        _draw_rounds(context, model, tokenizer, rows.done, keep)
+        if rows.done < count:
+            raise Stopped(f"sample: image {rows.done} of {count}")
+        timing = {"sample_s": rows.extra["sample_s"], "batch_size": config.runtime.sample_batch}
+        write_json(folder / "timing.json", timing | {"processes": team.world if team else 1})
+        pixels = np.memmap(rows.partial, np.uint8, "r", shape=(count, side, side, config.data.channels))
+        labels = balanced_labels(count, config.data.num_classes).numpy()
+        save_grid(folder / "grid.png", _grid_images(pixels, labels))
+        with atomic_write(finished) as file:
+            np.savez(file, arr_0=pixels, labels=labels)
+        rows.forget()
 
 
 def take_part(context: Context, model: ScaleTransformer, tokenizer: Tokenizer, done: int) -> None:

@@ -5,14 +5,14 @@ from contextlib import suppress
 from rich.console import Console
 from rich.table import Table
 
-from experiments.store import Store, read_document
+from experiments.documents import read_document
+from experiments.store import RunDirectory
 from mvar.config import RunConfig
 from mvar.warm_start import Start
 
 
-def print_evaluation(store: Store, config: RunConfig) -> None:
+def print_evaluation(run: RunDirectory, config: RunConfig) -> None:
     """Settings and metrics of a finished evaluation; of weights that came from a checkpoint also what was taken."""
-    run = store.run(config.run_id)
     record = run.evaluations()[config.evaluation_id]
     settings = ", ".join(f"{name} {value}" for name, value in record["sample"].items())
     print(f"{record['evaluation']['num_images']} images: {settings}")

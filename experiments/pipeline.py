@@ -7,14 +7,16 @@ Where several processes make a run, the first one calls `execute` and the others
 
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from experiments import drawing, stages
+from experiments.documents import write_document
 from experiments.environment import describe
 from experiments.stages import Context, Progress, recorded
-from experiments.store import DONE, RUNNING, STOPPED, RunDirectory, ShouldStop, Stopped, Store, write_document
+from experiments.store import DONE, RUNNING, STOPPED, RunDirectory, ShouldStop, Stopped, Store
 from experiments.vectors import training_vectors
 from mvar import cost
 from mvar.config import RunConfig, from_dict
@@ -33,15 +35,20 @@ STATUS_INTERVAL_S = 2.0
 
 
 def execute(
-    config: RunConfig, store: Store, progress: Progress | None = None, should_stop: ShouldStop | None = None
+    config: RunConfig,
+    store: Store,
+    progress: Progress | None = None,
+    should_stop: ShouldStop | None = None,
+    directory: RunDirectory | None = None,
 ) -> str:
     """Do what is missing of a run.
 
     Args:
-        config: the run; its id names the directory.
+        config: the run.
         store: where everything is kept.
         progress: called with (stage, done, total).
         should_stop: asked at every step; once true, the run leaves a checkpoint and returns.
+        directory: the run's; None: `store.run_of(config)`.
 
     Returns:
         `done` or `stopped`.
@@ -49,10 +56,11 @@ def execute(
     Raises:
         UserError: something the user can mend. The run's status says `failed` and why, as for any other exception.
     """
-    if store.is_done(config):
+    config = store.as_stored(config)
+    directory = directory or store.run_of(config)
+    if directory.is_done(config.evaluation_id):
         return DONE
     context = Context(config, store, progress or (lambda stage, done, total: None), should_stop or (lambda: False))
-    directory = store.run(config.run_id)
     try:
         with directory.lock(context.should_stop):
             if not directory.is_done(config.evaluation_id):
@@ -68,7 +76,7 @@ def _execute(context: Context, directory: RunDirectory) -> None:
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
     directory.write_config(config)
-    if directory.evaluations() and stages.has_tokenizer(context):
+    if directory.evaluations() and context.store.has_tokenizer(config):
         stages.check_tokenizer(context, directory)  # before anything is written: a finished run stays finished
     with recorded(directory, "tokenizer"):
         owner = {"job": os.environ.get("MVAR_JOB"), "start": os.environ.get("MVAR_START")}  # of SLURM; None without
@@ -105,6 +113,7 @@ def train(context: Context, directory: RunDirectory) -> None:
     """Train the generator; returns at once where its weights are there already."""
     if directory.weights.is_file():
         return
+    directory.check_known()
     config = context.config
     model, start = _new_generator(config)
     if start:
@@ -112,7 +121,7 @@ def train(context: Context, directory: RunDirectory) -> None:
     if config.train.steps:
         team = distributed.current_team()
         if team:
-            team.call({"train": config.model_dump(mode="json")})
+            team.call({"train": config.model_dump(mode="json"), "run": str(directory.path)})
         result = _fit(context, directory, model, _StatusWriter(context, directory))
         directory.write_status(RUNNING, "train", step=result.step, train_s=result.train_s)
         if not result.finished:
@@ -135,7 +144,7 @@ def follow(store: Store, should_stop: ShouldStop) -> None:
         if config.runtime.threads:
             torch.set_num_threads(config.runtime.threads)
         context = Context(config, store, lambda stage, done, total: None, should_stop)
-        directory = store.run(config.run_id)
+        directory = RunDirectory(Path(message["run"]))
         if "train" in message:
             _fit(context, directory, _new_generator(config)[0], None)
         else:

@@ -4,9 +4,10 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 
 from experiments.cells import training_flops
-from experiments.store import DONE, RUN, Store
+from experiments.store import DONE, RUN, RunDirectory, Store
 from mvar import cost
 from mvar.config import DataConfig, RunConfig, TokenizerConfig
 from mvar.training.distributed import resolve_device
@@ -21,11 +22,12 @@ class Task:
     key: str  # what makes two tasks the same; a run's id, a stage's id
     flops: float  # analytic where there is a formula (the generator), counted on the model else
     needs: tuple[str, ...] = field(default=())
+    run: str = ""  # path of the run's directory
 
     @property
     def name(self) -> str:
-        """For people: the run's id, or the stage and its id."""
-        return self.config.run_id if self.kind == RUN else self.key
+        """For people: the name of the run's directory, or the stage and its id."""
+        return (Path(self.run).name or self.config.run_id) if self.kind == RUN else self.key
 
 
 def run_flops(config: RunConfig) -> float:
@@ -58,18 +60,25 @@ def _tokenizer_flops(tokenizer_config: TokenizerConfig, data: DataConfig) -> flo
     return 3.0 * counter.get_total_flops() * settings.steps * settings.batch_size
 
 
-def tasks_of(configs: Iterable[RunConfig], store: Store) -> list[Task]:
-    """Everything that is not done yet, each stage once: what must come first first, then longest first."""
+def tasks_of(configs: Iterable[RunConfig], store: Store, directory: RunDirectory | None = None) -> list[Task]:
+    """Everything that is not done yet, each stage once: what must come first first, then longest first.
+
+    Args:
+        configs: the runs.
+        store: where they are kept.
+        directory: that all configs are evaluations of; None: each run's own.
+    """
     tasks: dict[str, Task] = {}
     for config in configs:
-        if store.is_done(config):
+        run = directory or store.run_of(config)
+        if run.is_done(config.evaluation_id):
             continue
         stages = _stages_of(config)
         for task in stages:
             tasks.setdefault(task.key, task)
         needs = tuple(task.key for task in stages if task.kind != "floors")
-        key = f"{config.run_id}/{config.evaluation_id}"
-        tasks[key] = Task(RUN, config, key, run_flops(config), needs)
+        key = f"{run.name}/{config.evaluation_id}"
+        tasks[key] = Task(RUN, config, key, run_flops(config), needs, str(run.path.absolute()))
     tasks = {key: task for key, task in tasks.items() if not _stage_is_done(task, store)}
     order = {kind: number for number, kind in enumerate(("tokenizer", "extractor", "tokens", "floors", RUN))}
     return sorted(tasks.values(), key=lambda task: (order[task.kind], -task.flops, task.name))

@@ -9,6 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 from experiments import workers
@@ -16,7 +17,7 @@ from experiments.display import Display, make_display
 from experiments.pace import Pace
 from experiments.plan import RUN, Task, run_flops, tasks_of
 from experiments.signals import handled
-from experiments.store import DONE, FAILED, STOPPED, Store
+from experiments.store import DONE, FAILED, STOPPED, RunDirectory, Store
 from experiments.workers import Board, Outcome
 from mvar.config import RunConfig, RuntimeConfig
 from mvar.cost import train_flops
@@ -30,15 +31,19 @@ SKIPPED = "skipped"
 class Summary:
     """How a list of runs ended."""
 
-    outcomes: dict[str, Outcome] = field(default_factory=dict)  # by the task's name
+    outcomes: dict[str, Outcome] = field(default_factory=dict)  # by the task's key: of a run each evaluation has one
     num_runs: int = 0
     num_done: int = 0
     interrupted: bool = False
 
     @property
     def failures(self) -> dict[str, Outcome]:
-        """What failed; a run that lacks a failed stage is not among them."""
-        return {name: outcome for name, outcome in self.outcomes.items() if outcome.state == FAILED}
+        """What failed, by the name of the run or stage; a run that lacks a failed stage is not among them."""
+        failed: dict[str, Outcome] = {}
+        for key, outcome in self.outcomes.items():
+            if outcome.state == FAILED:
+                failed.setdefault(key.partition("/")[0], outcome)
+        return failed
 
     def complaints(self) -> list[str]:
         """One line a reason, with the names of all that failed for it."""
@@ -49,7 +54,11 @@ class Summary:
 
 
 def run_all(
-    configs: Sequence[RunConfig], store: Store, num_workers: int | None = None, display: Display | None = None
+    configs: Sequence[RunConfig],
+    store: Store,
+    num_workers: int | None = None,
+    display: Display | None = None,
+    directory: RunDirectory | None = None,
 ) -> Summary:
     """Make every run that is not done.
 
@@ -62,15 +71,17 @@ def run_all(
         store: where they are kept.
         num_workers: worker processes; None: one for every `runtime.threads` cores, or one for each GPU.
         display: None: bars on a terminal, lines elsewhere.
+        directory: that all configs are evaluations of; None: each run's own.
     """
-    tasks = tasks_of(configs, store)
+    tasks = tasks_of(configs, store, directory)
     summary = Summary(num_runs=len({(config.run_id, config.evaluation_id) for config in configs}))
     if tasks:
         places = worker_places(configs[0].runtime, num_workers)[: len(tasks)]
         with _Runner(tasks, store, places, display or make_display(tasks)) as runner:
             summary.interrupted = runner.run()
             summary.outcomes = runner.outcomes
-    summary.num_done = len({c.run_id + c.evaluation_id for c in configs if store.is_done(c)})
+    done = (c for c in configs if (directory or store.run_of(c)).is_done(c.evaluation_id))
+    summary.num_done = len({c.run_id + c.evaluation_id for c in done})
     return summary
 
 
@@ -178,7 +189,7 @@ class _Runner:
             with _blocked_interrupts():  # multiprocessing's own helper comes with it, and unblocks Ctrl-C after that
                 pool = self._pool(number)
             with _blocked_interrupts():  # a worker that is just being made must not die of Ctrl-C
-                future = pool.submit(workers.work, task.kind, config, str(self._store.root.absolute()))
+                future = pool.submit(workers.work, task.kind, config, str(self._store.root.absolute()), task.run)
             self._running[future] = (number, task)
 
     def _pool(self, number: int) -> ProcessPoolExecutor:
@@ -221,13 +232,13 @@ class _Runner:
             return Outcome(STOPPED)
         outcome = Outcome(FAILED, "its worker process was killed (out of memory?)")
         if task.kind == RUN:
-            directory = self._store.run(task.config.run_id)
+            directory = RunDirectory(Path(task.run))
             stage = (directory.status() or {}).get("stage", "train")
             directory.write_status(FAILED, stage, reason=outcome.reason)
         return outcome
 
     def _end(self, task: Task, outcome: Outcome) -> None:
-        self._ended[task.key] = self.outcomes[task.name] = outcome
+        self._ended[task.key] = self.outcomes[task.key] = outcome
         self._pace.end(task.key, outcome.state == DONE)
         self._display.end(task, outcome)
 

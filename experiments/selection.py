@@ -8,8 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from experiments import stages
+from experiments.documents import read_document, write_document
 from experiments.stages import Context
-from experiments.store import read_document, write_document
 
 LabelScore = Callable[[np.ndarray, Tensor], np.ndarray]  # images (B, H, W, channels) uint8, labels (B,) -> scores (B,)
 

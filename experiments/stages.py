@@ -13,22 +13,11 @@ from typing import Any, Literal
 
 import torch
 
-from experiments.store import (
-    DONE,
-    FAILED,
-    RUNNING,
-    STOPPED,
-    Directory,
-    ShouldStop,
-    Stopped,
-    Store,
-    one_line,
-    read_document,
-    write_document,
-)
-from mvar.config import RunConfig
+from experiments.documents import read_document, write_document
+from experiments.store import DONE, FAILED, RUNNING, STOPPED, Directory, ShouldStop, Stopped, Store, one_line
+from mvar.config import Config, RunConfig
 from mvar.errors import UserError, in_field
-from mvar.files import expand, known_digest, write_json
+from mvar.files import expand, known_digest
 from mvar.published import load_tokenizer as load_tokenizer_file
 from mvar.tokenizer.model import Tokenizer
 from mvar.training.distributed import resolve_device
@@ -99,6 +88,11 @@ def images(config: RunConfig, split: Split):
     return load_images(config.data, split)
 
 
+def _write_origin(directory: Directory, **sections: Config) -> None:
+    """Keep what a stage is made from, beside its id: so it is found under every spelling of that."""
+    write_document(directory.path / "config.json", {n: s.model_dump(mode="json") for n, s in sections.items()})
+
+
 # Tokenizer ----------------------------------------------------------------------------------------------------------
 
 
@@ -116,7 +110,7 @@ def build_tokenizer(context: Context) -> None:
             return
         with recorded(directory, "tokenizer"):
             check_reference(images(config, "heldout"), config.evaluation)  # all else would be for nothing
-            write_json(directory.path / "config.json", config.model_dump(mode="json", include={"data", "tokenizer"}))
+            _write_origin(directory, data=config.data, tokenizer=config.tokenizer)
             if config.tokenizer.checkpoint:
                 tokenizer, train_s = published_tokenizer(config), 0.0
                 write_document(directory.path / "source.json", {"sha256": _source_digest(config, directory)})
@@ -272,6 +266,7 @@ def build_tokens(context: Context) -> None:
         if is_done():
             return
         with recorded(directory, "tokens"):
+            _write_origin(directory, data=config.data, tokenizer=config.tokenizer)
             tokenizer = load_tokenizer(context)
             for split in splits:
                 context.check()
@@ -287,11 +282,6 @@ def build_tokens(context: Context) -> None:
                     progress=context.heed("tokens"),
                 )
             directory.write_status(DONE, "tokens")
-
-
-def has_tokenizer(context: Context) -> bool:
-    """Whether the tokenizer is there already."""
-    return context.store.stage("tokenizer", context.config.tokenizer_id).state() == DONE
 
 
 def check_tokenizer(context: Context, run: Directory) -> None:
@@ -339,6 +329,7 @@ def build_extractor(context: Context) -> None:
         if directory.state() == DONE:
             return
         with recorded(directory, "extractor"):
+            _write_origin(directory, data=config.data, evaluation=config.evaluation)
             if config.evaluation.extractor == "classifier":
                 from mvar.evaluation.classifier import train_classifier
 
@@ -379,7 +370,8 @@ def build_floors(context: Context) -> None:
         heed = context.heed("floors")
         vectors = training_vectors(context, heed)
         values = floors(tokenizer, train, heldout, extractor, config.evaluation, heed, vectors)
-        record = {"tokenizer_id": config.tokenizer_id, **weights, "metrics": values}
+        made_from = {n: getattr(config, n).model_dump(mode="json") for n in ("data", "tokenizer", "evaluation")}
+        record = {"tokenizer_id": config.tokenizer_id, **weights, "config": made_from, "metrics": values}
         write_document(directory.path / "floors.json", {"floors": {**found, config.floors_id: record}})
 
 

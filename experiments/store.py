@@ -6,45 +6,33 @@ JSON document carries `schema_version`. `results/README.md` documents the layout
 
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mvar.config import SCHEMA_VERSION, RunConfig, from_dict
-from mvar.errors import UserError, in_field
+from experiments.documents import is_evaluation, read_document, read_or_empty, write_document
+from experiments.index import RunIndex
+from mvar.config import RunConfig, from_dict, stored_config
+from mvar.config.parsing import Stored
+from mvar.errors import UserError, in_field, warn
 from mvar.files import read_json, write_json
 
 ShouldStop = Callable[[], bool]
 RUNNING, DONE, FAILED, STOPPED = "running", "done", "failed", "stopped"
 DONE_ANEW = ("floors", "evaluate")  # stages that keep nothing where they are stopped
 RUN = "run"  # the kind of work that is no shared stage
+SCIENCE = ("seed", "data", "tokenizer", "model", "train")  # sections of a config that make the run
+INDEX_S = 2.0
 
 
 class Stopped(Exception):
     """Work was asked to stop and has left a checkpoint: the same command goes on from there."""
-
-
-def read_document(path: Path) -> dict[str, Any]:
-    """Read a JSON document of the store.
-
-    Raises:
-        UserError: corrupt JSON, or written under another `schema_version`; both name the file.
-        FileNotFoundError: no such file.
-    """
-    document = read_json(path)
-    version = document.get("schema_version") if isinstance(document, dict) else None
-    if version != SCHEMA_VERSION:
-        raise UserError(f"{path}: schema_version is {version!r}; allowed: {SCHEMA_VERSION}")
-    return document
-
-
-def write_document(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON document of the store, atomically, with the `schema_version` that readers check."""
-    write_json(path, {"schema_version": SCHEMA_VERSION, **values})
 
 
 class Directory:
@@ -134,46 +122,84 @@ class RunDirectory(Directory):
         """The directory of one evaluation's images."""
         return self.path / "samples" / evaluation_id
 
-    def config(self) -> RunConfig:
-        """The config that the run was made with.
+    @property
+    def config_path(self) -> Path:
+        """What the run was made with, and what makes the directory a run's."""
+        return self.path / "config.json"
+
+    def stored(self) -> Stored:
+        """The config that the run was made with, and names of fields of a newer version that wrote it.
 
         Raises:
-            UserError: no such run, corrupt JSON, another schema version, or values that are no longer allowed.
+            UserError: no such run, a damaged document, another schema version, or values that are no longer allowed.
         """
-        path = self.path / "config.json"
         try:
-            document = read_document(path)
+            document = read_json(self.config_path)
         except FileNotFoundError:
             raise UserError(f"run: {self.path} has no config.json; allowed: a directory made by `mvar run`") from None
-        with in_field(str(path)):
-            return from_dict(RunConfig, document)
+        with in_field(str(self.config_path)):
+            return stored_config(document)
+
+    def config(self) -> RunConfig:
+        """The config that the run was made with; fields of a newer version are left out, with one warning.
+
+        Raises:
+            UserError: as `stored`.
+        """
+        config, unknown = self.stored()
+        if unknown:
+            _tell_newer(self.config_path, unknown)
+        return config
 
     def write_config(self, config: RunConfig) -> None:
         """Store the config; a directory that holds another science under the same name is refused.
 
         A run that has one keeps its settings of sampling and evaluation: another evaluation, by rejection say, is not
-        what `mvar sample` and `mvar evaluate` start from afterwards.
+        what `mvar sample` and `mvar evaluate` start from afterwards. One of a newer version stays as it is.
         """
-        path = self.path / "config.json"
-        if path.exists():
-            kept = self.config()
-            if kept.identity() != config.identity():
+        if self.config_path.exists():
+            kept, unknown = self.stored()
+            if unknown:
+                return
+            if kept.key != config.key:
                 raise UserError(
-                    f"{path}: holds another config than run {config.run_id}; allowed: move that directory away"
+                    f"{self.config_path}: holds another config than run {config.run_id}; allowed: move that directory "
+                    "away"
                 )
             config = config.model_copy(update={"sample": kept.sample, "evaluation": kept.evaluation})
-        write_json(path, config.model_dump(mode="json"))
+        write_json(self.config_path, config.model_dump(mode="json"))
+
+    def check_known(self) -> None:
+        """Refuse to go on with a run of a newer version: its training would not be what was asked for.
+
+        Raises:
+            UserError: fields that this version does not know.
+        """
+        if self.config_path.exists() and (unknown := self.stored().unknown):
+            raise UserError(
+                f"{self.config_path}: {', '.join(unknown)} is of a newer version, which this one cannot go on with; "
+                "allowed: that version, or to sample and evaluate what is finished"
+            )
+
+    @property
+    def store(self) -> "Store | None":
+        """The results directory that the run lies in; None for a directory that lies elsewhere."""
+        parent = self.path.absolute().parent
+        return Store(parent.parent) if parent.name == "runs" else None
+
+    def all_evaluations(self) -> dict[str, Any]:
+        """What `eval.json` holds by evaluation id, damaged records too; empty where there is none."""
+        return read_or_empty(self.path / "eval.json").get("evaluations", {})
 
     def evaluations(self) -> dict[str, Any]:
-        """Finished evaluations by evaluation id; empty where there is none."""
-        try:
-            return read_document(self.path / "eval.json")["evaluations"]
-        except FileNotFoundError:
-            return {}
+        """Finished evaluations by evaluation id, damaged ones left out; empty where there is none."""
+        return {name: record for name, record in self.all_evaluations().items() if is_evaluation(record)}
 
     def add_evaluation(self, evaluation_id: str, record: Mapping[str, Any]) -> None:
         """Add or replace one evaluation. The caller holds the lock."""
-        write_document(self.path / "eval.json", {"evaluations": {**self.evaluations(), evaluation_id: dict(record)}})
+        write_document(
+            self.path / "eval.json", {"evaluations": {**self.all_evaluations(), evaluation_id: dict(record)}}
+        )
 
     def is_done(self, evaluation_id: str) -> bool:
         """Whether the run is trained and this evaluation of it is stored."""
@@ -185,10 +211,54 @@ class Store:
 
     def __init__(self, root: Path | str = "results") -> None:
         self.root = Path(root)
+        self._index: RunIndex | None = None
+        self._indexed = 0.0
 
-    def run(self, run_id: str) -> RunDirectory:
-        """The directory of a run, whether it exists yet or not."""
-        return RunDirectory(self.root / "runs" / run_id)
+    def run(self, name: str) -> RunDirectory:
+        """The directory of a name, whether it exists yet or not."""
+        return RunDirectory(self.root / "runs" / name)
+
+    @property
+    def index(self) -> RunIndex:
+        """The stored configs by what they are; looked at anew once it is `INDEX_S` old."""
+        if self._index is None or time.monotonic() - self._indexed > INDEX_S:
+            self._index, self._indexed = RunIndex(self.root), time.monotonic()
+        return self._index
+
+    def run_of(self, config: RunConfig) -> RunDirectory:
+        """The directory of a config's run: of its id, else one that holds the same run under another name.
+
+        Where there is none yet, the one of its id.
+        """
+        run = self.run(config.run_id)
+        if run.config_path.exists():
+            return run
+        entry = self.index.run(config.key)
+        return self.run(entry.name) if entry else run
+
+    def as_stored(self, config: RunConfig) -> RunConfig:
+        """The config in the spelling in which it, or the stages that it shares, are stored already.
+
+        So the ids of one run and of one shared stage are those that it was made under: `/d` and `/x/../d` name one
+        folder, and the size of a Mamba does not matter to a model without one.
+        """
+        if self.run(config.run_id).config_path.exists():
+            return config
+        index = self.index
+        entry = index.run(config.key)
+        if entry:
+            stored = self.run(entry.name).stored().config
+            science = {name: getattr(stored, name) for name in SCIENCE}
+            return _spelled_evaluation(config.model_copy(update=science), stored)
+        canonical = config.canonical()
+        for sections in (("data", "tokenizer"), ("data",)):
+            folder = index.spelled(canonical, *sections)
+            if folder:
+                document = read_json(folder / "config.json")
+                found = {name: from_dict(type(getattr(config, name)), document[name]) for name in sections}
+                config = config.model_copy(update=found)
+                break
+        return config
 
     def runs(self) -> list[RunDirectory]:
         """Every run that has begun, by name."""
@@ -204,6 +274,7 @@ class Store:
             return RunDirectory(Path(name))
         names = [run.name for run in self.runs()]
         matches = [n for n in names if n == name] or [n for n in names if n.startswith(name)]
+        matches = matches or [entry.name for entry in self.index.by_id(name)][:1]
         if len(matches) != 1:
             problem = f"fits {len(matches)} runs" if matches else "is unknown"
             allowed = ", ".join(matches or names) or f"none, {self.root} holds no runs yet"
@@ -225,19 +296,24 @@ class Store:
 
     def all_floors(self, config: RunConfig) -> dict[str, Any]:
         """The floors of every tokenizer and evaluation that share a run's extractor, by `RunConfig.floors_id`."""
-        return _read_or_empty(self.stage("extractor", config.extractor_id).path / "floors.json").get("floors", {})
+        return read_or_empty(self.stage("extractor", config.extractor_id).path / "floors.json").get("floors", {})
 
     def extractor(self, config: RunConfig) -> dict[str, Any]:
         """`id` and `heldout_accuracy` of a run's feature extractor; empty where it is not there yet."""
-        return _read_or_empty(self.stage("extractor", config.extractor_id).path / "extractor.json")
+        return read_or_empty(self.stage("extractor", config.extractor_id).path / "extractor.json")
 
     def tokenizer_quality(self, config: RunConfig) -> dict[str, Any]:
         """`psnr_db`, `codes_used` and `vocab_size` of a run's tokenizer; empty where it is not there yet."""
-        return _read_or_empty(self.stage("tokenizer", config.tokenizer_id).path / "quality.json")
+        return read_or_empty(self.stage("tokenizer", config.tokenizer_id).path / "quality.json")
 
     def is_done(self, config: RunConfig) -> bool:
         """Whether there is nothing left to do for a config: trained, sampled and evaluated as it asks."""
-        return self.run(config.run_id).is_done(config.evaluation_id)
+        return self.run_of(config).is_done(config.evaluation_id)
+
+    def has_tokenizer(self, config: RunConfig) -> bool:
+        """Whether the tokenizer of a config is trained."""
+        stage = self.stage("tokenizer", config.tokenizer_id)
+        return stage.state() == DONE and (stage.path / "tokenizer.safetensors").is_file()
 
     def manifest_path(self, name: str) -> Path:
         """Where the list of runs that a sweep asked for is kept."""
@@ -248,11 +324,14 @@ class Store:
         return [read_document(path) for path in sorted(self.root.glob("sweeps/*.json"))]
 
 
-def _read_or_empty(path: Path) -> dict[str, Any]:
-    try:
-        return read_document(path)
-    except FileNotFoundError:
-        return {}
+def _spelled_evaluation(config: RunConfig, stored: RunConfig) -> RunConfig:
+    same = config.canonical()["evaluation"] == stored.canonical()["evaluation"]
+    return config.model_copy(update={"evaluation": stored.evaluation}) if same else config
+
+
+@cache
+def _tell_newer(path: Path, unknown: tuple[str, ...]) -> None:
+    warn(f"{path}: written by a newer version; {', '.join(unknown)} is not known here and left out")
 
 
 def check_writable(root: Path) -> None:

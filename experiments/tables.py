@@ -42,7 +42,7 @@ def print_plan(requests: Sequence[Request], store: Store, num_workers: int | Non
     from mvar.cost import num_params, train_flops
 
     cells = _labels(requests)
-    configs = unique(config for request in requests for config in request.configs())
+    configs = unique(store.as_stored(config) for request in requests for config in request.configs())
     places = worker_places(configs[0].runtime, num_workers)
     clock = Clock(store, int(places[0]["OMP_NUM_THREADS"]))
     table = Table("run", "cells", "pattern", "state")
@@ -58,7 +58,8 @@ def print_plan(requests: Sequence[Request], store: Store, num_workers: int | Non
             left_s += estimate.seconds
             sources.add(estimate.source)
             time = duration(estimate.seconds)
-        row = (config.run_id, "; ".join(cells[config.run_id]), config.model.pattern, state, str(config.train.steps))
+        name = store.run_of(config).name
+        row = (name, "; ".join(cells[config.key]), config.model.pattern, state, str(config.train.steps))
         table.add_row(*row, f"{num_params(config.model, config.token_space):,}", f"{flops:.3g}", time)
     console = _console()
     console.print(table)
@@ -71,12 +72,12 @@ def print_plan(requests: Sequence[Request], store: Store, num_workers: int | Non
 
 
 def _labels(requests: Sequence[Request]) -> dict[str, list[str]]:
-    """The cells that each run fills, by run id."""
+    """The cells that each run fills, by the run's key."""
     labels: dict[str, list[str]] = {}
     for request in requests:
         for cell in request.cells():
             for config in with_seeds(cell.config, request.seeds):
-                labels.setdefault(config.run_id, []).append(f"{request.sweep.artefact}: {cell.label}")
+                labels.setdefault(config.key, []).append(f"{request.sweep.artefact}: {cell.label}")
     return labels
 
 

@@ -5,8 +5,6 @@ that form, and hours to be decoded anew. One stage a data set: `vectors.bin`, `m
 `vectors.bin.partial` and `progress.json`, from which an interrupted build goes on.
 """
 
-import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from experiments.documents import read_document, write_document
 from experiments.stages import Context, images, recorded
-from experiments.store import DONE, read_document, write_document
+from experiments.store import DONE
 from mvar.data.images import ImageSet
-from mvar.data.tokens import RECORD_EVERY_S, prepared_batches
+from mvar.data.tokens import prepared_batches
 from mvar.errors import UserError
 from mvar.evaluation.copies import Vectors, compared
 from mvar.files import known_digest
+from mvar.rows import Rows
 
 ROWS, META, PARTIAL, PROGRESS = "vectors.bin", "meta.json", "vectors.bin.partial", "progress.json"
 BATCH_SIZE = 256
@@ -63,30 +63,15 @@ def training_vectors(context: Context, report: Callable[[int, int], None]) -> Ve
 def _build(
     folder: Path, plan: dict[str, Any], train: ImageSet, num_workers: int, report: Callable[[int, int], None]
 ) -> None:
-    partial, (total, width) = folder / PARTIAL, plan["shape"]
+    total, width = plan["shape"]
     (folder / META).unlink(missing_ok=True)  # of other files: it must not vouch for these rows
-    if not partial.exists() and (folder / ROWS).exists():
-        os.replace(folder / ROWS, partial)  # killed between the last two steps; or of other files, then cut to nothing
-    found = _read(folder / PROGRESS)
-    done = found.get("rows_done", 0) if {name: found.get(name) for name in plan} == plan else 0
-    if not partial.is_file() or partial.stat().st_size < done * width:
-        done = 0
-    recorded_at = time.monotonic()
-    with open(partial, "r+b" if done else "wb") as file:
-        file.truncate(done * width)
-        file.seek(0, os.SEEK_END)
-        for pixels in prepared_batches(train, 0, 0, range(done, total), BATCH_SIZE, num_workers):
-            file.write(compared(torch.from_numpy(pixels)).numpy().tobytes())
-            done += len(pixels)
-            if time.monotonic() - recorded_at >= RECORD_EVERY_S or done == total:
-                file.flush()
-                os.fsync(file.fileno())  # the record must never be ahead of the rows
-                write_document(folder / PROGRESS, {**plan, "rows_done": done})
-                recorded_at = time.monotonic()
-            report(done, total)
-    os.replace(partial, folder / ROWS)
-    write_document(folder / META, {**plan, "sha256": known_digest(folder / ROWS)})
-    (folder / PROGRESS).unlink(missing_ok=True)
+    with Rows(folder / PARTIAL, folder / PROGRESS, plan, width, final=folder / ROWS) as rows:
+        for pixels in prepared_batches(train, 0, 0, range(rows.done, total), BATCH_SIZE, num_workers):
+            data = compared(torch.from_numpy(pixels)).numpy().tobytes()
+            rows.append(data, is_last=rows.done + len(pixels) == total)
+            report(rows.done, total)
+        write_document(folder / META, {**plan, "sha256": rows.finish()})
+        rows.forget()
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from multiprocessing.context import SpawnContext
 from pathlib import Path
 from typing import Any
 
-from experiments.store import DONE, FAILED, STOPPED, Stopped, Store, one_line
+from experiments.store import DONE, FAILED, STOPPED, RunDirectory, Stopped, Store, one_line
 from mvar.config import RunConfig, from_dict
 from mvar.errors import UserError, pass_warnings_on
 
@@ -118,13 +118,13 @@ def _watch_parent(parent: int) -> None:
 _Worker.busy = threading.Event()
 
 
-def work(kind: str, config_values: dict[str, Any], root: str) -> Outcome:
-    """Do one task: a shared stage by its kind, or `run`. Never raises: a failure is an outcome."""
+def work(kind: str, config_values: dict[str, Any], root: str, run: str = "") -> Outcome:
+    """Do one task: a shared stage by its kind, or `run` in a directory. Never raises: a failure is an outcome."""
     began = time.monotonic()
     _Worker.busy.set()
     _Worker.progress("", 0, 0)
     try:
-        state, reason, is_user_error = _work(kind, from_dict(RunConfig, config_values), Store(Path(root)))
+        state, reason, is_user_error = _work(kind, from_dict(RunConfig, config_values), Store(Path(root)), run)
     except Stopped:
         state, reason, is_user_error = STOPPED, "", False
     except Exception as error:
@@ -134,7 +134,7 @@ def work(kind: str, config_values: dict[str, Any], root: str) -> Outcome:
     return Outcome(state, reason, is_user_error, time.monotonic() - began)
 
 
-def _work(kind: str, config: RunConfig, store: Store) -> tuple[str, str, bool]:
+def _work(kind: str, config: RunConfig, store: Store, run: str) -> tuple[str, str, bool]:
     import torch
 
     torch.set_num_threads(_Worker.threads)
@@ -142,6 +142,7 @@ def _work(kind: str, config: RunConfig, store: Store) -> tuple[str, str, bool]:
     from experiments.stages import BUILDERS, Context
 
     if kind == "run":
-        return execute(config, store, _Worker.progress, _Worker.should_stop), "", False
+        directory = RunDirectory(Path(run))
+        return execute(config, store, _Worker.progress, _Worker.should_stop, directory), "", False
     BUILDERS[kind](Context(config, store, _Worker.progress, _Worker.should_stop))
     return DONE, "", False

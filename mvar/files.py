@@ -37,13 +37,14 @@ def atomic_write(path: Path | str) -> Iterator[BinaryIO]:
         raise error from None
 
 
-def write_at(path: Path | str, offset: int, data: bytes) -> None:
-    """Write into an existing file and sync; a memory map dies of a signal where the disk is full instead of raising."""
-    with open(path, "r+b") as file:
-        file.seek(offset)
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+@contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """Give an OSError inside the block, of a full disk say, the name of the file: of an open one it tells none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -57,7 +58,7 @@ def read_json(path: Path | str) -> Any:
     """Read a JSON file; a corrupt one is a `UserError` that names it. A missing one raises FileNotFoundError."""
     try:
         return json.loads(Path(path).read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
 
 
@@ -89,7 +90,7 @@ def known_digest(path: Path | str, stamp: Path | None = None) -> str:
     found = path.stat()  # before reading: a change meanwhile makes the stamp invalid
     if found.st_size < STAMPED_FROM_BYTES:
         return file_digest(path)
-    state = {"size": found.st_size, "mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
+    state = _state(found)
     try:
         kept = read_json(stamp)
         if {name: kept[name] for name in state} == state:
@@ -100,6 +101,19 @@ def known_digest(path: Path | str, stamp: Path | None = None) -> str:
     with suppress(OSError):  # another user's folder, a full disk
         write_json(stamp, state | {"sha256": sha256})
     return sha256
+
+
+def remember_digest(path: Path | str, sha256: str) -> None:
+    """Keep the digest of a file that was written just now, so that `known_digest` need not read it."""
+    path = Path(path)
+    found = path.stat()
+    if found.st_size >= STAMPED_FROM_BYTES:
+        with suppress(OSError):
+            write_json(path.with_name(f".{path.name}.sha256"), _state(found) | {"sha256": sha256})
+
+
+def _state(found: os.stat_result) -> dict[str, int]:
+    return {"size": found.st_size, "mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
 
 
 def expand(path: Path | str) -> Path:

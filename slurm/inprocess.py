@@ -38,8 +38,9 @@ def _run_all(configs: Sequence[RunConfig], store: Store, received: list[int], ra
             if raising:
                 raise
             state, reason, is_user_error = FAILED, one_line(error), isinstance(error, UserError)
-        summary.outcomes[config.run_id] = Outcome(state, reason, is_user_error)
-        print(f"{state} {config.run_id}" + (f": {reason}" if reason else ""), flush=True)
+        name = store.run_of(config).name
+        summary.outcomes[f"{name}/{config.evaluation_id}"] = Outcome(state, reason, is_user_error)
+        print(f"{state} {name}" + (f": {reason}" if reason else ""), flush=True)
         if state == STOPPED or (received and state != DONE):
             summary.interrupted = True
             break

@@ -140,21 +140,21 @@ class _Process:
             return _said(error)
 
     def _work(self, works: list[Work], store: Store) -> int:
-        works = [work for work in works if work.kind != RUN or not store.is_done(work.config)]
+        works = [w for w in works if w.kind != RUN or not store.run(w.name).is_done(w.config.evaluation_id)]
         if not works:  # a job that was requeued after its end: not worth the import of torch
             return OK
         from mvar.training import distributed
 
         code, failed = OK, set()
         for work in works:
-            if work.config.run_id in failed:  # in another of its evaluations
+            if work.name in failed:  # in another of its evaluations
                 continue
             try:
                 self._make(work, store)
             except Exception as error:
                 if isinstance(error, Stopped) or work.kind != RUN or distributed.current_team():
                     raise  # later stages need earlier ones; several processes may be out of step
-                failed.add(work.config.run_id)
+                failed.add(work.name)
                 code = max(code, _said(error))
         return code
 
@@ -163,11 +163,11 @@ class _Process:
         from experiments.stages import BUILDERS, Context
 
         self._progress = (work.name, "", 0)
-        self._run, self._was_ours = store.run(work.config.run_id) if work.kind == RUN else None, False
+        self._run, self._was_ours = store.run(work.name) if work.kind == RUN else None, False
         self._refuse_second(store, work)
         if work.kind != RUN:
             BUILDERS[work.kind](Context(work.config, store, self.progress, self.should_stop))
-        elif execute(work.config, store, self.progress, self.should_stop) == STOPPED:
+        elif execute(work.config, store, self.progress, self.should_stop, store.run(work.name)) == STOPPED:
             raise Stopped("asked to stop")
 
     def _follow(self, store: Store) -> int:
@@ -178,7 +178,7 @@ class _Process:
 
     def _refuse_second(self, store: Store, work: Work) -> None:
         """Refuse a run that another living job works on: file locks do not reach other nodes on every file system."""
-        status = store.run(work.config.run_id).status() if work.kind == RUN else None
+        status = store.run(work.name).status() if work.kind == RUN else None
         other = (status or {}).get("job")
         if not status or status["state"] != RUNNING or other in (None, self._environment.job_id):
             return
@@ -241,7 +241,7 @@ class _Process:
         for work in self._submission.works(self._element.job, self._element.index):
             if only and work.name != only:
                 continue
-            directory: Directory = store.run(work.config.run_id)
+            directory: Directory = store.run(work.name)
             if work.kind != RUN:
                 if work.kind == "floors":
                     continue

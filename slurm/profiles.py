@@ -4,7 +4,6 @@ A profile is built in, or a user's own TOML or YAML file with the same fields, a
 command line.
 """
 
-import json
 import os
 import tomllib
 from collections.abc import Iterable
@@ -17,7 +16,6 @@ from pydantic.fields import FieldInfo
 from mvar.config import Config, from_dict, override
 from mvar.errors import UserError, one_of
 
-TEXTS = ("partition", "account", "qos", "constraint")
 SUFFIXES = (".toml", ".yaml", ".yml")
 # Options of sbatch that the submission itself depends on.
 OURS = {
@@ -145,7 +143,7 @@ def with_settings(profile: Profile, settings: Iterable[str]) -> Profile:
             values[section][key] = _flag(value) if section == "sbatch" else value
             profile = from_dict(Profile, values)
             continue
-        overrides[field] = json.dumps(value) if field in TEXTS else value  # an account may be called 1234
+        overrides[field] = value
     return override(profile, overrides)
 
 

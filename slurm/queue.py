@@ -115,7 +115,9 @@ class View:
         """Every run that was begun, asked for or submitted."""
         asked = {r for manifest in self._store.manifests() for cell in manifest["cells"] for r in cell["run_ids"]}
         submitted = {key.partition("/")[0] for key in self.queue.owners if "/" in key}
-        return sorted(asked | submitted | {run.name for run in self._store.runs()})
+        there = {run.name for run in self._store.runs()}
+        renamed = {name for name in asked - there if self._store.index.by_id(name)}
+        return sorted((asked - renamed) | submitted | there)
 
     def __call__(self, directory: Directory) -> Seen:
         """What has become of one directory."""

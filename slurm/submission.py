@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from experiments.store import RUN, Store, read_document, write_document
+from experiments.documents import read_document, write_document
+from experiments.store import Store
 from mvar.config import RunConfig, from_dict
 from mvar.errors import UserError
 from mvar.files import atomic_write
@@ -43,8 +44,8 @@ class Work:
 
     @property
     def name(self) -> str:
-        """The directory's name: the run's id, or the stage's."""
-        return self.config.run_id if self.kind == RUN else self.key
+        """The directory's name: of the run, or the stage's."""
+        return self.key.partition("/")[0]
 
 
 @dataclass(frozen=True)

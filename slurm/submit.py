@@ -59,8 +59,8 @@ def plan(configs: Sequence[RunConfig], store: Store, runs_per_job: int = 1) -> P
     tasks = tasks_of(configs, store)
     busy = active_elements(submissions(store))
     busy_runs = {key.partition("/")[0] for key in busy if "/" in key}  # one run's two evaluations share a directory
-    runs = [t for t in tasks if t.kind == RUN and t.config.run_id not in busy_runs]
-    runs = [t for t in runs if not store.run(t.config.run_id).is_locked()]  # made by `mvar run` here and now
+    runs = [t for t in tasks if t.kind == RUN and t.name not in busy_runs]
+    runs = [t for t in runs if not store.run(t.name).is_locked()]  # made by `mvar run` here and now
     needed = _stages_for(runs, tasks)
     waits_for = sorted({busy[t.key] for t in needed if t.key in busy})
     stages = _by_tokenizer([t for t in needed if t.key not in busy])
@@ -73,7 +73,7 @@ def _packed(tasks: Sequence[Task], runs_per_job: int) -> list[list[Task]]:
     """The tasks of each element: all evaluations of a run together, since two jobs in its directory would wait."""
     runs: dict[str, list[Task]] = {}
     for task in tasks:
-        runs.setdefault(task.config.run_id, []).append(task)
+        runs.setdefault(task.name, []).append(task)
     grouped = list(runs.values())
     return [list(chain(*grouped[i : i + runs_per_job])) for i in range(0, len(grouped), runs_per_job)]
 

@@ -17,6 +17,7 @@ LAYERS = (
         "mvar.errors",
         "mvar.files",
         "mvar.memory",
+        "mvar.rows",
         "mvar.scales",
         "mvar.pattern",
         "mvar.config",

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.documents import read_document
 from experiments.pipeline import execute
-from experiments.store import DONE, Store, read_document
+from experiments.store import DONE, Store
 from mvar.cli import main
 from mvar.config import override
 from mvar.errors import OK, USER_ERROR

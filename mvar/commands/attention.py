@@ -120,6 +120,7 @@ class Attention(CheckpointFiles):
                 raise UserError(f"{name.replace('_', '-')}: only for --checkpoint; a run has its own")
         store = Store(self.results)
         run = store.find_run(self.run)
+        store = run.store or store
         config = run.config()
         from analysis.attention_runs import drawn_by_run, heldout_of_run
         from mvar.config import override

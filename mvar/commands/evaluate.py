@@ -12,7 +12,7 @@ from mvar.commands.outcome import conclude
 from mvar.errors import OK, UserError, one_of
 
 if TYPE_CHECKING:
-    from experiments.store import Store
+    from experiments.store import RunDirectory, Store
     from mvar.config import RunConfig
 
 OF_A_RUN = ("sample.", "evaluation.", "runtime.")
@@ -42,18 +42,25 @@ class Evaluate(CheckpointFiles):
         from experiments.store import Store, check_writable
 
         store = Store(self.results)
-        data_sets = DataSets(store, stored=bool(self.run))
-        config = self._of_run(store) if self.run else self._of_checkpoint(data_sets)
-        check_writable(self.results)
-        if not store.is_done(config):
+        if self.run:
+            run = store.find_run(self.run)
+            store = run.store or store  # where its tokenizer and its extractor lie
+            config = self._of_run(store, run)
+            data_sets = DataSets(store, stored=True)
+        else:
+            data_sets = DataSets(store)
+            config = store.as_stored(self._of_checkpoint(data_sets))
+            run = store.run_of(config)
+        check_writable(store.root)
+        if not run.is_done(config.evaluation_id):
             data_sets.check([config])
         from experiments.runner import run_all
 
-        code = conclude(run_all([config], store, 1), store)
+        code = conclude(run_all([config], store, 1, directory=run), store)
         if code == OK:
             from experiments.evaluation_table import print_evaluation
 
-            print_evaluation(store, config)
+            print_evaluation(run, config)
         return code
 
     def _overrides(self) -> dict[str, object]:
@@ -62,18 +69,26 @@ class Evaluate(CheckpointFiles):
         named = {f"sample.{name}": value for name, value in sampling_preset(self.sampling).items()}
         return named | parse_overrides(setting for group in self.set for setting in group)
 
-    def _of_run(self, store: "Store") -> "RunConfig":
-        from mvar.config import override
+    def _of_run(self, store: "Store", run: "RunDirectory") -> "RunConfig":
+        """The run's config with the settings that were asked for. Nothing is trained anew to evaluate it."""
+        from mvar.config import RunConfig, override
+        from mvar.config.parsing import current_name
 
         if self.tokenizer:
             raise UserError("tokenizer: a run has its own; allowed: --tokenizer with --checkpoint only")
-        run, overrides = store.find_run(self.run), self._overrides()
+        overrides = self._overrides()
         for name in overrides:
-            if not name.startswith(OF_A_RUN):
+            if not current_name(RunConfig, name).startswith(OF_A_RUN):
                 raise UserError(f"set: {name} would be another run; allowed: fields of {', '.join(OF_A_RUN)}")
         if not run.weights.is_file():
             raise UserError(f"run: {run.name} is not trained yet ({run.state()}); allowed: a trained run")
-        return override(run.config(), overrides)
+        config = override(run.config(), overrides)
+        if not store.has_tokenizer(config):
+            raise UserError(
+                f"run: {run.path}: its tokenizer {config.tokenizer_id} is not in {store.root}; allowed: a run in the "
+                "results directory that it was made in, or --results DIR of that one"
+            )
+        return config
 
     def _of_checkpoint(self, data_sets: DataSets) -> "RunConfig":
         from mvar.config import override

@@ -26,8 +26,8 @@ class Export:
         from experiments.store import Store
         from mvar.published import load_generator, load_tokenizer, official_state, write_official
 
-        store = Store(self.results)
-        run = store.find_run(self.run)
+        run = Store(self.results).find_run(self.run)
+        store = run.store or Store(self.results)
         stage = store.stage("tokenizer", run.config().tokenizer_id)
         source = stage.path / "tokenizer.safetensors" if self.tokenizer else run.weights
         if not source.is_file():

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from mvar.config import RunConfig
 
 DEFAULT_BUDGET = "baseline"
-# Fields that name files: jobs read them from another working directory.
-PATHS = {"data.root", "data.heldout_root", "tokenizer.checkpoint", "train.init_from", "evaluation.inception_weights"}
 PATTERN = {"model.pattern", "model.replace", "model.replacement"}
 
 
@@ -51,7 +49,8 @@ class Sweeps:
         """
         from experiments.cells import BUDGET, STEPS, Request, parse_overrides
         from experiments.sweeps import SWEEPS, find_sweep
-        from mvar.config import override
+        from mvar.config import RunConfig, override
+        from mvar.config.parsing import PATHS, current_name
         from mvar.presets import PRESETS
 
         if not self.sweeps:
@@ -59,6 +58,8 @@ class Sweeps:
         if self.preset not in PRESETS:
             raise one_of("preset", self.preset, PRESETS)
         overrides = parse_overrides(setting for group in self.set for setting in group)
+        overrides = {current_name(RunConfig, name): value for name, value in overrides.items()}
+        # fields that name files: jobs read them from another working directory
         overrides |= {name: portable(overrides[name]) for name in PATHS & overrides.keys()}
         if "seed" in overrides:
             raise UserError("set: seed is given by --seeds; allowed there: a count or a list such as 0,4,7")
@@ -88,9 +89,9 @@ class Sweeps:
         store = Store(self.results)
         data_sets = DataSets(store, self.dry_run)
         requests = [data_sets.settled(request) for request in self.requests()]
-        configs = unique(config for request in requests for config in request.configs())
         if not self.dry_run:
             check_writable(self.results)
+        configs = unique(store.as_stored(config) for request in requests for config in request.configs())
         data_sets.check(config for config in configs if not store.is_done(config))
         return requests, configs, store
 

@@ -57,8 +57,8 @@ class Sample(CheckpointFiles):
         from mvar.presets import PRESETS
 
         if self.run:
-            store = Store(self.results)
-            return gallery.of_run(store, store.find_run(self.run), settings)
+            run = Store(self.results).find_run(self.run)
+            return gallery.of_run(run.store or Store(self.results), run, settings)
         if not self.tokenizer:
             raise UserError("tokenizer: not given; allowed: the tokenizer's file, which --checkpoint needs")
         config = self.config(PRESETS["imagenet256-d16"], adapt_data=True)

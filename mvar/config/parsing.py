@@ -70,10 +70,9 @@ def _read(name: str, value: Any, annotation: Any) -> Any:
         return None
     if str in kinds:
         return value.strip("[]").replace(" ", "") if name == "model.replace" else value
-    if tuple in kinds and not value.lstrip().startswith("["):
-        value = f"[{value.strip().strip(',')}]"
+    is_list = tuple in kinds and not value.lstrip().startswith("[")
     try:
-        return json.loads(value)
+        return json.loads(f"[{value.strip().strip(',')}]" if is_list else value)
     except (ValueError, RecursionError):
         return value
 

@@ -6,14 +6,12 @@ Shapes: `R` rows = images times crops, row `i * crops + c` being crop c of image
 codebook size.
 """
 
-import os
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +19,10 @@ import torch
 from mvar.data.images import ImageSet, to_float
 from mvar.errors import UserError
 from mvar.files import atomic_write, known_digest, read_json, write_json
+from mvar.rows import Rows
 from mvar.tokenizer.model import Tokenizer
 
 SCHEMA_VERSION = 1
-RECORD_EVERY_S = 2.0  # what a kill can cost; each record waits for the disk
 ADOPTED_ROWS, ADOPTED_SHARE = 64, 0.9
 TOKENS, LABELS, META, PARTIAL, PROGRESS = "tokens.bin", "labels.bin", "meta.json", "tokens.bin.partial", "progress.json"
 
@@ -89,13 +87,9 @@ def build_token_cache(
     }
     if (directory / META).exists():
         return _open_existing(directory, plan)
-    directory.mkdir(parents=True, exist_ok=True)
-    done = _resume(directory, plan, images)
-    with open(directory / PARTIAL, "r+b") as file:
-        file.truncate(done * _row_bytes(plan))
-        file.seek(0, os.SEEK_END)
-        _fill(file, directory, plan, images, tokenizer, batch_size, num_workers, done, progress)
-    _finish(directory, plan, images)
+    with _rows(directory, plan, images) as rows:
+        _fill(rows, plan, images, tokenizer, batch_size, num_workers, progress)
+        _finish(rows, directory, plan, images)
     return open_token_cache(directory, ids, verify=False)  # its digests were computed just now
 
 
@@ -227,60 +221,32 @@ def _open_existing(directory: Path, plan: dict[str, Any]) -> TokenCache:
     return cache
 
 
-def _row_bytes(plan: dict[str, Any]) -> int:
-    return np.dtype(plan["dtype"]).itemsize * plan["shape"][1]
-
-
-def _resume(directory: Path, plan: dict[str, Any], images: ImageSet) -> int:
-    """Rows that a killed build of the same plan and data left; else 0, and an empty partial file."""
-    partial = directory / PARTIAL
-    if not partial.exists() and (directory / TOKENS).exists():
-        os.replace(directory / TOKENS, partial)  # killed between the last two steps
-    record = {**plan, "data": images.fingerprint}
-    try:
-        found = read_json(directory / PROGRESS)
-        done = found.pop("rows_done")
-        if found == record and partial.stat().st_size >= done * _row_bytes(plan):
-            return done
-    except (FileNotFoundError, UserError, KeyError, AttributeError, TypeError):
-        pass  # nothing to go on from: start anew
-    partial.write_bytes(b"")
-    return 0
+def _rows(directory: Path, plan: dict[str, Any], images: ImageSet) -> Rows:
+    """The rows that a killed build of the same plan and data left, or none yet."""
+    of = {name: value for name, value in plan.items() if name != "schema_version"} | {"data": images.fingerprint}
+    row_bytes = np.dtype(plan["dtype"]).itemsize * plan["shape"][1]
+    return Rows(directory / PARTIAL, directory / PROGRESS, of, row_bytes, final=directory / TOKENS)
 
 
 def _fill(
-    file: BinaryIO,
-    directory: Path,
+    rows: Rows,
     plan: dict[str, Any],
     images: ImageSet,
     tokenizer: Tokenizer,
     batch_size: int,
     num_workers: int,
-    done: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
     total, dtype = plan["shape"][0], np.dtype(plan["dtype"])
-    record = {**plan, "data": images.fingerprint}
     device = next(tokenizer.parameters()).device
-    recorded = time.monotonic()
     if progress:
-        progress(done, total)
-    for pixels in prepared_batches(images, plan["crops"], plan["seed"], range(done, total), batch_size, num_workers):
+        progress(rows.done, total)
+    left = range(rows.done, total)
+    for pixels in prepared_batches(images, plan["crops"], plan["seed"], left, batch_size, num_workers):
         tokens = tokenizer.encode(to_float(torch.from_numpy(pixels).to(device)))
-        _append(file, tokens.cpu().numpy().astype(dtype).tobytes())
-        done += len(pixels)
-        if time.monotonic() - recorded >= RECORD_EVERY_S or done == total:
-            file.flush()
-            os.fsync(file.fileno())  # the record must never be ahead of the tokens, not even after a power failure
-            write_json(directory / PROGRESS, {**record, "rows_done": done})
-            recorded = time.monotonic()
+        rows.append(tokens.cpu().numpy().astype(dtype).tobytes(), is_last=rows.done + len(pixels) == total)
         if progress:
-            progress(done, total)
-
-
-def _append(file: BinaryIO, data: bytes) -> None:
-    file.write(data)
-    file.flush()
+            progress(rows.done, total)
 
 
 def _load(images: ImageSet, crops: int, seed: int, row: int) -> np.ndarray:
@@ -313,10 +279,9 @@ def prepared_batches(
             pool.shutdown(cancel_futures=True)
 
 
-def _finish(directory: Path, plan: dict[str, Any], images: ImageSet) -> None:
-    os.replace(directory / PARTIAL, directory / TOKENS)
+def _finish(rows: Rows, directory: Path, plan: dict[str, Any], images: ImageSet) -> None:
+    sha256 = rows.finish()
     with atomic_write(directory / LABELS) as file:
         file.write(np.repeat(images.labels, max(plan["crops"], 1)).astype("<i8").tobytes())
-    digests = {name: known_digest(directory / name) for name in (TOKENS, LABELS)}
-    write_json(directory / META, {**plan, "sha256": digests})
-    (directory / PROGRESS).unlink(missing_ok=True)
+    write_json(directory / META, {**plan, "sha256": {TOKENS: sha256, LABELS: known_digest(directory / LABELS)}})
+    rows.forget()

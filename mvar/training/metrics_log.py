@@ -3,13 +3,11 @@
 import json
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mvar.errors import UserError
-from mvar.files import atomic_write
+from mvar.files import atomic_write, naming
 
 
 def truncate_rows(path: Path, step: int) -> None:
@@ -47,7 +45,7 @@ class MetricsLog:
     def write(self, row: dict[str, Any]) -> None:
         """Append a row; it must hold `step`. A number that JSON does not have (infinity, NaN) becomes null."""
         text = json.dumps({k: v if math.isfinite(v) else None for k, v in row.items()})
-        with self._naming_the_file():
+        with naming(self._path):
             self._file.write(text + "\n")
             self._file.flush()
         if self._board:
@@ -56,23 +54,15 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Force the rows to the disk: before a checkpoint, so that it is never ahead of its metrics."""
-        with self._naming_the_file():
+        with naming(self._path):
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the files."""
-        with self._naming_the_file():
+        with naming(self._path):
             self._file.close()
         if self._board:
             self._board.close()
-
-    @contextmanager
-    def _naming_the_file(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:  # of an open file it names none: a full disk should say what could not be written
-            error.filename = error.filename or str(self._path)
-            raise
 
 
 def _open_board(directory: Path, step: int):

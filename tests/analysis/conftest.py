@@ -11,8 +11,9 @@ import torch
 from analysis.attention import AttentionStats
 from analysis.attention_runs import heldout_of_run
 from experiments.cells import Request, with_seeds, write_manifest
+from experiments.documents import write_document
 from experiments.pipeline import costs
-from experiments.store import Store, write_document
+from experiments.store import Store
 from experiments.sweeps import SWEEPS
 from mvar.config import override
 from mvar.files import write_json

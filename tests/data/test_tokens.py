@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from mvar import files
+from mvar import rows as rows_module
 from mvar.config import DataConfig, TokenizerConfig
 from mvar.data import tokens as tokens_module
 from mvar.data.images import load_images, to_float
@@ -125,7 +126,7 @@ def test_progress_runs_from_zero_to_all(images, tmp_path):
 @pytest.mark.parametrize("every_s", [0.0, 1e9])
 def test_interrupted_build_goes_on_and_ends_the_same(reference, images, tmp_path, monkeypatch, rows, every_s):
     _, files = reference
-    monkeypatch.setattr(tokens_module, "RECORD_EVERY_S", every_s)
+    monkeypatch.setattr(rows_module, "RECORD_EVERY_S", every_s)
     with pytest.raises(Killed):
         build(tmp_path, images, progress=kill_after(rows))
     with pytest.raises(UserError, match="no finished cache"):
@@ -161,14 +162,14 @@ def test_kill_9_in_the_middle(reference, images, tmp_path):
 import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import test_tokens
-test_tokens.tokens_module.RECORD_EVERY_S = 0.0
+test_tokens.rows_module.RECORD_EVERY_S = 0.0
 def progress(done, total):
     if done >= 100: os.kill(os.getpid(), signal.SIGKILL)
 test_tokens.build({str(tmp_path)!r}, progress=progress)
 """
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert ended.returncode == -signal.SIGKILL
-    assert json.loads((tmp_path / "progress.json").read_text())["rows_done"] == 112
+    assert json.loads((tmp_path / "progress.json").read_text())["done"] == 112
     with open(tmp_path / "tokens.bin.partial", "ab") as file:
         file.write(b"half a row that no record covers")
     build(tmp_path, images)
@@ -177,19 +178,17 @@ test_tokens.build({str(tmp_path)!r}, progress=progress)
 
 def test_full_disk_is_an_oserror_and_leaves_the_rest_usable(reference, images, tmp_path, monkeypatch):
     _, files = reference
-    monkeypatch.setattr(tokens_module, "RECORD_EVERY_S", 0.0)
-    written = []
+    monkeypatch.setattr(rows_module, "RECORD_EVERY_S", 0.0)
+    written, original = [], rows_module.Rows._write
 
-    def append(file, data):
+    def write(rows, data):
         if len(written) == 5:
-            file.write(data[: len(data) // 3])
-            file.flush()
+            original(rows, data[: len(data) // 3])
             raise OSError(errno.ENOSPC, "No space left on device")
-        written.append(file.write(data))
-        file.flush()
+        written.append(original(rows, data))
 
     with monkeypatch.context() as patch:
-        patch.setattr(tokens_module, "_append", append)
+        patch.setattr(rows_module.Rows, "_write", write)
         with pytest.raises(OSError) as caught:
             build(tmp_path, images)
         assert caught.value.errno == errno.ENOSPC
@@ -201,7 +200,7 @@ def test_full_disk_is_an_oserror_and_leaves_the_rest_usable(reference, images, t
 @pytest.mark.parametrize("change", ["ids", "seed", "data", "short", "garbage"])
 def test_partial_of_something_else_is_not_continued(reference, images, tmp_path, monkeypatch, change):
     _, files = reference
-    monkeypatch.setattr(tokens_module, "RECORD_EVERY_S", 0.0)
+    monkeypatch.setattr(rows_module, "RECORD_EVERY_S", 0.0)
     other = {"ids": {"ids": {**IDS, "tokenizer_id": "zzzz"}}, "seed": {"seed": 5}}.get(change, {})
     source = load_images(DataConfig(image_size=16, heldout_fraction=0.05, split_seed=3), "heldout")
     with pytest.raises(Killed):

@@ -14,6 +14,7 @@ import torch
 from experiments import drawing, stages
 from experiments.pipeline import execute
 from experiments.store import DONE, FAILED, STOPPED, Store
+from mvar import rows
 from mvar.config import RunConfig, override
 from mvar.errors import UserError
 from mvar.presets import PRESETS
@@ -264,7 +265,7 @@ def test_full_disk_while_sampling(tmp_path, finished, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device", "partial.bin")
 
     with monkeypatch.context() as patch:
-        patch.setattr(drawing, "write_at", full)
+        patch.setattr(rows.Rows, "_write", full)
         with pytest.raises(OSError, match="No space left"):
             execute(other, store)
     assert "No space left" in store.run(other.run_id).status()["reason"]

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from experiments.store import DONE, FAILED, RUNNING, Stopped, Store, check_writable, one_line, read_document
+from experiments.documents import read_document
+from experiments.store import DONE, FAILED, RUNNING, Stopped, Store, check_writable, one_line
 from mvar.config import RunConfig, override
 from mvar.errors import UserError
 from mvar.files import write_json

@@ -1,6 +1,7 @@
 """Sweeps: the cells of each paper artefact, what they share, budgets, manifests."""
 
 import csv
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -15,7 +16,8 @@ from experiments.cells import (
     unique,
     write_manifest,
 )
-from experiments.store import Store, read_document
+from experiments.documents import read_document
+from experiments.store import Store
 from experiments.sweeps import SWEEPS, find_sweep
 from mvar.cli import parse
 from mvar.config import RunConfig, override
@@ -195,13 +197,54 @@ def test_sampling_seeds_are_sets_of_the_same_runs(tmp_path):
 
 def test_manifests_of_different_requests_do_not_mix(tmp_path):
     names = {
-        Request(SWEEPS["mixers"], "digits", DIGITS, (0,), overrides, mode, budget).name
+        Request(SWEEPS["mixers"], "digits", override(DIGITS, overrides), (0,), overrides, mode, budget).name
         for overrides in ({}, {"train.steps": "5"})
         for mode, budget in ((STEPS, None), (BUDGET, None), (BUDGET, 1e12))
     }
     assert len(names) == 6
     path = write_manifest(Store(tmp_path), Request(SWEEPS["layers"], "digits", DIGITS, mode=BUDGET), [])
     assert read_document(path)["budget_flops"] == training_flops(DIGITS)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ({"train.steps": "20"}, {"train.steps": "20.0"}, True),
+        ({"model.pattern": "8*global"}, {}, True),
+        ({"runtime.threads": "3", "train.accumulate": "2"}, {}, True),  # how it is executed is no request
+        ({"model.replace": "[0,3]"}, {"model.replace": "3,0"}, True),
+        ({"cfg_scale": "3"}, {"sample.cfg_scale": "3.0"}, True),
+        ({"train.steps": "20"}, {"train.steps": "21"}, False),
+        ({"sample.cfg_scale": "3"}, {}, False),
+    ],
+)
+def test_a_second_manifest_is_made_by_another_config_not_by_another_spelling(tmp_path, one, other, same):
+    store = Store(tmp_path)
+    paths = [
+        write_manifest(store, Request(SWEEPS["mixers"], "digits", override(DIGITS, values), seeds, values), [])
+        for values, seeds in ((one, (0,)), (other, (1,)))
+    ]
+    assert (paths[0] == paths[1]) == same
+    assert read_document(paths[1])["seeds"] == ([0, 1] if same else [1])
+
+
+def test_a_manifest_that_is_named_after_its_spelling_is_gone_on_with(tmp_path):
+    """As the first version named them."""
+    request = Request(SWEEPS["mixers"], "digits", override(DIGITS, {"train.steps": 20}), (0,), {"train.steps": "20"})
+    first = write_manifest(Store(tmp_path), request, [])
+    first.rename(first.with_name("mixers-digits-steps-0badcafe.json"))
+    again = Request(SWEEPS["mixers"], "digits", override(DIGITS, {"train.steps": 20}), (2,), {"train.steps": "20.0"})
+    assert write_manifest(Store(tmp_path), again, []).name == "mixers-digits-steps-0badcafe.json"
+
+
+def test_requests_at_once_lose_no_seeds(tmp_path):
+    def ask(seed: int) -> None:
+        write_manifest(Store(tmp_path), Request(SWEEPS["mixers"], "digits", DIGITS, (seed,)), [])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(16)))
+    path = Store(tmp_path).manifest_path("mixers-digits-steps")
+    assert read_document(path)["seeds"] == list(range(16))
 
 
 def test_an_own_pattern_is_one_row_more_of_table6():

@@ -10,6 +10,7 @@ from PIL import Image
 from experiments import stages, vectors
 from experiments.store import DONE, STOPPED, Stopped, Store
 from experiments.vectors import training_vectors
+from mvar import rows
 from mvar.config import RunConfig, override
 from mvar.data.images import ImageSet
 from mvar.errors import UserError
@@ -43,7 +44,7 @@ def decoded(monkeypatch) -> list[int]:
     seen, image = [], ImageSet.image
     monkeypatch.setattr(ImageSet, "image", lambda self, i, rng: seen.append(i) or image(self, i, rng))
     monkeypatch.setattr(vectors, "BATCH_SIZE", 8)
-    monkeypatch.setattr(vectors, "RECORD_EVERY_S", 0.0)
+    monkeypatch.setattr(rows, "RECORD_EVERY_S", 0.0)
     return seen
 
 
@@ -94,7 +95,7 @@ def test_stopped_and_gone_on_with(config, store, decoded, at):
 def test_killed_between_the_last_steps(config, store, decoded, monkeypatch):
     expected = rows_of(config)
     with monkeypatch.context() as patch:
-        patch.setattr(vectors, "known_digest", lambda path: pytest.fail("killed"))
+        patch.setattr(vectors, "write_document", lambda *_: pytest.fail("killed"))
         with pytest.raises(pytest.fail.Exception):
             make(config, store)
     decoded.clear()

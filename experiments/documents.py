@@ -1,0 +1,214 @@
+"""The JSON documents of a results directory: one reader, which checks the shape and names what is wrong.
+
+Every document carries `schema_version`. A document of another shape (cut, of another program, edited by hand) is a
+`Damaged`: it names the file and what can be done, so that whoever reads many can go on with the others.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NotRequired
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from mvar.config import SCHEMA_VERSION
+from mvar.errors import UserError
+from mvar.files import read_json, write_json
+
+OPEN = ConfigDict(extra="allow")  # fields of a newer version are kept
+
+
+class Damaged(UserError):
+    """A document that cannot be read: not JSON, of another version, or of another shape."""
+
+
+class _Status(TypedDict):
+    __pydantic_config__ = OPEN
+    state: str
+    stage: str
+    step: NotRequired[int]
+    steps: NotRequired[int]
+    train_s: NotRequired[float]
+    reason: NotRequired[str | None]
+    updated: NotRequired[str]
+
+
+class _Evaluation(TypedDict):
+    __pydantic_config__ = OPEN
+    metrics: dict[str, Any]
+    sample: NotRequired[dict[str, Any]]
+    evaluation: NotRequired[dict[str, Any]]
+    extractor_id: NotRequired[str]
+    reference: NotRequired[dict[str, Any]]
+    cost: NotRequired[dict[str, Any]]
+    timing: NotRequired[dict[str, float]]
+
+
+class _Evaluations(TypedDict):
+    __pydantic_config__ = OPEN
+    evaluations: dict[str, Any]  # each is looked at by itself: one that is damaged leaves the others
+
+
+class _Cell(TypedDict):
+    __pydantic_config__ = OPEN
+    label: str
+    axes: dict[str, Any]
+    printed: dict[str, Any]
+    run_ids: list[str]
+    evaluation_ids: list[str]
+
+
+class _Manifest(TypedDict):
+    __pydantic_config__ = OPEN
+    sweep: str
+    artefact: str
+    preset: str
+    mode: str
+    budget_flops: float | None
+    command: str
+    overrides: dict[str, Any]
+    cells: list[_Cell]
+    seeds: NotRequired[list[int]]
+    sample_seeds: NotRequired[list[int]]
+    config: NotRequired[str]
+
+
+class _Job(TypedDict):
+    __pydantic_config__ = OPEN
+    name: str
+    elements: list[list[str]]
+    job_id: str | None
+    cancelled: list[int]
+
+
+class _Submission(TypedDict):
+    __pydantic_config__ = OPEN
+    created: str
+    profile: dict[str, Any]
+    code: str
+    jobs: list[_Job]
+
+
+class _FloorsOfOne(TypedDict):
+    __pydantic_config__ = OPEN
+    metrics: dict[str, float]
+
+
+class _Floors(TypedDict):
+    __pydantic_config__ = OPEN
+    floors: dict[str, _FloorsOfOne]
+
+
+class _Extractor(TypedDict):
+    __pydantic_config__ = OPEN
+    id: str
+    heldout_accuracy: float | None
+
+
+class _Quality(TypedDict):
+    __pydantic_config__ = OPEN
+    psnr_db: float
+    codes_used: int
+    vocab_size: int
+
+
+class _Outputs(TypedDict):
+    __pydantic_config__ = OPEN
+    outputs: list[int]
+
+
+class _Weights(TypedDict):
+    __pydantic_config__ = OPEN
+    tokenizer_sha256: str
+
+
+class _Source(TypedDict):
+    __pydantic_config__ = OPEN
+    sha256: str
+
+
+SWEEPS = "sweeps"
+AGAIN = "the command that made it writes it again"
+# File name (or folder, of manifests) -> its shape, and what to do about a damaged one.
+SHAPES: dict[str, tuple[Any, str]] = {
+    "status.json": (_Status, "`mvar repair` writes it anew from what is there"),
+    "eval.json": (_Evaluations, "delete it and the run's images are measured again"),
+    SWEEPS: (_Manifest, f"delete it, and {AGAIN}"),
+    "submission.json": (_Submission, "delete its folder once its jobs have left the queue"),
+    "floors.json": (_Floors, "delete it and the floors are measured again"),
+    "extractor.json": (_Extractor, f"delete its folder, and {AGAIN}"),
+    "quality.json": (_Quality, f"delete its folder, and {AGAIN}"),
+    "class_outputs.json": (_Outputs, f"delete it, and {AGAIN}"),
+    "tokenizer.json": (_Weights, "delete it: the run is then held to the tokenizer that is there now"),
+    "source.json": (_Source, f"delete its folder, and {AGAIN}"),
+}
+
+
+@cache
+def _adapter(name: str) -> TypeAdapter[Any]:
+    return TypeAdapter(SHAPES[name][0])
+
+
+@cache
+def _record_adapter() -> TypeAdapter[Any]:
+    return TypeAdapter(_Evaluation)
+
+
+def _shape_of(path: Path) -> str | None:
+    name = SWEEPS if path.parent.name == SWEEPS else path.name
+    return name if name in SHAPES else None
+
+
+def remedy(path: Path) -> str:
+    """What to do about a document that is damaged."""
+    name = _shape_of(path)
+    return SHAPES[name][1] if name else AGAIN
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Read a JSON document of the store.
+
+    Raises:
+        Damaged: not JSON, another `schema_version`, or another shape than files of this name have; names the file.
+        FileNotFoundError: no such file.
+    """
+    path = Path(path)
+    try:
+        document = read_json(path)
+    except UserError as error:
+        raise Damaged(f"{error}; {remedy(path)}") from None
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if version != SCHEMA_VERSION:
+        raise Damaged(f"{path}: schema_version is {version!r}; allowed: {SCHEMA_VERSION}; {remedy(path)}")
+    if name := _shape_of(path):
+        try:
+            _adapter(name).validate_python(document)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            told = f"{path}: not as this version writes it ({where}: {first['msg']}); {remedy(path)}"
+            raise Damaged(told) from None
+    return document
+
+
+def is_evaluation(record: object) -> bool:
+    """Whether a record of `eval.json` has the shape of one."""
+    try:
+        _record_adapter().validate_python(record)
+    except ValidationError:
+        return False
+    return True
+
+
+def read_or_empty(path: Path) -> dict[str, Any]:
+    """Read a document of the store; one that is not there is empty."""
+    try:
+        return read_document(path)
+    except FileNotFoundError:
+        return {}
+
+
+def write_document(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON document of the store, atomically, with the `schema_version` that readers check."""
+    write_json(path, {"schema_version": SCHEMA_VERSION, **values})
