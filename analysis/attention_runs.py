@@ -23,7 +23,9 @@ from experiments.store import RunDirectory, Store
 from mvar import published
 from mvar.checkpoint_files import split_choice
 from mvar.config import DataConfig, RuntimeConfig, SampleConfig
-from mvar.data.images import FolderSource, load_images, to_float
+from mvar.data.folders import FolderSource
+from mvar.data.images import load_images, to_float, warn_of_order
+from mvar.data.survey import readings_differ
 from mvar.errors import UserError
 from mvar.evaluation.images import spread_indices
 from mvar.files import file_digest, read_json, write_json
@@ -276,7 +278,10 @@ def images_for_checkpoint(
     """At most `limit` images of a folder with a subfolder for each class, evenly spread, through the tokenizer."""
     identity = files.identity("heldout", limit, batch_size)
     folder = FolderSource(images_from, "images-from")
+    warn_of_order(folder.class_names, "images-from: the order of text", "names with leading zeros, with which")
     identity["images"] = folder.fingerprint(range(len(folder.labels)))
+    if readings_differ(folder):  # what was measured on the first one is something else
+        identity["reading"] = folder.reading
 
     def open_checkpoint() -> Opened:
         model, tokenizer = files.load()
@@ -287,6 +292,7 @@ def images_for_checkpoint(
             image_size=tokenizer.config.patch_sides[-1] * tokenizer.config.downsample,
             channels=tokenizer.encoder.conv_in.in_channels,
             num_classes=model.space.num_classes,
+            reading=folder.reading,
         )
         images = load_images(data, "heldout")
         chosen, device = spread_indices(len(images), limit), model.pos_1LC.device

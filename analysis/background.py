@@ -46,12 +46,24 @@ def data_lines(records: Records, problems: list[str]) -> list[str]:
         except (UserError, OSError) as error:
             problems.append(f"data {data.name}: sizes are not known here: {error}")
             told = "sizes not known here"
+        told += _reading(config, records, problems)
         side, colours = data.image_size, "grey" if data.channels == 1 else "colour"
         lines.append(
             f"**{data.name}**: {told}, {data.num_classes:,} classes, {side} × {side} px, {colours}. Every metric is "
             "against the held-out images, which nothing was trained on."
         )
     return lines
+
+
+def _reading(config: RunConfig, records: Records, problems: list[str]) -> str:
+    """How a folder was read, where the two readings of it differ (`DataConfig.reading`)."""
+    path = records.store.stage("data", config.data_id).path / "summary.json"
+    summary = _read(path, records, problems) if path.is_file() else None
+    if not (summary and isinstance(summary.get("differs"), dict) and summary["differs"]):
+        return ""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in summary["differs"].items())
+    how = "as by the first version, which knows nothing of" if config.data.reading == 1 else "by data.reading=2, with"
+    return f", read {how} {reasons}"
 
 
 def tokenizer_lines(records: Records, problems: list[str]) -> list[str]:

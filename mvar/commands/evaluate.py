@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import tyro
 
 from mvar.commands.checkpoint import CheckpointFiles, check_source, sampling_preset
+from mvar.commands.datasets import DataSets
 from mvar.commands.outcome import conclude
-from mvar.commands.request import check_data
 from mvar.errors import OK, UserError, one_of
 
 if TYPE_CHECKING:
@@ -46,12 +46,14 @@ class Evaluate(CheckpointFiles):
             run = store.find_run(self.run)
             store = run.store or store  # where its tokenizer and its extractor lie
             config = self._of_run(store, run)
+            data_sets = DataSets(store, stored=True)
         else:
-            config = store.as_stored(self._of_checkpoint())
+            data_sets = DataSets(store)
+            config = store.as_stored(self._of_checkpoint(data_sets))
             run = store.run_of(config)
         check_writable(store.root)
         if not run.is_done(config.evaluation_id):
-            check_data([config], dry_run=False)
+            data_sets.check([config])
         from experiments.runner import run_all
 
         code = conclude(run_all([config], store, 1, directory=run), store)
@@ -88,10 +90,12 @@ class Evaluate(CheckpointFiles):
             )
         return config
 
-    def _of_checkpoint(self) -> "RunConfig":
+    def _of_checkpoint(self, data_sets: DataSets) -> "RunConfig":
         from mvar.config import override
         from mvar.presets import PRESETS
 
         if self.preset not in PRESETS:
             raise one_of("preset", self.preset, PRESETS)
-        return self.config(override(PRESETS[self.preset], self._overrides()), adapt_data=False)
+        overrides = self._overrides()
+        config = self.config(override(PRESETS[self.preset], overrides), adapt_data=False)
+        return data_sets.settled_config(config, overrides)

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from mvar.errors import UserError, one_of, warn
-from mvar.files import expand, portable
+from mvar.errors import UserError, one_of
+from mvar.files import portable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from experiments.cells import Request
     from experiments.store import Store
     from mvar.config import RunConfig
@@ -86,33 +84,16 @@ class Sweeps:
         """
         from experiments.cells import unique
         from experiments.store import Store, check_writable
+        from mvar.commands.datasets import DataSets
 
-        requests = self.requests()
+        store = Store(self.results)
+        data_sets = DataSets(store, self.dry_run)
+        requests = [data_sets.settled(request) for request in self.requests()]
         if not self.dry_run:
             check_writable(self.results)
-        store = Store(self.results)
         configs = unique(store.as_stored(config) for request in requests for config in request.configs())
-        check_data((config for config in configs if not store.is_done(config)), self.dry_run)
+        data_sets.check(config for config in configs if not store.is_done(config))
         return requests, configs, store
-
-
-def check_data(configs: "Iterable[RunConfig]", dry_run: bool) -> None:
-    """Look at the class folders of all data sets before anything is launched; no image is read.
-
-    A plan of a run can be made without its images, so a folder that is not there is a warning of a dry run.
-
-    Raises:
-        UserError: a folder that is missing or has no classes; classes that are not those of the config.
-    """
-    from mvar.data.images import check_classes
-
-    for data in dict.fromkeys(config.data for config in configs):
-        roots = {"data.root": data.root, "data.heldout_root": data.heldout_root}
-        missing = [f"{name}: {root}" for name, root in roots.items() if root and not expand(root).is_dir()]
-        if dry_run and data.name == "imagefolder" and missing:
-            warn(f"{'; '.join(missing)} is no folder here; a run would fail, and its classes are not checked")
-        else:
-            check_classes(data)
 
 
 def with_budget_value(arguments: list[str]) -> list[str]:

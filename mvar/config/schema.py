@@ -40,6 +40,10 @@ class DataConfig(Config):
     split_seed: int = Field(0, ge=0)
     resize_factor: float = Field(1.125, ge=1)  # shorter side before cropping, relative to image_size (VAR: 1.125)
     hflip: bool = False  # VAR trains without
+    class_order: Literal["name", "number"] = "name"  # of the labels: as text, or 2 before 10
+    # How folders are read, see mvar.data.folders and pictures. 1: as by the first version. What launches runs sets 2
+    # where the two differ, so that sound data keep their ids.
+    reading: Literal[1, 2] = 1
 
     @model_validator(mode="after")
     def _check_root(self) -> Self:

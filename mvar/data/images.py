@@ -6,11 +6,10 @@ for training, central otherwise. Shapes: `ch` channels, `(H, W)` pixels, both `i
 
 import hashlib
 import os
-import struct
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,11 +17,13 @@ from PIL import Image
 from torch import Tensor
 
 from mvar.config import DataConfig
-from mvar.errors import UserError
+from mvar.data.folders import LAYOUT, FolderSource, class_folders, in_order, one_form, spelled
+from mvar.data.pictures import resized, shown
+from mvar.errors import UserError, one_of, warn
 from mvar.files import digest
 
 Split = Literal["train", "heldout"]
-EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+Sources = tuple[FolderSource | None, FolderSource | None]  # of training and of held-out images, where they lie apart
 DIGITS_SIDE = 8
 DIGITS_CLASSES = tuple("0123456789")
 
@@ -45,8 +46,8 @@ class Source(Protocol):
     labels: np.ndarray
     class_names: list[str]
 
-    def picture(self, i: int) -> Image.Image:
-        """Image i as it is stored."""
+    def picture(self, i: int, mode: str, side: int | None) -> Image.Image:
+        """Image i as it is stored, in mode `L` or `RGB`; `side` is what its shorter side will be resized to."""
 
     def name(self, i: int) -> str:
         """A name of image i that stays when others are added."""
@@ -66,9 +67,9 @@ class DigitsSource:
         self.labels = data.target.astype(np.int64)
         self.class_names = [str(name) for name in data.target_names]
 
-    def picture(self, i: int) -> Image.Image:
-        """Image i, 8x8, mode L."""
-        return Image.fromarray(self.pixels[i])
+    def picture(self, i: int, mode: str, side: int | None) -> Image.Image:
+        """Image i, 8x8."""
+        return Image.fromarray(self.pixels[i]).convert(mode)
 
     def name(self, i: int) -> str:
         """Its number."""
@@ -80,74 +81,6 @@ class DigitsSource:
         return hashlib.sha256(self.pixels[chosen].tobytes() + self.labels[chosen].tobytes()).hexdigest()[:16]
 
 
-class FolderSource:
-    """Class subfolders (sorted by name) of image files (found at any depth, sorted); hidden names are left out.
-
-    Raises:
-        UserError: the folder is missing, has no class subfolder, or one of them has no image.
-    """
-
-    def __init__(self, root: Path | str, field: str) -> None:
-        self.root = Path(root)
-        self.field = field
-        self.class_names = _class_names(self.root, field)
-        self.files: list[str] = []
-        labels: list[int] = []
-        for label, name in enumerate(self.class_names):
-            found = sorted(_image_files(self.root, name))
-            if not found:
-                raise UserError(f"{field}: {self.root / name} has no images; allowed: files {', '.join(EXTENSIONS)}")
-            self.files += found
-            labels += [label] * len(found)
-        self.labels = np.array(labels, dtype=np.int64)
-
-    def picture(self, i: int) -> Image.Image:
-        """Image i, decoded; a file that cannot be is a `UserError` that names it."""
-        path = self.root / self.files[i]
-        try:
-            with Image.open(path) as picture:
-                picture.load()
-        except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{self.field}: {path} is not a readable image ({reason}); mend or remove it") from None
-        if picture.mode.startswith(("I", "F")):  # conversion would saturate nearly every pixel without a word
-            raise UserError(
-                f"{self.field}: {path} has more than 8 bits a channel (mode {picture.mode}); allowed: 8 bits"
-            )
-        return picture
-
-    def name(self, i: int) -> str:
-        """Its path below the root, with forward slashes."""
-        return self.files[i]
-
-    def fingerprint(self, indices: Sequence[int]) -> str:
-        """Digest of names and sizes; contents are not read, ImageNet's would take long."""
-        return digest([[self.files[i], os.path.getsize(self.root / self.files[i])] for i in indices], length=16)
-
-
-_LAYOUT = "a folder with one subfolder of images a class"
-
-
-def _class_names(root: Path, field: str) -> list[str]:
-    if not root.is_dir():
-        raise UserError(f"{field}: {root} is not a folder; allowed: {_LAYOUT}")
-    names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not names:
-        raise UserError(f"{field}: {root} has no class subfolders; allowed: {_LAYOUT}")
-    return names
-
-
-def _image_files(root: Path, class_name: str) -> list[str]:
-    found = []
-    for folder, subfolders, names in os.walk(root / class_name, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        relative = Path(folder).relative_to(root).as_posix()
-        found += [
-            f"{relative}/{name}" for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-        ]
-    return found
-
-
 class ImageSet:
     """Images of one split. `labels` are `(len,)` int64, `class_names[label]` is a class's name."""
 
@@ -155,9 +88,10 @@ class ImageSet:
         self._source = source
         self._indices = [int(i) for i in indices]
         self._config = config
-        self._shorter_side = round(config.resize_factor * config.image_size) if resize else None
+        self.shorter_side = round(config.resize_factor * config.image_size) if resize else None
         self.labels: np.ndarray = source.labels[self._indices]
         self.class_names = source.class_names
+        self.reading = config.reading
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -166,6 +100,10 @@ class ImageSet:
     def fingerprint(self) -> str:
         """Digest of the data: pixels for digits, file names and sizes for folders; preparation is not in it."""
         return self._source.fingerprint(self._indices)
+
+    def path(self, i: int) -> Path:
+        """The file of image i of a folder."""
+        return self._source.root / self._source.name(self._indices[i])
 
     def image(self, i: int, rng: np.random.Generator | None) -> np.ndarray:
         """Image i, prepared: uint8 `(ch, H, W)`.
@@ -177,12 +115,12 @@ class ImageSet:
         Raises:
             UserError: the file cannot be read; names it.
         """
-        picture = self._source.picture(self._indices[i])
-        picture = picture.convert("L" if self._config.channels == 1 else "RGB")
+        mode = "L" if self._config.channels == 1 else "RGB"
+        picture = self._source.picture(self._indices[i], mode, self.shorter_side)
         if rng is not None and self._config.hflip and rng.random() < 0.5:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        if self._shorter_side:
-            picture = resize_shorter(picture, self._shorter_side)
+        if self.shorter_side:
+            picture = resize_shorter(picture, self.shorter_side)
         size = self._config.image_size
         slack = (picture.height - size, picture.width - size)
         if rng is None:
@@ -195,12 +133,9 @@ class ImageSet:
 
 def resize_shorter(picture: Image.Image, side: int) -> Image.Image:
     """Resize so that the shorter side is `side` pixels, the longer one rounded down, by PIL's Lanczos filter."""
-    width, height = picture.size
-    shorter = min(width, height)
-    if shorter == side:
+    if min(picture.size) == side:
         return picture
-    size = (side * width // shorter, side * height // shorter)
-    return picture.resize(size, Image.Resampling.LANCZOS)
+    return picture.resize(resized(*picture.size, side), Image.Resampling.LANCZOS)
 
 
 def load_images(config: DataConfig, split: Split) -> ImageSet:
@@ -219,52 +154,129 @@ def load_images(config: DataConfig, split: Split) -> ImageSet:
         _check_num_classes(source.class_names, config, "scikit-learn's digits")
         native = config.image_size == DIGITS_SIDE
         return ImageSet(source, _split(source, config, split), config, resize=not native)
-    if not config.root:
-        raise UserError(f"data.root: not set; allowed: {_LAYOUT}, which data.name=imagefolder needs")
-    folder = FolderSource(config.path(config.root), "data.root")
-    _check_num_classes(folder.class_names, config, str(folder.root))
-    if not config.heldout_root:
-        return ImageSet(folder, _split(folder, config, split), config)
-    if split == "heldout":
-        trained, folder = folder, FolderSource(config.path(config.heldout_root), "data.heldout_root")
-        _check_same_classes(trained.class_names, folder.class_names, config)
-    return ImageSet(folder, range(len(folder.labels)), config)
+    return image_set(config, folder_sources(config, split), split)
 
 
-def check_classes(config: DataConfig) -> None:
-    """Compare the config with the names of the class subfolders: what `load_images` finds before it lists a file.
+def folder_sources(config: DataConfig, split: Split | None = None) -> Sources:
+    """The training folder and the held-out one, if the config has it; of a split only what that needs.
 
     Raises:
-        UserError: as `load_images` does of missing folders and of classes.
+        UserError: as `load_images`.
+    """
+    names, apart = _folder_classes(config), bool(config.heldout_root)
+    train = heldout = None
+    if not (apart and split == "heldout"):
+        train = FolderSource(config.path(config.root or ""), "data.root", config.reading, class_names=names.train)
+    if apart and split != "train":
+        root = config.path(config.heldout_root or "")
+        heldout = FolderSource(root, "data.heldout_root", config.reading, class_names=names.heldout)
+    return train, heldout
+
+
+def image_set(config: DataConfig, sources: Sources, split: Split) -> ImageSet:
+    """The images of a split of folders that are listed."""
+    train, heldout = sources
+    if config.heldout_root:
+        folder = train if split == "train" else heldout
+        return ImageSet(folder, range(len(folder.labels)), config)
+    return ImageSet(train, _split(train, config, split), config)
+
+
+class _Classes(NamedTuple):
+    """The class subfolders of both roots, in the order of their labels: names of one class may be written otherwise."""
+
+    train: list[str]
+    heldout: list[str]  # empty without a held-out folder
+
+
+def _folder_classes(config: DataConfig) -> _Classes:
+    if config.name != "imagefolder":
+        raise one_of("data.name", config.name, ("digits", "imagefolder"))
+    if not config.root:
+        raise UserError(f"data.root: not set; allowed: {LAYOUT}, which data.name=imagefolder needs")
+    root = config.path(config.root)
+    names = class_folders(Path(root), "data.root", config.reading, config.class_order)
+    _check_num_classes(names, config, shown(root))
+    if not config.heldout_root:
+        return _Classes(names, [])
+    heldout = class_folders(Path(config.path(config.heldout_root)), "data.heldout_root", config.reading)
+    return _Classes(names, _matched(names, heldout, config))
+
+
+def check_classes(config: DataConfig, stored: bool = False, order_is_asked: bool = False) -> None:
+    """Compare the config with the folders and their class subfolders: what is found before a file is listed.
+
+    Args:
+        config: of digits, or of a folder.
+        stored: of a run that there is: what was allowed when it was made is a warning, and the order of its classes,
+            which nothing can change any more, is not spoken of.
+        order_is_asked: whether `class_order` was asked for; else a warning says where the other order is another.
+
+    Raises:
+        UserError: as `load_images` does of missing folders and of classes; a held-out folder that is the training
+            folder, or lies in it.
     """
     if config.name == "digits":
         _check_num_classes(DIGITS_CLASSES, config, "scikit-learn's digits")
         return
-    root = config.path(config.root or "")
-    names = _class_names(Path(root), "data.root")
-    _check_num_classes(names, config, root)
-    if config.heldout_root:
-        _check_same_classes(names, _class_names(Path(config.path(config.heldout_root)), "data.heldout_root"), config)
+    names = _folder_classes(config).train
+    if config.heldout_root and (together := _lie_together(config)):
+        if not stored:
+            raise UserError(f"{together}; allowed: folders apart, or none for a part of data.root")
+        warn(f"{together}: images that were trained on measure the run")
+    if config.class_order == "name" and not stored and not order_is_asked:
+        warn_of_order(names, "data.class_order: name", "data.class_order=number, in whose order")
+
+
+def warn_of_order(names: Sequence[str], given: str, allowed: str) -> None:
+    """Say where class names in order of text are not in order of the numbers in them."""
+    by_number = in_order(names, "number")
+    wrong = next((i for i, name in enumerate(names) if name != by_number[i]), None)
+    if wrong is not None:
+        other = by_number[wrong]
+        warn(
+            f"{given} gives {spelled(names[wrong])} label {wrong} and {spelled(other)} label {names.index(other)}; "
+            f"allowed: {allowed} {spelled(other)} is {wrong}"
+        )
+
+
+def _lie_together(config: DataConfig) -> str | None:
+    """What is wrong where one root is the other, or lies in it, links followed."""
+    train, heldout = (Path(os.path.realpath(config.path(root or ""))) for root in (config.root, config.heldout_root))
+    given = f"data.heldout_root: {shown(config.path(config.heldout_root or ''))}"
+    if train == heldout or (train.stat().st_dev, train.stat().st_ino) == (heldout.stat().st_dev, heldout.stat().st_ino):
+        return f"{given} is data.root"
+    if train in heldout.parents:
+        return f"{given} lies in data.root ({shown(train)})"
+    return f"{given} holds data.root ({shown(train)})" if heldout in train.parents else None
 
 
 def _check_num_classes(names: Sequence[str], config: DataConfig, where: str) -> None:
     count = len(names)
     if count == 1:
-        raise UserError(f"data.root: {where} has one class only ({names[0]!r}); allowed: two or more")
+        raise UserError(f"data.root: {where} has one class only ({spelled(names[0])}); allowed: two or more")
     if count != config.num_classes:
         raise UserError(
             f"data.num_classes: {config.num_classes} does not fit {where}, which has {count} classes; allowed: {count}"
         )
 
 
-def _check_same_classes(trained: Sequence[str], heldout: Sequence[str], config: DataConfig) -> None:
-    differing = sorted(set(trained) ^ set(heldout))
-    if differing:
-        shown = ", ".join(repr(name) for name in differing[:5]) + (", ..." if len(differing) > 5 else "")
+def _matched(trained: Sequence[str], heldout: Sequence[str], config: DataConfig) -> list[str]:
+    """The held-out class subfolders in the order of the training ones; Unicode's two forms of a name are one."""
+    if set(trained) == set(heldout):
+        return list(trained)
+    names = {one_form(name): name for name in heldout}
+    forms = [one_form(name) for name in trained]
+    differing = sorted(set(forms) ^ set(names))
+    if differing or len(names) != len(heldout) or len(set(forms)) != len(forms):
+        differing = differing or sorted(set(trained) ^ set(heldout))
+        shown_names = ", ".join(map(spelled, differing[:5])) + (", ..." if len(differing) > 5 else "")
         raise UserError(
-            f"data.heldout_root: {config.path(config.heldout_root or '')} and {config.path(config.root or '')} differ "
-            f"in {len(differing)} classes ({shown}); allowed: the same class subfolders"
+            f"data.heldout_root: {shown(config.path(config.heldout_root or ''))} and "
+            f"{shown(config.path(config.root or ''))} differ in {len(differing)} classes ({shown_names}); allowed: the "
+            "same class subfolders"
         )
+    return [names[form] for form in forms]
 
 
 def _split(source: Source, config: DataConfig, split: Split) -> list[int]:
@@ -273,7 +285,8 @@ def _split(source: Source, config: DataConfig, split: Split) -> list[int]:
         members = np.flatnonzero(source.labels == label).tolist()
         if len(members) < 2:
             raise UserError(
-                f"data.root: class {name!r} has 1 image; allowed: two or more (one is held out), or a data.heldout_root"
+                f"data.root: class {spelled(name)} has 1 image; allowed: two or more (one is held out), or a "
+                "data.heldout_root"
             )
         members.sort(key=lambda i: digest([config.split_seed, source.name(i)], length=64))
         count = min(max(round(config.heldout_fraction * len(members)), 1), len(members) - 1)

@@ -5,6 +5,9 @@ never trained on? A sample is a near-copy when it lies nearer to its nearest tra
 `HELDOUT_QUANTILE` of the held-out images do, so a generator that draws new images as nature does scores about that
 quantile, and one that memorises scores towards 1. A 1 % quantile would rest on three images of a held-out set of 300;
 5 % rests on fifteen, a standard error of about 1.3 points.
+
+Held-out images that are training images too (distance 0) say nothing of how near new images come: they are left out of
+the yardstick, counted and said. Results of the first reading of such data (`DataConfig.reading`) keep them in.
 """
 
 from collections.abc import Iterator
@@ -15,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mvar.errors import UserError
+from mvar.errors import UserError, warn
 from mvar.evaluation.images import Images, Progress, check_same_size, in_turn
 
 HELDOUT_QUANTILE = 0.05
@@ -117,14 +120,16 @@ def copy_rate(
     Args:
         samples: generated images, uint8 `(N, ch, H, W)` or an image set.
         train_images: what the generator was trained on, all of it: an array, an image set, or its `Vectors`.
-        heldout_images: images of the same source that it was not trained on: they set the threshold.
+        heldout_images: images of the same source that it was not trained on: they set the threshold. Those that are
+            training images too do not count, except in an image set of the first reading; a warning says how many.
         progress: called with images read and in all: of the three sets.
         device: where distances are computed; they are the same everywhere, see `nearest_distances`.
 
     Returns:
         `eval/copy_rate`; `eval/copy_rate_heldout`, the same share of the held-out images, about 0.05 by construction;
         `eval/copy_threshold`, the distance in grey levels; `eval/nn_distance_ratio`, the median nearest distance of
-        the samples over that of the held-out images (below 1: nearer to the training set than new images are).
+        the samples over that of the held-out images (below 1: nearer to the training set than new images are); where
+        there are any, `eval/heldout_in_training`, the number of held-out images that are training images too.
 
     Raises:
         UserError: not uint8, empty, different sizes, or held-out images that are all in the training set.
@@ -139,6 +144,16 @@ def copy_rate(
     distances, heldout = np.split(_nearest(queries, train_images, reports[-1], device), [len(samples)])
     if np.median(heldout) == 0:
         raise UserError("held-out images: most are also training images; allowed: a split without duplicates")
+    both = heldout == 0
+    found = {"eval/heldout_in_training": float(both.sum())} if both.any() else {}
+    if both.any():
+        first = getattr(heldout_images.source, "reading", 2) == 1
+        told = "are counted, as in the first reading of data" if first else "are not counted"
+        warn(
+            f"held-out images: {both.sum()} of {len(heldout)} are also training images, which {told} in the threshold "
+            "of near-copies"
+        )
+        heldout = heldout if first else heldout[~both]
     # "lower" takes a distance that occurs, so that the held-out share is the quantile to within one image.
     threshold = float(np.quantile(heldout, HELDOUT_QUANTILE, method="lower"))
     return {
@@ -146,4 +161,5 @@ def copy_rate(
         "eval/copy_rate_heldout": float((heldout <= threshold).mean()),
         "eval/copy_threshold": threshold,
         "eval/nn_distance_ratio": float(np.median(distances) / np.median(heldout)),
+        **found,
     }

@@ -66,6 +66,48 @@ def test_a_heldout_set_inside_the_training_set_is_an_error():
         copy_rate(draw(10, 2), train, train[:20])
 
 
+class ImageSet:
+    """The part of an image set that the comparison reads."""
+
+    def __init__(self, images: np.ndarray, reading: int) -> None:
+        self.images, self.reading = images, reading
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def image(self, i: int, rng: None) -> np.ndarray:
+        return self.images[i]
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.4])
+def test_heldout_images_that_are_training_images_do_not_move_the_threshold(share, capsys):
+    train, fresh = draw(200, 0), draw(100, 1)
+    recited = train.copy()
+    recited[:, 0, 0, 0] ^= 1
+    both = round(share * 100 / (1 - share))
+    heldout = np.concatenate((train[:both], fresh))
+    plain, found = copy_rate(recited, train, fresh), copy_rate(recited, train, heldout)
+    assert capsys.readouterr().err.count("\n") == 1
+    assert found == plain | {"eval/heldout_in_training": both} and "eval/heldout_in_training" not in plain
+    assert found["eval/copy_rate"] == 1 and found["eval/copy_rate_heldout"] == 0.05
+    assert copy_rate(recited, train, ImageSet(heldout, 2)) == found
+    told = capsys.readouterr().err
+    assert f"held-out images: {both} of {both + 100} are also training images, which are not counted" in told
+
+
+def test_the_first_reading_keeps_its_threshold_and_says_so(capsys):
+    train, fresh = draw(200, 0), draw(90, 1)
+    recited = train.copy()
+    recited[:, 0, 0, 0] ^= 1
+    found = copy_rate(recited, train, ImageSet(np.concatenate((train[:10], fresh)), 1))
+    assert (found["eval/copy_rate"], found["eval/copy_threshold"]) == (0, 0)
+    assert found["eval/copy_rate_heldout"] == 0.1 and found["eval/heldout_in_training"] == 10
+    assert "10 of 100 are also training images, which are counted, as in the first reading" in capsys.readouterr().err
+    sound = copy_rate(recited, train, ImageSet(fresh, 1))
+    assert sound == copy_rate(recited, train, ImageSet(fresh, 2)) == copy_rate(recited, train, fresh)
+    assert not capsys.readouterr().err
+
+
 def test_sizes_must_agree():
     with pytest.raises(UserError, match=r"samples: .*allowed: \(1, 8, 8\) as in training images"):
         copy_rate(draw(10, 2, (1, 8, 9)), draw(10, 0), draw(10, 1))

@@ -1,0 +1,152 @@
+"""The data sets of what is asked for, looked at before anything is launched: said in a line, stored once for each.
+
+Which reading of a folder (`DataConfig.reading`) new runs get is decided here: the first where both give the same
+images, labels and pixels, so that sound data keep their ids; else the second. A run that there is keeps its own.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mvar.errors import UserError, warn
+from mvar.files import expand
+
+if TYPE_CHECKING:
+    from experiments.cells import Request
+    from experiments.store import Store
+    from mvar.config import DataConfig, RunConfig
+    from mvar.data.survey import Survey
+
+READING, ORDER = "data.reading", "data.class_order"
+
+
+class DataSets:
+    """What one command knows of data sets; each is looked at once.
+
+    Args:
+        store: where summaries are kept.
+        dry_run: nothing is written, and a folder that is not there is a warning.
+        stored: the configs are of runs that there are: what is refused today is a warning.
+    """
+
+    def __init__(self, store: "Store", dry_run: bool = False, stored: bool = False) -> None:
+        self.store, self.dry_run, self.stored = store, dry_run, stored
+        self._found: dict[DataConfig, Survey] = {}
+        self._order_is_asked = False
+
+    def settled(self, request: "Request") -> "Request":
+        """A request with the reading that its data need."""
+        from mvar.config import override
+
+        self._order_is_asked |= ORDER in request.overrides
+        if READING in request.overrides or self._reading(request.config.data) == request.config.data.reading:
+            return request
+        values = {READING: "2"}
+        return replace(request, config=override(request.config, values), overrides={**request.overrides, **values})
+
+    def settled_config(self, config: "RunConfig", overrides: Iterable[str]) -> "RunConfig":
+        """A config of no request, a published checkpoint's say, with the reading that its data need."""
+        from mvar.config import override
+
+        self._order_is_asked |= ORDER in overrides
+        return config if READING in overrides else override(config, {READING: self._reading(config.data)})
+
+    def check(self, configs: Iterable["RunConfig"]) -> None:
+        """Look at the data of configs that are about to be made: say what they hold, and store it.
+
+        Raises:
+            UserError: a folder that is missing or has no classes; classes that are not those of the config; held-out
+                images that lie in the training folder, or most of which are training images; a picture that cannot be
+                used.
+        """
+        from mvar.data.images import check_classes
+
+        for config in {config.data: config for config in configs}.values():
+            data = config.data
+            missing = _missing(data)
+            if self.dry_run and missing:
+                warn(f"{'; '.join(missing)} is no folder here; a run would fail, and its classes are not checked")
+                continue
+            check_classes(data, self.stored, self._order_is_asked)
+            if data.name != "imagefolder":
+                continue
+            try:
+                found = self._survey(data)
+            except UserError as error:
+                if not self.stored:
+                    raise
+                warn(str(error))
+                continue
+            if 2 * found.overlap > found.compared and not self.stored:  # no threshold of near-copies could be found
+                raise UserError(
+                    f"{'data.heldout_root' if data.heldout_root else 'data.root'}: {found.overlap:,} of "
+                    f"{found.compared:,} held-out images compared are also training images; allowed: a minority"
+                )
+            self._say(data, found)
+            if not self.dry_run:
+                self._write(config, found)
+
+    def _say(self, data: "DataConfig", found: "Survey") -> None:
+        print(found.line(data))
+        if not found.differs:
+            return
+        root = expand(data.root or "")
+        if data.reading == 1:
+            told = "read as by the first version, otherwise than data.reading=2 would"
+            warn(f"data.root: {root} is {told}: {found.difference()}; the two are never compared")
+        else:
+            warn(f"data.root: {root} is read by data.reading=2, with run ids of their own: {found.difference()}")
+
+    def _reading(self, data: "DataConfig") -> int:
+        """The reading that new runs on these data get; where the data are not here, that of the results."""
+        if data.name != "imagefolder":
+            return data.reading
+        try:
+            return 2 if not _missing(data) and self._survey(data).differs else self._kept_reading(data)
+        except UserError:  # said by `check`, where the data are needed
+            return self._kept_reading(data)
+
+    def _kept_reading(self, data: "DataConfig") -> int:
+        if not _missing(data):
+            return 1
+        return 2 if not self._document(data, 1) and self._document(data, 2) else 1
+
+    def _survey(self, data: "DataConfig") -> "Survey":
+        from mvar.data.survey import survey
+
+        key = data.model_copy(update={"reading": 1})
+        if key not in self._found:
+            self._found[key] = survey(data, (self._document(data, reading) for reading in (1, 2)))
+        return self._found[key]
+
+    def _path(self, data: "DataConfig", reading: int) -> Path:
+        from mvar.config import RunConfig
+
+        config = RunConfig.model_construct(data=data.model_copy(update={"reading": reading}))
+        return self.store.stage("data", config.data_id).path / "summary.json"
+
+    def _document(self, data: "DataConfig", reading: int) -> dict[str, Any]:
+        """The summary of an earlier command; empty where there is none, or a damaged one."""
+        from experiments.store import read_document
+
+        try:
+            return read_document(self._path(data, reading))
+        except (FileNotFoundError, UserError):
+            return {}
+
+    def _write(self, config: "RunConfig", found: "Survey") -> None:
+        from experiments.store import write_document
+
+        path = self._path(config.data, config.data.reading)
+        document = {"data": config.data.model_dump(mode="json"), **found.document()}
+        if {name: self._document(config.data, config.data.reading).get(name) for name in document} != document:
+            write_document(path, document)
+
+
+def _missing(data: "DataConfig") -> list[str]:
+    """Roots of a folder data set that are not there, as `field: path`."""
+    roots = {"data.root": data.root, "data.heldout_root": data.heldout_root}
+    if data.name != "imagefolder":
+        return []
+    return [f"{name}: {root}" for name, root in roots.items() if root and not expand(root).is_dir()]

@@ -1,0 +1,162 @@
+"""What a folder of images holds, found before anything is launched, and whether the two readings of it differ.
+
+Every name and size is looked at. Pictures are decoded where there are at most `SAMPLE` of them; of larger sets the
+headers of so many, evenly spread, are read, and `HELDOUT_SAMPLE` held-out files are compared with training files of
+their size. What was looked at is said.
+"""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mvar.config import DataConfig
+from mvar.data.folders import FolderSource
+from mvar.data.images import ImageSet, folder_sources, image_set
+from mvar.data.pictures import is_see_through, read_header, shown
+from mvar.files import file_digest
+
+SAMPLE = 4096  # pictures: half a minute to decode
+HELDOUT_SAMPLE, SAME_SIZE = 256, 64  # held-out files; training files of its size that each is compared with
+TRANSPARENT, ROTATED = "transparent pictures, put on white", "pictures turned as their EXIF orientation says"
+OVERLAP = "held-out images that are also training images, left out of the near-copies' threshold"
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A folder data set as the second reading finds it."""
+
+    stamp: str  # of names, sizes and times of change
+    train: int
+    heldout: int
+    classes: int
+    skipped: dict[str, int] = field(default_factory=dict)  # by reason
+    links: int = 0  # files and folders reached through one
+    modes: dict[str, int] = field(default_factory=dict)  # Pillow's names, of the pictures that were looked at
+    looked_at: int = 0
+    overlap: int = 0  # held-out images that are training images too, of those that were compared
+    compared: int = 0
+    differs: dict[str, int] = field(default_factory=dict)  # what the first reading does otherwise; empty: nothing
+
+    def document(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+    def line(self, config: DataConfig) -> str:
+        """The summary in one line."""
+        roots = [shown(config.path(root)) for root in (config.root, config.heldout_root) if root]
+        sampled = "" if self.looked_at == self.train + self.heldout else f" of {self.looked_at:,} looked at"
+        parts = [
+            f"{self.train:,} training and {self.heldout:,} held-out images of {self.classes:,} classes "
+            f"(labels in order of {config.class_order})",
+            "modes " + ", ".join(f"{name} {count:,}" for name, count in sorted(self.modes.items())) + sampled,
+            f"{self.links:,} links followed" if self.links else "",
+            f"skipped {_counts(self.skipped)}" if self.skipped else "nothing skipped",
+            f"{self.overlap:,} of {self.compared:,} held-out images compared are also training images",
+        ]
+        return f"data: {' and '.join(roots)}: {'; '.join(part for part in parts if part)}"
+
+    def difference(self) -> str:
+        """What the two readings do otherwise, as text."""
+        return _counts(self.differs)
+
+
+def _counts(counted: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in counted.items())
+
+
+def survey(config: DataConfig, known: Iterable[Mapping[str, Any]] = ()) -> Survey:
+    """Look at a folder data set.
+
+    Args:
+        config: of a folder; its `reading` does not matter.
+        known: documents of earlier surveys: the one of the same files is taken, and nothing is opened.
+
+    Raises:
+        UserError: as `load_images`; a picture that was looked at and cannot be used.
+    """
+    config = config.model_copy(update={"reading": 2})
+    sources = folder_sources(config)
+    roots = [source for source in sources if source]
+    stamp = ":".join(source.stamp() for source in roots)
+    for document in known:
+        if document.get("stamp") == stamp and (found := _read(document)):
+            return found
+    train, heldout = (image_set(config, sources, split) for split in ("train", "heldout"))
+    skipped: Counter[str] = sum((source.listing.skipped for source in roots), Counter())
+    differs: Counter[str] = sum((source.listing.differs for source in roots), Counter())
+    small = len(train) + len(heldout) <= SAMPLE
+    modes, details = _headers(roots, train.shorter_side)
+    overlap, compared = _same_pixels(train, heldout) if small else _same_files(train, heldout)
+    differs += details
+    if overlap:
+        differs[OVERLAP] = overlap
+    return Survey(
+        stamp=stamp,
+        train=len(train),
+        heldout=len(heldout),
+        classes=len(train.class_names),
+        skipped=dict(skipped),
+        links=sum(source.listing.links for source in roots),
+        modes=dict(modes),
+        looked_at=modes.total(),
+        overlap=overlap,
+        compared=compared,
+        differs=dict(differs),
+    )
+
+
+def readings_differ(source: FolderSource) -> bool:
+    """Whether the first reading of a folder's pictures would be another one, as far as `survey` looks."""
+    return bool(source.listing.differs or _headers([source], None)[1])
+
+
+def _read(document: Mapping[str, Any]) -> Survey | None:
+    """A survey from its document; None where that is damaged."""
+    kinds = {name: type(value) for name, value in Survey("", 0, 0, 0).document().items()}
+    values = {name: document[name] for name in kinds if isinstance(document.get(name), kinds[name])}
+    counted = [count for value in values.values() if isinstance(value, dict) for count in value.values()]
+    whole = len(values) == len(kinds) and all(isinstance(count, int) for count in counted)
+    return Survey(**values) if whole else None
+
+
+def _headers(roots: list[FolderSource], side: int | None) -> tuple[Counter[str], Counter[str]]:
+    """Modes of a sample of the pictures, and what the first reading does otherwise."""
+    modes: Counter[str] = Counter()
+    details: Counter[str] = Counter()
+    total = sum(len(source.files) for source in roots)
+    for source in roots:
+        count = len(source.files)
+        wanted = min(count, max(SAMPLE * count // max(total, SAMPLE), 1))
+        for number in range(wanted):
+            path = source.root / source.files[number * count // wanted]
+            header = read_header(path, source.field, side)
+            modes[header.mode] += 1
+            details[ROTATED] += header.rotated
+            details[TRANSPARENT] += header.transparent and is_see_through(path, source.field)
+    return modes, +details
+
+
+def _same_pixels(train: ImageSet, heldout: ImageSet) -> tuple[int, int]:
+    """How many held-out images are also training images, by their prepared pixels, of how many compared."""
+
+    def digests(images: ImageSet) -> Iterator[bytes]:
+        return (hashlib.sha256(images.image(i, None)).digest() for i in range(len(images)))
+
+    known = set(digests(train))
+    return sum(digest in known for digest in digests(heldout)), len(heldout)
+
+
+def _same_files(train: ImageSet, heldout: ImageSet) -> tuple[int, int]:
+    """The same of a sample of the held-out files, by their bytes."""
+    count = min(len(heldout), HELDOUT_SAMPLE)
+    sample = [heldout.path(number * len(heldout) // count) for number in range(count)]
+    sizes = [os.path.getsize(path) for path in sample]
+    same_size: dict[int, list[int]] = {size: [] for size in sizes}
+    for number in range(len(train)):
+        if (found := same_size.get(os.path.getsize(train.path(number)))) is not None and len(found) < SAME_SIZE:
+            found.append(number)
+    digests = {size: {file_digest(train.path(i)) for i in numbers} for size, numbers in same_size.items()}
+    return sum(file_digest(path) in digests[size] for path, size in zip(sample, sizes, strict=True)), count
