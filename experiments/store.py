@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from mvar.config import SCHEMA_VERSION, RunConfig, from_dict
 from mvar.errors import UserError, in_field
-from mvar.files import digest, read_json, write_json
+from mvar.files import digest, read_json, remove_leftovers, write_json
 
 ShouldStop = Callable[[], bool]
 RUNNING, DONE, FAILED, STOPPED = "running", "done", "failed", "stopped"
@@ -42,9 +42,9 @@ def read_document(path: Path) -> dict[str, Any]:
     return document
 
 
-def write_document(path: Path, values: Mapping[str, Any]) -> None:
+def write_document(path: Path, values: Mapping[str, Any], mode: int = 0o644) -> None:
     """Write a JSON document of the store, atomically, with the `schema_version` that readers check."""
-    write_json(path, {"schema_version": SCHEMA_VERSION, **values})
+    write_json(path, {"schema_version": SCHEMA_VERSION, **values}, mode)
 
 
 class Directory:
@@ -79,6 +79,7 @@ class Directory:
                 if should_stop is not None and should_stop():
                     raise Stopped(f"{self.name}: waiting for another process") from None
         try:
+            remove_leftovers(self.path)  # of writers that were killed
             yield
         finally:
             lock.release()
