@@ -18,7 +18,7 @@ from mvar.errors import UserError
 
 STAMPED_FROM_BYTES = 64 << 20  # smaller files are read in a twentieth of a second
 # A temporary file's name: of which machine and process, or of an earlier version, which did not say.
-TEMPORARY = re.compile(r"\..+\.(?:(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-(?P<began>\d*)\.)?[a-z0-9_]{8}\.tmp")
+TEMPORARY = re.compile(r"\..+?\.(?:(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-(?P<began>\d*)\.)?[a-z0-9_]{8}\.tmp")
 STRANGE_AGE_S = 24 * 3600  # after which a temporary file is left over whose writer cannot be asked for
 
 
