@@ -5,11 +5,12 @@ import secrets
 import shutil
 import subprocess
 import tempfile
+import time
 from fnmatch import fnmatch
 from pathlib import Path
 
 from mvar.errors import UserError, warn
-from mvar.files import digest, file_digest, read_json, write_json
+from mvar.files import STRANGE_AGE_S, digest, file_digest, read_json, write_json
 from slurm.profile_files import check_owner
 
 ROOT = Path(__file__).parents[1]
@@ -65,6 +66,9 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o755)  # whatever the umask
     check_owner(folder, "code", f"move it away: mv {folder} {folder}.old")
+    for half in folder.glob(".taking-*"):  # of a process that was killed
+        if time.time() - half.stat().st_mtime > STRANGE_AGE_S:
+            shutil.rmtree(half, ignore_errors=True)
 
 
 def _copy(files: list[Path], contents: dict[str, str], commit: str | None, copy: Path) -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from experiments.plan import RUN, Task, tasks_of
 from experiments.store import Store
 from mvar.config import RunConfig
-from mvar.errors import UserError
+from mvar.errors import UserError, warn
 from slurm import scheduler, snapshot
 from slurm.guard import WARNINGS
 from slurm.job import Element
@@ -103,6 +103,8 @@ def submit(found: Plan, store: Store, profile: Profile) -> Submission:
     Raises:
         SchedulerError: a failing sbatch; what was submitted before it is cancelled.
     """
+    if found.max_array == 1 < len(found.runs):
+        warn("MaxArraySize: no arrays here; every run is a job of its own, and array_parallelism does not count")
     folder = store.root.absolute() / "submissions" / new_id()
     code = snapshot.take(folder.parent / "code")
     folder.mkdir(parents=True)

@@ -1,7 +1,6 @@
 """A SLURM of shell scripts: it queues what it is sent and runs nothing, in milliseconds."""
 
 import os
-import sys
 from pathlib import Path
 
 SCRIPTS = {
@@ -59,15 +58,3 @@ class FakeSlurm:
 
     def set_lines(self, *lines: str) -> None:
         (self.folder / "queue").write_text("".join(f"{line}\n" for line in lines))
-
-
-def in_child(work) -> int:
-    """Call something in a fork, which it may kill; returns what `os.waitpid` says, as an exit code."""
-    sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
-        try:
-            os._exit(int(work() or 0))
-        finally:
-            os._exit(99)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

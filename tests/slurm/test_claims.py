@@ -1,6 +1,5 @@
 """`mvar submit` ended at every step: whoever comes next finishes or undoes it; every run is queued once and whole."""
 
-import importlib
 import json
 import os
 import signal
@@ -10,7 +9,8 @@ from dataclasses import replace
 
 import pytest
 import tiny_runs
-from fake_slurm import FakeSlurm, in_child
+from fake_slurm import FakeSlurm
+from killing import end_at, in_child
 
 from experiments.store import FAILED, Store
 from mvar.cli import main
@@ -52,29 +52,6 @@ def fake(tmp_path, monkeypatch) -> FakeSlurm:
 def submit(store: Store, *more: str) -> int:
     command = ["submit", "layers", "--preset", "smoke", "--set", *SETTINGS, "--results", str(store.root)]
     return main([*command, "--cluster", "slurm", *more])
-
-
-def end_at(step: tuple[str, str, int], number: int) -> None:
-    """Patch this process to get a signal before or after the n-th call of a function."""
-    where, when, count = step
-    module, _, path = where.partition(":")
-    *parents, name = path.split(".")
-    owner = importlib.import_module(module)
-    for parent in parents:
-        owner = getattr(owner, parent)
-    original, calls = getattr(owner, name), []
-
-    def patched(*arguments, **named):
-        calls.append(name)
-        if when == "before" and len(calls) == count:
-            os.kill(os.getpid(), number)
-        result = original(*arguments, **named)
-        if when == "after" and len(calls) == count:
-            os.kill(os.getpid(), number)
-            time.sleep(0.01)
-        return result
-
-    setattr(owner, name, patched)
 
 
 def assert_whole(store: Store, fake: FakeSlurm) -> None:
@@ -213,11 +190,12 @@ def test_many_are_cancelled_in_turn(fake, monkeypatch):
 
 
 @pytest.mark.parametrize(("size", "jobs"), [("0", 4), ("1", 4), ("2", 3), ("1001", 2)])
-def test_sites_with_small_arrays_or_none(fake, tmp_path, size, jobs):
+def test_sites_with_small_arrays_or_none(fake, tmp_path, capsys, size, jobs):
     (fake.folder / "max_array").write_text(f"{size}\n")
     store = Store(tmp_path / "results")
     assert submit(store) == OK
     assert len({line.partition("|")[0].partition("_")[0] for line in fake.lines}) == jobs and len(fake.lines) == 4
+    assert ("array_parallelism does not count" in capsys.readouterr().err) == (jobs == 4)
     assert_whole(store, fake)
 
 

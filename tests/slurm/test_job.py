@@ -210,6 +210,17 @@ def test_a_changed_snapshot_is_made_anew(tmp_path, monkeypatch, capsys, change):
     assert snapshot.take(tmp_path / "code") == folder and capsys.readouterr().err == ""
 
 
+def test_half_a_snapshot_of_a_killed_process_goes_after_a_day(tmp_path, monkeypatch):
+    checkout(tmp_path / "checkout", monkeypatch)
+    folders = [tmp_path / "code" / name for name in (".taking-old", ".taking-new")]
+    for folder, age_s in zip(folders, (25 * 3600, 0), strict=True):
+        folder.mkdir(parents=True)
+        os.utime(folder, (0, time.time() - age_s))
+    (tmp_path / "code").chmod(0o755)
+    snapshot.take(tmp_path / "code")
+    assert [folder.exists() for folder in folders] == [False, True]
+
+
 @pytest.mark.parametrize(("name", "mode"), [("", 0o777), ("slurm", 0o775), ("slurm/old.py", 0o666), ("..", 0o777)])
 def test_a_snapshot_that_others_may_write_is_refused(tmp_path, monkeypatch, name, mode):
     checkout(tmp_path / "checkout", monkeypatch)
