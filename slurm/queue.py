@@ -21,6 +21,8 @@ CANCELLED = "cancelled"
 UNDONE = "its submission was interrupted; `mvar submit` or `mvar retry` sends it"
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "SUSPENDED", "PREEMPTED")
 HELD = ("REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")  # for ever, unless somebody releases them
+START = re.compile(rf"^{START_MARK}")
+TAKEN = re.compile(rf"DUE TO PREEMPTION|^{PREEMPTED_MARK}", re.I)
 BEGINNING = re.compile(rf"^{START_MARK}|DUE TO JOB REQUEUE")  # what stands before it is of an earlier start
 # What SLURM writes into a job's errors when it ends one, and what that means; the most telling first.
 CAUSES = (
@@ -31,7 +33,7 @@ CAUSES = (
     (re.compile(r"Errno 5\]|Input/output error"), "the file system does not work"),
     (re.compile(r"DUE TO TIME LIMIT", re.I), "time limit, before the warning signal could be heeded"),
     (re.compile(r"DUE TO NODE FAILURE", re.I), "its node failed"),
-    (re.compile(rf"DUE TO PREEMPTION|^{PREEMPTED_MARK}", re.I), PREEMPTED),
+    (TAKEN, PREEMPTED),
     (re.compile(r"JOB .*CANCELLED AT", re.I), CANCELLED),  # of a step alone: srun ends what is left of it
     (re.compile(r"task.*: Killed|signal 9|Segmentation|Bus error|Aborted", re.I), KILLED[1]),
     (re.compile(r"CANCELLED AT", re.I), CANCELLED),
@@ -223,7 +225,8 @@ def _preempted(seen: Seen, owner: Owner) -> Seen:
     ending = entry.state == "COMPLETING" and seen.state != DONE
     if seen.status is None or not (ending or seen.state == QUEUED):
         return seen
-    if not cause_of_death(log_paths(owner.submission, owner.job, owner.index)).startswith(PREEMPTED):
+    lines = _last_lines(log_paths(owner.submission, owner.job, owner.index), START)
+    if not any(TAKEN.search(line) for line in lines):
         return seen
     if ending:
         return replace(seen, state=STOPPED, reason=f"{PREEMPTED}, its job is ending or about to be queued again")
@@ -266,16 +269,22 @@ def cause_of_death(logs: Iterable[Path]) -> str:
 
     Several lines may fit: an out-of-memory kill also says that a process was killed. The most telling one counts.
     """
+    lines = _last_lines(logs, BEGINNING)
+    for pattern, meaning in CAUSES:
+        for line in reversed(lines):
+            if pattern.search(line):
+                return f"{meaning} ({' '.join(line.split())[:SHOWN]})"
+    return "cause unknown, see `mvar logs`"
+
+
+def _last_lines(logs: Iterable[Path], beginning: re.Pattern[str]) -> list[str]:
+    """The lines of errors that stand after the last one that begins them; of long logs only their ends are read."""
     lines: list[str] = []
     for path in logs:
         if path.suffix == ".err":
             with path.open("rb") as file:
                 file.seek(max(0, path.stat().st_size - TAIL_BYTES))
                 found = file.read().decode(errors="replace").splitlines()
-            begin = max((i + 1 for i, line in enumerate(found) if BEGINNING.search(line)), default=0)
+            begin = max((i + 1 for i, line in enumerate(found) if beginning.search(line)), default=0)
             lines += found[begin:]
-    for pattern, meaning in CAUSES:
-        for line in reversed(lines):
-            if pattern.search(line):
-                return f"{meaning} ({' '.join(line.split())[:SHOWN]})"
-    return "cause unknown, see `mvar logs`"
+    return lines

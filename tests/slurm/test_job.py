@@ -337,6 +337,19 @@ def test_a_preempted_run_is_never_failed(tmp_path, monkeypatch, state, queued, s
     assert "preempted" not in View(store)(run).reason  # what an earlier start was told
 
 
+def test_a_run_that_left_early_by_itself_is_preempted_too(tmp_path, monkeypatch):
+    """With a time of grace the job queues itself again, before SLURM would end it."""
+    fake = FakeSlurm(tmp_path / "bin")
+    fake.put_on_path(monkeypatch)
+    store = Store(tmp_path / "results")
+    requeue = "slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 2026 DUE TO JOB REQUEUE ***"
+    run = submitted(store, STOPPED, "mvar: start 0", "mvar: preempted", "queued again", requeue)
+    fake.set_lines("7|mvar-1|PENDING|BeginTime|1:00|")
+    assert View(store)(run).reason == "preempted, queued again (BeginTime)"
+    (store.root / "submissions/1/logs/7_0_log.err").write_text(f"mvar: start 0\nqueued again\n{requeue}")
+    assert View(store)(run).reason == "BeginTime"  # by a time limit, or by hand
+
+
 def test_what_could_not_be_written_is_named_where_the_status_could_not_be_either(tmp_path, monkeypatch):
     FakeSlurm(tmp_path / "bin").put_on_path(monkeypatch)
     store = Store(tmp_path / "results")
