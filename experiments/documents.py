@@ -216,6 +216,6 @@ def read_or_empty(path: Path) -> dict[str, Any]:
         return {}
 
 
-def write_document(path: Path, values: Mapping[str, Any]) -> None:
+def write_document(path: Path, values: Mapping[str, Any], mode: int = 0o666) -> None:
     """Write a JSON document of the store, atomically, with the `schema_version` that readers check."""
-    write_json(path, {"schema_version": SCHEMA_VERSION, **values})
+    write_json(path, {"schema_version": SCHEMA_VERSION, **values}, mode)

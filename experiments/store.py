@@ -21,7 +21,7 @@ from experiments.index import RunIndex
 from mvar.config import RunConfig, from_dict, identity, stored_config
 from mvar.config.parsing import Stored
 from mvar.errors import UserError, in_field, warn
-from mvar.files import read_json, write_json
+from mvar.files import read_json, remove_leftovers, write_json
 
 ShouldStop = Callable[[], bool]
 RUNNING, DONE, FAILED, STOPPED = "running", "done", "failed", "stopped"
@@ -67,6 +67,7 @@ class Directory:
                 if should_stop is not None and should_stop():
                     raise Stopped(f"{self.name}: waiting for another process") from None
         try:
+            remove_leftovers(self.path)  # of writers that were killed
             yield
         finally:
             lock.release()

@@ -7,21 +7,31 @@ be links (runs on another disk).
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
+import socket
+import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from mvar.errors import UserError
 
 STAMPED_FROM_BYTES = 64 << 20  # smaller files are read in a twentieth of a second
+# A temporary file's name: of which machine and process, or of an earlier version, which did not say.
+TEMPORARY = re.compile(r"\..+?\.(?:(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-(?P<began>\d*)\.)?[a-z0-9_]{8}\.tmp")
+STRANGE_AGE_S = 24 * 3600  # after which a temporary file is left over whose writer cannot be asked for
 
 
 @contextmanager
 def atomic_write(path: Path | str, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path`; rename it over `path` when the block ends well, else remove it.
+
+    The temporary file's name says who writes it, so that `remove_leftovers` knows what a killed process has left.
 
     Args:
         path: the file; a link is replaced by a file of its own.
@@ -30,7 +40,8 @@ def atomic_write(path: Path | str, mode: int = 0o666) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    writer = f"{machine()}-{os.getpid()}-{process_began(os.getpid())}"
+    temporary = path.with_name(f".{path.name}.{writer}.{secrets.token_hex(4)}.tmp")
     try:
         # made with its final mode: the kernel applies the umask, which cannot be asked for without setting it
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
@@ -71,10 +82,57 @@ def own_file(path: Path | str) -> Path:
     return path
 
 
-def write_json(path: Path | str, value: Any) -> None:
+@cache
+def machine() -> str:
+    """8 hex digits for where process ids mean the same: a host since its start, or a container on it."""
+    found = [socket.gethostname()]
+    for path, read in (("/proc/sys/kernel/random/boot_id", Path.read_text), ("/proc/self/ns/pid", Path.readlink)):
+        with suppress(OSError):  # no Linux
+            found.append(str(read(Path(path))))
+    return digest(found)
+
+
+def process_began(pid: int) -> str | None:
+    """When a process of this machine began, in ticks: with its id it names it for ever.
+
+    Returns:
+        None: there is no such process; empty: there is one, but when it began cannot be asked for.
+    """
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except (PermissionError, OverflowError):
+        return ""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return ""
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove the temporary files in a directory, and below it, whose writers are dead; never a living one's."""
+    for path in directory.rglob(".*.tmp"):
+        with suppress(OSError):  # gone meanwhile, or of another user
+            if _is_left_over(path):
+                path.unlink()
+
+
+def _is_left_over(path: Path) -> bool:
+    named, found = TEMPORARY.fullmatch(path.name), path.lstat()
+    if named is None or not stat.S_ISREG(found.st_mode):
+        return False  # not ours
+    if named["machine"] == machine():
+        began = process_began(int(named["pid"]))
+        return began is None or bool(began and named["began"] and began != named["began"])
+    return time.time() - found.st_mtime > STRANGE_AGE_S
+
+
+def write_json(path: Path | str, value: Any, mode: int = 0o666) -> None:
     """Write `value` as indented JSON, atomically. NaN and infinity are refused: JSON has neither."""
     text = json.dumps(value, indent=1, allow_nan=False) + "\n"
-    with atomic_write(path) as file:
+    with atomic_write(path, mode) as file:
         file.write(text.encode())
 
 

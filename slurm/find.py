@@ -9,8 +9,8 @@ from mvar.config import RunConfig
 from mvar.errors import UserError
 from slurm import scheduler
 from slurm.profiles import Profile
-from slurm.queue import Owner, Queue, View, read_queue
-from slurm.submission import note_cancelled, submissions
+from slurm.queue import PREEMPTED, UNDONE, Owner, Queue, View, read_queue
+from slurm.submission import note_cancelled
 
 
 def _by_name(queue: Queue) -> dict[str, list[Owner]]:
@@ -36,7 +36,7 @@ def find_submitted(store: Store, names: Sequence[str]) -> list[Owner]:
     Raises:
         UserError: a name that was not submitted, or fits several.
     """
-    owners = _by_name(read_queue(submissions(store)))
+    owners = _by_name(read_queue(store, act=False))
     return [owners[_match(name, sorted(owners))][-1] for name in names]
 
 
@@ -50,7 +50,7 @@ def cancel(store: Store, names: Sequence[str]) -> dict[str, list[str]]:
         UserError: a name that is not queued or running.
         SchedulerError: SLURM does not answer.
     """
-    queue = read_queue(submissions(store))
+    queue = read_queue(store)
     if queue.problem:
         raise scheduler.SchedulerError(queue.problem)
     active = {n: [o for o in owners if o.entry] for n, owners in _by_name(queue).items()}
@@ -64,13 +64,12 @@ def cancel(store: Store, names: Sequence[str]) -> dict[str, list[str]]:
             elements.setdefault(owner.submission.folder, set()).add((owner.job.name, owner.index))
     for folder, those in elements.items():
         note_cancelled(folder, those)
-    if ended:
-        scheduler.call("scancel", *ended)
+    scheduler.cancel(ended)
     return ended
 
 
 def to_retry(store: Store, names: Sequence[str]) -> list[tuple[Profile, list[RunConfig]]]:
-    """What to submit again, with the profile that it was last submitted with.
+    """What to submit again, with the profile that is stored with its last submission.
 
     Args:
         store: the results.
@@ -87,9 +86,10 @@ def to_retry(store: Store, names: Sequence[str]) -> list[tuple[Profile, list[Run
     wanted = {_match(name, sorted(owners)) for name in names}
     groups: dict[str, tuple[Profile, list[RunConfig]]] = {}
     for name, found in owners.items():
-        state = view(store.run(name)).state
+        seen = view(store.run(name))
         ended = (FAILED, STOPPED, INTERRUPTED) if name in wanted else (FAILED,)
-        if state not in ended or (names and name not in wanted):
+        was_meant_to_go_on = (seen.state == STOPPED and PREEMPTED in seen.reason) or seen.reason == UNDONE
+        if not (seen.state in ended or was_meant_to_go_on) or (names and name not in wanted):
             continue
         for owner in {(o.job.name, o.index): o for o in found}.values():
             profile = owner.submission.profile

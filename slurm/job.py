@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -21,7 +22,7 @@ from mvar.errors import FAILURE, OK, USER_ERROR, UserError
 from mvar.files import atomic_write
 from slurm import scheduler
 from slurm.guard import WARNINGS
-from slurm.submission import START_MARK, Submission, Work, is_cancelled, read
+from slurm.submission import PREEMPTED_MARK, START_MARK, Submission, Work, is_cancelled, read
 
 REQUEUE_TRIES, REQUEUE_WAIT_S = 10, 2.0  # waits 2, 4 ... 20 s: a controller that is being restarted comes back
 EARLY_S = 60  # by which SLURM may warn before it was asked to
@@ -133,10 +134,11 @@ class _Process:
 
     def _guarded(self, work: Callable[[], int]) -> int:
         try:
-            return work()
-        except Stopped as stopped:
-            return self._leave(one_line(stopped))
-        except Exception as error:
+            try:
+                return work()
+            except Stopped as stopped:
+                return self._leave(one_line(stopped))
+        except Exception as error:  # also of a disk on which not even the status can be written
             return _said(error)
 
     def _work(self, works: list[Work], store: Store) -> int:
@@ -206,6 +208,8 @@ class _Process:
                     return LEFT_OVER
                 if idle := self._idle():
                     return self._end(FAILED, idle, FAILURE, self._progress[0])
+                if not attempt and scheduler.is_preempted(job_id):
+                    print(PREEMPTED_MARK, file=sys.stderr, flush=True)
                 scheduler.call("scontrol", "requeue", job_id)
                 print("queued again", file=sys.stderr)
                 return OK  # the exit code of a requeued job means nothing
@@ -229,7 +233,7 @@ class _Process:
         except (FileNotFoundError, ValueError):
             progress, count = None, 0
         count = count + 1 if progress == list(self._progress) else 1
-        with atomic_write(path) as file:
+        with suppress(OSError), atomic_write(path) as file:  # a full disk does not keep it from the queue
             file.write(json.dumps([self._progress, count]).encode())
         if count < IDLE_LIMIT:
             return ""

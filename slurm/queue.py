@@ -1,29 +1,39 @@
 """What has become of every run: its directory, the submissions that ask for it, and at most one squeue."""
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from experiments.store import DONE, FAILED, RUNNING, STOPPED, Directory, Store
 from experiments.tables import INTERRUPTED, MISSING, QUEUED, Seen
 from slurm import scheduler
+from slurm.claims import settle
 from slurm.scheduler import Entry, SchedulerError
-from slurm.submission import START_MARK, Job, Submission, log_paths, submissions
+from slurm.submission import PREEMPTED_MARK, START_MARK, Job, Submission, log_paths, submissions
 
 TAIL_BYTES = 65536
+SHOWN = 400  # characters of the line that says why: a path may be long
+PREEMPTED = "preempted"
 KILLED = ("out of memory", "a process of it was killed")
 CANCELLED = "cancelled"
+UNDONE = "its submission was interrupted; `mvar submit` or `mvar retry` sends it"
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "SUSPENDED", "PREEMPTED")
 HELD = ("REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")  # for ever, unless somebody releases them
+START = re.compile(rf"^{START_MARK}")
+TAKEN = re.compile(rf"DUE TO PREEMPTION|^{PREEMPTED_MARK}", re.I)
 BEGINNING = re.compile(rf"^{START_MARK}|DUE TO JOB REQUEUE")  # what stands before it is of an earlier start
 # What SLURM writes into a job's errors when it ends one, and what that means; the most telling first.
 CAUSES = (
     (re.compile(r"oom.?kill|exceeded memory limit|Out Of Memory|OUT_OF_MEMORY", re.I), KILLED[0]),
+    (re.compile(r"No space left on device|Disk quota exceeded"), "the disk is full"),
+    (re.compile(r"Read-only file system"), "the file system is read-only"),
+    (re.compile(r"Stale (NFS )?file handle|Transport endpoint|Remote I/O error"), "the file system is gone"),
+    (re.compile(r"Errno 5\]|Input/output error"), "the file system does not work"),
     (re.compile(r"DUE TO TIME LIMIT", re.I), "time limit, before the warning signal could be heeded"),
     (re.compile(r"DUE TO NODE FAILURE", re.I), "its node failed"),
-    (re.compile(r"DUE TO PREEMPTION", re.I), "preempted"),
+    (TAKEN, PREEMPTED),
     (re.compile(r"JOB .*CANCELLED AT", re.I), CANCELLED),  # of a step alone: srun ends what is left of it
     (re.compile(r"task.*: Killed|signal 9|Segmentation|Bus error|Aborted", re.I), KILLED[1]),
     (re.compile(r"CANCELLED AT", re.I), CANCELLED),
@@ -59,14 +69,16 @@ class Queue:
     problem: str = ""  # why squeue could not be asked
 
 
-def read_queue(found: Sequence[Submission]) -> Queue:
+def read_queue(store: Store, act: bool = True) -> Queue:
     """Whose work is whose, and what is in the queue: one squeue where there are submissions.
 
-    An active element of an older submission goes before an ended one of a newer.
+    An active element of an older submission goes before an ended one of a newer. Submissions that were interrupted
+    are finished or undone; with `act=False` they are only seen as if they were.
     """
-    problem, entries = "", []
+    problem, entries, found = "", [], submissions(store)
     try:
         entries = scheduler.queued(job.name for submission in found for job in submission.jobs)
+        found = settle(store, found, entries, act)
     except SchedulerError as error:
         problem = str(error)
     by_name: dict[str, dict[int, Entry]] = {}
@@ -76,20 +88,20 @@ def read_queue(found: Sequence[Submission]) -> Queue:
     for submission in found:
         for job in submission.jobs:
             for index, keys in enumerate(job.elements):
-                entry = by_name.get(job.name, {}).get(index)
+                entry = None if index in job.undone else by_name.get(job.name, {}).get(index)
                 for key in keys:
-                    if entry or key not in owners or not owners[key].entry:
+                    if entry or key not in owners or not (owners[key].entry or index in job.undone):
                         owners[key] = Owner(submission, job, index, entry)
     return Queue(owners, problem)
 
 
-def active_elements(found: Sequence[Submission]) -> dict[str, str]:
+def active_elements(store: Store, act: bool = True) -> dict[str, str]:
     """Keys of what is queued or running, with the ids of the elements that make them.
 
     Raises:
         SchedulerError: squeue failed; what is queued is then not known.
     """
-    queue = read_queue(found)
+    queue = read_queue(store, act)
     if queue.problem:
         raise SchedulerError(queue.problem)
     return {key: owner.job_id for key, owner in queue.owners.items() if owner.entry}
@@ -100,7 +112,7 @@ class View:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self.queue = read_queue(submissions(store))
+        self.queue = read_queue(store)
         self._runs: dict[str, Owner] = {}
         for key, owner in self.queue.owners.items():
             name = key.partition("/")[0]
@@ -125,9 +137,9 @@ class View:
         if owner and owner.entry:
             if len(owner.runs) > 1 and owner.entry.state in ("RUNNING", "COMPLETING"):
                 return _in_packed_job(status, owner)
-            return _in_queue(status, owner.entry)
+            return _preempted(_in_queue(status, owner.entry), owner)
         if status is None:
-            return self._never_begun(owner) if owner else Seen(MISSING)
+            return self._never_begun(owner, directory.name) if owner else Seen(MISSING)
         state, job = status["state"], status.get("job")
         if state == RUNNING:
             if directory.is_locked():
@@ -145,27 +157,52 @@ class View:
             reason = f"{status.get('reason')}; job {job} left the queue: {cause}"
             return Seen(_without_job(cause), status, reason, job)
         reason = status.get("reason") or ""
-        if state == FAILED and job and (cause := self._cause(owner, job)).startswith(KILLED):
+        if state == FAILED and job and (cause := self._cause(owner, job)).startswith((*KILLED, PREEMPTED)):
             reason += f"; {cause}"  # the first process saw only that another one was gone
+            state = _without_job(cause)
         return Seen(state, status, reason, job or "")
 
-    def _never_begun(self, owner: Owner) -> Seen:
+    def _never_begun(self, owner: Owner, name: str) -> Seen:
         job = owner.job_id if owner.job.job_id else ""
         if owner.index in owner.job.cancelled:
             return Seen(STOPPED, None, "cancelled", job)
+        if owner.index in owner.job.undone:
+            return Seen(MISSING, None, UNDONE)
         if self.queue.problem:
             return Seen(MISSING, None, "squeue could not be asked", job)
         if not owner.job.job_id:
             return Seen(MISSING, None, "its submission was interrupted before sbatch")
-        return Seen(FAILED, None, f"job {job} left the queue before it began: {self._why_not_begun(owner, job)}", job)
+        why = self._why_not_begun(owner, name)
+        return Seen(FAILED, None, f"job {job} left the queue before it began: {why}", job)
 
-    def _why_not_begun(self, owner: Owner, job: str) -> str:
-        for other in owner.submission.jobs:
-            for key in (key for keys in other.elements for key in keys if other.is_stages):
-                kind, _, stage_id = key.partition("-")
-                if kind != "floors" and (seen := self(self._store.stage(kind, stage_id))).state != DONE:
-                    return f"{key} {seen.state}" + (f" ({seen.reason})" if seen.reason else "")
-        return self._cause(owner, job)
+    def _why_not_begun(self, owner: Owner, name: str) -> str:
+        """The stage that was to be made first and is not done; where it never began either, what kept it, and so on.
+
+        Step by step, and each stage once: submissions may wait for each other's stages.
+        """
+        met, link = {name}, ""
+        while stage := self._stage_before(owner, name, met):
+            met.add(stage)
+            kind, _, stage_id = stage.partition("-")
+            directory, other = self._store.stage(kind, stage_id), self.owner(stage)
+            if directory.status() is not None or other is None or other.entry or not _left_queue(other):
+                seen = self(directory)  # has an answer of its own
+                return f"{stage} {seen.state}" + (f" ({seen.reason})" if seen.reason else "")
+            owner, name, link = other, stage, f"{stage} never began; its job {other.job_id}: "
+        return link + self._cause(owner, owner.job_id)
+
+    def _stage_before(self, owner: Owner, name: str, met: set[str]) -> str | None:
+        """The first stage, not done and not met yet, that a run's submission makes, or a stage's job before it."""
+        if owner.job.is_stages:
+            own = owner.job.elements[owner.index]
+            keys = list(own[: own.index(name)]) if name in own else []
+        else:
+            keys = [k for job in owner.submission.jobs if job.is_stages for keys in job.elements for k in keys]
+        for key in keys:
+            kind, _, stage_id = key.partition("-")
+            if kind != "floors" and key not in met and self._store.stage(kind, stage_id).state() != DONE:
+                return key
+        return None
 
     def _cause(self, owner: Owner | None, job: str) -> str:
         if owner is None or not owner.job_id.startswith(job.partition("_")[0]):
@@ -174,8 +211,28 @@ class View:
 
 
 def _without_job(cause: str) -> str:
-    """The state of a run that is not done and whose job has ended: only a scancel was meant."""
-    return STOPPED if cause.startswith(CANCELLED) else FAILED
+    """The state of a run that is not done and whose job has ended: a scancel was meant, a preemption no failure."""
+    return STOPPED if cause.startswith((CANCELLED, PREEMPTED)) else FAILED
+
+
+def _left_queue(owner: Owner) -> bool:
+    """Whether SLURM had the element, and neither `mvar cancel` nor an interruption took it back."""
+    return bool(owner.job.job_id) and owner.index not in owner.job.cancelled | owner.job.undone
+
+
+def _preempted(seen: Seen, owner: Owner) -> Seen:
+    """A run whose job SLURM has taken the nodes from, as what it is: no failure, and not new in the queue."""
+    entry = owner.entry
+    assert entry
+    ending = entry.state == "COMPLETING" and seen.state != DONE
+    if seen.status is None or not (ending or seen.state == QUEUED):
+        return seen
+    lines = _last_lines(log_paths(owner.submission, owner.job, owner.index), START)
+    if not any(TAKEN.search(line) for line in lines):
+        return seen
+    if ending:
+        return replace(seen, state=STOPPED, reason=f"{PREEMPTED}, its job is ending or about to be queued again")
+    return replace(seen, reason=f"{PREEMPTED}, queued again" + (f" ({seen.reason})" if seen.reason else ""))
 
 
 def _in_queue(status: dict[str, Any] | None, entry: Entry) -> Seen:
@@ -214,16 +271,22 @@ def cause_of_death(logs: Iterable[Path]) -> str:
 
     Several lines may fit: an out-of-memory kill also says that a process was killed. The most telling one counts.
     """
+    lines = _last_lines(logs, BEGINNING)
+    for pattern, meaning in CAUSES:
+        for line in reversed(lines):
+            if pattern.search(line):
+                return f"{meaning} ({' '.join(line.split())[:SHOWN]})"
+    return "cause unknown, see `mvar logs`"
+
+
+def _last_lines(logs: Iterable[Path], beginning: re.Pattern[str]) -> list[str]:
+    """The lines of errors that stand after the last one that begins them; of long logs only their ends are read."""
     lines: list[str] = []
     for path in logs:
         if path.suffix == ".err":
             with path.open("rb") as file:
                 file.seek(max(0, path.stat().st_size - TAIL_BYTES))
                 found = file.read().decode(errors="replace").splitlines()
-            begin = max((i + 1 for i, line in enumerate(found) if BEGINNING.search(line)), default=0)
+            begin = max((i + 1 for i, line in enumerate(found) if beginning.search(line)), default=0)
             lines += found[begin:]
-    for pattern, meaning in CAUSES:
-        for line in reversed(lines):
-            if pattern.search(line):
-                return f"{meaning} ({' '.join(line.split())[:160]})"
-    return "cause unknown, see `mvar logs`"
+    return lines

@@ -19,6 +19,8 @@ FOREIGN = re.compile(
 # Defaults of the user's shell for these commands: SQUEUE_STATES=R, say, would hide what is queued.
 DEFAULTS = re.compile(r"(SQUEUE|SCANCEL|SCONTROL|SINFO)_")
 FORMAT = "%i|%j|%T|%r|%L|%N"
+MAX_ARGUMENT = 64_000  # characters: the kernel takes half as many again, and a terminal's shell no fewer
+MAX_IDS = 1000  # of one scancel
 # States of a job that is at work, some of them seen for a moment only.
 ALIVE = ("RUNNING", "SIGNALING", "RESIZING", "STOPPED", "CONFIGURING")
 AWAY = re.compile(r"no answer|contact|connect|timed out|communication|standby|zero bytes", re.I)
@@ -76,13 +78,33 @@ def queued(names: Iterable[str]) -> list[Entry]:
     """What of the jobs with these names is pending or running: one squeue, none where there are no names.
 
     By name and not by id: the names are on disk before sbatch is called, so a submission that was killed between
-    sbatch and noting the id is found all the same; and squeue fails for ids that it has forgotten.
+    sbatch and noting the id is found all the same; and squeue fails for ids that it has forgotten. More names than
+    fit into one argument are asked for in turn.
     """
-    names = sorted(set(names))
-    if not names:
-        return []
-    lines = call("squeue", "--noheader", "--array", "--all", f"--name={','.join(names)}", f"--format={FORMAT}")
-    return [Entry(*line.split("|")) for line in lines.splitlines() if line.count("|") == FORMAT.count("|")]
+    entries: list[Entry] = []
+    for chunk in _chunks(sorted(set(names))):
+        lines = call("squeue", "--noheader", "--array", "--all", f"--name={','.join(chunk)}", f"--format={FORMAT}")
+        entries += [Entry(*line.split("|")) for line in lines.splitlines() if line.count("|") == FORMAT.count("|")]
+    return entries
+
+
+def _chunks(names: Iterable[str]) -> Iterator[list[str]]:
+    chunk, size = [], 0
+    for name in names:
+        if chunk and size + len(name) + 1 > MAX_ARGUMENT:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(name)
+        size += len(name) + 1
+    if chunk:
+        yield chunk
+
+
+def cancel(job_ids: Iterable[str]) -> None:
+    """Take jobs, or elements of arrays, from the queue; as many scancels as their ids need."""
+    ids = list(job_ids)
+    for start in range(0, len(ids), MAX_IDS):
+        call("scancel", *ids[start : start + MAX_IDS])
 
 
 def job_state(job_id: str) -> str | None:
@@ -97,6 +119,23 @@ def job_state(job_id: str) -> str | None:
             return None
         raise
     return dict(line.split() for line in lines).get(job_id)
+
+
+def is_preempted(job_id: str) -> bool:
+    """Whether SLURM has said that it takes the nodes of a job that is at work."""
+    return re.search(r"\bPreemptTime=\d", call("scontrol", "show", "job", job_id)) is not None
+
+
+def max_array_size() -> int:
+    """How many elements an array may have; 1 where the site has turned arrays off.
+
+    Raises:
+        SchedulerError: scontrol fails, or says something else than a number.
+    """
+    text = settings().get("MaxArraySize", "1001")
+    if not re.fullmatch(r"\d{1,9}", text):
+        raise SchedulerError(f"scontrol: MaxArraySize is {text!r}; allowed: a number; ask the cluster's operators")
+    return max(1, int(text))
 
 
 def settings() -> dict[str, str]:

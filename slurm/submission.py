@@ -5,33 +5,42 @@
     submissions/<id>/logs/              what the processes printed
     submissions/code/<id>/              the code as it was submitted, shared by equal ones
 
-Everything but the jobs' ids is written before sbatch is called.
+Everything but the jobs' ids is written before sbatch is called, with a claim of the process that calls it; who finds
+a claim that has expired finishes or undoes the submission (slurm.claims).
 """
 
 import json
+import os
+import re
 import secrets
+import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from experiments.documents import read_document, write_document
 from experiments.store import Store
 from mvar.config import RunConfig, from_dict
-from mvar.errors import UserError
-from mvar.files import atomic_write
+from mvar.errors import UserError, in_field, warn
+from mvar.files import atomic_write, machine, process_began
 from slurm.profiles import Profile
 
 if TYPE_CHECKING:
     from experiments.plan import Task  # imports torch, which `mvar status` does without
 
 EXCLUSIVE_TIMEOUT_S = 300
+CLAIM_LOOK_S = 1.0
+CLAIM_S = 600  # for one sbatch and the files that belong to it
 STAGES = "-stages"  # ending of such a job's name
 START_MARK = "mvar: start"  # in a log before what each start of the job prints
+PREEMPTED_MARK = "mvar: preempted"  # in a log where SLURM gave time to leave
+JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # squeue takes a comma for the end of a name
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,7 @@ class Job:
     elements: tuple[tuple[str, ...], ...]  # keys of each element's works
     job_id: str | None = None  # None until sbatch has told it
     cancelled: frozenset[int] = frozenset()  # elements that `mvar cancel` ended
+    undone: frozenset[int] = frozenset()  # elements that an interrupted submission did not send whole
 
     @property
     def is_stages(self) -> bool:
@@ -68,6 +78,29 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """The process that is about to send a submission, and until when it may take."""
+
+    host: str
+    machine: str  # where its id means something, see mvar.files.machine
+    pid: int
+    began: str
+    until: float  # seconds since 1970
+
+    @classmethod
+    def now(cls) -> "Claim":
+        """This process's."""
+        pid = os.getpid()
+        return cls(socket.gethostname(), machine(), pid, process_began(pid) or "", time.time() + CLAIM_S)
+
+    def holds(self) -> bool:
+        """Whether another process may still be at it: not after its time, nor after its end on this machine."""
+        if time.time() > self.until or (self.machine == machine() and self.pid == os.getpid()):
+            return False
+        return self.machine != machine() or process_began(self.pid) in (self.began, "")
+
+
+@dataclass(frozen=True)
 class Submission:
     """What one `mvar submit` sent."""
 
@@ -76,6 +109,7 @@ class Submission:
     code: Path
     created: str
     jobs: tuple[Job, ...] = field(default=())
+    claim: Claim | None = None  # while it is being sent
 
     @property
     def id(self) -> str:
@@ -87,14 +121,26 @@ class Submission:
         """Where the processes' output goes, and submitit's files."""
         return self.folder / "logs"
 
+    @property
+    def is_private(self) -> bool:
+        """Whether there are shell lines or variables, which may hold what only the user is to know."""
+        return bool(self.profile.env or self.profile.setup)
+
     def write(self) -> None:
         """Store the description, atomically."""
         jobs = [
-            {"name": j.name, "job_id": j.job_id, "elements": j.elements, "cancelled": sorted(j.cancelled)}
+            {
+                "name": j.name,
+                "job_id": j.job_id,
+                "elements": j.elements,
+                "cancelled": sorted(j.cancelled),
+                "undone": sorted(j.undone),
+            }
             for j in self.jobs
         ]
         values = {"created": self.created, "profile": self.profile.model_dump(mode="json"), "code": str(self.code)}
-        write_document(self.folder / "submission.json", values | {"jobs": jobs})
+        values |= {"claim": self.claim and asdict(self.claim), "jobs": jobs}
+        write_document(self.folder / "submission.json", values, 0o600 if self.is_private else 0o644)
 
     def works(self, job: str, index: int) -> list[Work]:
         """What one element makes, in order."""
@@ -120,46 +166,111 @@ def job_of(folder: Path, name: str, elements: "Sequence[Sequence[Task]]") -> Job
 
 
 def read(folder: Path) -> Submission:
-    """A submission by its folder."""
-    values = read_document(folder / "submission.json")
-    jobs = tuple(
-        Job(j["name"], tuple(map(tuple, j["elements"])), j["job_id"], frozenset(j["cancelled"])) for j in values["jobs"]
-    )
-    profile = from_dict(Profile, values["profile"])
-    return Submission(folder, profile, Path(values["code"]), values["created"], jobs)
+    """A submission by its folder.
+
+    Raises:
+        UserError: its description is damaged or edited; names the file.
+    """
+    path = folder / "submission.json"
+    values = read_document(path)
+    try:
+        jobs = tuple(map(_job, values["jobs"]))
+        claim = values.get("claim")
+        code, created = Path(values["code"]), str(values["created"])
+        with in_field(str(path)):
+            profile = from_dict(Profile, values["profile"])
+        return Submission(folder, profile, code, created, jobs, claim and Claim(**claim))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path}: damaged ({type(error).__name__}: {error}); allowed: what `mvar submit` has written; its jobs' "
+            "runs are found again once that directory is moved away and they are submitted anew"
+        ) from None
+
+
+def _job(values: dict[str, Any]) -> Job:
+    name, elements = values["name"], tuple(map(tuple, values["elements"]))
+    if not JOB_NAME.fullmatch(name):
+        raise ValueError(f"name of a job {name!r}: allowed: letters, digits, '.', '_' and '-'")
+    if not all(isinstance(key, str) for keys in elements for key in keys):
+        raise ValueError(f"elements of job {name}: allowed: lists of keys")
+    cancelled, undone = (frozenset(map(int, values.get(what, ()))) for what in ("cancelled", "undone"))
+    return Job(name, elements, values["job_id"], cancelled, undone)
 
 
 def submissions(store: Store) -> list[Submission]:
-    """Every submission, oldest first."""
-    return [read(path.parent) for path in sorted(store.root.absolute().glob("submissions/*/submission.json"))]
+    """Every submission that this user may read, oldest first."""
+    found, hidden = [], 0
+    for path in sorted(store.root.absolute().glob("submissions/*/submission.json")):
+        try:
+            found.append(read(path.parent))
+        except PermissionError:  # another user's, with variables of its own
+            hidden += 1
+    if hidden:
+        warn(f"{hidden} submissions of other users in {store.root} may not be read; their runs' queue is not known")
+    return found
 
 
 def note_cancelled(folder: Path, ended: Iterable[tuple[str, int]]) -> None:
     """Note elements (job's name, index) as cancelled: jobs that are requeued at this moment see it and leave."""
     ended = set(ended)
-    _change(folder, lambda job: replace(job, cancelled=job.cancelled | {i for name, i in ended if name == job.name}))
+    change(folder, lambda job: replace(job, cancelled=job.cancelled | {i for name, i in ended if name == job.name}))
 
 
 def note_job_id(folder: Path, name: str, job_id: str) -> Submission:
-    """Note what SLURM calls a job; returns the submission as it is now."""
-    return _change(folder, lambda job: replace(job, job_id=job_id) if job.name == name else job)
+    """Note what SLURM calls a job, and that there is more to send; returns the submission as it is now."""
+    return change(folder, lambda job: replace(job, job_id=job_id) if job.name == name else job, Claim.now())
 
 
-def _change(folder: Path, change: Callable[[Job], Job]) -> Submission:
+def note_sent(folder: Path, undone: bool = False) -> Submission:
+    """Note that a submission is as it shall be: all sent, or nothing of it."""
+    everything = (lambda job: replace(job, undone=frozenset(range(len(job.elements))))) if undone else lambda job: job
+    return change(folder, everything, None)
+
+
+def change(folder: Path, changed: Callable[[Job], Job], *claim: Claim | None) -> Submission:
+    """Store a submission with its jobs, and its claim where one is given, replaced; returns it."""
     with FileLock(folder / ".lock"):
         found = read(folder)
-        found = replace(found, jobs=tuple(map(change, found.jobs)))
+        found = replace(found, jobs=tuple(map(changed, found.jobs)), claim=claim[0] if claim else found.claim)
         found.write()
     return found
 
 
+def _lock(store: Store) -> FileLock:
+    """One object a path: whoever holds it in this process may take it again."""
+    folder = store.root.absolute() / "submissions"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / ".lock", is_singleton=True)
+
+
+@contextmanager
+def exclusive_now(store: Store) -> Iterator[bool]:
+    """Whether nobody is submitting at this moment, nor can begin to within the block."""
+    try:
+        lock = _lock(store)
+        lock.acquire(timeout=0)
+    except (Timeout, OSError):  # OSError: another user's results, where nothing may be locked
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
 @contextmanager
 def exclusive(store: Store) -> Iterator[None]:
-    """One at a time: two that look at the queue and then submit would submit everything twice."""
-    folder = store.root / "submissions"
-    folder.mkdir(parents=True, exist_ok=True)
+    """One at a time: two that look at the queue and then submit would submit everything twice.
+
+    On another machine, where locks may not reach, one is known by its claim.
+    """
+    deadline = time.monotonic() + EXCLUSIVE_TIMEOUT_S
     try:
-        with FileLock(folder / ".lock", timeout=EXCLUSIVE_TIMEOUT_S):
+        with _lock(store).acquire(timeout=EXCLUSIVE_TIMEOUT_S):
+            while any(found.claim and found.claim.holds() for found in submissions(store)):
+                if time.monotonic() > deadline:
+                    raise Timeout("claim")
+                time.sleep(CLAIM_LOOK_S)
             yield
     except Timeout:
         raise UserError(

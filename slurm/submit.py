@@ -4,12 +4,14 @@ However many runs: one `scontrol`, one `squeue`, one `sbatch --test-only` each d
 array (one for the stages, one for every MaxArraySize runs).
 """
 
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -20,13 +22,14 @@ from typing import TYPE_CHECKING
 from experiments.plan import RUN, Task, tasks_of
 from experiments.store import Store
 from mvar.config import RunConfig
-from mvar.errors import UserError
+from mvar.errors import UserError, warn
 from slurm import scheduler, snapshot
 from slurm.guard import WARNINGS
 from slurm.job import Element
+from slurm.profile_files import CONTROL
 from slurm.profiles import Profile
 from slurm.queue import active_elements
-from slurm.submission import STAGES, START_MARK, Submission, job_of, new_id, note_job_id, submissions
+from slurm.submission import STAGES, START_MARK, Claim, Submission, job_of, new_id, note_job_id, note_sent
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor
@@ -49,15 +52,17 @@ class Plan:
         return bool(self.stages) + -(-len(self.runs) // self.max_array)
 
 
-def plan(configs: Sequence[RunConfig], store: Store, runs_per_job: int = 1) -> Plan:
+def plan(configs: Sequence[RunConfig], store: Store, runs_per_job: int = 1, act: bool = True) -> Plan:
     """What is missing and neither queued nor running. Asks SLURM for its configuration and for its queue.
+
+    With `act=False` nothing is changed: an interrupted submission is neither finished nor undone.
 
     Raises:
         SchedulerError: SLURM is not there or does not answer.
     """
-    max_array = int(scheduler.settings().get("MaxArraySize", "1001"))
+    max_array = scheduler.max_array_size()
     tasks = tasks_of(configs, store)
-    busy = active_elements(submissions(store))
+    busy = active_elements(store, act)
     busy_runs = {key.partition("/")[0] for key in busy if "/" in key}  # one run's two evaluations share a directory
     runs = [t for t in tasks if t.kind == RUN and t.name not in busy_runs]
     runs = [t for t in runs if not store.run(t.name).is_locked()]  # made by `mvar run` here and now
@@ -98,6 +103,8 @@ def submit(found: Plan, store: Store, profile: Profile) -> Submission:
     Raises:
         SchedulerError: a failing sbatch; what was submitted before it is cancelled.
     """
+    if found.max_array == 1 < len(found.runs):
+        warn("MaxArraySize: no arrays here; every run is a job of its own, and array_parallelism does not count")
     folder = store.root.absolute() / "submissions" / new_id()
     code = snapshot.take(folder.parent / "code")
     folder.mkdir(parents=True)
@@ -108,7 +115,8 @@ def submit(found: Plan, store: Store, profile: Profile) -> Submission:
     for number, start in enumerate(range(0, len(found.runs), size)):
         jobs.append(job_of(folder, f"{name}-runs-{number}", found.runs[start : start + size]))
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    submission = Submission(folder, profile, code, created, tuple(jobs))
+    submission = Submission(folder, profile, code, created, tuple(jobs), Claim.now())
+    submission.logs.mkdir(mode=0o700 if submission.is_private else 0o777)
     submission.write()
     return _send(submission, found.waits_for)
 
@@ -122,17 +130,29 @@ def _send(submission: Submission, waits_for: Sequence[str]) -> Submission:
             executor = make_executor(submission, job.name, profile, [] if job.is_stages else waits)
             elements = [Element(str(submission.folder), job.name, i) for i in range(len(job.elements))]
             job_id = _sbatch(executor, elements, profile)
+            if submission.is_private:  # nor could others reach into their folder before
+                for script in submission.logs.glob("*.sh"):
+                    script.chmod(0o600)
             if job.is_stages:
                 waits.append(job_id)
             submission = note_job_id(submission.folder, job.name, job_id)
-    except UserError as error:
-        try:  # by name: an sbatch that got no answer may have submitted all the same
-            for job in submission.jobs:
-                scheduler.call("scancel", f"--name={job.name}")
-        except scheduler.SchedulerError as other:
-            raise UserError(f"{error}; what was submitted before could not be cancelled ({other})") from None
+        return note_sent(submission.folder)
+    except BaseException as error:  # Ctrl-C too: what is half sent is of no use
+        _undo(submission, error)
         raise
-    return submission
+
+
+def _undo(submission: Submission, error: BaseException) -> None:
+    """Cancel what was sent. Where that fails the claim stays, and whoever comes next does it."""
+    try:  # by name: an sbatch that got no answer may have submitted all the same
+        for job in submission.jobs:
+            scheduler.call("scancel", f"--name={job.name}")
+    except scheduler.SchedulerError as other:
+        if not isinstance(error, UserError):
+            return
+        raise UserError(f"{error}; what was submitted before could not be cancelled ({other})") from None
+    with suppress(OSError):  # a full disk, which the first error has named
+        note_sent(submission.folder, undone=True)
 
 
 def _shared_out(profile: Profile, num_arrays: int) -> Profile:
@@ -166,13 +186,15 @@ def make_executor(
     """
     from submitit import SlurmExecutor
 
+    check_place(submission.logs)
     try:
         executor = SlurmExecutor(submission.logs, python=f"{_blocking()}{shlex.quote(sys.executable)} -m slurm.guard")
     except RuntimeError:
         raise scheduler.SchedulerError("cluster: srun is not on PATH; allowed: a machine with SLURM") from None
     # submitit takes the signal from a variable of this shell, which the job would not know to heed
     warning = f"USR2@{profile.signal_delay_s}"
-    extra: dict[str, str | int | bool] = {"requeue": True, "signal": warning, **profile.sbatch}
+    asked = {name: value for name, value in profile.sbatch.items() if value is not False}
+    extra: dict[str, str | int | bool] = {"requeue": True, "signal": warning, **asked}
     if waits_for:
         extra |= {"dependency": f"afterok:{':'.join(waits_for)}", "kill-on-invalid-dep": "yes"}
     optional = {n: getattr(profile, n) for n in ("partition", "account", "qos", "constraint", "mem_gb")}
@@ -194,6 +216,19 @@ def make_executor(
         **{name: value for name, value in optional.items() if value is not None},
     )
     return executor
+
+
+def check_place(path: Path) -> None:
+    """Refuse results below a folder whose name SLURM would not take as it is.
+
+    Raises:
+        UserError: names the path and the character.
+    """
+    if found := re.search(rf"[%\\'\"]|{CONTROL.pattern}", str(path.absolute())):
+        raise UserError(
+            f"results: {str(path)!r} has {found[0]!r}, which SLURM reads in its own way in the names of logs; allowed "
+            "with SLURM: folders without % \\ ' \" and control characters"
+        )
 
 
 @cache
@@ -254,5 +289,6 @@ def check_profile(profile: Profile) -> None:
             try:
                 scheduler.call("sbatch", "--test-only", str(script))
             except scheduler.SchedulerError as error:
-                fields = ", ".join(f"{k}={v}" for k, v in profile.model_dump(exclude_defaults=True).items())
+                given = profile.model_dump(exclude_defaults=True, exclude={"source", "env"})
+                fields = ", ".join(f"{k}={v}" for k, v in given.items())
                 raise scheduler.SchedulerError(f"{error}; asked for: {fields or 'the defaults'}") from None

@@ -11,7 +11,10 @@ from mvar.errors import OK, UserError, existing_directory
 
 @dataclass(frozen=True)
 class Retry:
-    """Submit runs again that failed, were killed or left the queue; they go on from their last checkpoint."""
+    """Submit runs again that failed, were killed or left the queue; they go on from their last checkpoint.
+
+    With the profile that they had, but for its shell lines and variables: those are read again from where it came.
+    """
 
     runs: tyro.conf.Positional[tuple[str, ...]] = ()
     """Run ids, or unique beginnings; also of cancelled ones."""
@@ -30,7 +33,7 @@ class Retry:
         """Submit them; returns the exit code."""
         from experiments.store import Store
         from slurm.find import to_retry
-        from slurm.profiles import with_settings
+        from slurm.profiles import with_own_shell, with_settings
 
         if bool(self.runs) == self.failed:
             raise UserError(f"retry: {len(self.runs)} runs and failed={self.failed}; allowed: runs, or --failed")
@@ -47,5 +50,5 @@ class Retry:
                 )
             return send([(profile, [config for _, configs in groups for config in configs])], store, self.dry_run)
         settings = [setting for group in self.cluster_set for setting in group]
-        changed = [(with_settings(profile, settings), configs) for profile, configs in groups]
+        changed = [(with_settings(with_own_shell(profile), settings), configs) for profile, configs in groups]
         return send(changed, store, self.dry_run)

@@ -39,6 +39,10 @@ class Submit(Sweeps):
         from experiments.cells import write_manifest
 
         profile = named_profile(self.cluster, self.cluster_set)
+        if profile.executor == "slurm":
+            from slurm.submit import check_place
+
+            check_place(self.results)
         requests, configs, store = self.planned()
         if self.dry_run and profile.executor != "slurm":
             from experiments.tables import print_plan
@@ -71,13 +75,13 @@ def send(requests: "Sequence[tuple[Profile, list[RunConfig]]]", store: "Store", 
     from slurm.submit import check, plan
 
     with nullcontext() if dry_run else exclusive(store):
-        plans = [plan(configs, store, profile.runs_per_job) for profile, configs in requests]
+        plans = [plan(configs, store, profile.runs_per_job, act=not dry_run) for profile, configs in requests]
         for (profile, _), found in zip(requests, plans, strict=True):
             if found.runs:
                 check(found, profile)
         for number, (profile, configs) in enumerate(requests):
             # planned anew after the first: stages that were submitted just now are not submitted again
-            found = plan(configs, store, profile.runs_per_job) if number else plans[0]
+            found = plan(configs, store, profile.runs_per_job, act=not dry_run) if number else plans[0]
             _send(found, len(configs), store, profile, dry_run)
     return OK
 

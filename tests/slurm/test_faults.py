@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from killing import end_at, in_child
 from slurm_cluster import start_time
 from slurm_jobs import CONFIG, PATIENCE_S, PROFILE, Sent, ask, assert_same_end, kill_node, send, until
 
@@ -157,9 +158,43 @@ def test_preemption(slurm, store, reference, partition, signals):
     sent = send(store, partition=partition)
     sent.until_training()
     ask("sbatch", "--partition=main", "--nodes=2", "--exclusive", "--mem=0", "--output=/dev/null", "--wrap=sleep 1")
+    shown = set()
+
+    def told() -> bool:
+        now = seen(sent)
+        shown.add(now.state)
+        return now.state == QUEUED and now.reason.startswith("preempted, queued again")
+
+    until("word of the preemption", told)
+    assert FAILED not in shown
     sent.until_restarted()
     sent.until_gone()
     assert "stopped at train" in sent.log()
+    assert_same_end(sent, reference)
+
+
+@pytest.mark.parametrize("pickles", [0, 1])
+def test_submit_killed_between_sbatch_and_its_files(slurm, store, reference, pickles):
+    """The array is queued, its elements' pickles are not all there: what lacks one is sent again, nothing waits."""
+    other = override(CONFIG, {"seed": 1, "train.steps": 20})
+    configs, held = [CONFIG, other], PROFILE.model_copy(update={"sbatch": {"hold": True}})
+
+    def killed() -> int:
+        end_at(("submitit.core.utils:JobPaths.move_temporary_file", "after", 1 + pickles), signal.SIGKILL)
+        submit(plan(configs, store), store, held)
+        return 0
+
+    assert in_child(killed) == -signal.SIGKILL
+    found = plan(configs, store)
+    assert len(found.runs) == 2 - pickles and found.num_active == pickles
+    first = submissions(store)[0].jobs[-1]
+    queued = ask("squeue", "-h", "-r", "--name", first.name, "-o", "%i").split()
+    assert queued == [first.element_id(i) for i in range(2) if i not in first.undone]
+    if queued:
+        ask("scontrol", "release", first.job_id)
+    submit(found, store, PROFILE)
+    until("both runs", lambda: store.is_done(CONFIG) and store.is_done(other))
+    sent = Sent(store, CONFIG, submissions(store)[-1])
     assert_same_end(sent, reference)
 
 

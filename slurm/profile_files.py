@@ -1,0 +1,179 @@
+"""Profiles as people, programs and accidents write them: bounded time and memory, one line for every mistake."""
+
+import os
+import re
+import stat
+import tomllib
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from mvar.errors import UserError
+
+MAX_BYTES = 1 << 14  # of a file: the parsers' time grows with its square
+MAX_LINE = 4096  # characters
+MAX_OPEN = 50  # brackets
+MAX_DEPTH = 3  # of values in values; a profile has 2
+MAX_NAME, MAX_TEXT = 200, 4096  # characters
+MAX_SHOWN = 60  # characters of a value in a message
+TEXTS = ("partition", "account", "qos", "constraint")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # line breaks of all kinds, NUL, no characters
+OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The fields of a TOML or YAML file.
+
+    Raises:
+        UserError: it cannot be read, is too large, no UTF-8, damaged, or holds no fields.
+    """
+    kind = path.suffix[1:].upper()
+    try:
+        text = _bytes(path).decode("utf-8-sig")
+    except OSError as error:
+        allowed = "a readable file, or the name of a built-in profile"
+        why = error.strerror or error
+        raise UserError(f"cluster: {str(path)[:300]} cannot be read ({why}); allowed: {allowed}") from None
+    except UnicodeDecodeError as error:
+        byte = f"byte {error.start} is 0x{error.object[error.start]:02x}"
+        raise UserError(f"cluster: {path} is not UTF-8 ({byte}); allowed: a {kind} file in UTF-8") from None
+    _check_shape(path, text)
+    try:
+        values = tomllib.loads(text) if path.suffix == ".toml" else _yaml(text)
+    except RecursionError:
+        raise UserError(f"cluster: {path} is not valid {kind}: values in values in values; allowed: fields") from None
+    except Exception as error:  # of damaged values PyYAML's constructors fail each in its own way
+        said = " ".join(str(error).split())[:300]
+        raise UserError(f"cluster: {path} is not valid {kind} ({said or type(error).__name__})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"cluster: {path} holds no fields; allowed: FIELD = VALUE, e.g. partition")
+    return values
+
+
+def _bytes(path: Path) -> bytes:
+    if "\0" in str(path):
+        raise OSError("a NUL in its name")
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, a device never ends
+        raise OSError("no regular file")
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise OSError(f"more than {MAX_BYTES // 1024} kB")
+    return data
+
+
+def _check_shape(path: Path, text: str) -> None:
+    """Refuse what the parsers would spend minutes or gigabytes on before they refuse it."""
+    longest = max(map(len, text.splitlines()), default=0)
+    if longest > MAX_LINE:
+        raise UserError(f"cluster: {path} has a line of {longest} characters; allowed: up to {MAX_LINE}")
+    depth = max(accumulate((c in "[{") - (c in "]}") for c in text), default=0)
+    if depth > MAX_OPEN:
+        raise UserError(f"cluster: {path} has {depth} brackets open at once; allowed: up to {MAX_OPEN}")
+
+
+def _yaml(text: str) -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Without aliases: nine lines of them make a billion values, and two a value that holds itself."""
+
+        def compose_node(self, parent, index):
+            if self.check_event(yaml.AliasEvent):
+                name = self.peek_event().anchor
+                raise yaml.YAMLError(f"alias *{shown(name)[1:-1]}; allowed: the value itself, written out")
+            return super().compose_node(parent, index)
+
+    return yaml.load(text, Loader)  # Loader is a safe one
+
+
+def check_owner(path: Path, what: str, remedy: str) -> None:
+    """Refuse what others may have changed.
+
+    Raises:
+        UserError: another owner than this user or root, or writable by the group or by all; names the path.
+    """
+    found = path.lstat()
+    if found.st_uid not in (os.geteuid(), 0):
+        raise UserError(f"{what}: {path} belongs to user {found.st_uid}; allowed: your own or root's; {remedy}")
+    if not stat.S_ISLNK(found.st_mode) and found.st_mode & 0o022:
+        mode = stat.S_IMODE(found.st_mode)
+        raise UserError(f"{what}: {path} has mode {mode:04o}, others may write it; allowed: chmod go-w; {remedy}")
+
+
+def shown(value: Any) -> str:
+    """A value in a message: cut, and never an error of its own."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return "a number of thousands of digits" if isinstance(value, int) else f"a {type(value).__name__}"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+def check_values(values: Any) -> None:
+    """Check the plain values of a profile, before they are converted to its fields' types.
+
+    A number, boolean or date is not taken for a text: what was written (0123, 1_000, yes, 1e3) cannot be known.
+
+    Raises:
+        ValueError: one line: field, value, what is allowed.
+    """
+    _check_plain("", values, 0)
+    for name, value in values.items():
+        if name in TEXTS and value is not None:
+            _check_text(name, value)
+            if not value:
+                raise ValueError(f"{name}: {value!r} is empty; allowed: a name, or leave it out")
+        elif name == "setup" and isinstance(value, list | tuple):
+            for number, line in enumerate(value):
+                _check_text(f"setup.{number}", line)
+        elif name == "env" and isinstance(value, dict):
+            for variable, text in value.items():
+                if not VARIABLE.fullmatch(variable):
+                    raise ValueError(f"env: {shown(variable)} is no name of a variable; allowed: letters, digits and _")
+                _check_text(f"env.{variable}", text)
+        elif name == "sbatch" and isinstance(value, dict):
+            for option in value:
+                if not OPTION.fullmatch(option):
+                    raise ValueError(f"sbatch: {shown(option)} is no option of sbatch; allowed: letters, digits and -")
+        elif isinstance(value, bool):
+            raise ValueError(f"{name}: {value} is a boolean; allowed: a number, or what the field holds")
+
+
+def _check_text(where: str, value: Any) -> None:
+    if not isinstance(value, str):
+        kind = {bool: "a boolean", int: "a number", float: "a number"}.get(type(value), "no text")
+        raise ValueError(f'{where}: {shown(value)} is {kind}; allowed: a text, in quotes: "{value}"')
+
+
+def _check_plain(where: str, value: Any, depth: int) -> None:
+    """Of bounded size and depth, and nothing in it that ends a line."""
+    if isinstance(value, str):
+        found = CONTROL.search(value.replace("\t", "") if where.startswith(("env.", "setup")) else value)
+        if found:
+            what = f"the control character {found[0]!r}"
+            raise ValueError(f"{where}: {shown(value)} has {what}; allowed: text on one line")
+        if len(value) > MAX_TEXT:
+            raise ValueError(f"{where}: {shown(value)} has {len(value)} characters; allowed: up to {MAX_TEXT}")
+    elif isinstance(value, int):
+        if abs(value) >= 1 << 63:
+            raise ValueError(f"{where}: {shown(value)} is out of range; allowed: less than 2**63")
+    elif isinstance(value, dict | list | tuple):
+        if depth > MAX_DEPTH - 1:
+            raise ValueError(f"{where}: values in values; allowed: a value, a list or a table of values")
+        named = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, inner in named:
+            if isinstance(value, dict):
+                _check_name(where, name)
+            _check_plain(f"{where}.{name}" if where else str(name), inner, depth + 1)
+    elif value is not None and not isinstance(value, float):
+        raise ValueError(f'{where}: {shown(value)} is a {type(value).__name__}; allowed: a text, in quotes: "{value}"')
+
+
+def _check_name(where: str, name: Any) -> None:
+    inside = f" in {where}" if where else ""
+    if not isinstance(name, str):
+        raise ValueError(f"field {shown(name)}{inside}: no text; allowed: a name, in quotes if it is a number")
+    if CONTROL.search(name) or len(name) > MAX_NAME:
+        raise ValueError(f"field {shown(name)}{inside}: has a control character or is too long; allowed: a name")
