@@ -185,7 +185,10 @@ def test_two_processes_then_one_are_one_run(store):
     assert len(weights) == 64 and len([r for r in store.runs() if "intra+mamba" in r.name]) == 1
 
 
-@pytest.mark.parametrize("where", ["train", "data", "model.mamba", "tokenizer.train", "sample", "evaluation", ""])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("data", "model.mamba", "tokenizer.train", "sample", "")]
+
+
+@pytest.mark.parametrize("where", ["train", *SLOW, pytest.param("evaluation", marks=pytest.mark.slow)])
 def test_fields_of_a_newer_version(store, capsys, where, tmp_path):
     """Shown, reported, sampled, evaluated with one warning; what is unfinished is not gone on with."""
     for name in (first.FINISHED, first.IN_TRAINING):
