@@ -30,7 +30,7 @@ from mvar.commands.run import Run
 from mvar.commands.sample import Sample
 from mvar.commands.status import Status
 from mvar.commands.submit import Submit
-from mvar.errors import FAILURE, INTERRUPTED, OK, USER_ERROR, UserError, complain, print_to_nowhere
+from mvar.errors import FAILURE, INTERRUPTED, OK, USER_ERROR, UserError, begin_command, complain, print_to_nowhere
 from mvar.escaping import degrade
 
 DESCRIPTION = "Ablations of sequence mixers in scale-wise autoregressive image generation."
@@ -70,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         degrade(stream)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    begin_command()
     try:
         code = parse(arguments).execute(arguments)
         sys.stdout.flush()

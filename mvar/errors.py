@@ -45,6 +45,20 @@ def warn(message: str) -> None:
         print(f"mvar: warning: {line}", file=sys.stderr)
 
 
+def warn_once(message: str) -> None:
+    """`warn`, unless this command has said the very same already: several processes may find it."""
+    line = one_line(message)
+    if line not in _told:
+        _told.add(line)
+        warn(line)
+
+
+def begin_command() -> None:
+    """A new command begins: it says again what an earlier one of this process has said."""
+    _told.clear()
+
+
+_told: set[str] = set()
 _told_elsewhere: Callable[[str], None] | None = None
 
 
