@@ -15,12 +15,14 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Measured:
-    """A quantity over `n` training seeds: mean and sample standard deviation (None for one seed), and its runs."""
+    """A quantity over `n` training seeds: mean and sample standard deviation (None for one seed), its runs, and the
+    value of each seed, by which it is paired with another."""
 
     mean: float
     sd: float | None
     n: int
     run_ids: tuple[str, ...] = ()
+    by_seed: tuple[tuple[int, float], ...] = ()
 
     @classmethod
     def of(cls, values: pd.Series, run_ids: Collection[str] = ()) -> "Measured | None":
@@ -29,7 +31,8 @@ class Measured:
         if values.empty:
             return None
         sd = float(values.std(ddof=1)) if len(values) > 1 else None
-        return cls(float(values.mean()), sd, len(values), tuple(sorted(set(run_ids))))
+        each = tuple((int(seed), float(value)) for seed, value in values.items())
+        return cls(float(values.mean()), sd, len(values), tuple(sorted(set(run_ids))), each)
 
     def text(self, decimals: int, factor: float = 1.0) -> str:
         """`mean ± sd` with so many decimals, or the mean alone for one seed."""
@@ -57,13 +60,6 @@ class Difference:
         if self.low is None or self.high is None:
             return mean
         return f"{mean} [{self.low * factor:+.{decimals}f}, {self.high * factor:+.{decimals}f}]"
-
-    @property
-    def excludes_zero(self) -> bool | None:
-        """Whether 0 lies outside of the interval; None where there is none."""
-        if self.low is None or self.high is None:
-            return None
-        return self.low > 0 or self.high < 0
 
 
 def by_seed(rows: pd.DataFrame, column: str) -> pd.Series:
@@ -143,14 +139,3 @@ def check_comparable(rows: pd.DataFrame, ignore: Collection[str] = ()) -> None:
     raise UserError(
         f"evaluations differ in {', '.join(differing)} and are not compared in one table; groups: {' '.join(told)}"
     )
-
-
-def resolved(first: Measured, second: Measured) -> bool | None:
-    """Whether two means lie further apart than their standard deviations explain; None where a seed is all there is.
-
-    The yardstick is the standard deviation of the difference of two single runs. It is no test of significance: with
-    two or three seeds none would mean much.
-    """
-    if first.sd is None or second.sd is None:
-        return None
-    return abs(first.mean - second.mean) > math.hypot(first.sd, second.sd)

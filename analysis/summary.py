@@ -100,24 +100,24 @@ def _pair(var: dict[str, Any], mvar: dict[str, Any], found: dict[str, Any]) -> l
         printed = f"; the paper prints {mvar['paper_fid']:.2f} and {var['paper_fid']:.2f} on ImageNet"
     told = [
         f"FID {mvar['fid'].text(2)} for M-VAR (`intra+mamba`), {var['fid'].text(2)} for VAR (`global`)"
-        f"{_verdict(found.get('fid'), 2)}{printed}"
+        f"{_verdict(found, 'fid', 2)}{printed}"
     ]
     cost = ""
     if var.get("train_flops") and mvar.get("train_flops"):
         cost = f"; M-VAR spends {mvar['train_flops'] / var['train_flops']:.2f} times VAR's training FLOPs"
     if isinstance(var.get("nll"), Measured) and isinstance(mvar.get("nll"), Measured):
         nll = f"held-out NLL {mvar['nll'].text(2)} and {var['nll'].text(2)} bits per token"
-        told.append(f"{nll}{_verdict(found.get('nll'), 3)}{cost}")
+        told.append(f"{nll}{_verdict(found, 'nll', 3)}{cost}")
     return told
 
 
-def _verdict(found: Any, decimals: int) -> str:
-    if not isinstance(found, Difference):
+def _verdict(row: dict[str, Any], key: str, decimals: int) -> str:
+    """The verdict of a row of the table of differences on one metric; empty where nothing is paired."""
+    found, verdict = row.get(key), row.get(f"{key}_verdict")
+    if not isinstance(found, Difference) or verdict is None:
         return ""
-    if found.excludes_zero is None:
-        return " (one seed: the difference may be chance)"
-    sure = "excludes" if found.excludes_zero else "includes"
-    return f" (difference {found.text(decimals)} over {found.n} seeds: the interval {sure} 0)"
+    seeds = f" over {found.n} seeds" if found.n > 1 else ""
+    return f" (difference {found.text(decimals)}{seeds}: {verdict})"
 
 
 def _floor_lines(floors: Sequence[dict[str, Any]]) -> list[str]:

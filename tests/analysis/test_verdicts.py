@@ -1,0 +1,140 @@
+"""Verdicts hold what they promise, by simulation: false ones in at most 5 % of tables, intervals that cover, power."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import t, ttest_rel
+
+from analysis.compare import Measured
+from analysis.verdicts import (
+    ALPHA,
+    BETTER,
+    INCONCLUSIVE,
+    WORSE,
+    detectable,
+    holm,
+    judge,
+    pooled,
+    power,
+    seeds_needed,
+    t_test,
+)
+
+TABLES = 4000
+MIXERS = 4
+PAIRS = [(i, j) for i in range(MIXERS) for j in range(i)]
+SCATTERS = {"equal": [1.0, 1.0, 1.0, 1.0], "unequal": [0.3, 1.0, 2.0, 4.0]}
+
+
+def tables(n: int, scatter: str, effects=(0, 0, 0, 0), seed: int = 0) -> np.ndarray:
+    """Simulated values `(tables, mixers, seeds)`: what a seed adds to all mixers, what a mixer adds, scatter."""
+    rng = np.random.default_rng((seed, n))
+    shared = rng.normal(0, 2, (TABLES, 1, n))
+    own = rng.normal(0, 1, (TABLES, MIXERS, n)) * np.array(SCATTERS[scatter])[:, None]
+    return shared + own + np.array(effects, dtype=float)[:, None]
+
+
+def corrected(values: np.ndarray) -> np.ndarray:
+    """Corrected p of all pairs of mixers `(tables, pairs)`."""
+    return holm(np.stack([t_test(values[:, i] - values[:, j]) for i, j in PAIRS], -1))
+
+
+def at_most(share: float, promised: float) -> bool:
+    """Whether a simulated share keeps a promise, two standard errors of the simulation allowed."""
+    return share <= promised + 2 * math.sqrt(promised * (1 - promised) / TABLES)
+
+
+@pytest.mark.parametrize("scatter", SCATTERS)
+@pytest.mark.parametrize("n", [2, 3, 5, 10])
+def test_equal_mixers_get_a_verdict_in_at_most_five_percent_of_tables(n, scatter):
+    assert at_most((corrected(tables(n, scatter)) < ALPHA).any(-1).mean(), ALPHA)
+
+
+@pytest.mark.parametrize("scatter", SCATTERS)
+@pytest.mark.parametrize("n", [2, 3, 5, 10])
+def test_where_one_mixer_differs_the_others_get_none(n, scatter):
+    found = corrected(tables(n, scatter, effects=(0, 0, 0, 9.0))) < ALPHA
+    false = found[:, [k for k, pair in enumerate(PAIRS) if 3 not in pair]]
+    assert at_most(false.any(-1).mean(), ALPHA)
+    if n >= 5 and scatter == "equal":
+        assert found[:, [k for k, pair in enumerate(PAIRS) if 3 in pair]].all(-1).mean() > 0.99
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 10])
+def test_intervals_of_pairs_cover(n):
+    paired = tables(n, "unequal")[:, 2] - tables(n, "unequal")[:, 1]
+    half = t.ppf(0.975, n - 1) * paired.std(-1, ddof=1) / math.sqrt(n)
+    assert 0.92 <= (np.abs(paired.mean(-1)) <= half).mean() <= 0.97
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_the_pooled_interval_covers_where_scatter_is_equal(n):
+    values = tables(n, "equal")[:1500]
+    covered = [
+        abs(table[1].mean() - table[0].mean()) <= pooled([measured(row) for row in table]).half_width
+        for table in values
+    ]
+    assert 0.92 <= np.mean(covered) <= 0.97
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_an_effect_of_the_size_that_is_named_is_found(n):
+    effect = detectable(math.sqrt(2), n)
+    paired = tables(n, "equal")[:, 1] - tables(n, "equal")[:, 0] + effect
+    assert 0.75 <= (t_test(paired) < ALPHA).mean() <= 0.85
+    assert power(effect, math.sqrt(2), n) == pytest.approx(0.8, abs=1e-6)
+
+
+@pytest.mark.parametrize("effect", [0.5, 1.0, 3.0])
+def test_the_seeds_that_are_named_find_it(effect):
+    n = seeds_needed(effect, 1.0)
+    assert power(effect, 1.0, n) >= 0.8 and (n == 2 or power(effect, 1.0, n - 1) < 0.8)
+    rng = np.random.default_rng(1)
+    assert (t_test(rng.normal(effect, 1.0, (TABLES, n))) < ALPHA).mean() >= 0.78
+    assert seeds_needed(1e-6, 1.0) is None and seeds_needed(1.0, 0.0) is None
+
+
+def measured(values, seeds=None) -> Measured:
+    index = range(len(values)) if seeds is None else seeds
+    return Measured.of(pd.Series(list(values), index=list(index), dtype=float))
+
+
+def test_the_test_is_scipys():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 6))
+    assert t_test(a - b) == pytest.approx(ttest_rel(a, b).pvalue, rel=1e-12)
+
+
+def test_holm():
+    assert holm(np.array([0.04, 0.01, 0.03])).tolist() == pytest.approx([0.06, 0.03, 0.06])
+    assert holm(np.array([0.9, 0.8])).max() == 1.0 and holm(np.array([])).size == 0
+
+
+def test_words_pairs_and_what_is_missing():
+    low, high = measured([1.0, 1.1, 0.9, 1.0]), measured([2.0, 2.2, 1.9, 2.1])
+    verdicts = judge(
+        {
+            "fid": (low, high),
+            "recall": (low, high),
+            "chance": (measured([1, 2, 3]), measured([2, 1, 3])),
+            "one": (measured([1.0]), measured([2.0])),
+            "other seeds": (measured([1.0, 2.0], [0, 1]), measured([1.0, 2.0], [2, 3])),
+            "some": (measured([1.0, 1.1, 5.0], [0, 1, 9]), measured([2.0, 2.1], [0, 1])),
+        },
+        higher_is_better=["recall"],
+    )
+    assert {name: verdict.word for name, verdict in verdicts.items()} == {
+        "fid": BETTER,
+        "recall": WORSE,
+        "chance": INCONCLUSIVE,
+        "one": INCONCLUSIVE,
+        "other seeds": INCONCLUSIVE,
+        "some": BETTER,
+    }
+    assert verdicts["fid"].mean == pytest.approx(-1.05) and verdicts["fid"].n == 4 and verdicts["fid"].needed == 2
+    assert verdicts["one"].told == "inconclusive: one seed, two or more are needed"
+    assert verdicts["other seeds"].told.startswith("inconclusive: no seed in common")
+    assert (verdicts["some"].n, verdicts["some"].left_out) == (2, 1)
+    assert verdicts["fid"].told.startswith("better (p ")
