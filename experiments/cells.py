@@ -153,6 +153,7 @@ class Request:
 def _settings(config: RunConfig) -> str:
     values = config.canonical()
     values = {name: value for name, value in values.items() if name not in ("seed", "runtime")}
+    values["model"] = identity.of_section(config.model)  # cells may hold the mixers that the base has settings of
     values["sample"] = {name: value for name, value in values["sample"].items() if name != "seed"}
     return digest(values)
 
@@ -195,6 +196,7 @@ def _write_manifest(path: Path, store: Store, request: Request, command: Sequenc
                 "axes": dict(cell.axes),
                 "printed": dict(cell.printed),
                 "run_ids": list(dict.fromkeys(config.run_id for config in configs)),
+                "keys": {config.run_id: config.key for config in configs},  # whatever its directory is called
                 "evaluation_ids": list(dict.fromkeys(config.evaluation_id for config in configs)),
             }
         )

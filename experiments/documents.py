@@ -43,7 +43,7 @@ class _Evaluation(TypedDict):
     reference: NotRequired[dict[str, Any]]
     execution: NotRequired[dict[str, Any]]
     cost: NotRequired[dict[str, Any]]
-    timing: NotRequired[dict[str, float]]
+    timing: NotRequired[dict[str, Any]]
 
 
 class _Evaluations(TypedDict):

@@ -80,6 +80,10 @@ class RunIndex:
             warn_once(f"{names}: these directories hold one and the same run; {found[0].name} is used")
         return found[0] if found else None
 
+    def id_of(self, name: str) -> str | None:
+        """The id of the config that a run's directory holds; None where it has none, or one that cannot be read."""
+        return next((e.run_id or None for e in self._entries if e.folder == f"runs/{name}"), None)
+
     def by_id(self, run_id: str) -> list[Entry]:
         """The runs whose config has an id, whatever their directories are called."""
         return [entry for entry in self._entries if entry.run_id == run_id and run_id]

@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from experiments.documents import is_evaluation, read_document, read_or_empty, write_document
 from experiments.index import RunIndex
-from mvar.config import RunConfig, from_dict, identity, stored_config
+from mvar.config import EvaluationConfig, RunConfig, from_dict, identity, stored_config
 from mvar.config.parsing import Stored
 from mvar.errors import UserError, in_field, warn_once
 from mvar.files import read_json, remove_leftovers, write_json
@@ -236,10 +236,14 @@ class Store:
         Where there is none yet, the one of its id.
         """
         run = self.run(config.run_id)
-        if run.config_path.exists():
+        if self._is_own(run):
             return run
         entry = self.index.run(config.key)
         return self.run(entry.name) if entry else run
+
+    def _is_own(self, run: RunDirectory) -> bool:
+        """Whether a directory holds the run that it is called after; a damaged config is taken for that."""
+        return run.config_path.exists() and self.index.id_of(run.name) in (None, run.name)
 
     def as_stored(self, config: RunConfig) -> RunConfig:
         """The config in the spelling in which it, or the stages that it shares, are stored already.
@@ -247,14 +251,16 @@ class Store:
         So the ids of one run and of one shared stage are those that it was made under: `/d` and `/x/../d` name one
         folder, and the size of a Mamba does not matter to a model without one.
         """
-        if self.run(config.run_id).config_path.exists():
-            return config
+        run = self.run(config.run_id)
+        if self._is_own(run):
+            return _spelled_evaluation(config, run)
         index = self.index
         entry = index.run(config.key)
         if entry:
-            stored = self.run(entry.name).stored().config
+            run = self.run(entry.name)
+            stored = run.stored().config
             science = {name: getattr(stored, name) for name in SCIENCE}
-            return _spelled_evaluation(config.model_copy(update=science), stored)
+            return _spelled_evaluation(config.model_copy(update=science), run)
         canonical = config.canonical()
         for sections in (("data", "tokenizer"), ("data",)):
             folder = index.spelled(canonical, *sections)
@@ -263,6 +269,8 @@ class Store:
                 found = {name: from_dict(type(getattr(config, name)), document[name]) for name in sections}
                 config = config.model_copy(update=found)
                 break
+        if config.evaluation.inception_weights and (folder := index.spelled(canonical, "evaluation")):
+            config = _spelled_evaluation(config, RunDirectory(folder))
         return config
 
     def runs(self) -> list[RunDirectory]:
@@ -329,9 +337,21 @@ class Store:
         return [read_document(path) for path in sorted(self.root.glob("sweeps/*.json"))]
 
 
-def _spelled_evaluation(config: RunConfig, stored: RunConfig) -> RunConfig:
-    same = config.canonical()["evaluation"] == stored.canonical()["evaluation"]
-    return config.model_copy(update={"evaluation": stored.evaluation}) if same else config
+def _spelled_evaluation(config: RunConfig, run: RunDirectory) -> RunConfig:
+    """The config with its evaluation spelled as a run has it, in its config or in one that it has made."""
+    if config.evaluation.inception_weights is None:  # nothing in it has two spellings
+        return config
+    wanted = config.canonical()["evaluation"]
+    with suppress(UserError):
+        stored = [run.stored().config.evaluation]
+        stored += [
+            from_dict(EvaluationConfig, r["evaluation"]) for r in run.evaluations().values() if "evaluation" in r
+        ]
+        for evaluation in stored:
+            spelled = config.model_copy(update={"evaluation": evaluation})
+            if spelled.canonical()["evaluation"] == wanted:
+                return spelled
+    return config
 
 
 def check_writable(root: Path) -> None:

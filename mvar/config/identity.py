@@ -8,7 +8,6 @@ changes gets a field `version: int = 2`, pinned at 1, which is part of the ident
 Everything here works on JSON values, so that a document of any version is read the same way.
 """
 
-import posixpath
 from collections.abc import Mapping
 from typing import Any
 
@@ -151,8 +150,19 @@ def canonical(kind: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any
 
 
 def normal_path(path: str) -> str:
-    """A path without `.`, `..`, doubled and final slashes, as text: links are not followed, variables not expanded."""
-    return posixpath.normpath(path.replace("//", "/")) if path else path
+    """A path without `.`, `..`, doubled and final slashes, as text: links are not followed, variables not expanded.
+
+    `..` takes back a folder's name alone: what is above `$NAME` or `~` is not known.
+    """
+    kept: list[str] = []
+    for part in path.split("/"):
+        if part == ".." and kept and kept[-1] != ".." and "$" not in kept[-1] and not kept[-1].startswith("~"):
+            kept.pop()
+        elif part == ".." and not kept and path.startswith("/"):
+            continue  # above the root is the root
+        elif part not in ("", "."):
+            kept.append(part)
+    return ("/" if path.startswith("/") else "") + "/".join(kept) or (path and ".")
 
 
 def _without(values: dict[str, Any], parents: list[str], name: str) -> dict[str, Any]:

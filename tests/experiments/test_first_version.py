@@ -143,6 +143,29 @@ def test_of_two_finished_directories_the_oldest_counts(store, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_an_evaluation_is_found_in_every_spelling(store):
+    """Of a run that is there, and of one that has yet to be made."""
+    config = override(SMOKE, {"model.pattern": "global", "evaluation.inception_weights": "/a/b"})
+    run = store.run_of(config)
+    record = {"evaluation": config.evaluation.model_dump(mode="json"), "metrics": {}}
+    run.add_evaluation(config.evaluation_id, record)
+    for path in ("/a//b", "/a/x/../b"):
+        other = override(config, {"evaluation.inception_weights": path})
+        assert other.evaluation_id != config.evaluation_id
+        assert store.as_stored(other).evaluation_id == config.evaluation_id and store.is_done(store.as_stored(other))
+    another = store.as_stored(override(config, {"evaluation.inception_weights": "/c"}))
+    assert another.evaluation_id not in run.evaluations()
+
+
+def test_another_run_under_a_runs_name_does_not_hide_it(store):
+    run = store.run(first.FINISHED)
+    shutil.rmtree(store.run(first.SPLIT).path)
+    run.path.rename(store.root / "runs" / "moved")
+    shutil.copytree(store.run(first.IN_SAMPLING).path, run.path)
+    config = override(SMOKE, {"model.pattern": "global"})
+    assert store.run_of(config).name == "moved" and store.is_done(config)
+
+
 def test_a_settled_mamba_does_not_retrain_a_model_without_one(store):
     before = {p: p.stat().st_mtime_ns for p in store.run(first.FINISHED).path.rglob("*")}
     config = override(SMOKE, {"model.pattern": "global", "model.mamba.d_state": 8})

@@ -216,6 +216,7 @@ def test_manifests_of_different_requests_do_not_mix(tmp_path):
         ({"cfg_scale": "3"}, {"sample.cfg_scale": "3.0"}, True),
         ({"train.steps": "20"}, {"train.steps": "21"}, False),
         ({"sample.cfg_scale": "3"}, {}, False),
+        ({"model.mamba.d_state": "8"}, {}, False),  # of cells that hold a Mamba, not of the base
     ],
 )
 def test_a_second_manifest_is_made_by_another_config_not_by_another_spelling(tmp_path, one, other, same):
