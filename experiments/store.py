@@ -7,7 +7,7 @@ JSON document carries `schema_version`. `results/README.md` documents the layout
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
@@ -16,11 +16,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from experiments.documents import is_evaluation, read_document, read_or_empty, write_document
+from experiments import derived
+from experiments.documents import Damaged, is_evaluation, read_document, read_or_warn, write_document
 from experiments.index import RunIndex
 from mvar.config import RunConfig, from_dict, identity, stored_config
 from mvar.config.parsing import Stored
-from mvar.errors import UserError, in_field, warn
+from mvar.errors import UserError, warn, warn_once
 from mvar.files import read_json, remove_leftovers, write_json
 
 ShouldStop = Callable[[], bool]
@@ -29,6 +30,7 @@ DONE_ANEW = ("floors", "evaluate")  # stages that keep nothing where they are st
 RUN = "run"  # the kind of work that is no shared stage
 SCIENCE = ("seed", "data", "tokenizer", "model", "train")  # sections of a config that make the run
 INDEX_S = 2.0
+CONFIG_REMEDY = "`mvar repair --yes` or the command that made the run writes it anew"
 
 
 class Stopped(Exception):
@@ -84,11 +86,29 @@ class Directory:
             return True
 
     def status(self) -> dict[str, Any] | None:
-        """The status document, or None where nothing has begun."""
+        """The status document, or None where nothing has begun; in place of a damaged one what can be derived."""
         try:
             return read_document(self.path / "status.json")
         except FileNotFoundError:
             return None
+        except Damaged as damaged:
+            warn_once(str(damaged))
+            return self.derived_status()
+
+    def derived_status(self) -> dict[str, Any]:
+        """The status as the other files have it."""
+        return derived.stage_status(self.path)
+
+    def restore_status(self) -> None:
+        """Write a damaged status anew, unless a living process is about to."""
+        try:
+            read_document(self.path / "status.json")
+        except FileNotFoundError:
+            return
+        except Damaged as damaged:
+            warn_once(str(damaged))
+            if not self.is_locked():
+                write_document(self.path / "status.json", self.derived_status())
 
     def state(self) -> str | None:
         """`running`, `done`, `failed`, `stopped`, or None."""
@@ -138,8 +158,27 @@ class RunDirectory(Directory):
             document = read_json(self.config_path)
         except FileNotFoundError:
             raise UserError(f"run: {self.path} has no config.json; allowed: a directory made by `mvar run`") from None
-        with in_field(str(self.config_path)):
+        except UserError as error:
+            raise Damaged(f"{error}; {CONFIG_REMEDY}") from None
+        try:
             return stored_config(document)
+        except UserError as error:
+            raise Damaged(f"{self.config_path}: {error}; {CONFIG_REMEDY}") from None
+
+    def derived_status(self) -> dict[str, Any]:
+        """The status as weights, metrics and evaluations have it."""
+        try:
+            steps = self.stored().config.train.steps
+        except UserError:
+            steps = 0
+        return derived.run_status(self.path, self.evaluations(), steps)
+
+    def is_damaged(self) -> bool:
+        """Whether its config cannot be read."""
+        try:
+            return not self.stored()
+        except Damaged:
+            return True
 
     def config(self) -> RunConfig:
         """The config that the run was made with; fields of a newer version are left out, with one warning.
@@ -159,7 +198,13 @@ class RunDirectory(Directory):
         what `mvar sample` and `mvar evaluate` start from afterwards. One of a newer version stays as it is.
         """
         if self.config_path.exists():
-            kept, unknown = self.stored()
+            try:
+                kept, unknown = self.stored()
+            except Damaged as damaged:
+                if self.name != config.run_id:
+                    raise
+                warn_once(str(damaged))
+                kept, unknown = config, ()  # the id is a digest of what makes the run
             if unknown:
                 return
             if kept.key != config.key:
@@ -190,7 +235,7 @@ class RunDirectory(Directory):
 
     def all_evaluations(self) -> dict[str, Any]:
         """What `eval.json` holds by evaluation id, damaged records too; empty where there is none."""
-        return read_or_empty(self.path / "eval.json").get("evaluations", {})
+        return read_or_warn(self.path / "eval.json").get("evaluations", {})
 
     def evaluations(self) -> dict[str, Any]:
         """Finished evaluations by evaluation id, damaged ones left out; empty where there is none."""
@@ -204,7 +249,7 @@ class RunDirectory(Directory):
 
     def execution(self) -> list[dict[str, Any]]:
         """The ways in which the run's steps were made, see `environment.execution_of`; empty for older runs."""
-        return read_or_empty(self.path / "execution.json").get("train", [])
+        return read_or_warn(self.path / "execution.json").get("train", [])
 
     def is_done(self, evaluation_id: str) -> bool:
         """Whether the run is trained and this evaluation of it is stored."""
@@ -301,15 +346,15 @@ class Store:
 
     def all_floors(self, config: RunConfig) -> dict[str, Any]:
         """The floors of every tokenizer and evaluation that share a run's extractor, by `RunConfig.floors_id`."""
-        return read_or_empty(self.stage("extractor", config.extractor_id).path / "floors.json").get("floors", {})
+        return read_or_warn(self.stage("extractor", config.extractor_id).path / "floors.json").get("floors", {})
 
     def extractor(self, config: RunConfig) -> dict[str, Any]:
         """`id` and `heldout_accuracy` of a run's feature extractor; empty where it is not there yet."""
-        return read_or_empty(self.stage("extractor", config.extractor_id).path / "extractor.json")
+        return read_or_warn(self.stage("extractor", config.extractor_id).path / "extractor.json")
 
     def tokenizer_quality(self, config: RunConfig) -> dict[str, Any]:
         """`psnr_db`, `codes_used` and `vocab_size` of a run's tokenizer; empty where it is not there yet."""
-        return read_or_empty(self.stage("tokenizer", config.tokenizer_id).path / "quality.json")
+        return read_or_warn(self.stage("tokenizer", config.tokenizer_id).path / "quality.json")
 
     def is_done(self, config: RunConfig) -> bool:
         """Whether there is nothing left to do for a config: trained, sampled and evaluated as it asks."""
@@ -325,8 +370,20 @@ class Store:
         return self.root / "sweeps" / f"{name}.json"
 
     def manifests(self) -> list[dict[str, Any]]:
-        """What was asked for: every sweep's manifest, by file name."""
-        return [read_document(path) for path in sorted(self.root.glob("sweeps/*.json"))]
+        """What was asked for: every sweep's manifest, by file name, damaged ones left out."""
+        return [found for path in sorted(self.root.glob("sweeps/*.json")) if (found := read_or_warn(path))]
+
+    def restore(self, configs: Iterable[RunConfig]) -> None:
+        """Write anew what is damaged and known, of the runs that a command asks for and of all stages."""
+        for stage in self.stages():
+            stage.restore_status()
+        for config in configs:
+            run = self.run_of(config)
+            if not run.config_path.exists():
+                continue
+            if run.name == config.run_id and not run.is_locked() and run.is_damaged():
+                run.write_config(config)
+            run.restore_status()
 
 
 def _spelled_evaluation(config: RunConfig, stored: RunConfig) -> RunConfig:

@@ -14,6 +14,8 @@ OK, FAILURE, USER_ERROR, INTERRUPTED = 0, 1, 2, 130  # exit codes
 class UserError(Exception):
     """A mistake in what was asked for; the message names the field, its value and what is allowed."""
 
+    exit_code = USER_ERROR
+
 
 def one_of(what: str, value: object, allowed) -> UserError:
     """The error for a name that is not in a list: says the value, what is allowed, and the nearest spelling."""
@@ -46,6 +48,26 @@ def warn(message: str) -> None:
 
 
 _told_elsewhere: Callable[[str], None] | None = None
+_told: set[str] = set()  # of `warn_once`, in this command
+
+
+def warn_once(message: str) -> None:
+    """`warn`, each message once in a command: a damaged file may be read many times."""
+    if is_first(message):
+        warn(message)
+
+
+def is_first(message: str) -> bool:
+    """Whether a line is told for the first time in this command, here or by a worker; from now on it is not."""
+    line = one_line(message)
+    first = line not in _told
+    _told.add(line)
+    return first
+
+
+def begin_command() -> None:
+    """Forget what was told before: by an earlier command of the same process."""
+    _told.clear()
 
 
 def pass_warnings_on(tell: Callable[[str], None]) -> None:

@@ -93,6 +93,8 @@ class Sweeps:
             check_writable(self.results)
         configs = unique(store.as_stored(config) for request in requests for config in request.configs())
         data_sets.check(config for config in configs if not store.is_done(config))
+        if not self.dry_run:
+            store.restore(configs)
         return requests, configs, store
 
 
