@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from experiments.documents import Damaged, read_document, read_or_empty, write_document
+from experiments.documents import Damaged, Foreign, read_document, read_or_empty, write_document
 from experiments.store import Store
 from mvar.config import RunConfig, identity, override
 from mvar.errors import UserError, warn
@@ -185,6 +185,8 @@ def _earlier(path: Path) -> dict[str, Any]:
     """The manifest of an earlier equal request; empty where there is none, or a damaged one, which is replaced."""
     try:
         return read_or_empty(path)
+    except Foreign:
+        raise
     except Damaged as damaged:
         warn(f"{damaged}; it is replaced; seeds that earlier commands asked for are to be asked for again")
         return {}

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from mvar.config import SCHEMA_VERSION
-from mvar.errors import FAILURE, UserError, warn_once
+from mvar.errors import FAILURE, USER_ERROR, UserError, warn_once
 from mvar.files import read_json, write_json
 
 OPEN = ConfigDict(extra="allow")  # fields of a newer version are kept
@@ -23,6 +23,12 @@ class Damaged(UserError):
     """A document that cannot be read: not JSON, of another version, or of another shape."""
 
     exit_code = FAILURE  # nobody has asked for anything wrong
+
+
+class Foreign(Damaged):
+    """A document of another version: never guessed at, and never replaced."""
+
+    exit_code = USER_ERROR
 
 
 class _Status(TypedDict):
@@ -149,8 +155,8 @@ class _Start(TypedDict):
 
 class _Environment(TypedDict):
     __pydantic_config__ = OPEN
-    git: dict[str, Any]
-    versions: dict[str, Any]
+    git: NotRequired[dict[str, Any]]
+    versions: NotRequired[dict[str, Any]]
 
 
 class _Timing(TypedDict):
@@ -162,7 +168,7 @@ class _Timing(TypedDict):
 SWEEPS = "sweeps"
 AGAIN = "the command that made it writes it again"
 MEND = "`mvar repair --yes` makes it anew"
-UNVERSIONED = ("timing.json",)  # documents that say no version
+UNVERSIONED = ("timing.json", "env.json")  # documents that say no version
 # File name (or folder, of manifests) -> its shape, and what to do about a damaged one.
 SHAPES: dict[str, tuple[Any, str]] = {
     "status.json": (_Status, f"its state is taken from what is there; {AGAIN}, or `mvar repair --yes`"),
@@ -217,7 +223,8 @@ def read_document(path: Path) -> dict[str, Any]:
         raise Damaged(f"{error}; {remedy(path)}") from None
     version = document.get("schema_version") if isinstance(document, dict) else None
     if version != SCHEMA_VERSION and not (path.name in UNVERSIONED and isinstance(document, dict)):
-        raise Damaged(f"{path}: schema_version is {version!r}; allowed: {SCHEMA_VERSION}; {remedy(path)}")
+        told = f"{path}: schema_version is {version!r}; allowed: {SCHEMA_VERSION}"
+        raise Foreign(told) if type(version) is int else Damaged(f"{told}; {remedy(path)}")
     if name := _shape_of(path):
         try:
             _adapter(name).validate_python(document, strict=True)
@@ -246,11 +253,17 @@ def read_or_empty(path: Path) -> dict[str, Any]:
         return {}
 
 
-def read_or_warn(path: Path) -> dict[str, Any]:
-    """Read a document of the store; one that is not there, or damaged, is empty. A damaged one is said once."""
+def read_or_warn(path: Path, foreign_too: bool = False) -> dict[str, Any]:
+    """Read a document of the store; one that is not there, or damaged, is empty. A damaged one is said once.
+
+    Raises:
+        Foreign: one of another version, unless `foreign_too`: for who reads and will not replace it.
+    """
     try:
         return read_or_empty(path)
     except Damaged as damaged:
+        if isinstance(damaged, Foreign) and not foreign_too:
+            raise
         warn_once(str(damaged))
         return {}
 

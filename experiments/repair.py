@@ -4,16 +4,16 @@ Nothing is written before somebody calls `Finding.mend`. A directory that a livi
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from experiments.asked import config_of, request_of, requested
 from experiments.derived import metrics_row
-from experiments.documents import Damaged, is_evaluation, read_document, write_document
+from experiments.documents import Damaged, Foreign, is_evaluation, read_document, write_document
 from experiments.index import INDEX
 from experiments.store import Directory, RunDirectory, StageDirectory, Store
 from mvar.config import RunConfig, identity
@@ -74,7 +74,26 @@ def findings(store: Store, names: list[str] | None = None) -> list[Finding]:
         store: the results.
         names: of runs to look at; None: everything.
     """
-    return list(_Look(store, names).findings())
+    return [_left_alone(finding) for finding in _Look(store, names).findings()]
+
+
+def _left_alone(finding: Finding) -> Finding:
+    """The finding; of a document of another version without anything that is done to it."""
+    if not isinstance(damage(finding.path), Foreign):
+        return finding
+    return replace(finding, action="is left alone; it is for the version that wrote it", mend=None)
+
+
+def restore(store: Store, configs: Iterable[RunConfig]) -> None:
+    """Write anew what is damaged and known, of the runs that a command asks for and of all stages."""
+    for stage in store.stages():
+        stage.restore_status()
+    unreadable = set(store.index.unreadable)
+    for config in configs:
+        run = store.run_of(config)
+        if f"runs/{run.name}" in unreadable and run.name == config.run_id and not run.is_locked():
+            run.write_config(config)
+        run.restore_status()
 
 
 class _Look:

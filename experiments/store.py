@@ -7,7 +7,7 @@ JSON document carries `schema_version`. `results/README.md` documents the layout
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from experiments import derived
-from experiments.documents import Damaged, is_evaluation, read_document, read_or_warn, write_document
+from experiments.documents import Damaged, Foreign, is_evaluation, read_document, read_or_warn, write_document
 from experiments.index import RunIndex
 from mvar.config import RunConfig, from_dict, identity, stored_config
 from mvar.config.parsing import Stored
@@ -91,6 +91,8 @@ class Directory:
             return read_document(self.path / "status.json")
         except FileNotFoundError:
             return None
+        except Foreign:
+            raise
         except Damaged as damaged:
             warn_once(str(damaged))
             return self.derived_status()
@@ -103,7 +105,7 @@ class Directory:
         """Write a damaged status anew, unless a living process is about to."""
         try:
             read_document(self.path / "status.json")
-        except FileNotFoundError:
+        except (FileNotFoundError, Foreign):
             return
         except Damaged as damaged:
             warn_once(str(damaged))
@@ -172,13 +174,6 @@ class RunDirectory(Directory):
         except UserError:
             steps = 0
         return derived.run_status(self.path, self.evaluations(), steps)
-
-    def is_damaged(self) -> bool:
-        """Whether its config cannot be read."""
-        try:
-            return not self.stored()
-        except Damaged:
-            return True
 
     def config(self) -> RunConfig:
         """The config that the run was made with; fields of a newer version are left out, with one warning.
@@ -371,19 +366,8 @@ class Store:
 
     def manifests(self) -> list[dict[str, Any]]:
         """What was asked for: every sweep's manifest, by file name, damaged ones left out."""
-        return [found for path in sorted(self.root.glob("sweeps/*.json")) if (found := read_or_warn(path))]
-
-    def restore(self, configs: Iterable[RunConfig]) -> None:
-        """Write anew what is damaged and known, of the runs that a command asks for and of all stages."""
-        for stage in self.stages():
-            stage.restore_status()
-        for config in configs:
-            run = self.run_of(config)
-            if not run.config_path.exists():
-                continue
-            if run.name == config.run_id and not run.is_locked() and run.is_damaged():
-                run.write_config(config)
-            run.restore_status()
+        paths = sorted(self.root.glob("sweeps/*.json"))
+        return [found for path in paths if (found := read_or_warn(path, foreign_too=True))]
 
 
 def _spelled_evaluation(config: RunConfig, stored: RunConfig) -> RunConfig:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from experiments.documents import Foreign
 from experiments.store import DONE, FAILED, RUNNING, STOPPED, Directory, Store
 from experiments.tables import INTERRUPTED, MISSING, QUEUED, Seen
 from slurm import scheduler
@@ -18,6 +19,7 @@ SHOWN = 400  # characters of the line that says why: a path may be long
 PREEMPTED = "preempted"
 KILLED = ("out of memory", "a process of it was killed")
 CANCELLED = "cancelled"
+UNKNOWN = "unknown"  # the state of what another version has made
 UNDONE = "its submission was interrupted; `mvar submit` or `mvar retry` sends it"
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "SUSPENDED", "PREEMPTED")
 HELD = ("REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")  # for ever, unless somebody releases them
@@ -142,7 +144,10 @@ class View:
 
     def __call__(self, directory: Directory) -> Seen:
         """What has become of one directory."""
-        status, owner = directory.status(), self.owner(directory.name)
+        try:
+            status, owner = directory.status(), self.owner(directory.name)
+        except Foreign as foreign:
+            return Seen(UNKNOWN, None, str(foreign))
         if owner and owner.entry:
             if len(owner.runs) > 1 and owner.entry.state in ("RUNNING", "COMPLETING"):
                 return _in_packed_job(status, owner)
