@@ -153,10 +153,16 @@ class _Start(TypedDict):
     new_parameters: list[str]
 
 
+class _Git(TypedDict):
+    __pydantic_config__ = OPEN
+    commit: NotRequired[str | None]
+    dirty: NotRequired[bool | None]
+
+
 class _Environment(TypedDict):
     __pydantic_config__ = OPEN
-    git: NotRequired[dict[str, Any]]
-    versions: NotRequired[dict[str, Any]]
+    git: NotRequired[_Git]
+    versions: NotRequired[dict[str, str]]
 
 
 class _Timing(TypedDict):

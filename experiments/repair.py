@@ -16,7 +16,7 @@ from experiments.derived import metrics_row
 from experiments.documents import Damaged, Foreign, is_evaluation, read_document, write_document
 from experiments.index import INDEX
 from experiments.store import Directory, RunDirectory, StageDirectory, Store
-from mvar.config import RunConfig, identity
+from mvar.config import RunConfig, from_dict, identity
 from mvar.errors import UserError
 from mvar.files import atomic_write, read_json, write_json
 
@@ -233,7 +233,7 @@ class _Look:
         for name in ("meta.json",) if kind == "vectors" else ("summary.json",) if kind == "data" else ():
             yield from self._doomed(stage.path / name, "is deleted; it is made anew where it is needed")
         path, sections = stage.path / "config.json", ORIGINS.get(kind, ())
-        if sections and path.is_file() and not _is_object(path, *sections):
+        if sections and path.is_file() and not _is_origin(path, sections):
             problem = f"{path}: not as this version writes it"
             if users:
                 values = {name: identity.as_document(getattr(users[0], name)) for name in sections}
@@ -302,13 +302,23 @@ def _rows(run: RunDirectory) -> Iterator[Finding]:
     yield Finding(run.metrics, problem, "these lines are dropped; their points of the training curve are lost", write)
 
 
-def _is_object(path: Path, *names: str) -> bool:
-    """Whether a file holds a JSON object with these objects in it."""
+def _is_object(path: Path) -> bool:
+    """Whether a file holds a JSON object."""
     try:
-        values = read_json(path)
+        return isinstance(read_json(path), dict)
     except (UserError, OSError):
         return False
-    return isinstance(values, dict) and all(isinstance(values.get(name), dict) for name in names)
+
+
+def _is_origin(path: Path, sections: tuple[str, ...]) -> bool:
+    """Whether a stage's `config.json` holds these sections of a config."""
+    try:
+        values = read_document(path)
+        for name in sections:
+            from_dict(RunConfig.model_fields[name].annotation, values[name])
+    except (UserError, OSError, KeyError):
+        return False
+    return True
 
 
 def check_artefacts(store: Store) -> list[str]:
