@@ -149,7 +149,7 @@ def test_all(whole, tmp_path, capfd, file, damage, by_repair):
 def test_a_report_lists_it(whole, tmp_path, capfd, file, damage):
     """Under Problems, once; the report is written with all that can be read."""
     path, run = damaged(whole, root := tmp_path / "results", file, damage)
-    code, out, err = said(capfd, ["report", "--results", str(root)])
+    code, _out, err = said(capfd, ["report", "--results", str(root)])
     assert code == OK
     text = (root / "report/report.md").read_text()
     problems = text[text.index("Problems") :]

@@ -85,7 +85,7 @@ def test_the_others_are_seen_and_nothing_is_sent_twice(fake, sent, capfd, how):
 def test_what_failed_is_sent_again_where_its_profile_is_known(fake, sent, capfd, how):
     path, place = damage_first(sent, how), ["--results", str(sent.root)]
     fake.set_lines()  # all have left the queue
-    code, out, err = said(capfd, "retry", "--failed", *place)
+    code, _out, err = said(capfd, "retry", "--failed", *place)
     told = [line for line in err.splitlines() if line.startswith("mvar: error")]
     assert code == FAILURE and len(told) == 4 and all(str(path) in line and "--cluster" in line for line in told)
     assert sum("-runs-" in line for line in fake.lines) == 4
