@@ -189,7 +189,7 @@ def _run_rows(run: RunDirectory, config: RunConfig, problems: list[str]) -> list
     evaluations = _attempt(problems, where, lambda: read_or_empty(run.path / "eval.json").get("evaluations", {}), {})
     rows = []
     for evaluation_id, record in evaluations.items():
-        here = f"{where}: evaluation {evaluation_id}"
+        here = f"{where}/eval.json: evaluation {evaluation_id}"
         columns = _attempt(problems, here, lambda record=record, here=here: _evaluation_columns(record, here, problems))
         if columns is not None:
             rows.append(common | {"evaluation_id": evaluation_id} | columns)

@@ -11,7 +11,7 @@ from tiny_runs import CONFIG, TINY
 from experiments.pipeline import execute
 from experiments.store import DONE, STOPPED, Store
 from mvar.cli import main
-from mvar.errors import FAILURE, OK, begin_command
+from mvar.errors import FAILURE, OK
 
 SETTINGS = [f"{name}={value}" for name, value in TINY.items()]
 FILES = {
@@ -142,21 +142,24 @@ def test_all(whole, tmp_path, capfd, file, damage, by_repair):
     check(whole, tmp_path, capfd, file, damage, by_repair)
 
 
-@pytest.mark.parametrize(
-    "file", ["run status", "config", "evaluations", "manifest", "quality", "floors", "environment"]
-)
-@pytest.mark.parametrize("damage", ["deep", "wrong types"])
+REPORTED = ["run status", "config", "evaluations", "manifest", "quality", "floors", "environment"]
+ONE = ("evaluations", "wrong types")
+CASES = [(f, d) for f in REPORTED for d in ("deep", "wrong types") if (f, d) != ONE]
+
+
+@pytest.mark.parametrize(("file", "damage"), [ONE, *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES)])
 def test_a_report_lists_it(whole, tmp_path, capfd, file, damage):
     """Under Problems, once; the report is written with all that can be read."""
     path, run = damaged(whole, root := tmp_path / "results", file, damage)
-    code, _out, err = said(capfd, ["report", "--results", str(root)])
+    code, _, err = said(capfd, ["report", "--results", str(root)])
     assert code == OK
     text = (root / "report/report.md").read_text()
-    problems = text[text.index("Problems") :]
+    problems = text[text.rindex("## Problems") :].replace("\\", "")
     name = str(path.relative_to(root))
     assert sum(name in line for line in problems.splitlines()) == 1, problems
     assert sum(name in line for line in err.splitlines()) == 1, err
-    assert all(other.name in text for other in Store(root).runs() if other.name != run)
+    if file != "manifest":  # which says what the tables are of
+        assert all(other.name in text for other in Store(root).runs() if other.name != run)
 
 
 UNFINISHED = ["run status", "config", "metrics", "tokenizer of a run", "execution", "environment"]
@@ -164,29 +167,25 @@ UNFINISHED = ["run status", "config", "metrics", "tokenizer of a run", "executio
 
 @pytest.mark.parametrize("file", UNFINISHED)
 @pytest.mark.parametrize("damage", ["empty", "wrong types"])
-def test_an_unfinished_run_goes_on(store, made, tmp_path, capfd, file, damage):
+def test_an_unfinished_run_goes_on(store, made, file, damage):
     """From its last checkpoint, to the same bytes: a job that is queued again with an empty status does not fail."""
-    reached: list[int] = []
+    steps: list[int] = []
 
     def progress(stage: str, done: int, total: int) -> None:
-        if stage == "train" and done >= 6:
-            reached.append(done)
+        if stage == "train":
+            steps.append(done)
 
     run = store.run(CONFIG.run_id)
     shutil.rmtree(run.path)
-    assert execute(CONFIG, store, progress, lambda: bool(reached)) == STOPPED
+    assert execute(CONFIG, store, progress, lambda: max(steps, default=0) >= 6) == STOPPED
     path = store.root / FILES[file].format(run=run.name)
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
-    began: list[int] = []
-    assert (
-        execute(CONFIG, Store(store.root), lambda stage, done, _: began.append(done) if stage == "train" else None)
-        == DONE
-    )
-    assert min(began) > 4  # not anew
+    steps.clear()
+    assert execute(CONFIG, Store(store.root), progress) == DONE
+    assert min(steps) > 4  # not anew
     other = Store(made).run(CONFIG.run_id)
     assert run.weights.read_bytes() == other.weights.read_bytes()
     assert run.config_path.read_bytes() == other.config_path.read_bytes()
     (ours,), (theirs,) = run.evaluations().values(), other.evaluations().values()
     assert ours["metrics"] == theirs["metrics"] and run.state() == DONE
-    begin_command()
     assert main(["repair", "--results", str(store.root)]) == OK
