@@ -160,8 +160,9 @@ def machine_lines(records: Records, problems: list[str]) -> list[str]:
 def execution_lines(records: Records) -> list[str]:
     """One line a way in which rows were made: kernels, TF32, processes. Rows that differ in it compare all the same."""
     done = records.done
-    made = done["execution"] if "execution" in done.columns else done["state"].where(False)
-    counts = made[made.fillna("") != ""].value_counts()
+    if "execution" not in done.columns:
+        return []
+    counts = done.loc[done["execution"].fillna("") != "", "execution"].value_counts()
     return [f"{line}: {count} row{'s' if count > 1 else ''}" for line, count in counts.items()]
 
 

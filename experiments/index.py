@@ -15,7 +15,7 @@ from typing import Any
 from experiments.documents import read_or_empty
 from mvar.config import RunConfig, identity
 from mvar.config.schema import Config, DataConfig, EvaluationConfig, TokenizerConfig
-from mvar.errors import UserError, warn
+from mvar.errors import UserError, warn_once
 from mvar.files import digest, read_json, write_json
 
 INDEX = ".index.json"
@@ -82,7 +82,8 @@ class RunIndex:
         """The run of a key; where several directories hold it, a line says which one counts."""
         found = self.runs(key)
         if len(found) > 1:
-            _tell(tuple(entry.name for entry in found))
+            names = ", ".join(entry.name for entry in found)
+            warn_once(f"{names}: these directories hold one and the same run; {found[0].name} is used")
         return found[0] if found else None
 
     def by_id(self, run_id: str) -> list[Entry]:
@@ -106,11 +107,6 @@ class RunIndex:
         began = folder / "tokenizer.json"  # written once, when the run began
         times = [path.stat().st_mtime for path in (began, folder / "config.json") if path.is_file()]
         return not done, times[0] if times else 0.0
-
-
-@cache
-def _tell(names: tuple[str, ...]) -> None:
-    warn(f"{', '.join(names)}: these directories hold one and the same run; {names[0]} is used")
 
 
 @cache

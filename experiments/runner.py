@@ -21,7 +21,7 @@ from experiments.store import DONE, FAILED, STOPPED, RunDirectory, Store
 from experiments.workers import Board, Outcome
 from mvar.config import RunConfig, RuntimeConfig
 from mvar.cost import train_flops
-from mvar.errors import is_first, print_to_nowhere, warn
+from mvar.errors import print_to_nowhere, warn_once
 
 POLL_S = 0.25
 SKIPPED = "skipped"
@@ -248,8 +248,7 @@ class _Runner:
         for number in range(len(self._places)):
             told = self._board.told(number)
             for line in told[self._warnings[number] :]:
-                if is_first(line):
-                    warn(line)  # bars on a terminal make room for it
+                warn_once(line)  # bars on a terminal make room for it
             self._warnings[number] = len(told)
         shares = {}
         for number, task in self._running.values():

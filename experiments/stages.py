@@ -90,7 +90,7 @@ def images(config: RunConfig, split: Split):
     return load_images(config.data, split)
 
 
-def _write_origin(directory: Directory, **sections: Config) -> None:
+def write_origin(directory: Directory, **sections: Config) -> None:
     """Keep what a stage is made from, beside its id: so it is found under every spelling of that."""
     write_document(directory.path / "config.json", {n: identity.as_document(s) for n, s in sections.items()})
 
@@ -112,7 +112,7 @@ def build_tokenizer(context: Context) -> None:
             return
         with recorded(directory, "tokenizer"):
             check_reference(images(config, "heldout"), config.evaluation)  # all else would be for nothing
-            _write_origin(directory, data=config.data, tokenizer=config.tokenizer)
+            write_origin(directory, data=config.data, tokenizer=config.tokenizer)
             if config.tokenizer.checkpoint:
                 tokenizer, train_s = published_tokenizer(config), 0.0
                 write_document(directory.path / "source.json", {"sha256": _source_digest(config, directory)})
@@ -269,7 +269,7 @@ def build_tokens(context: Context) -> None:
         if is_done():
             return
         with recorded(directory, "tokens"):
-            _write_origin(directory, data=config.data, tokenizer=config.tokenizer)
+            write_origin(directory, data=config.data, tokenizer=config.tokenizer)
             tokenizer = load_tokenizer(context)
             for split in splits:
                 context.check()
@@ -332,7 +332,7 @@ def build_extractor(context: Context) -> None:
         if directory.state() == DONE:
             return
         with recorded(directory, "extractor"):
-            _write_origin(directory, data=config.data, evaluation=config.evaluation)
+            write_origin(directory, data=config.data, evaluation=config.evaluation)
             if config.evaluation.extractor == "classifier":
                 from mvar.evaluation.classifier import train_classifier
 

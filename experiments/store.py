@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from experiments.documents import Damaged, Foreign, is_evaluation, read_document
 from experiments.index import RunIndex
 from mvar.config import RunConfig, from_dict, identity, stored_config
 from mvar.config.parsing import Stored
-from mvar.errors import UserError, warn, warn_once
+from mvar.errors import UserError, warn_once
 from mvar.files import read_json, remove_leftovers, write_json
 
 ShouldStop = Callable[[], bool]
@@ -183,7 +182,8 @@ class RunDirectory(Directory):
         """
         config, unknown = self.stored()
         if unknown:
-            _tell_newer(self.config_path, unknown)
+            names = ", ".join(unknown)
+            warn_once(f"{self.config_path}: written by a newer version; {names} is not known here and left out")
         return config
 
     def write_config(self, config: RunConfig) -> None:
@@ -373,11 +373,6 @@ class Store:
 def _spelled_evaluation(config: RunConfig, stored: RunConfig) -> RunConfig:
     same = config.canonical()["evaluation"] == stored.canonical()["evaluation"]
     return config.model_copy(update={"evaluation": stored.evaluation}) if same else config
-
-
-@cache
-def _tell_newer(path: Path, unknown: tuple[str, ...]) -> None:
-    warn(f"{path}: written by a newer version; {', '.join(unknown)} is not known here and left out")
 
 
 def check_writable(root: Path) -> None:

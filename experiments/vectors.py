@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from experiments.documents import read_document, write_document
-from experiments.stages import Context, images, recorded
+from experiments.stages import Context, images, recorded, write_origin
 from experiments.store import DONE
 from mvar.data.images import ImageSet
 from mvar.data.tokens import prepared_batches
@@ -51,6 +51,7 @@ def training_vectors(context: Context, report: Callable[[int, int], None]) -> Ve
         meta = _read(directory.path / META)
         if {name: meta.get(name) for name in plan} != plan:
             with recorded(directory, "vectors"):
+                write_origin(directory, data=config.data)
                 _build(directory.path, plan, train, config.runtime.num_workers, report)
                 directory.write_status(DONE, "vectors")
             meta = read_document(directory.path / META)

@@ -47,27 +47,21 @@ def warn(message: str) -> None:
         print(f"mvar: warning: {line}", file=sys.stderr)
 
 
-_told_elsewhere: Callable[[str], None] | None = None
-_told: set[str] = set()  # of `warn_once`, in this command
-
-
 def warn_once(message: str) -> None:
-    """`warn`, each message once in a command: a damaged file may be read many times."""
-    if is_first(message):
-        warn(message)
-
-
-def is_first(message: str) -> bool:
-    """Whether a line is told for the first time in this command, here or by a worker; from now on it is not."""
+    """`warn`, unless this command has said the very same already: several processes may find it."""
     line = one_line(message)
-    first = line not in _told
-    _told.add(line)
-    return first
+    if line not in _told:
+        _told.add(line)
+        warn(line)
 
 
 def begin_command() -> None:
-    """Forget what was told before: by an earlier command of the same process."""
+    """A new command begins: it says again what an earlier one of this process has said."""
     _told.clear()
+
+
+_told: set[str] = set()
+_told_elsewhere: Callable[[str], None] | None = None
 
 
 def pass_warnings_on(tell: Callable[[str], None]) -> None:

@@ -52,7 +52,8 @@ def override(config: C, values: Mapping[str, Any]) -> C:
         if leaf not in node and dotted not in DERIVED:
             raise one_of(f"field {name}", leaf, node)
         if isinstance(node.get(leaf), dict):
-            raise UserError(f"{name}: is a section; allowed: its fields, e.g. {name}.{next(iter(node[leaf]))}=VALUE")
+            example = next(iter(node[leaf]), "NAME")
+            raise UserError(f"{name}: is a section; allowed: its fields, e.g. {name}.{example}=VALUE")
         node[leaf] = _read(dotted, value, str if dotted in DERIVED else kind.model_fields[leaf].annotation)
     return from_dict(type(config), tree)
 

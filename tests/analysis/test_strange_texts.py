@@ -187,7 +187,7 @@ def test_tables_of_commands_show_it(strange, capsys):
         and "\x1b]" not in shown
         and "\x07" not in shown
     )
-    print_evaluation(store, run.config())
+    print_evaluation(run, run.config())
     shown = capsys.readouterr().out
     assert "=cmd|' /C calc'!A0" in shown and "\x1b]" not in shown and "\x07" not in shown
 

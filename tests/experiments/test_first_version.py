@@ -1,5 +1,6 @@
 """Results of the first version, for ever: found done, gone on with to the same bytes, evaluated anew, reported."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -88,6 +89,7 @@ def test_it_is_sampled_evaluated_anew_and_reported(gone_on_with, tmp_path, capsy
     capsys.readouterr()
     report = (store.root / "report/report.md").read_text()
     assert "## Problems" not in report and "## Missing" not in report
+    assert "**Made by**: trained on cpu, 1 process, attention torch, scan torch; drawn on cpu" in report
     assert len(list(store.root.glob("stages/*"))) == 3
 
 
@@ -129,6 +131,16 @@ def test_of_two_directories_the_finished_one_counts_and_a_line_says_so(store, ca
     assert store.run_of(override(SMOKE, {"model.pattern": "global"})).name == "the original"
     (line,) = capsys.readouterr().err.splitlines()
     assert "the original" in line and "a copy" in line and "the original is used" in line
+
+
+def test_of_two_finished_directories_the_oldest_counts(store, capsys):
+    run = store.run(first.FINISHED)
+    shutil.copytree(run.path, store.root / "runs" / "the younger")
+    os.utime(store.root / "runs" / "the younger" / "tokenizer.json", (2_000_000_000, 2_000_000_000))
+    run.path.rename(store.root / "runs" / "the older")
+    shutil.rmtree(store.run(first.SPLIT).path)
+    assert store.run_of(override(SMOKE, {"model.pattern": "global"})).name == "the older"
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_settled_mamba_does_not_retrain_a_model_without_one(store):
@@ -185,7 +197,10 @@ def test_two_processes_then_one_are_one_run(store):
     assert len(weights) == 64 and len([r for r in store.runs() if "intra+mamba" in r.name]) == 1
 
 
-@pytest.mark.parametrize("where", ["train", "data", "model.mamba", "tokenizer.train", "sample", "evaluation", ""])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("data", "model.mamba", "tokenizer.train", "sample", "")]
+
+
+@pytest.mark.parametrize("where", ["train", *SLOW, pytest.param("evaluation", marks=pytest.mark.slow)])
 def test_fields_of_a_newer_version(store, capsys, where, tmp_path):
     """Shown, reported, sampled, evaluated with one warning; what is unfinished is not gone on with."""
     for name in (first.FINISHED, first.IN_TRAINING):
@@ -198,6 +213,8 @@ def test_fields_of_a_newer_version(store, capsys, where, tmp_path):
         ["status", *place],
     ):
         assert main(command) == OK
+        said = [line for line in capsys.readouterr().err.splitlines() if "newer version" in line]
+        assert len(said) == (0 if command[0] == "status" else 1) and all(dotted in line for line in said)
     assert main(["report", *place]) == OK
     capsys.readouterr()
     assert "newer" in store.run(first.FINISHED).config_path.read_text()  # nothing of it is lost

@@ -90,8 +90,12 @@ def test_two_jobs_of_two_processes_on_one_node(slurm, store, reference):
 
 
 @pytest.mark.faults
-def test_torchrun(store, reference):
-    """Two processes train each run together; asked to stop they save, and the same command goes on from there."""
+@pytest.mark.parametrize("then", [2, 1])
+def test_torchrun(store, reference, then):
+    """Two processes train each run together; asked to stop they save, and as many, or one, go on from there.
+
+    How many there are is no part of what the run is: it is recorded.
+    """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "mvar.cli"]
     settings = [f"{name}={value}" for name, value in TINY.items()]
     command += ["submit", "layers", "--preset", "smoke", "--results", str(store.root), "--cluster", "inprocess"]
@@ -104,7 +108,11 @@ def test_torchrun(store, reference):
     launched.send_signal(signal.SIGTERM)  # torchrun hands it on to both
     said, _ = launched.communicate(timeout=60)
     assert run.state() == STOPPED and launched.returncode, said[-3000:]
-    result = subprocess.run(command, env=environment, timeout=300, **pipes)
+    alone = [sys.executable, *command[command.index("-m", 2) :]]
+    result = subprocess.run(command if then == 2 else alone, env=environment, timeout=300, **pipes)
     assert result.returncode == 0, result.stdout[-3000:]
     assert "3 of 3 runs done" in result.stdout
     assert_same_up_to_rounding(run, reference)
+    assert [way["processes"] for way in run.execution()] == ([2] if then == 2 else [2, 1])
+    (record,) = run.evaluations().values()
+    assert record["execution"]["train"] == run.execution() and record["execution"]["sample"]["processes"] == then
