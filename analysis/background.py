@@ -1,6 +1,5 @@
 """What the numbers stand on: data, tokenizer, feature extractor, floors and machine, as the stages recorded them."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from experiments.documents import read_document
 from mvar.config import RunConfig
 from mvar.errors import UserError
 from mvar.escaping import code, markdown
-from mvar.files import digest, read_json
+from mvar.files import digest
 from mvar.warm_start import Start
 
 # Floor metric -> what it is; those with a standard deviation have it under the same key with `_sd`.
@@ -200,9 +199,9 @@ def _distinct(records: Records, identity: Any) -> Iterator[RunConfig]:
 
 def _read(path: Path, records: Records, problems: list[str]) -> dict[str, Any] | None:
     try:
-        return read_document(path) if path.name != "env.json" else read_json(path)
+        return read_document(path)
     except FileNotFoundError:
         problems.append(f"{path.relative_to(records.store.root)}: not there")
-    except (UserError, OSError, json.JSONDecodeError) as error:
+    except (UserError, OSError) as error:
         problems.append(str(error))
     return None

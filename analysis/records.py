@@ -15,7 +15,7 @@ import pandas as pd
 
 from analysis.cache import ReadCache
 from analysis.frame import frame
-from experiments.documents import read_document
+from experiments.documents import Damaged, read_document, read_or_empty
 from experiments.store import DONE, RunDirectory, Store
 from mvar.config import EvaluationConfig, RunConfig, SampleConfig, from_dict, identity
 from mvar.errors import UserError
@@ -170,7 +170,8 @@ def _attempt(problems: list[str], where: str, read: Callable[[], Any], default: 
         KeyError,
         TypeError,
         ValueError,
-        ZeroDivisionError,
+        ArithmeticError,
+        RecursionError,
     ) as error:  # valid JSON of another shape
         problems.append(f"{where}: not as this version writes it ({type(error).__name__}: {error})")
     return default
@@ -178,22 +179,32 @@ def _attempt(problems: list[str], where: str, read: Callable[[], Any], default: 
 
 def _run_rows(run: RunDirectory, config: RunConfig, problems: list[str]) -> list[dict[str, Any]]:
     where = f"runs/{run.name}"
-    status = _attempt(problems, where, run.status) or {}
+    status = _status(run, where, problems)
     state = status.get("state", "unknown")
     if state != DONE:
         reason = f" ({status['reason']})" if status.get("reason") else ""
         progress = f" in {status['stage']}, step {status.get('step', 0)} of {status.get('steps', 0)}" if status else ""
         problems.append(f"{where}: {state}{progress}{reason}; the command that made it goes on from there")
     common = _config_columns(run, config) | {"state": state, "stage": status.get("stage")}
-    evaluations = _attempt(problems, where, run.all_evaluations, {})
-    items = _attempt(problems, where, lambda: list(evaluations.items()), [])
+    evaluations = _attempt(problems, where, lambda: read_or_empty(run.path / "eval.json").get("evaluations", {}), {})
     rows = []
-    for evaluation_id, record in items:
-        here = f"{where}: evaluation {evaluation_id}"
+    for evaluation_id, record in evaluations.items():
+        here = f"{where}/eval.json: evaluation {evaluation_id}"
         columns = _attempt(problems, here, lambda record=record, here=here: _evaluation_columns(record, here, problems))
         if columns is not None:
             rows.append(common | {"evaluation_id": evaluation_id} | columns)
     return rows or [common | {"evaluation_id": None}]
+
+
+def _status(run: RunDirectory, where: str, problems: list[str]) -> dict[str, Any]:
+    """The run's status; of a damaged one, which is a problem, what the other files tell."""
+    try:
+        return read_document(run.path / "status.json")
+    except FileNotFoundError:
+        return {}
+    except Damaged as damaged:
+        problems.append(f"{where}: {damaged}")
+        return run.derived_status()
 
 
 def _config_columns(run: RunDirectory, config: RunConfig) -> dict[str, Any]:
@@ -339,8 +350,8 @@ def _read_curve(run: RunDirectory, key: str) -> dict[str, Any]:
                 points.append((int(values["step"]), float(values[key])))
             elif key in values:
                 problems.append(f"{where}: {key} is {values[key]}; skipped")
-        except ValueError:
+        except (ValueError, RecursionError):
             problems.append(f"{where}: not valid JSON; skipped")
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, OverflowError):
             problems.append(f"{where}: not a logged step; skipped")
     return {"points": points[:: -(-len(points) // MAX_POINTS) or 1], "problems": problems}

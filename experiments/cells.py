@@ -15,10 +15,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from experiments.documents import read_document, read_or_empty, write_document
+from experiments.documents import Damaged, Foreign, read_document, read_or_empty, write_document
 from experiments.store import Store
 from mvar.config import RunConfig, identity, override
-from mvar.errors import UserError
+from mvar.errors import UserError, warn
 from mvar.files import digest
 from mvar.presets import PRESETS
 
@@ -182,8 +182,19 @@ def write_manifest(store: Store, request: Request, command: Sequence[str]) -> Pa
         return _write_manifest(manifest_path(store, request), store, request, command)
 
 
+def _earlier(path: Path) -> dict[str, Any]:
+    """The manifest of an earlier equal request; empty where there is none, or a damaged one, which is replaced."""
+    try:
+        return read_or_empty(path)
+    except Foreign:
+        raise
+    except Damaged as damaged:
+        warn(f"{damaged}; it is replaced; seeds that earlier commands asked for are to be asked for again")
+        return {}
+
+
 def _write_manifest(path: Path, store: Store, request: Request, command: Sequence[str]) -> Path:
-    earlier = read_or_empty(path)
+    earlier = _earlier(path)
     seeds = sorted({*earlier.get("seeds", []), *request.seeds})
     asked = request.sample_seeds or (request.config.sample.seed,)
     sample_seeds = sorted({*earlier.get("sample_seeds", []), *asked})

@@ -7,13 +7,13 @@ Every document carries `schema_version`. A document of another shape (cut, of an
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Any, Literal, NotRequired
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from mvar.config import SCHEMA_VERSION
-from mvar.errors import UserError
+from mvar.errors import FAILURE, USER_ERROR, UserError, warn_once
 from mvar.files import read_json, write_json
 
 OPEN = ConfigDict(extra="allow")  # fields of a newer version are kept
@@ -22,16 +22,26 @@ OPEN = ConfigDict(extra="allow")  # fields of a newer version are kept
 class Damaged(UserError):
     """A document that cannot be read: not JSON, of another version, or of another shape."""
 
+    exit_code = FAILURE  # nobody has asked for anything wrong
+
+
+class Foreign(Damaged):
+    """A document of another version: never guessed at, and never replaced."""
+
+    exit_code = USER_ERROR
+
 
 class _Status(TypedDict):
     __pydantic_config__ = OPEN
-    state: str
+    state: Literal["running", "done", "failed", "stopped"]
     stage: str
     step: NotRequired[int]
     steps: NotRequired[int]
     train_s: NotRequired[float]
     reason: NotRequired[str | None]
     updated: NotRequired[str]
+    job: NotRequired[str | None]
+    start: NotRequired[str | None]
 
 
 class _Evaluation(TypedDict):
@@ -134,21 +144,53 @@ class _Execution(TypedDict):
     train: list[dict[str, Any]]
 
 
+class _Start(TypedDict):
+    __pydantic_config__ = OPEN
+    checkpoint: str
+    sha256: str
+    loaded_layers: list[int]
+    new_layers: list[int]
+    new_parameters: list[str]
+
+
+class _Git(TypedDict):
+    __pydantic_config__ = OPEN
+    commit: NotRequired[str | None]
+    dirty: NotRequired[bool | None]
+
+
+class _Environment(TypedDict):
+    __pydantic_config__ = OPEN
+    git: NotRequired[_Git]
+    versions: NotRequired[dict[str, str]]
+
+
+class _Timing(TypedDict):
+    __pydantic_config__ = OPEN
+    sample_s: float
+    execution: NotRequired[dict[str, Any]]
+
+
 SWEEPS = "sweeps"
 AGAIN = "the command that made it writes it again"
+MEND = "`mvar repair --yes` makes it anew"
+UNVERSIONED = ("timing.json", "env.json")  # documents that say no version
 # File name (or folder, of manifests) -> its shape, and what to do about a damaged one.
 SHAPES: dict[str, tuple[Any, str]] = {
-    "status.json": (_Status, "`mvar repair` writes it anew from what is there"),
-    "eval.json": (_Evaluations, "delete it and the run's images are measured again"),
-    SWEEPS: (_Manifest, f"delete it, and {AGAIN}"),
-    "submission.json": (_Submission, "delete its folder once its jobs have left the queue"),
-    "floors.json": (_Floors, "delete it and the floors are measured again"),
-    "extractor.json": (_Extractor, f"delete its folder, and {AGAIN}"),
-    "quality.json": (_Quality, f"delete its folder, and {AGAIN}"),
-    "class_outputs.json": (_Outputs, f"delete it, and {AGAIN}"),
-    "tokenizer.json": (_Weights, "delete it: the run is then held to the tokenizer that is there now"),
-    "execution.json": (_Execution, "delete it: how the run was made is then not known"),
+    "status.json": (_Status, f"its state is taken from what is there; {AGAIN}, or `mvar repair --yes`"),
+    "eval.json": (_Evaluations, "`mvar repair --yes` or the command that made it measures the run's images again"),
+    SWEEPS: (_Manifest, AGAIN),
+    "submission.json": (_Submission, "`mvar repair --yes` sets it aside once its jobs have left the queue"),
+    "floors.json": (_Floors, MEND),
+    "extractor.json": (_Extractor, MEND),
+    "quality.json": (_Quality, MEND),
+    "class_outputs.json": (_Outputs, MEND),
+    "tokenizer.json": (_Weights, "without it the run is held to the tokenizer that is there now"),
+    "execution.json": (_Execution, "how the run was made is not known; `mvar repair --yes` deletes it"),
     "source.json": (_Source, f"delete its folder, and {AGAIN}"),
+    "start.json": (_Start, "what the run started from is not known; `mvar repair --yes` deletes it"),
+    "env.json": (_Environment, "where the run was made is not known; `mvar repair --yes` deletes it"),
+    "timing.json": (_Timing, "how long drawing took is not known; `mvar repair --yes` deletes it"),
 }
 
 
@@ -186,11 +228,12 @@ def read_document(path: Path) -> dict[str, Any]:
     except UserError as error:
         raise Damaged(f"{error}; {remedy(path)}") from None
     version = document.get("schema_version") if isinstance(document, dict) else None
-    if version != SCHEMA_VERSION:
-        raise Damaged(f"{path}: schema_version is {version!r}; allowed: {SCHEMA_VERSION}; {remedy(path)}")
+    if version != SCHEMA_VERSION and not (path.name in UNVERSIONED and isinstance(document, dict)):
+        told = f"{path}: schema_version is {version!r}; allowed: {SCHEMA_VERSION}"
+        raise Foreign(told) if type(version) is int else Damaged(f"{told}; {remedy(path)}")
     if name := _shape_of(path):
         try:
-            _adapter(name).validate_python(document)
+            _adapter(name).validate_python(document, strict=True)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
@@ -213,6 +256,21 @@ def read_or_empty(path: Path) -> dict[str, Any]:
     try:
         return read_document(path)
     except FileNotFoundError:
+        return {}
+
+
+def read_or_warn(path: Path, foreign_too: bool = False) -> dict[str, Any]:
+    """Read a document of the store; one that is not there, or damaged, is empty. A damaged one is said once.
+
+    Raises:
+        Foreign: one of another version, unless `foreign_too`: for who reads and will not replace it.
+    """
+    try:
+        return read_or_empty(path)
+    except Damaged as damaged:
+        if isinstance(damaged, Foreign) and not foreign_too:
+            raise
+        warn_once(str(damaged))
         return {}
 
 

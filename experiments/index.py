@@ -58,6 +58,7 @@ class RunIndex:
         self._entries = [
             Entry(folder, e["run_id"], e["key"], e["sections"]) for folder, e in entries.items() if "key" in e
         ]
+        self._unreadable = [folder for folder, e in entries.items() if "key" not in e and folder.startswith("runs/")]
 
     def _kept(self) -> dict[str, Any]:
         with suppress(OSError, UserError, TypeError, KeyError, AttributeError):
@@ -66,6 +67,11 @@ class RunIndex:
             if document["schema"] == _schema() and all(len(e["state"]) == 2 for e in entries.values()):
                 return entries
         return {}
+
+    @property
+    def unreadable(self) -> list[str]:
+        """Folders of runs whose config cannot be read, below the results directory."""
+        return self._unreadable
 
     def runs(self, key: str) -> list[Entry]:
         """The runs of a key: what is finished first, then the oldest."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from experiments import drawing, stages
-from experiments.documents import write_document
+from experiments.documents import read_or_warn, write_document
 from experiments.environment import describe, execution_of, kernels_of
 from experiments.stages import Context, Progress, recorded
 from experiments.store import DONE, RUNNING, STOPPED, RunDirectory, ShouldStop, Stopped, Store
@@ -22,7 +22,7 @@ from experiments.vectors import training_vectors
 from mvar import cost
 from mvar.config import RunConfig, from_dict, identity
 from mvar.errors import UserError
-from mvar.files import read_json, write_json
+from mvar.files import write_json
 from mvar.memory import keep_freed_memory
 from mvar.tokenizer.model import Tokenizer
 from mvar.training import distributed
@@ -276,10 +276,15 @@ def costs(config: RunConfig) -> dict[str, float]:
 
 
 def _drawn_by(directory: RunDirectory, config: RunConfig) -> dict[str, Any]:
-    return read_json(directory.samples(config.evaluation_id) / "timing.json").get("execution", {})
+    return _drawing(directory, config).get("execution", {})
 
 
 def _timing(directory: RunDirectory, config: RunConfig) -> dict[str, float]:
     train_s = (directory.status() or {}).get("train_s", 0.0)
-    sample_s = read_json(directory.samples(config.evaluation_id) / "timing.json")["sample_s"]
-    return {"train_s": train_s, "sample_s": sample_s, "train_step_ms": 1000 * train_s / max(config.train.steps, 1)}
+    known = {name: value for name, value in _drawing(directory, config).items() if name == "sample_s"}
+    return {"train_s": train_s, **known, "train_step_ms": 1000 * train_s / max(config.train.steps, 1)}
+
+
+def _drawing(directory: RunDirectory, config: RunConfig) -> dict[str, Any]:
+    """How the images were drawn; empty where that is no longer known."""
+    return read_or_warn(directory.samples(config.evaluation_id) / "timing.json")

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from experiments.cells import training_flops
 from experiments.store import DONE, RUN, RunDirectory, Store
 from mvar import cost
 from mvar.config import DataConfig, RunConfig, TokenizerConfig
+from mvar.errors import UserError
 from mvar.training.distributed import resolve_device
 
 
@@ -128,10 +130,11 @@ class Clock:
         self._threads = threads
         self._finished = {}
         for run in store.runs():
-            for record in run.evaluations().values():
-                if record["timing"]["train_s"] > 0:
-                    rate = record["cost"]["train_flops"] / record["timing"]["train_s"]
-                    self._finished[run.config().model] = rate
+            with suppress(UserError, KeyError, TypeError):  # damaged: others tell
+                for record in run.evaluations().values():
+                    if record["timing"]["train_s"] > 0:
+                        rate = record["cost"]["train_flops"] / record["timing"]["train_s"]
+                        self._finished[run.config().model] = rate
         self._rates: dict[object, tuple[float, str]] = {}
 
     def estimate(self, config: RunConfig) -> Estimate:

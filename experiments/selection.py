@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from experiments import stages
-from experiments.documents import read_document, write_document
+from experiments.documents import read_document, read_or_warn, write_document
 from experiments.stages import Context
 
 LabelScore = Callable[[np.ndarray, Tensor], np.ndarray]  # images (B, H, W, channels) uint8, labels (B,) -> scores (B,)
@@ -34,7 +34,7 @@ def prepare_scorer(context: Context) -> None:
     stages.build_extractor(context)
     path = _outputs_path(context)
     with context.store.stage("extractor", config.extractor_id).lock(context.should_stop):
-        if not path.is_file():
+        if not read_or_warn(path):
             extractor, training = stages.load_extractor(context), stages.images(config, "train")
             heed = context.heed("extractor")
             outputs = class_outputs(extractor, training, config.data.num_classes, progress=heed)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from experiments.documents import read_document, write_document
+from experiments.documents import read_document, read_or_warn, write_document
 from experiments.store import DONE, FAILED, RUNNING, STOPPED, Directory, ShouldStop, Stopped, Store, one_line
 from mvar.checkpoint_files import split_choice
 from mvar.config import Config, RunConfig, identity
@@ -120,7 +120,7 @@ def build_tokenizer(context: Context) -> None:
                 tokenizer, train_s = _train_tokenizer(context, directory)
             metadata = {"tokenizer": identity.as_document(config.tokenizer)}
             save_weights(directory.path / "tokenizer.safetensors", tokenizer, metadata)
-            write_document(directory.path / "quality.json", _tokenizer_quality(context, tokenizer))
+            write_document(directory.path / "quality.json", tokenizer_quality(context, tokenizer))
             directory.write_status(DONE, "tokenizer", train_s=train_s)
 
 
@@ -188,7 +188,8 @@ def _check_source(config: RunConfig, directory: Directory) -> None:
         )
 
 
-def _tokenizer_quality(context: Context, tokenizer: Tokenizer) -> dict[str, Any]:
+def tokenizer_quality(context: Context, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What `quality.json` says: the PSNR of held-out images and the codes that they use."""
     from mvar.evaluation.floors import psnr, reconstruct
     from mvar.evaluation.images import Images
 
@@ -294,8 +295,8 @@ def check_tokenizer(context: Context, run: Directory) -> None:
             recorded nothing, is held to the one that is there now.
     """
     path, now = run.path / "tokenizer.json", _weights_id(context)
-    began = read_document(path) if path.is_file() else None
-    if began is None:
+    began = read_or_warn(path)
+    if not began:
         write_document(path, now)
     elif began["tokenizer_sha256"] != now["tokenizer_sha256"]:
         raise UserError(

@@ -15,11 +15,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from experiments.documents import is_evaluation, read_document, read_or_empty, write_document
+from experiments import derived
+from experiments.documents import Damaged, Foreign, is_evaluation, read_document, read_or_warn, write_document
 from experiments.index import RunIndex
 from mvar.config import EvaluationConfig, RunConfig, from_dict, identity, stored_config
 from mvar.config.parsing import Stored
-from mvar.errors import UserError, in_field, warn_once
+from mvar.errors import UserError, warn_once
 from mvar.files import read_json, remove_leftovers, write_json
 
 ShouldStop = Callable[[], bool]
@@ -28,6 +29,7 @@ DONE_ANEW = ("floors", "evaluate")  # stages that keep nothing where they are st
 RUN = "run"  # the kind of work that is no shared stage
 SCIENCE = ("seed", "data", "tokenizer", "model", "train")  # sections of a config that make the run
 INDEX_S = 2.0
+CONFIG_REMEDY = "`mvar repair --yes` or the command that made the run writes it anew"
 
 
 class Stopped(Exception):
@@ -83,11 +85,31 @@ class Directory:
             return True
 
     def status(self) -> dict[str, Any] | None:
-        """The status document, or None where nothing has begun."""
+        """The status document, or None where nothing has begun; in place of a damaged one what can be derived."""
         try:
             return read_document(self.path / "status.json")
         except FileNotFoundError:
             return None
+        except Foreign:
+            raise
+        except Damaged as damaged:
+            warn_once(str(damaged))
+            return self.derived_status()
+
+    def derived_status(self) -> dict[str, Any]:
+        """The status as the other files have it."""
+        return derived.stage_status(self.path)
+
+    def restore_status(self) -> None:
+        """Write a damaged status anew, unless a living process is about to."""
+        try:
+            read_document(self.path / "status.json")
+        except (FileNotFoundError, Foreign):
+            return
+        except Damaged as damaged:
+            warn_once(str(damaged))
+            if not self.is_locked():
+                write_document(self.path / "status.json", self.derived_status())
 
     def state(self) -> str | None:
         """`running`, `done`, `failed`, `stopped`, or None."""
@@ -137,8 +159,20 @@ class RunDirectory(Directory):
             document = read_json(self.config_path)
         except FileNotFoundError:
             raise UserError(f"run: {self.path} has no config.json; allowed: a directory made by `mvar run`") from None
-        with in_field(str(self.config_path)):
+        except UserError as error:
+            raise Damaged(f"{error}; {CONFIG_REMEDY}") from None
+        try:
             return stored_config(document)
+        except UserError as error:
+            raise Damaged(f"{self.config_path}: {error}; {CONFIG_REMEDY}") from None
+
+    def derived_status(self) -> dict[str, Any]:
+        """The status as weights, metrics and evaluations have it."""
+        try:
+            steps = self.stored().config.train.steps
+        except UserError:
+            steps = 0
+        return derived.run_status(self.path, self.evaluations(), steps)
 
     def config(self) -> RunConfig:
         """The config that the run was made with; fields of a newer version are left out, with one warning.
@@ -159,7 +193,13 @@ class RunDirectory(Directory):
         what `mvar sample` and `mvar evaluate` start from afterwards. One of a newer version stays as it is.
         """
         if self.config_path.exists():
-            kept, unknown = self.stored()
+            try:
+                kept, unknown = self.stored()
+            except Damaged as damaged:
+                if self.name != config.run_id:
+                    raise
+                warn_once(str(damaged))
+                kept, unknown = config, ()  # the id is a digest of what makes the run
             if unknown:
                 return
             if kept.key != config.key:
@@ -190,7 +230,7 @@ class RunDirectory(Directory):
 
     def all_evaluations(self) -> dict[str, Any]:
         """What `eval.json` holds by evaluation id, damaged records too; empty where there is none."""
-        return read_or_empty(self.path / "eval.json").get("evaluations", {})
+        return read_or_warn(self.path / "eval.json").get("evaluations", {})
 
     def evaluations(self) -> dict[str, Any]:
         """Finished evaluations by evaluation id, damaged ones left out; empty where there is none."""
@@ -204,7 +244,7 @@ class RunDirectory(Directory):
 
     def execution(self) -> list[dict[str, Any]]:
         """The ways in which the run's steps were made, see `environment.execution_of`; empty for older runs."""
-        return read_or_empty(self.path / "execution.json").get("train", [])
+        return read_or_warn(self.path / "execution.json").get("train", [])
 
     def is_done(self, evaluation_id: str) -> bool:
         """Whether the run is trained and this evaluation of it is stored."""
@@ -309,15 +349,15 @@ class Store:
 
     def all_floors(self, config: RunConfig) -> dict[str, Any]:
         """The floors of every tokenizer and evaluation that share a run's extractor, by `RunConfig.floors_id`."""
-        return read_or_empty(self.stage("extractor", config.extractor_id).path / "floors.json").get("floors", {})
+        return read_or_warn(self.stage("extractor", config.extractor_id).path / "floors.json").get("floors", {})
 
     def extractor(self, config: RunConfig) -> dict[str, Any]:
         """`id` and `heldout_accuracy` of a run's feature extractor; empty where it is not there yet."""
-        return read_or_empty(self.stage("extractor", config.extractor_id).path / "extractor.json")
+        return read_or_warn(self.stage("extractor", config.extractor_id).path / "extractor.json")
 
     def tokenizer_quality(self, config: RunConfig) -> dict[str, Any]:
         """`psnr_db`, `codes_used` and `vocab_size` of a run's tokenizer; empty where it is not there yet."""
-        return read_or_empty(self.stage("tokenizer", config.tokenizer_id).path / "quality.json")
+        return read_or_warn(self.stage("tokenizer", config.tokenizer_id).path / "quality.json")
 
     def is_done(self, config: RunConfig) -> bool:
         """Whether there is nothing left to do for a config: trained, sampled and evaluated as it asks."""
@@ -333,8 +373,9 @@ class Store:
         return self.root / "sweeps" / f"{name}.json"
 
     def manifests(self) -> list[dict[str, Any]]:
-        """What was asked for: every sweep's manifest, by file name."""
-        return [read_document(path) for path in sorted(self.root.glob("sweeps/*.json"))]
+        """What was asked for: every sweep's manifest, by file name, damaged ones left out."""
+        paths = sorted(self.root.glob("sweeps/*.json"))
+        return [found for path in paths if (found := read_or_warn(path, foreign_too=True))]
 
 
 def _spelled_evaluation(config: RunConfig, run: RunDirectory) -> RunConfig:

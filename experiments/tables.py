@@ -1,6 +1,5 @@
 """What `mvar run --dry-run` and `mvar status` print."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.cells import Request, unique, with_seeds
+from experiments.derived import last_row
 from experiments.display import duration
-from experiments.store import DONE, RUNNING, Directory, RunDirectory, Store
+from experiments.store import DONE, RUNNING, Directory, Store
 from mvar.errors import say
 from mvar.escaping import rich_text
 
@@ -92,7 +92,7 @@ def print_status(store: Store, names: Iterable[str], look: Callable[[Directory],
         run = store.run(name)
         seen = look(run)
         counts[seen.state] += 1
-        _add(table, run, seen, _last_row(run) if seen.status else {})
+        _add(table, run, seen, last_row(run.metrics) if seen.status else {})
     _console().print(table)
     say(", ".join(f"{count} {state}" for state, count in counts.most_common()) or "no runs yet")
 
@@ -111,19 +111,3 @@ def _add(table: Table, directory: Directory, seen: Seen, row: dict[str, Any]) ->
     state = rich_text(seen.state, STYLES.get(seen.state, ""))
     told = (at, shown, left, where, status.get("updated", ""), seen.reason)
     table.add_row(rich_text(directory.name), state, *map(rich_text, told))
-
-
-def _last_row(run: RunDirectory) -> dict[str, Any]:
-    """The last complete row of the metrics; empty where there is none."""
-    try:
-        lines = run.metrics.read_text().splitlines()
-    except FileNotFoundError:
-        return {}
-    for line in reversed(lines):
-        try:
-            row = json.loads(line)
-            row["train/loss"], row["step"]
-            return row
-        except (ValueError, KeyError, TypeError):
-            continue  # a line that is just being written
-    return {}

@@ -23,6 +23,7 @@ from mvar.commands.evaluate import Evaluate
 from mvar.commands.export import Export
 from mvar.commands.inspect import Inspect
 from mvar.commands.logs import Logs
+from mvar.commands.repair import Repair
 from mvar.commands.report import Report
 from mvar.commands.request import with_budget_value
 from mvar.commands.retry import Retry
@@ -30,7 +31,7 @@ from mvar.commands.run import Run
 from mvar.commands.sample import Sample
 from mvar.commands.status import Status
 from mvar.commands.submit import Submit
-from mvar.errors import FAILURE, INTERRUPTED, OK, USER_ERROR, UserError, begin_command, complain, print_to_nowhere
+from mvar.errors import FAILURE, INTERRUPTED, OK, UserError, begin_command, complain, print_to_nowhere
 from mvar.escaping import degrade
 
 DESCRIPTION = "Ablations of sequence mixers in scale-wise autoregressive image generation."
@@ -42,6 +43,7 @@ COMMANDS = (
     Cancel,
     Retry,
     Doctor,
+    Repair,
     Report,
     Sample,
     Attention,
@@ -79,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_to_nowhere(sys.stdout.fileno())  # what Python itself writes at its end
         return OK
     except UserError as error:
-        return complain(str(error), USER_ERROR)
+        return complain(str(error), error.exit_code)
     except OSError as error:  # a full disk, a directory that may not be written
         where = f"{error.filename}: " if error.filename else ""
         return complain(f"{where}{error.strerror or error}", FAILURE)

@@ -14,6 +14,8 @@ OK, FAILURE, USER_ERROR, INTERRUPTED = 0, 1, 2, 130  # exit codes
 class UserError(Exception):
     """A mistake in what was asked for; the message names the field, its value and what is allowed."""
 
+    exit_code = USER_ERROR
+
 
 def one_of(what: str, value: object, allowed) -> UserError:
     """The error for a name that is not in a list: says the value, what is allowed, and the nearest spelling."""

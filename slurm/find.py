@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.documents import Damaged
 from experiments.store import FAILED, STOPPED, Store
 from experiments.tables import INTERRUPTED
 from mvar.config import RunConfig
@@ -68,12 +69,16 @@ def cancel(store: Store, names: Sequence[str]) -> dict[str, list[str]]:
     return ended
 
 
-def to_retry(store: Store, names: Sequence[str]) -> list[tuple[Profile, list[RunConfig]]]:
+def to_retry(
+    store: Store, names: Sequence[str], lost: list[str], has_profile: bool = False
+) -> list[tuple[Profile, list[RunConfig]]]:
     """What to submit again, with the profile that is stored with its last submission.
 
     Args:
         store: the results.
         names: runs that ended early; none: all that failed or were killed.
+        lost: gets a line for what cannot be submitted again, because the files of its submission are damaged.
+        has_profile: whether another profile is given: the stored one need not be known.
 
     Raises:
         UserError: a name that was never submitted.
@@ -92,8 +97,15 @@ def to_retry(store: Store, names: Sequence[str]) -> list[tuple[Profile, list[Run
         if not (seen.state in ended or was_meant_to_go_on) or (names and name not in wanted):
             continue
         for owner in {(o.job.name, o.index): o for o in found}.values():
+            if owner.submission.lost and not has_profile:
+                lost.append(f"{name}: the profile is not known, {owner.submission.lost}; or give --cluster")
+                continue
+            try:
+                works = owner.submission.works(owner.job.name, owner.index)
+            except Damaged as damaged:
+                lost.append(f"{name}: {damaged}")
+                continue
             profile = owner.submission.profile
             configs = groups.setdefault(profile.model_dump_json(), (profile, []))[1]
-            works = owner.submission.works(owner.job.name, owner.index)
             configs.extend(work.config for work in works if work.name == name)
     return list(groups.values())

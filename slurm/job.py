@@ -43,7 +43,10 @@ class Element:
 
     def __call__(self) -> None:
         """Do the work and end the process with its exit code."""
-        code = _Process(self).run()
+        try:
+            code = _Process(self).run()
+        except UserError as error:  # a damaged file of the submission
+            code = _said(error)
         sys.stdout.flush()
         sys.stderr.flush()
         sys.exit(code)  # no Exception: submitit ends without a result file

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from experiments.documents import Foreign
 from experiments.store import DONE, FAILED, RUNNING, STOPPED, Directory, Store
 from experiments.tables import INTERRUPTED, MISSING, QUEUED, Seen
 from slurm import scheduler
@@ -18,6 +19,7 @@ SHOWN = 400  # characters of the line that says why: a path may be long
 PREEMPTED = "preempted"
 KILLED = ("out of memory", "a process of it was killed")
 CANCELLED = "cancelled"
+UNKNOWN = "unknown"  # the state of what another version has made
 UNDONE = "its submission was interrupted; `mvar submit` or `mvar retry` sends it"
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "SUSPENDED", "PREEMPTED")
 HELD = ("REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")  # for ever, unless somebody releases them
@@ -67,6 +69,8 @@ class Queue:
 
     owners: dict[str, Owner] = field(default_factory=dict)  # by key of the work
     problem: str = ""  # why squeue could not be asked
+    num_lost: int = 0  # submissions whose description is damaged
+    unknown: tuple[str, ...] = ()  # jobs in the queue of which it is not known what they make
 
 
 def read_queue(store: Store, act: bool = True) -> Queue:
@@ -81,6 +85,8 @@ def read_queue(store: Store, act: bool = True) -> Queue:
         found = settle(store, found, entries, act)
     except SchedulerError as error:
         problem = str(error)
+    lost = {job.name: job for submission in found if submission.lost for job in submission.jobs}
+    unknown = [e.job_id for e in entries if e.name in lost and not any(lost[e.name].elements[e.index : e.index + 1])]
     by_name: dict[str, dict[int, Entry]] = {}
     for entry in entries:
         by_name.setdefault(entry.name, {})[entry.index] = entry
@@ -92,18 +98,23 @@ def read_queue(store: Store, act: bool = True) -> Queue:
                 for key in keys:
                     if entry or key not in owners or not (owners[key].entry or index in job.undone):
                         owners[key] = Owner(submission, job, index, entry)
-    return Queue(owners, problem)
+    return Queue(owners, problem, sum(bool(s.lost) for s in found), tuple(unknown))
 
 
 def active_elements(store: Store, act: bool = True) -> dict[str, str]:
     """Keys of what is queued or running, with the ids of the elements that make them.
 
     Raises:
-        SchedulerError: squeue failed; what is queued is then not known.
+        SchedulerError: squeue failed, or the files of a queued job are damaged: what is queued is then not known.
     """
     queue = read_queue(store, act)
     if queue.problem:
         raise SchedulerError(queue.problem)
+    if queue.unknown:  # what is submitted now might be submitted twice
+        raise SchedulerError(
+            f"submission: what {', '.join(queue.unknown)} in the queue makes cannot be read, see the warning; allowed: "
+            "to wait until it has left the queue, or scancel"
+        )
     return {key: owner.job_id for key, owner in queue.owners.items() if owner.entry}
 
 
@@ -133,7 +144,10 @@ class View:
 
     def __call__(self, directory: Directory) -> Seen:
         """What has become of one directory."""
-        status, owner = directory.status(), self.owner(directory.name)
+        try:
+            status, owner = directory.status(), self.owner(directory.name)
+        except Foreign as foreign:
+            return Seen(UNKNOWN, None, str(foreign))
         if owner and owner.entry:
             if len(owner.runs) > 1 and owner.entry.state in ("RUNNING", "COMPLETING"):
                 return _in_packed_job(status, owner)
@@ -145,7 +159,7 @@ class View:
             if directory.is_locked():
                 return Seen(RUNNING, status, job=job or "")
             if not job:
-                return Seen(INTERRUPTED, status)
+                return Seen(INTERRUPTED, status, status.get("reason") or "")
             if self.queue.problem:
                 return Seen(RUNNING, status, "as its directory says; squeue could not be asked", job)
             cause = self._cause(owner, job)
@@ -170,6 +184,8 @@ class View:
             return Seen(MISSING, None, UNDONE)
         if self.queue.problem:
             return Seen(MISSING, None, "squeue could not be asked", job)
+        if not owner.job.job_id and owner.submission.lost:
+            return Seen(MISSING, None, "its submission.json is damaged")
         if not owner.job.job_id:
             return Seen(MISSING, None, "its submission was interrupted before sbatch")
         why = self._why_not_begun(owner, name)

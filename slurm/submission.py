@@ -16,18 +16,19 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from experiments.documents import read_document, write_document
+from experiments.documents import Damaged, read_document, remedy, write_document
 from experiments.store import Store
 from mvar.config import RunConfig, from_dict
-from mvar.errors import UserError, in_field, warn
+from mvar.errors import UserError, in_field, warn, warn_once
 from mvar.files import atomic_write, machine, process_began
 from slurm.profiles import Profile
 
@@ -110,6 +111,7 @@ class Submission:
     created: str
     jobs: tuple[Job, ...] = field(default=())
     claim: Claim | None = None  # while it is being sent
+    lost: str = ""  # what is wrong with its description, of one that was put together from its other files
 
     @property
     def id(self) -> str:
@@ -143,10 +145,19 @@ class Submission:
         write_document(self.folder / "submission.json", values, 0o600 if self.is_private else 0o644)
 
     def works(self, job: str, index: int) -> list[Work]:
-        """What one element makes, in order."""
-        with (self.folder / f"{job}.jsonl").open() as lines:
-            line = next(line for number, line in enumerate(lines) if number == index)
-        return [Work(w["kind"], w["key"], from_dict(RunConfig, w["config"])) for w in json.loads(line)]
+        """What one element makes, in order.
+
+        Raises:
+            Damaged: the file with what the job makes; names it.
+        """
+        path = self.folder / f"{job}.jsonl"
+        try:
+            return [Work(w["kind"], w["key"], from_dict(RunConfig, w["config"])) for w in _line(path, index)]
+        except (OSError, UserError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+            raise Damaged(
+                f"{path}: what element {index} makes cannot be read ({type(error).__name__}: {error}); `mvar submit` "
+                "sends its runs again once the job has left the queue"
+            ) from None
 
 
 def new_id() -> str:
@@ -166,10 +177,57 @@ def job_of(folder: Path, name: str, elements: "Sequence[Sequence[Task]]") -> Job
 
 
 def read(folder: Path) -> Submission:
-    """A submission by its folder.
+    """A submission by its folder; of a damaged description, which is said once, what its other files tell.
 
     Raises:
-        UserError: its description is damaged or edited; names the file.
+        FileNotFoundError: there is none.
+    """
+    try:
+        return read_whole(folder)
+    except Damaged as damaged:
+        warn_once(str(damaged))
+        return _recovered(folder, str(damaged))
+
+
+def _recovered(folder: Path, why: str) -> Submission:
+    """Jobs and their elements from the files with their works, ids from the batch scripts.
+
+    Profile, cancelled and undone elements are not known. A job without such a file has no elements: what it makes is
+    not known either.
+    """
+    ids = {}
+    for script in folder.glob("logs/*_submission.sh"):
+        if found := re.search(r"^#SBATCH --job-name=(\S+)$", script.read_text(errors="replace"), re.M):
+            ids[found[1]] = script.name.partition("_")[0]
+    jobs = {path.stem: _elements(path) for path in folder.glob("*.jsonl") if JOB_NAME.fullmatch(path.stem)}
+    for name in (f"mvar-{folder.name}{STAGES}", f"mvar-{folder.name}-runs-0"):
+        jobs.setdefault(name, ())
+    found = tuple(Job(name, elements, ids.get(name)) for name, elements in sorted(jobs.items(), reverse=True))
+    return Submission(folder, Profile(), folder.parent / "code", "", found, lost=why)
+
+
+def _elements(path: Path) -> tuple[tuple[str, ...], ...]:
+    """Keys of what each element of a job makes; of a line that cannot be read none."""
+    found: list[tuple[str, ...]] = []
+    for index in range(path.read_bytes().count(b"\n")):
+        keys: tuple[str, ...] = ()
+        with suppress(ValueError, KeyError, TypeError, RecursionError):
+            keys = tuple(str(work["key"]) for work in _line(path, index))
+        found.append(keys)
+    return tuple(found)
+
+
+def _line(path: Path, index: int) -> Any:
+    """A line of a job's file, as JSON."""
+    with path.open("rb") as lines:
+        return json.loads(next(islice(lines, index, None), b""))
+
+
+def read_whole(folder: Path) -> Submission:
+    """A submission by its folder, as it was written.
+
+    Raises:
+        Damaged: its description is damaged or edited; names the file.
     """
     path = folder / "submission.json"
     values = read_document(path)
@@ -180,11 +238,12 @@ def read(folder: Path) -> Submission:
         with in_field(str(path)):
             profile = from_dict(Profile, values["profile"])
         return Submission(folder, profile, code, created, jobs, claim and Claim(**claim))
+    except Damaged:
+        raise
+    except UserError as error:
+        raise Damaged(f"{error}; {remedy(path)}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{path}: damaged ({type(error).__name__}: {error}); allowed: what `mvar submit` has written; its jobs' "
-            "runs are found again once that directory is moved away and they are submitted anew"
-        ) from None
+        raise Damaged(f"{path}: damaged ({type(error).__name__}: {error}); {remedy(path)}") from None
 
 
 def _job(values: dict[str, Any]) -> Job:
@@ -232,7 +291,8 @@ def change(folder: Path, changed: Callable[[Job], Job], *claim: Claim | None) ->
     with FileLock(folder / ".lock"):
         found = read(folder)
         found = replace(found, jobs=tuple(map(changed, found.jobs)), claim=claim[0] if claim else found.claim)
-        found.write()
+        if not found.lost:  # else what is not known would be written as if it were
+            found.write()
     return found
 
 

@@ -83,6 +83,7 @@ class Sweeps:
             UserError: as `requests`; results that cannot be written; data that do not fit a run that is not done.
         """
         from experiments.cells import unique
+        from experiments.repair import restore
         from experiments.store import Store, check_writable
         from mvar.commands.datasets import DataSets
 
@@ -93,6 +94,8 @@ class Sweeps:
             check_writable(self.results)
         configs = unique(store.as_stored(config) for request in requests for config in request.configs())
         data_sets.check(config for config in configs if not store.is_done(config))
+        if not self.dry_run:
+            restore(store, configs)
         return requests, configs, store
 
 

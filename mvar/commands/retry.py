@@ -6,7 +6,7 @@ from pathlib import Path
 import tyro
 
 from mvar.commands.submit import Settings, named_profile, send
-from mvar.errors import OK, UserError, existing_directory
+from mvar.errors import FAILURE, OK, UserError, complain, existing_directory
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,22 @@ class Retry:
         if bool(self.runs) == self.failed:
             raise UserError(f"retry: {len(self.runs)} runs and failed={self.failed}; allowed: runs, or --failed")
         store = Store(existing_directory("results", self.results, "one that `mvar submit` has made"))
-        groups = to_retry(store, self.runs)
+        lost: list[str] = []
+        groups = to_retry(store, self.runs, lost, bool(self.cluster))
+        code = FAILURE if lost else OK
+        for line in lost:
+            complain(line, FAILURE)
         if not groups:
-            print("nothing failed")
-            return OK
+            print("nothing else failed" if lost else "nothing failed")
+            return code
         if self.cluster:
             profile = named_profile(self.cluster, self.cluster_set)
             if profile.executor != "slurm":
                 raise UserError(
                     f"cluster: {self.cluster} is no SLURM profile; allowed there: `mvar run` goes on itself"
                 )
-            return send([(profile, [config for _, configs in groups for config in configs])], store, self.dry_run)
+            changed = [(profile, [config for _, configs in groups for config in configs])]
+            return send(changed, store, self.dry_run) or code
         settings = [setting for group in self.cluster_set for setting in group]
         changed = [(with_settings(with_own_shell(profile), settings), configs) for profile, configs in groups]
-        return send(changed, store, self.dry_run)
+        return send(changed, store, self.dry_run) or code

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mvar.errors import OK, existing_directory, warn
+from mvar.errors import FAILURE, OK, existing_directory, warn, warn_once
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class Status:
     """Where runs are kept."""
 
     def execute(self, arguments: list[str]) -> int:
-        """Print the table; returns the exit code."""
+        """Print the table; returns the exit code: 1 where what was asked for or submitted cannot be told."""
+        from experiments.repair import damaged_documents
         from experiments.store import Store
         from experiments.tables import print_status
         from slurm.queue import View
@@ -27,4 +28,7 @@ class Status:
         print_status(store, view.names(), view)
         if view.queue.problem:
             warn(f"{view.queue.problem}; states of submitted runs are as their directories say")
-        return OK
+        for damaged in damaged_documents(store):
+            warn_once(str(damaged))
+        lacking = view.queue.num_lost or len(store.manifests()) < len(list(store.root.glob("sweeps/*.json")))
+        return FAILURE if lacking else OK

@@ -130,11 +130,14 @@ def stored_config(document: Any) -> Stored:
     missing: list[str] = []
     unknown: list[str] = []
     values = _known(RunConfig, document, "", missing, unknown)
+    wrong = [name for name in ("runtime", "train") if name in values and not isinstance(values[name], Mapping)]
+    if wrong:
+        raise UserError(f"{wrong[0]} is {values[wrong[0]]!r:.200}; allowed: a JSON object, as `mvar run` writes it")
     if missing:
         some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise UserError(f"{some} is not there; allowed: a whole config, as `mvar run` writes it")
-    if "accumulate" not in document["runtime"]:  # the first version had it in both recipes
-        split = document["train"]["accumulate"]
+    if "accumulate" not in values["runtime"]:  # the first version had it in both recipes
+        split = document["train"].get("accumulate")
         values["runtime"]["accumulate"] = split if isinstance(split, int) else 1
     return Stored(from_dict(RunConfig, values), tuple(unknown))
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from mvar.data.images import ImageSet, to_float
-from mvar.errors import UserError
+from mvar.errors import UserError, warn_once
 from mvar.files import atomic_write, known_digest, read_json, write_json
 from mvar.rows import Rows
 from mvar.tokenizer.model import Tokenizer
@@ -117,8 +117,20 @@ def open_token_cache(directory: Path | str, expected_ids: dict[str, Any], verify
 
 
 def is_complete(directory: Path | str) -> bool:
-    """Whether a build has ended there."""
-    return (Path(directory) / META).is_file()
+    """Whether a build has ended there; one whose description is damaged is to be built again, and is said so once."""
+    path = Path(directory) / META
+    if not path.is_file():
+        return False
+    meta = None
+    try:
+        _check_meta(path, meta := read_json(path))
+    except UserError as error:
+        version = meta.get("schema_version") if isinstance(meta, dict) else None
+        if type(version) is int and version != SCHEMA_VERSION:  # of another version: whoever opens it is told so
+            return True
+        warn_once(f"{error}; the cache is built again where it is needed, or by `mvar repair --yes`")
+        return False
+    return True
 
 
 def check_token_cache(directory: Path | str, expected_ids: dict[str, Any]) -> dict[str, Any]:

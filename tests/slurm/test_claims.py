@@ -14,7 +14,7 @@ from killing import end_at, in_child
 
 from experiments.store import FAILED, Store
 from mvar.cli import main
-from mvar.errors import INTERRUPTED, OK, USER_ERROR
+from mvar.errors import FAILURE, INTERRUPTED, OK, USER_ERROR
 from mvar.files import machine
 from slurm import scheduler, submission
 from slurm.profiles import Profile
@@ -231,9 +231,12 @@ def test_a_damaged_submission_is_named(fake, tmp_path, capsys, field, value):
     values = json.loads(path.read_text())
     values["jobs"][0][field] = value
     path.write_text(json.dumps(values))
-    assert main(["status", "--results", str(store.root)]) == USER_ERROR
-    line = capsys.readouterr().err
-    assert str(path) in line and "damaged" in line and line.count("\n") == 1
+    queued = fake.lines
+    assert main(["status", "--results", str(store.root)]) == FAILURE
+    out, line = capsys.readouterr()
+    assert (str(path) in line and "not as this version writes it" in line) or "damaged" in line
+    assert line.count("\n") == 1 and "3 queued" in out  # from the files beside it
+    assert submit(store) == OK and fake.lines == queued
 
 
 def test_variables_and_what_holds_them_are_the_users_alone(fake, tmp_path):

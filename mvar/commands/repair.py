@@ -1,0 +1,68 @@
+"""`mvar repair`: what is damaged, what can be made anew, what is lost."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from mvar.errors import FAILURE, OK, complain, existing_directory, say
+
+
+@dataclass(frozen=True)
+class Repair:
+    """Say what of the results is damaged, what can be made anew and what is lost; with --yes do it.
+
+    Exit code 1 where something is, or stays, wrong.
+    """
+
+    run: tyro.conf.Positional[str] = ""
+    """Run id, or a unique beginning of one; none: everything."""
+    results: Path = Path("results")
+    """Where runs are kept."""
+    yes: bool = False
+    """Make anew what can be, and delete what is of no use; without it nothing is written or deleted."""
+    check: bool = False
+    """Also read every artefact through and compare its digest."""
+
+    def execute(self, arguments: list[str]) -> int:
+        """Print what is found and done; returns the exit code."""
+        from experiments.repair import check_artefacts, findings
+        from experiments.store import Store
+        from slurm.lost import lost_submissions
+
+        store = Store(existing_directory("results", self.results, "one that `mvar run` has made"))
+        names = [store.find_run(self.run).name] if self.run else None
+
+        def look():
+            return [*findings(store, names), *([] if names else lost_submissions(store))]
+
+        found = look()
+        for finding in found:
+            say(f"{finding.problem}: {finding.action}")
+        if self.yes:
+            found = self._mended(found, look)
+        bad = check_artefacts(store) if self.check else []
+        for line in bad:
+            say(line)
+        if not found and not bad:
+            say(f"{store.root}: all is well")
+            return OK
+        if any(finding.mend for finding in found) and not self.yes:
+            say(f"{len(found)} damaged; nothing was changed; `mvar repair --yes` does what is said above")
+        return FAILURE
+
+    @staticmethod
+    def _mended(found, look):
+        """Mend in order, and look again: what is derived from something else may be right only then."""
+        from mvar.errors import UserError
+
+        for finding in found:
+            if finding.mend:
+                try:
+                    finding.mend()
+                except (UserError, OSError) as error:
+                    complain(f"{finding.path}: {error}", FAILURE)
+        left = look()
+        for finding in left:
+            complain(f"still wrong: {finding.problem}: {finding.action}", FAILURE)
+        return left
