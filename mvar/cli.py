@@ -16,6 +16,7 @@ from typing import Protocol
 
 import tyro
 
+from mvar import __version__
 from mvar.commands.attention import Attention
 from mvar.commands.cancel import Cancel
 from mvar.commands.doctor import Doctor
@@ -30,7 +31,7 @@ from mvar.commands.run import Run
 from mvar.commands.sample import Sample
 from mvar.commands.status import Status
 from mvar.commands.submit import Submit
-from mvar.errors import FAILURE, INTERRUPTED, OK, USER_ERROR, UserError, complain, print_to_nowhere
+from mvar.errors import FAILURE, INTERRUPTED, OK, USER_ERROR, UserError, complain, print_to_nowhere, say
 from mvar.escaping import degrade
 
 DESCRIPTION = "Ablations of sequence mixers in scale-wise autoregressive image generation."
@@ -70,6 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         degrade(stream)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments == ["--version"]:
+        say(f"mvar {__version__}")
+        return OK
     try:
         code = parse(arguments).execute(arguments)
         sys.stdout.flush()
