@@ -92,6 +92,7 @@ class Sweeps:
         from experiments.cells import unique
         from experiments.store import Store, check_writable
         from mvar.commands.datasets import DataSets
+        from mvar.commands.needed import check_files
 
         store = Store(self.results)
         data_sets = DataSets(store, self.dry_run)
@@ -99,7 +100,9 @@ class Sweeps:
         if not self.dry_run:
             check_writable(self.results)
         configs = unique(store.as_stored(config) for request in requests for config in request.configs())
-        data_sets.check(config for config in configs if not store.is_done(config))
+        left = [config for config in configs if not store.is_done(config)]
+        check_files(left, store, self.dry_run)
+        data_sets.check(left)
         return requests, configs, store
 
 
