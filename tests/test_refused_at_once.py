@@ -26,6 +26,7 @@ def trained(tmp_path_factory):
     save_weights(run.weights, ScaleTransformer(config.model, config.token_space), names)
     save_weights(tokenizer.path / "tokenizer.safetensors", Tokenizer(config.tokenizer, config.data.channels), {})
     run.write_status(DONE, "evaluate")
+    tokenizer.write_status(DONE, "tokenizer")
     return store, config
 
 
@@ -76,6 +77,7 @@ def test_a_picture_that_cannot_be_drawn(words, message, source, trained, nothing
 def test_a_picture_of_a_checkpoint(trained, nothing_is_loaded, tmp_path, capsys):
     store, config = trained
     path = tmp_path / "g.safetensors"
+    config = override(config, {"model.pattern": "global"})  # the same tokenizer
     model = ScaleTransformer(config.model, config.token_space)
     write_official(path, official_state(model), {"config": config.model_dump(mode="json")})
     tokenizer = store.stage("tokenizer", config.tokenizer_id).path / "tokenizer.safetensors"
