@@ -1,6 +1,8 @@
 """Arrays of an .npz file, whose sizes are looked at before memory is taken for them: the file may be a stranger's."""
 
+import errno
 import math
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -14,7 +16,10 @@ from mvar.errors import UserError
 
 MAX_INFLATED_BYTES = 64 << 20  # of a deflated array whose size nothing but the file itself says
 AGAIN = "delete it and the images are drawn again"
-DAMAGES = (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, NotImplementedError, RuntimeError, TypeError)
+DAMAGES = (
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+    *(KeyError, ValueError, EOFError, NotImplementedError, RuntimeError, TypeError, OverflowError),
+)
 
 
 @contextmanager
@@ -27,7 +32,9 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
-    except DAMAGES as error:
+    except (*DAMAGES, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that one: a place before the file's beginning
+            raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{path}: cannot be read ({reason}); {AGAIN}") from None
 
