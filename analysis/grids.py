@@ -1,6 +1,6 @@
 """Samples side by side: one panel a mixer, the same classes row by row, and real held-out images beside them."""
 
-import zipfile
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import numpy as np
 from analysis.records import Manifest, Records
 from analysis.style import WIDTH, Figure, canvas
 from analysis.tables import cell_rows
-from experiments import stages
+from experiments import arrays, stages
 from mvar import escaping
 from mvar.config import RunConfig
 from mvar.errors import UserError
@@ -35,8 +35,9 @@ def samples_figure(records: Records, manifest: Manifest, directory: Path, proble
         try:
             panels.append((cell.label, read_samples(path)))
             config = config or records.configs[row["run_id"]]
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            problems.append(f"{path.relative_to(records.store.root)}: cannot be read ({error}); its panel is left out")
+        except (UserError, OSError) as error:
+            reason = str(error).removeprefix(f"{path}: ")
+            problems.append(f"{path.relative_to(records.store.root)}: {reason}; its panel is left out")
     if config is None:
         raise UserError(f"figure {name}: no samples to show")
     try:
@@ -80,17 +81,16 @@ def first_of_each_class(labels: np.ndarray) -> np.ndarray:
 
 def read_samples(path: Path) -> np.ndarray:
     """The first samples of the first classes, `(classes, per class, H, W, channels)`; reads no more of the file."""
-    with zipfile.ZipFile(path) as archive:
-        with archive.open("labels.npy") as file:
-            chosen = first_of_each_class(np.lib.format.read_array(file))
-        with archive.open("arr_0.npy") as file:  # tens of gigabytes for ImageNet: not through np.load
-            np.lib.format.read_magic(file)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-            start, size = file.tell(), int(np.prod(shape[1:])) * dtype.itemsize
+    with arrays.opened(path) as archive:
+        labels = arrays.whole(archive, "labels", "<i8", (None,))
+        chosen = first_of_each_class(labels)
+        # tens of gigabytes for ImageNet: not read whole
+        with arrays.array(archive, "arr_0", "uint8", (len(labels), None, None, None)) as (file, shape):
+            start, size = file.tell(), math.prod(shape[1:])
             found = {}
             for index in sorted(chosen.flat):
                 file.seek(start + int(index) * size)
-                found[index] = np.frombuffer(file.read(size), dtype).reshape(shape[1:])
+                found[index] = np.frombuffer(file.read(size), np.uint8).reshape(shape[1:])
     return np.stack([np.stack([found[index] for index in row]) for row in chosen])
 
 

@@ -18,11 +18,13 @@ from filelock import FileLock
 from experiments.documents import Damaged, Foreign, read_document, read_or_empty, write_document
 from experiments.store import Store
 from mvar.config import RunConfig, identity, override
-from mvar.errors import UserError, warn
+from mvar.config.parsing import current_name
+from mvar.errors import UserError, quoted, warn
 from mvar.files import digest
 from mvar.presets import PRESETS
 
 PAPER = files("experiments") / "paper"
+MAX_STEPS = 10**12  # that a budget may amount to: years on any machine
 STEPS, BUDGET = "steps", "budget"  # the modes: equal steps (the paper's way), equal training FLOPs
 
 
@@ -73,14 +75,19 @@ def at_budget(config: RunConfig, budget_flops: float) -> RunConfig:
     """The config with the number of steps whose training FLOPs are nearest to a budget, at least one.
 
     Raises:
-        UserError: it trains no step, so that there is nothing to make equal.
+        UserError: it trains no step, so that there is nothing to make equal; or more than `MAX_STEPS`.
     """
     if not config.train.steps:
         raise UserError(
             "train.steps: 0 trains nothing, which no budget can make equal; allowed with --budget: 1 or more"
         )
-    per_step = training_flops(config) / config.train.steps
-    return override(config, {"train.steps": max(1, round(budget_flops / per_step))})
+    steps = budget_flops / (training_flops(config) / config.train.steps)
+    if steps > MAX_STEPS:
+        raise UserError(
+            f"budget: {budget_flops:g} FLOPs are {steps:.1g} steps of {config.model.pattern}; allowed: at most "
+            f"{budget_flops * (MAX_STEPS / steps):.3g}, {MAX_STEPS:,} steps"
+        )
+    return override(config, {"train.steps": max(1, round(steps))})
 
 
 def paper_rows(table: str) -> list[dict[str, Any]]:
@@ -237,11 +244,20 @@ def unique(configs: Iterable[RunConfig]) -> list[RunConfig]:
 
 
 def parse_overrides(settings: Iterable[str]) -> dict[str, str]:
-    """`FIELD=VALUE` texts as a mapping; a text without `=` is a `UserError`."""
-    overrides = {}
+    """`FIELD=VALUE` texts as a mapping.
+
+    Raises:
+        UserError: a text without `=`; a field with two values, under any of its names.
+    """
+    overrides: dict[str, str] = {}
+    given: dict[str, str] = {}
     for setting in settings:
         name, separator, value = setting.partition("=")
+        name = name.strip()
         if not separator or not name:
-            raise UserError(f"set: {setting!r} is not FIELD=VALUE; allowed: e.g. train.steps=100")
+            raise UserError(f"set: {quoted(setting)} is not FIELD=VALUE; allowed: e.g. train.steps=100")
+        if given.setdefault(current_name(RunConfig, name), value) != value:
+            other = quoted(given[current_name(RunConfig, name)])
+            raise UserError(f"set: {name} has two values, {other} and {quoted(value)}; allowed: one")
         overrides[name] = value
     return overrides

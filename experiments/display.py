@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from experiments.workers import Outcome
 
 LINE_INTERVAL_S = 15.0
+LONG_S = 10 * 365.25 * 24 * 3600
 
 
 class Display(Protocol):
@@ -40,7 +41,9 @@ def make_display(tasks: "Sequence[Task]", stream: TextIO | None = None) -> Displ
 
 
 def duration(seconds: float) -> str:
-    """`12 days`, `2 h 05 min`, `3 min 20 s` or `45 s`."""
+    """`12 days`, `2 h 05 min`, `3 min 20 s` or `45 s`; what is not worth counting is `more than 10 years`."""
+    if not seconds < LONG_S:
+        return "more than 10 years"
     minutes, rest = divmod(round(seconds), 60)
     if minutes >= 4 * 24 * 60:
         return f"{minutes / (24 * 60):,.0f} days"

@@ -37,7 +37,7 @@ class Generator:
     score: LabelScore | None = None
 
 
-def of_run(store: Store, run: RunDirectory, settings: Mapping[str, Any]) -> Generator:
+def of_run(store: Store, run: RunDirectory, settings: Mapping[str, Any], classes: Sequence[str] = ()) -> Generator:
     """The generator of a trained run.
 
     Args:
@@ -45,33 +45,39 @@ def of_run(store: Store, run: RunDirectory, settings: Mapping[str, Any]) -> Gene
         run: a trained run.
         settings: fields of `SampleConfig` that differ from the run's own; pictures keep every image that is drawn
             unless `candidates` is among them.
+        classes: that are to be drawn; looked up before anything is loaded.
 
     Raises:
-        UserError: a run that is not trained, an unknown field.
+        UserError: a run that is not trained, an unknown field or class.
     """
     if not run.weights.is_file():
         raise UserError(f"run: {run.name} is not trained yet ({run.state()}); allowed: a run with model.safetensors")
     config = override(run.config(), _sample_fields({"candidates": 1, **settings}))
+    names = class_names(run)
+    class_numbers(classes, names)
     context = Context(config, store, lambda stage, done, total: None, lambda: False)
     model, tokenizer = load_generator(run, context.device), load_tokenizer(context)
-    return Generator(model, tokenizer, class_names(run), config, scorer(context))
+    return Generator(model, tokenizer, names, config, scorer(context))
 
 
-def of_checkpoint(config: RunConfig, num_heads: int | None, settings: Mapping[str, Any]) -> Generator:
+def of_checkpoint(
+    config: RunConfig, num_heads: int | None, settings: Mapping[str, Any], classes: Sequence[str] = ()
+) -> Generator:
     """The generator of a published checkpoint and its tokenizer, as `imported_config` found them.
 
     Raises:
-        UserError: files that cannot be used; an unknown field; `candidates`, for which there is no classifier.
+        UserError: files that cannot be used; an unknown field or class; `candidates`, for which there is no classifier.
     """
     config = override(config, _sample_fields(settings))
     if config.sample.candidates > 1:
         raise UserError("sample.candidates: needs a classifier; allowed: 1 for a checkpoint, more for a run")
+    names = [str(number) for number in range(config.data.num_classes)]
+    class_numbers(classes, names)
     device = resolve_device(config.runtime)
     sides = config.tokenizer.patch_sides
     model, _ = published.load_generator(
         config.train.init_from, patch_sides=sides, num_heads=num_heads, runtime=config.runtime
     )
-    names = [str(number) for number in range(config.data.num_classes)]
     return Generator(model.to(device), published_tokenizer(config).to(device), names, config)
 
 
@@ -96,7 +102,7 @@ def draw_grid(generator: Generator, classes: Sequence[str], per_class: int, seed
         UserError: an unknown class.
     """
     names = generator.class_names
-    numbers = [_class_number(name, names) for name in classes] or list(range(min(DEFAULT_CLASSES, len(names))))
+    numbers = class_numbers(classes, names) or list(range(min(DEFAULT_CLASSES, len(names))))
     config = override(generator.config, {"sample.seed": seed})
     labels = torch.tensor(numbers).repeat_interleave(per_class)
     seeds = [(seed, i) for i in range(len(labels))]
@@ -113,6 +119,11 @@ def draw_grid(generator: Generator, classes: Sequence[str], per_class: int, seed
 def class_names(run: RunDirectory) -> list[str]:
     """The names of a trained run's classes, as its weights file has them."""
     return list(load_weights(run.weights)[1]["class_names"])
+
+
+def class_numbers(classes: Sequence[str], names: Sequence[str]) -> list[int]:
+    """The numbers of classes that were asked for by name or number; an unknown one is a `UserError`."""
+    return [_class_number(name, names) for name in classes]
 
 
 def _class_number(name: str, names: Sequence[str]) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments import drawing, stages
+from experiments import arrays, drawing, stages
 from experiments.documents import read_or_warn, write_document
 from experiments.environment import describe, execution_of, kernels_of
 from experiments.stages import Context, Progress, recorded
@@ -231,12 +231,15 @@ def evaluate(context: Context, directory: RunDirectory, model: ScaleTransformer,
     if config.evaluation_id in directory.evaluations():
         return
     context.check()
-    drawn = np.load(directory.samples(config.evaluation_id) / "samples.npz")
+    count, side = config.evaluation.num_images, config.data.image_size
+    with arrays.opened(directory.samples(config.evaluation_id) / "samples.npz") as archive:
+        pixels = arrays.whole(archive, "arr_0", "uint8", (count, side, side, config.data.channels))
+        labels = arrays.whole(archive, "labels", "<i8", (count,))
     heldout, tokens = stages.images(config, "heldout"), stages.open_tokens(context, "heldout")
     vectors = training_vectors(context, context.heed("evaluate"))
     metrics = measure(
-        np.moveaxis(drawn["arr_0"], -1, 1),
-        drawn["labels"],
+        np.moveaxis(pixels, -1, 1),
+        labels,
         model=model,
         quantizer=tokenizer.quantize,
         heldout_tokens=tokens.tokens,

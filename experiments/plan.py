@@ -34,8 +34,13 @@ class Task:
 
 def run_flops(config: RunConfig) -> float:
     """Training and sampling of one run."""
-    sampling = cost.sample_flops(config.model, config.token_space, guided=config.sample.cfg_scale > 0)
-    return float(training_flops(config) + sampling * config.sample.candidates * config.evaluation.num_images)
+    return float(training_flops(config) + sampling_flops(config))
+
+
+def sampling_flops(config: RunConfig) -> int:
+    """What drawing the images of one evaluation takes."""
+    an_image = cost.sample_flops(config.model, config.token_space, guided=config.sample.cfg_scale > 0)
+    return an_image * config.sample.candidates * config.evaluation.num_images
 
 
 def tokenizer_flops(config: RunConfig) -> float:
@@ -137,12 +142,12 @@ class Clock:
                         self._finished[run.config().model] = rate
         self._rates: dict[object, tuple[float, str]] = {}
 
-    def estimate(self, config: RunConfig) -> Estimate:
-        """The time of one run, its shared stages aside."""
+    def estimate(self, config: RunConfig, flops: float | None = None) -> Estimate:
+        """The time of one run, or of `flops` of its work; shared stages aside."""
         if config.model not in self._rates:
             self._rates[config.model] = self._rate(config)
         rate, source = self._rates[config.model]
-        return Estimate(run_flops(config) / rate, source)
+        return Estimate((run_flops(config) if flops is None else flops) / rate, source)
 
     def _rate(self, config: RunConfig) -> tuple[float, str]:
         import torch

@@ -12,6 +12,7 @@ from experiments.cells import Request, unique, with_seeds
 from experiments.derived import last_row
 from experiments.display import duration
 from experiments.store import DONE, RUNNING, Directory, Store
+from mvar.config import RunConfig
 from mvar.errors import say
 from mvar.escaping import rich_text
 
@@ -37,8 +38,11 @@ def _console() -> Console:
 
 
 def print_plan(requests: Sequence[Request], store: Store, num_workers: int | None) -> None:
-    """The runs of some sweeps: pattern, steps, parameters, training FLOPs, estimated time; nothing is made."""
-    from experiments.plan import Clock
+    """The runs of some sweeps: pattern, steps, parameters, training FLOPs, estimated time; nothing is made.
+
+    A run is trained once, however many evaluations of it are asked for.
+    """
+    from experiments.plan import Clock, sampling_flops
     from experiments.runner import worker_places
     from mvar.cost import num_params, train_flops
 
@@ -50,12 +54,17 @@ def print_plan(requests: Sequence[Request], store: Store, num_workers: int | Non
     for column in ("steps", "parameters", "training FLOPs", "estimated time"):
         table.add_column(column, justify="right")
     left_s, total_flops, sources = 0.0, 0, set()
+    evaluations: dict[str, list[RunConfig]] = {}
     for config in configs:
+        evaluations.setdefault(config.key, []).append(config)
+    for config, *others in evaluations.values():
         flops = train_flops(config.model, config.token_space, config.train.steps * config.train.batch_size)
         total_flops += flops
-        state, time = "done" if store.is_done(config) else "to do", ""
-        if state != "done":
-            estimate = clock.estimate(config)
+        left = [one for one in (config, *others) if not store.is_done(one)]
+        state, time = "to do" if left else "done", ""
+        if left:
+            training = 0 if store.run_of(config).weights.is_file() else flops
+            estimate = clock.estimate(config, float(training + sum(map(sampling_flops, left))))
             left_s += estimate.seconds
             sources.add(estimate.source)
             time = duration(estimate.seconds)
@@ -64,7 +73,8 @@ def print_plan(requests: Sequence[Request], store: Store, num_workers: int | Non
         table.add_row(*map(rich_text, row), f"{num_params(config.model, config.token_space):,}", f"{flops:.3g}", time)
     console = _console()
     console.print(table)
-    say(f"{len(configs)} runs, {total_flops:.3g} training FLOPs")
+    more = f", {len(configs)} evaluations" if len(configs) > len(evaluations) else ""
+    say(f"{len(evaluations)} runs{more}, {total_flops:.3g} training FLOPs")
     if left_s:
         say(
             f"to do: about {duration(left_s / len(places))} on {len(places)} worker(s), shared stages (tokenizer, "

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import tyro
 
+from mvar import __version__
 from mvar.commands.attention import Attention
 from mvar.commands.cancel import Cancel
 from mvar.commands.doctor import Doctor
@@ -31,7 +32,7 @@ from mvar.commands.run import Run
 from mvar.commands.sample import Sample
 from mvar.commands.status import Status
 from mvar.commands.submit import Submit
-from mvar.errors import FAILURE, INTERRUPTED, OK, UserError, begin_command, complain, print_to_nowhere
+from mvar.errors import FAILURE, INTERRUPTED, OK, UserError, begin_command, complain, print_to_nowhere, say
 from mvar.escaping import degrade
 
 DESCRIPTION = "Ablations of sequence mixers in scale-wise autoregressive image generation."
@@ -73,6 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         degrade(stream)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     begin_command()
+    if arguments == ["--version"]:
+        say(f"mvar {__version__}")
+        return OK
     try:
         code = parse(arguments).execute(arguments)
         sys.stdout.flush()

@@ -22,9 +22,18 @@ def one_of(what: str, value: object, allowed) -> UserError:
     from difflib import get_close_matches
 
     names = [str(a) for a in allowed]
-    near = get_close_matches(str(value), names, n=1)
+    near = get_close_matches(str(value)[:200], names, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return UserError(f"{what}: {str(value)!r} is unknown{hint}; allowed: {', '.join(names)}")
+    return UserError(f"{what}: {quoted(str(value))} is unknown{hint}; allowed: {', '.join(names)}")
+
+
+def quoted(value: object, limit: int = 200) -> str:
+    """A value as a message shows it: its `repr`, cut where it is long or nested without end."""
+    try:
+        text = repr(value[: limit + 1] if isinstance(value, str) else value)
+    except RecursionError:
+        return f"a deeply nested {type(value).__name__}"
+    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def complain(message: str, code: int) -> int:

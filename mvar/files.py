@@ -12,6 +12,7 @@ import secrets
 import shutil
 import socket
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -58,6 +59,26 @@ def atomic_write(path: Path | str, mode: int = 0o666) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.filename is None:  # a full disk: say what could not be written
             error.filename = str(path)
         raise error from None
+
+
+def check_place(what: str, path: Path | str) -> None:
+    """Refuse a path that no file can be written to, before the work whose result it is for; nothing is left there.
+
+    Raises:
+        UserError: a folder that is missing or may not be written in, or a path that is a folder; names `what`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{what}: {path} is a folder; allowed: a file")
+    if not path.parent.is_dir():
+        raise UserError(f"{what}: {path}: there is no folder {path.parent}; allowed: a file in one that is there")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{what}: {path.parent} cannot be written in ({error.strerror}); allowed: a file in a folder that can"
+        ) from None
 
 
 @contextmanager

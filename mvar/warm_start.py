@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mvar.checkpoint_files import split_choice
-from mvar.config import ModelConfig
+from mvar.config import ModelConfig, TokenSpace
 from mvar.errors import UserError, in_field
 from mvar.files import file_digest
 from mvar.published import GeneratorFacts, load_generator
@@ -70,7 +70,7 @@ def start_from(model: ScaleTransformer, path: Path | str) -> Start:
     """
     with in_field("train.init_from"):
         source, facts = load_generator(path, patch_sides=model.space.patch_sides, num_heads=model.config.num_heads)
-    _check_sizes(model, facts, path)
+    check_sizes(model.config, model.space, facts, path)
     kept = _kept_layers(facts.config, model.config)
     own, given = model.state_dict(), source.state_dict()
     new = []
@@ -97,9 +97,10 @@ def _kept_layers(theirs: ModelConfig, ours: ModelConfig) -> set[int]:
     return {i for i, (a, b) in enumerate(zip(theirs.layers, ours.layers, strict=True)) if same(a, b)}
 
 
-def _check_sizes(model: ScaleTransformer, facts: GeneratorFacts, path: Path | str) -> None:
-    pairs = [(f"model.{name}", getattr(facts.config, name), getattr(model.config, name)) for name in SHARED_FIELDS]
-    pairs += [(name, getattr(facts.space, name), getattr(model.space, name)) for name in SHARED_SPACE]
+def check_sizes(config: ModelConfig, space: TokenSpace, facts: GeneratorFacts, path: Path | str) -> None:
+    """Refuse a checkpoint that a model of these sizes cannot start from; names every field that differs."""
+    pairs = [(f"model.{name}", getattr(facts.config, name), getattr(config, name)) for name in SHARED_FIELDS]
+    pairs += [(name, getattr(facts.space, name), getattr(space, name)) for name in SHARED_SPACE]
     wrong = [f"{name}: {ours!r} here, {theirs!r} in the checkpoint" for name, theirs, ours in pairs if theirs != ours]
     if wrong:
         raise UserError(f"train.init_from: {path} does not fit; {'; '.join(wrong)}; allowed: the checkpoint's values")

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from mvar.commands.checkpoint import CheckpointFiles, check_source, sampling_preset
-from mvar.errors import OK, UserError, existing_directory, say
+from mvar.errors import OK, UserError, existing_directory, one_of, say
 from mvar.escaping import rich_text
+from mvar.pattern import mixers_of
 
 if TYPE_CHECKING:
     from analysis.attention import AttentionStats
     from analysis.attention_runs import Source
+    from mvar.config import ModelConfig, TokenSpace
 
 RUN_IMAGES, CHECKPOINT_IMAGES = 1000, 64  # unless said otherwise
 
@@ -60,6 +62,9 @@ class Attention(CheckpointFiles):
                 raise UserError(f"{name}: {value}; allowed: 1 or more, 0 for the default")
         if self.source == "heldout" and (self.sampling or self.set):
             raise UserError("sampling, set: only for images that are drawn; allowed: with --source self")
+        for name in ("picture", "layer", "head", "query"):
+            if (value := getattr(self, name)) < -1:
+                raise UserError(f"{name}: {value}; allowed: 0 or more, -1 for none in particular")
         source, name, folder = self._of_run() if self.run else self._of_checkpoint()
         from rich.console import Console
         from rich.progress import Progress
@@ -86,8 +91,6 @@ class Attention(CheckpointFiles):
 
         opened = source.open()
         model, tokenizer, schedule = opened.model, opened.tokenizer, opened.model.schedule
-        if self.picture >= model.space.num_classes:
-            raise UserError(f"picture: {self.picture}; allowed: classes 0 to {model.space.num_classes - 1}")
         layer = self.layer if self.layer >= 0 else stats.layers[int(stats.layer_relative_entropy.argmin())]
         head = self.head if self.head >= 0 else None
         side = schedule.sides[-1]
@@ -107,6 +110,21 @@ class Attention(CheckpointFiles):
         for name, figure in figures.items():
             style.save(figure, folder, f"attention_{name}")
 
+    def _check_picture(self, config: "ModelConfig", space: "TokenSpace") -> None:
+        """Refuse a class, layer, head or query that is not there, before anything is measured.
+
+        Whether a layer has global attention at all is left to the measurement, which names the pattern.
+        """
+        if self.picture < 0:
+            return
+        counts = {"picture": space.num_classes, "head": config.num_heads, "query": space.schedule.num_tokens}
+        for name, count in counts.items():
+            if (value := getattr(self, name)) >= count:
+                raise UserError(f"{name}: {value}; allowed: {'classes ' * (name == 'picture')}0 to {count - 1}")
+        layers = [number for number, layer in enumerate(config.layers) if "global" in mixers_of(layer)]
+        if self.layer >= 0 and layers and self.layer not in layers:
+            raise one_of("layer", self.layer, layers)
+
     def _settings(self) -> dict[str, Any]:
         from experiments.cells import parse_overrides
 
@@ -123,6 +141,7 @@ class Attention(CheckpointFiles):
         run = store.find_run(self.run)
         store = run.store or store
         config = run.config()
+        self._check_picture(config.model, config.token_space)
         from analysis.attention_runs import drawn_by_run, heldout_of_run
         from mvar.config import override
 
@@ -152,6 +171,13 @@ class Attention(CheckpointFiles):
         files = attention_runs.CheckpointFiles(
             Path(with_choice(self.checkpoint, self.weights)), Path(self.tokenizer), self.sides(), self.num_heads or None
         )
+        if self.picture >= 0:
+            from mvar.checkpoint_files import read_checkpoint
+            from mvar.published import infer_generator
+
+            found = read_checkpoint(files.checkpoint, "generator")
+            facts = infer_generator(found, patch_sides=files.patch_sides, num_heads=files.num_heads)
+            self._check_picture(facts.config, facts.space)
         limit = self.images or CHECKPOINT_IMAGES
         if self.source == "self":
             sample = override(SAMPLING["fid"], self._settings())

@@ -29,9 +29,9 @@ class CheckpointFiles:
         """The scales that were given, or None."""
         if not self.patch_sides:
             return None
-        if not re.fullmatch(r"\d+([,-]\d+)*", self.patch_sides):
-            raise UserError(f"patch-sides: {self.patch_sides!r}; allowed: sides such as 1,2,3,4")
-        return tuple(int(side) for side in re.split("[,-]", self.patch_sides))
+        from mvar.config.parsing import whole_numbers
+
+        return tuple(whole_numbers("patch-sides", re.sub("(?<=[0-9])-(?=[0-9])", ",", self.patch_sides)))
 
     def config(self, base: "RunConfig", adapt_data: bool) -> "RunConfig":
         """The run that the files are, data and sampling from `base`; prints what the generator's file says."""

@@ -40,6 +40,7 @@ class Evaluate(CheckpointFiles):
         """Evaluate and print the metrics; returns the exit code."""
         check_source(self.run, self.checkpoint)
         from experiments.store import Store, check_writable
+        from mvar.commands.needed import check_files
 
         store = Store(self.results)
         if self.run:
@@ -53,6 +54,7 @@ class Evaluate(CheckpointFiles):
             run = store.run_of(config)
         check_writable(store.root)
         if not run.is_done(config.evaluation_id):
+            check_files([config], store)
             data_sets.check([config])
         from experiments.runner import run_all
 

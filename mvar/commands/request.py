@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from mvar.errors import UserError, one_of
+from mvar.errors import UserError, one_of, quoted
 from mvar.files import portable
 
 if TYPE_CHECKING:
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from mvar.config import RunConfig
 
 DEFAULT_BUDGET = "baseline"
+MAX_SEEDS, MAX_SETS = 1_000, 10_000  # training or sampling seeds of a command, and their product
+MAX_SEED = 2**63 - 1  # of torch
+NUMBER = re.compile(r"[-+]?(\d|\.\d|nan|inf).*|", re.IGNORECASE | re.DOTALL)  # what is meant as one, sound or not
 PATTERN = {"model.pattern", "model.replace", "model.replacement"}
 
 
@@ -50,7 +53,7 @@ class Sweeps:
         from experiments.cells import BUDGET, STEPS, Request, parse_overrides
         from experiments.sweeps import SWEEPS, find_sweep
         from mvar.config import RunConfig, override
-        from mvar.config.parsing import PATHS, current_name
+        from mvar.config.parsing import NO_VALUE, PATHS, current_name
         from mvar.presets import PRESETS
 
         if not self.sweeps:
@@ -60,7 +63,8 @@ class Sweeps:
         overrides = parse_overrides(setting for group in self.set for setting in group)
         overrides = {current_name(RunConfig, name): value for name, value in overrides.items()}
         # fields that name files: jobs read them from another working directory
-        overrides |= {name: portable(overrides[name]) for name in PATHS & overrides.keys()}
+        paths = {name for name in PATHS & overrides.keys() if overrides[name].strip() not in ("", *NO_VALUE)}
+        overrides |= {name: portable(overrides[name]) for name in paths}
         if "seed" in overrides:
             raise UserError("set: seed is given by --seeds; allowed there: a count or a list such as 0,4,7")
         if "sample.seed" in overrides:
@@ -71,6 +75,9 @@ class Sweeps:
             raise UserError(f"set: {asked[0]}: sweep {fixed[0]} sets the pattern itself; allowed: with mixers alone")
         mode, budget = (BUDGET, _budget(self.budget)) if self.budget else (STEPS, None)
         seeds, sample_seeds = _seeds("seeds", self.seeds), _seeds("sample-seeds", self.sample_seeds)
+        if len(seeds) * len(sample_seeds) > MAX_SETS:
+            asked = f"{len(seeds):,} times {len(sample_seeds):,} sets of images a cell"
+            raise UserError(f"seeds, sample-seeds: {asked}; allowed: at most {MAX_SETS:,}")
         return [
             Request(find_sweep(name), self.preset, config, seeds, overrides, mode, budget, sample_seeds)
             for name in dict.fromkeys(self.sweeps)
@@ -86,6 +93,7 @@ class Sweeps:
         from experiments.repair import restore
         from experiments.store import Store, check_writable
         from mvar.commands.datasets import DataSets
+        from mvar.commands.needed import check_files
 
         store = Store(self.results)
         data_sets = DataSets(store, self.dry_run)
@@ -93,33 +101,45 @@ class Sweeps:
         if not self.dry_run:
             check_writable(self.results)
         configs = unique(store.as_stored(config) for request in requests for config in request.configs())
-        data_sets.check(config for config in configs if not store.is_done(config))
+        left = [config for config in configs if not store.is_done(config)]
+        check_files(left, store, self.dry_run)
+        data_sets.check(left)
         if not self.dry_run:
             restore(store, configs)
         return requests, configs, store
 
 
 def with_budget_value(arguments: list[str]) -> list[str]:
-    """`--budget` may stand alone: then it means the baseline's FLOPs."""
-    result = []
-    for i, argument in enumerate(arguments):
+    """`--budget` may stand alone: then it means the baseline's FLOPs.
+
+    Raises:
+        UserError: what follows is meant as a number and is none that is allowed: -1, nan, an empty text.
+    """
+    result: list[str] = []
+    left = list(arguments)
+    while left:
+        argument = left.pop(0)
+        if argument == "--budget":
+            argument = f"--budget={left.pop(0) if left and NUMBER.fullmatch(left[0]) else DEFAULT_BUDGET}"
+        if argument.startswith("--budget="):
+            _budget(argument.removeprefix("--budget="))  # an empty one would be taken for none, -1 for an option
         result.append(argument)
-        following = arguments[i + 1] if i + 1 < len(arguments) else ""
-        if argument == "--budget" and not re.match(r"[\d.]", following):
-            result.append(DEFAULT_BUDGET)
     return result
 
 
 def _seeds(what: str, text: str) -> tuple[int, ...]:
     allowed = "allowed: a count of 1 or more, or a list such as 0,4,7"
-    if not re.fullmatch(r"\d+(,\d+)*,?", text):
-        raise UserError(f"{what}: {text!r} is neither; {allowed}")
-    numbers = tuple(int(number) for number in text.split(",") if number)
-    if "," in text:
-        return tuple(dict.fromkeys(numbers))
-    if numbers[0] < 1:
+    if not re.fullmatch(r"[0-9]{1,19}( *, *[0-9]{1,19})*,?", text.strip()):
+        raise UserError(f"{what}: {quoted(text)} is neither; {allowed}")
+    numbers = tuple(dict.fromkeys(int(number) for number in text.strip().rstrip(",").split(",")))
+    is_list = "," in text
+    if max(numbers) > MAX_SEED:
+        raise UserError(f"{what}: {max(numbers)} is too large; allowed: seeds up to {MAX_SEED}")
+    if not is_list and numbers[0] < 1:
         raise UserError(f"{what}: {text} is no count; {allowed}")
-    return tuple(range(numbers[0]))
+    if (count := len(numbers) if is_list else numbers[0]) > MAX_SEEDS:
+        raise UserError(f"{what}: {count:,} of them; allowed: at most {MAX_SEEDS:,}")
+    return numbers if is_list else tuple(range(count))
 
 
 def _budget(text: str) -> float | None:
@@ -130,5 +150,6 @@ def _budget(text: str) -> float | None:
     except ValueError:
         budget = 0.0
     if not 0 < budget < float("inf"):
-        raise UserError(f"budget: {text!r} is no number of FLOPs; allowed: a positive number such as 1e15, or none")
+        allowed = "a positive number such as 1e15, or none"
+        raise UserError(f"budget: {quoted(text)} is no number of FLOPs; allowed: {allowed}")
     return budget

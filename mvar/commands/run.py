@@ -1,6 +1,7 @@
 """`mvar run`: make the runs of sweeps on this machine."""
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -8,7 +9,7 @@ import tyro
 
 from mvar.commands.outcome import conclude
 from mvar.commands.request import Sweeps
-from mvar.errors import OK, UserError
+from mvar.errors import OK, UserError, quoted
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Run(Sweeps):
 
         if self.workers < 0:
             raise UserError(f"workers: {self.workers} is negative; allowed: 1 or more, 0 for one a core or GPU")
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if _processes() > 1:
             raise UserError(
                 "run: started by several processes (torchrun?), which would each start workers; "
                 "allowed: mvar submit ... --cluster inprocess there, or one process"
@@ -41,3 +42,13 @@ class Run(Sweeps):
         from experiments.runner import run_all
 
         return conclude(run_all(configs, store, self.workers or None), store)
+
+
+def _processes() -> int:
+    """How many processes the launcher has started; an empty WORLD_SIZE is none set."""
+    text = os.environ.get("WORLD_SIZE", "").strip() or "1"
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise UserError(
+            f"WORLD_SIZE: {quoted(text)} is no number of processes; allowed: unset it (the environment has it)"
+        )
+    return int(text)

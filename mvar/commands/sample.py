@@ -8,6 +8,7 @@ import tyro
 
 from mvar.commands.checkpoint import CheckpointFiles, check_source, sampling_preset
 from mvar.errors import OK, UserError, say
+from mvar.files import check_place
 
 if TYPE_CHECKING:
     from experiments.gallery import Generator
@@ -45,21 +46,22 @@ class Sample(CheckpointFiles):
             raise UserError(f"seed: {self.seed}; allowed: 0 or more")
         settings = sampling_preset(self.sampling) | parse_overrides(s for group in self.set for s in group)
         classes = [name.strip() for name in self.classes.split(",") if name.strip()]
+        check_place("out", self.out)
         from experiments.gallery import draw_grid
 
-        names = draw_grid(self._generator(settings), classes, self.per_class, self.seed, self.out)
+        names = draw_grid(self._generator(settings, classes), classes, self.per_class, self.seed, self.out)
         say(f"{self.out}: rows {', '.join(names)}")
         return OK
 
-    def _generator(self, settings: dict[str, Any]) -> "Generator":
+    def _generator(self, settings: dict[str, Any], classes: list[str]) -> "Generator":
         from experiments import gallery
         from experiments.store import Store
         from mvar.presets import PRESETS
 
         if self.run:
             run = Store(self.results).find_run(self.run)
-            return gallery.of_run(run.store or Store(self.results), run, settings)
+            return gallery.of_run(run.store or Store(self.results), run, settings, classes)
         if not self.tokenizer:
             raise UserError("tokenizer: not given; allowed: the tokenizer's file, which --checkpoint needs")
         config = self.config(PRESETS["imagenet256-d16"], adapt_data=True)
-        return gallery.of_checkpoint(config, self.num_heads or None, settings)
+        return gallery.of_checkpoint(config, self.num_heads or None, settings, classes)

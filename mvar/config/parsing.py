@@ -4,6 +4,7 @@ Names that have changed stay accepted (`RENAMED`), in `--set`, in configs and in
 """
 
 import json
+import re
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from mvar.config.identity import FIRST, PATHS, REPINNED, SPLITS, pinned, section_name, subsection
 from mvar.config.schema import SCHEMA_VERSION, Config, RunConfig, SampleConfig
-from mvar.errors import UserError, one_of
+from mvar.errors import UserError, one_of, quoted
 
 C = TypeVar("C", bound=Config)
 
@@ -20,6 +21,9 @@ C = TypeVar("C", bound=Config)
 RENAMED: dict[str, str] = dict.fromkeys(SPLITS, "runtime.accumulate")
 DERIVED = ("model.replace", "model.replacement")  # no fields: they change `model.pattern`
 MAX_TEXT = 10_000  # characters of a value on the command line
+NO_VALUE = ("null", "none", "None")
+# Below these no sum or product of sizes, steps and seeds overflows on the way.
+MAX_INT, MAX_FLOAT = 2**63 - 1, 1e100
 
 
 def current_name(kind: type[Config], name: str) -> str:
@@ -47,10 +51,13 @@ def override(config: C, values: Mapping[str, Any]) -> C:
         node, kind = tree, type(config)
         for depth, part in enumerate(parents):
             if not isinstance(node.get(part), dict):
-                raise one_of(f"field {'.'.join(parents[: depth + 1])}", part, node)
+                whole = ".".join(parents[: depth + 1])
+                if part in node:
+                    raise UserError(f"{name[:200]}: {whole} is a field, no section; allowed: {whole}=VALUE")
+                raise one_of(f"field {whole[:200]}", part, node)
             node, kind = node[part], subsection(kind, part) or kind
         if leaf not in node and dotted not in DERIVED:
-            raise one_of(f"field {name}", leaf, node)
+            raise one_of(f"field {name[:200]}", leaf, node)
         if isinstance(node.get(leaf), dict):
             example = next(iter(node[leaf]), "NAME")
             raise UserError(f"{name}: is a section; allowed: its fields, e.g. {name}.{example}=VALUE")
@@ -67,15 +74,45 @@ def _read(name: str, value: Any, annotation: Any) -> Any:
     if len(value) > MAX_TEXT:
         raise UserError(f"{name}: a text of {len(value):,} characters; allowed: at most {MAX_TEXT:,}")
     kinds = set(_kinds(annotation))
-    if value in ("null", "none", "None") and type(None) in kinds:
+    if value in NO_VALUE and type(None) in kinds:
         return None
+    if name == "model.replace":
+        return "".join(_inside(value).split())
+    if not value.strip():
+        none = ", or none" if type(None) in kinds else ""
+        raise UserError(f"{name}: has no value; allowed: {name}=VALUE{none}")
     if str in kinds:
-        return value.strip("[]").replace(" ", "") if name == "model.replace" else value
-    is_list = tuple in kinds and not value.lstrip().startswith("[")
+        return value
+    if tuple in kinds:
+        return whole_numbers(name, value)
     try:
-        return json.loads(f"[{value.strip().strip(',')}]" if is_list else value)
+        found = json.loads(value)
     except (ValueError, RecursionError):
         return value
+    if isinstance(found, int | float) and abs(found) > (MAX_INT if isinstance(found, int) else MAX_FLOAT):
+        largest = f"{MAX_INT:,}" if int in kinds else f"{MAX_FLOAT:g}"
+        raise UserError(f"{name}: {value.strip()[:100]} is too large; allowed: at most {largest}")
+    return found
+
+
+def _inside(text: str) -> str:
+    """What stands in the brackets of a list, if it has any, without a comma at its end."""
+    text = text.strip()
+    if text[:1] + text[-1:] in ("[]", "()"):
+        text = text[1:-1].strip()
+    return text.removesuffix(",")
+
+
+def whole_numbers(name: str, text: str) -> list[int]:
+    """A list of numbers as people type it: `1,2,3`, `1, 2, 3`, `[1, 2, 3]` or `(1, 2, 3)`.
+
+    Raises:
+        UserError: another text, `1-2-3` say; names the field.
+    """
+    parts = [part.strip() for part in _inside(text).split(",")]
+    if not all(re.fullmatch(r"[+-]?[0-9]{1,18}", part) for part in parts):
+        raise UserError(f"{name}: {quoted(text)} is no list of whole numbers; allowed: e.g. {name}=1,2,3,4")
+    return [int(part) for part in parts]
 
 
 def _kinds(annotation: Any) -> Iterator[Any]:
@@ -103,8 +140,7 @@ def _one_line(error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return message if ":" in message or not where else f"{where}: {message}"
-    shown = repr(error["input"])
-    return f"{where}: {shown if len(shown) < 200 else shown[:200] + '...'}: {message}"
+    return f"{where}: {quoted(error['input'])}: {message}"
 
 
 class Stored(NamedTuple):
@@ -164,4 +200,14 @@ def _known(
     return found
 
 
-__all__ = ["DERIVED", "PATHS", "RENAMED", "Stored", "current_name", "from_dict", "override", "stored_config"]
+__all__ = [
+    "DERIVED",
+    "PATHS",
+    "RENAMED",
+    "Stored",
+    "current_name",
+    "from_dict",
+    "override",
+    "stored_config",
+    "whole_numbers",
+]

@@ -6,24 +6,27 @@ Shapes: `R` rows = images times crops, row `i * crops + c` being crop c of image
 codebook size.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mvar.data.images import ImageSet, to_float
-from mvar.errors import UserError, warn_once
+from mvar.errors import UserError, quoted, warn_once
 from mvar.files import atomic_write, known_digest, read_json, write_json
 from mvar.rows import Rows
 from mvar.tokenizer.model import Tokenizer
 
 SCHEMA_VERSION = 1
 ADOPTED_ROWS, ADOPTED_SHARE = 64, 0.9
+MAX_META_BYTES = 1 << 20
 TOKENS, LABELS, META, PARTIAL, PROGRESS = "tokens.bin", "labels.bin", "meta.json", "tokens.bin.partial", "progress.json"
 
 
@@ -110,7 +113,7 @@ def open_token_cache(directory: Path | str, expected_ids: dict[str, Any], verify
     rows, length = meta["shape"]
     arrays = []
     for name, dtype, shape in ((TOKENS, np.dtype(meta["dtype"]), (rows, length)), (LABELS, np.dtype("<i8"), (rows,))):
-        num_bytes = dtype.itemsize * int(np.prod(shape))
+        num_bytes = dtype.itemsize * math.prod(shape)  # of any size: not numpy's, which wraps around
         _check_file(directory / name, num_bytes, meta["sha256"][name] if verify else None)
         arrays.append(np.memmap(directory / name, dtype, "r", shape=shape))
     return TokenCache(directory, *arrays, meta)
@@ -141,6 +144,8 @@ def check_token_cache(directory: Path | str, expected_ids: dict[str, Any]) -> di
     """
     directory = Path(directory)
     try:
+        if (size := (directory / META).stat().st_size) > MAX_META_BYTES:
+            raise UserError(f"token cache: {directory / META} has {size:,} bytes; allowed: {MAX_META_BYTES:,}")
         meta = read_json(directory / META)
     except FileNotFoundError:
         raise UserError(
@@ -148,7 +153,7 @@ def check_token_cache(directory: Path | str, expected_ids: dict[str, Any]) -> di
         ) from None
     _check_meta(directory / META, meta)
     wrong = [
-        f"{name} is {meta['ids'].get(name)!r}, needed is {value!r}"
+        f"{name} is {quoted(meta['ids'].get(name))}, needed is {value!r}"
         for name, value in expected_ids.items()
         if meta["ids"].get(name) != value
     ]
@@ -184,6 +189,8 @@ def adopt_token_cache(
         return
     cache = open_token_cache(directory, {name: value for name, value in ids.items() if name not in missing})
     rows, plan = len(cache.tokens), cache.meta
+    if rows != (needed := len(images) * max(plan["crops"], 1)):
+        raise UserError(f"token cache: {directory} has {rows:,} rows, needed are {needed:,}; remove the folder")
     chosen = np.unique(np.linspace(0, rows - 1, min(rows, ADOPTED_ROWS)).round().astype(int))
     pixels = np.stack([_load(images, plan["crops"], plan["seed"], int(row)) for row in chosen])
     tokenizer = load_tokenizer()
@@ -200,7 +207,7 @@ def adopt_token_cache(
 
 
 def _check_file(path: Path, num_bytes: int, sha256: str | None) -> None:
-    found = path.stat().st_size if path.exists() else None
+    found = path.stat().st_size if path.is_file() else None
     if found != num_bytes:
         state = (
             "is missing" if found is None else f"is {'truncated' if found < num_bytes else 'too long'}: {found} bytes"
@@ -210,16 +217,45 @@ def _check_file(path: Path, num_bytes: int, sha256: str | None) -> None:
         raise UserError(f"token cache: {path} is corrupt (wrong checksum); remove the folder and build it again")
 
 
+class _Meta(BaseModel):
+    """What `meta.json` may say: it decides how bytes are read, and how much memory they take."""
+
+    model_config = ConfigDict(strict=True)
+
+    schema_version: Literal[1]
+    ids: dict[str, Any]
+    shape: Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=2, max_length=2)]
+    dtype: Literal["|u1", "<u2", "<i4"]  # no other: of "O" each element is an address
+    vocab_size: Annotated[int, Field(ge=2)]
+    patch_sides: list[Annotated[int, Field(gt=0, le=1 << 15)]]
+    crops: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0)]
+    sha256: dict[Literal["tokens.bin", "labels.bin"], Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.sha256) != 2:
+            raise ValueError("sha256: of both files")
+        if self.vocab_size - 1 > np.iinfo(self.dtype).max:
+            raise ValueError(f"vocab_size: {self.vocab_size} tokens do not fit dtype {self.dtype}")
+        if sum(side * side for side in self.patch_sides) != self.shape[1]:
+            raise ValueError(f"shape: {self.shape[1]} tokens an image are not those of the scales")
+        return self
+
+
 def _check_meta(path: Path, meta: Any) -> None:
+    version = meta.get("schema_version") if isinstance(meta, dict) else None
+    if type(version) is int and version != SCHEMA_VERSION:
+        raise UserError(f"token cache: {path} has schema {version}; allowed: {SCHEMA_VERSION}")
     try:
-        rows, length = meta["shape"]
-        known = meta["schema_version"] == SCHEMA_VERSION
-        sound = rows > 0 and length > 0 and bool(meta["ids"].items) and set(meta["sha256"]) == {TOKENS, LABELS}
-        np.dtype(meta["dtype"])
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(f"token cache: {path} is not the description of a cache; remove the folder") from None
-    if not (known and sound):
-        raise UserError(f"token cache: {path} has schema {meta['schema_version']!r}; allowed: {SCHEMA_VERSION}")
+        _Meta.model_validate(meta)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        reason = f"{where}: {first['msg']}" if where else first["msg"].removeprefix("Value error, ")
+        raise UserError(
+            f"token cache: {path} is not the description of a cache ({reason[:300]}); remove the folder"
+        ) from None
 
 
 def _open_existing(directory: Path, plan: dict[str, Any]) -> TokenCache:
