@@ -13,7 +13,7 @@ from rich.progress import track
 from experiments.drawing import draw_images, save_grid
 from experiments.pipeline import load_generator
 from experiments.selection import LabelScore, scorer
-from experiments.stages import Context, load_tokenizer, published_tokenizer
+from experiments.stages import Context, load_tokenizer_of, published_tokenizer
 from experiments.store import RunDirectory, Store
 from mvar import published
 from mvar.config import RunConfig, override
@@ -53,7 +53,7 @@ def of_run(store: Store, run: RunDirectory, settings: Mapping[str, Any]) -> Gene
         raise UserError(f"run: {run.name} is not trained yet ({run.state()}); allowed: a run with model.safetensors")
     config = override(run.config(), _sample_fields({"candidates": 1, **settings}))
     context = Context(config, store, lambda stage, done, total: None, lambda: False)
-    model, tokenizer = load_generator(run, context.device), load_tokenizer(context)
+    model, tokenizer = load_generator(run, context.device), load_tokenizer_of(context, run)
     return Generator(model, tokenizer, class_names(run), config, scorer(context))
 
 

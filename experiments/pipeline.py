@@ -21,7 +21,6 @@ from experiments.store import DONE, RUNNING, STOPPED, RunDirectory, ShouldStop, 
 from experiments.vectors import training_vectors
 from mvar import cost
 from mvar.config import RunConfig, from_dict, identity
-from mvar.errors import UserError
 from mvar.files import read_json, write_json
 from mvar.memory import keep_freed_memory
 from mvar.tokenizer.model import Tokenizer
@@ -210,11 +209,8 @@ def load_generator(directory: RunDirectory, device: torch.device) -> ScaleTransf
         UserError: weights that cannot be read; says how to get them back.
     """
     config = directory.config()
-    try:
+    with stages.way_out():
         state, _ = load_weights(directory.weights)
-    except UserError as error:
-        remedy = "delete that file, then the command that made the run makes it again from the run's last checkpoint"
-        raise UserError(f"{error}; {remedy}") from None
     model = ScaleTransformer.empty(config.model, config.token_space, config.runtime)
     model.load_state_dict(state)
     return model.to(device).eval()
@@ -231,12 +227,12 @@ def evaluate(context: Context, directory: RunDirectory, model: ScaleTransformer,
     if config.evaluation_id in directory.evaluations():
         return
     context.check()
-    drawn = np.load(directory.samples(config.evaluation_id) / "samples.npz")
+    pixels, labels = drawing.read_samples(directory, config)
     heldout, tokens = stages.images(config, "heldout"), stages.open_tokens(context, "heldout")
     vectors = training_vectors(context, context.heed("evaluate"))
     metrics = measure(
-        np.moveaxis(drawn["arr_0"], -1, 1),
-        drawn["labels"],
+        np.moveaxis(pixels, -1, 1),
+        labels,
         model=model,
         quantizer=tokenizer.quantize,
         heldout_tokens=tokens.tokens,
