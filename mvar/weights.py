@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvar.artefacts import read_artefact, read_record, write_artefact
+from mvar.artefacts import Wrong, read_artefact, read_record, write_artefact
 from mvar.errors import UserError
 from mvar.foreign_files import describe_foreign
 
@@ -61,13 +61,15 @@ def read_safetensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any
             return {name: file.get_tensor(name) for name in names}, metadata
     except FileNotFoundError:
         raise UserError(f"{path}: no such weights file") from None
-    except UserError:
-        raise
+    except UserError as error:
+        if not isinstance(error, Wrong):
+            raise
+        reason = str(error).removeprefix(f"{path}: damaged: ")
     except Exception as error:  # SafetensorError, OSError, and KeyError for types that torch does not have
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(
-            f"{path}: not a readable .safetensors file (truncated or damaged: {reason}); allowed: a complete one"
-        ) from None
+    raise UserError(
+        f"{path}: not a readable .safetensors file (truncated or damaged: {reason}); allowed: a complete one"
+    )
 
 
 def _parse_safetensors(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -7,27 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_runs import CONFIG, arguments, files_of
+from tiny_runs import CONFIG, arguments, files_of, interrupt
 
 from experiments.pipeline import execute
-from experiments.store import DONE, STOPPED, Store
+from experiments.store import DONE, Store
 from mvar.cli import main
-from mvar.config import RunConfig, override
+from mvar.config import override
 from mvar.errors import FAILURE, OK, USER_ERROR
 
 ROOT = Path(__file__).parents[2]
-
-
-def interrupt(config: RunConfig, store: Store, step: int) -> list[Path]:
-    """Train a run up to a step; its checkpoints, the oldest first."""
-    reached = []
-
-    def progress(stage: str, done: int, total: int) -> None:
-        if stage == "train" and done >= step:
-            reached.append(done)
-
-    assert execute(config, store, progress, lambda: bool(reached)) == STOPPED
-    return sorted((store.run(config.run_id).path / "checkpoints").glob("step_*.pt"))
 
 
 def cut(path: Path) -> None:
