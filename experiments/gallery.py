@@ -13,7 +13,8 @@ from rich.progress import track
 from experiments.drawing import draw_images, save_grid
 from experiments.pipeline import load_generator
 from experiments.selection import LabelScore, scorer
-from experiments.stages import Context, load_tokenizer_of, published_tokenizer
+from experiments.sources import published_tokenizer
+from experiments.stages import Context, load_tokenizer_of
 from experiments.store import RunDirectory, Store
 from mvar import published
 from mvar.config import RunConfig, override

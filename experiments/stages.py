@@ -14,13 +14,12 @@ from typing import Any, Literal
 import torch
 
 from experiments.documents import read_document, write_document
+from experiments.sources import check_source, published_tokenizer, source_digest
 from experiments.store import DONE, FAILED, RUNNING, STOPPED, Directory, ShouldStop, Stopped, Store, one_line
 from mvar.artefacts import complain_of
-from mvar.checkpoint_files import split_choice
 from mvar.config import Config, RunConfig, identity
-from mvar.errors import UserError, in_field
+from mvar.errors import UserError
 from mvar.files import atomic_write, known_digest
-from mvar.published import load_tokenizer as load_tokenizer_file
 from mvar.tokenizer.model import Tokenizer
 from mvar.training.distributed import resolve_device
 from mvar.weights import load_weights, save_weights
@@ -117,7 +116,7 @@ def build_tokenizer(context: Context) -> None:
     directory = context.store.stage("tokenizer", config.tokenizer_id)
     weights = directory.path / "tokenizer.safetensors"
     if directory.state() == DONE:
-        _check_source(config, directory)
+        check_source(config, directory)
         if weights.is_file():
             return
     with directory.lock(context.should_stop):
@@ -128,7 +127,7 @@ def build_tokenizer(context: Context) -> None:
             write_origin(directory, data=config.data, tokenizer=config.tokenizer)
             if config.tokenizer.checkpoint:
                 tokenizer, train_s = published_tokenizer(config), 0.0
-                write_document(directory.path / "source.json", {"sha256": _source_digest(config, directory)})
+                write_document(directory.path / "source.json", {"sha256": source_digest(config, directory)})
             else:
                 tokenizer, train_s = _train_tokenizer(context, directory)
             metadata = {"tokenizer": identity.as_document(config.tokenizer)}
@@ -159,48 +158,6 @@ def _train_tokenizer(context: Context, directory: Directory) -> tuple[Tokenizer,
     return tokenizer, result.train_s
 
 
-def published_tokenizer(config: RunConfig) -> Tokenizer:
-    """The tokenizer of the published checkpoint that the config names, e.g. VAR's vae_ch160v4096z32.pth.
-
-    Raises:
-        UserError: an unreadable file, or one whose sizes are not those of the config; names each.
-    """
-    wanted = config.tokenizer
-    with in_field("tokenizer.checkpoint"):
-        tokenizer = load_tokenizer_file(wanted.checkpoint or "", patch_sides=wanted.patch_sides)
-    found = tokenizer.config
-    names = ("vocab_size", "code_channels", "width", "channel_multipliers", "num_res_blocks", "share_phi")
-    pairs = [(f"tokenizer.{name}", getattr(found, name), getattr(wanted, name)) for name in names]
-    pairs.append(("data.channels", tokenizer.in_channels, config.data.channels))
-    wrong = [f"{name}: {ours!r} here, {theirs!r} in the file" for name, theirs, ours in pairs if theirs != ours]
-    if wrong:
-        raise UserError(
-            f"tokenizer.checkpoint: {wanted.checkpoint} does not fit; {'; '.join(wrong)}; allowed: the file's values"
-        )
-    return tokenizer
-
-
-def _source_digest(config: RunConfig, directory: Directory) -> str:
-    """SHA-256 of the checkpoint that the config names; its stamp is the stage's, the checkpoint's folder another's."""
-    return known_digest(split_choice(config.tokenizer.checkpoint or "")[0], directory.path / ".source.sha256")
-
-
-def _check_source(config: RunConfig, directory: Directory) -> None:
-    """Refuse a path, or a variable, behind which there is another file than the one that a finished stage was made of.
-
-    A file that is no longer there is none: the stage holds its weights.
-    """
-    source, record = config.tokenizer.checkpoint, directory.path / "source.json"
-    if not source or not record.is_file() or not split_choice(source)[0].is_file():
-        return
-    made_of, found = read_document(record)["sha256"], _source_digest(config, directory)
-    if found != made_of:
-        raise UserError(
-            f"tokenizer.checkpoint: {source} is another file (SHA-256 {found[:12]}...) than the one that "
-            f"{directory.path} was made of ({made_of[:12]}...); allowed: that file, or another path or --results"
-        )
-
-
 def _tokenizer_quality(context: Context, tokenizer: Tokenizer) -> dict[str, Any]:
     from mvar.evaluation.floors import psnr, reconstruct
     from mvar.evaluation.images import Images
@@ -219,17 +176,13 @@ def _tokenizer_quality(context: Context, tokenizer: Tokenizer) -> dict[str, Any]
 
 
 def load_tokenizer(context: Context) -> Tokenizer:
-    """The finished tokenizer, on the device, in evaluation mode; one whose weights were deleted is made again.
-
-    Raises:
-        UserError: weights that are missing, or not what was written; says how to get them back.
-    """
+    """The finished tokenizer, on the device, in evaluation mode; one whose weights were deleted is made again."""
     config = context.config
     directory = context.store.stage("tokenizer", config.tokenizer_id)
     weights = directory.path / "tokenizer.safetensors"
     if not weights.is_file() and directory.state() == DONE:
         build_tokenizer(context)
-    with way_out() if weights.is_file() else nullcontext():
+    with way_out():
         state, _ = load_weights(weights)
     tokenizer = Tokenizer(config.tokenizer, config.data.channels)
     tokenizer.load_state_dict(state)
@@ -408,9 +361,9 @@ def _lacks_classifier(context: Context) -> bool:
 def _open_extractor(context: Context):
     from mvar.evaluation.classifier import load_extractor as load
 
-    own = context.config.evaluation.extractor == "classifier" and not _lacks_classifier(context)
-    with way_out() if own else nullcontext():
-        return load(context.config, context.store.stage("extractor", context.config.extractor_id).path)
+    folder = context.store.stage("extractor", context.config.extractor_id).path
+    with way_out() if context.config.evaluation.extractor == "classifier" else nullcontext():
+        return load(context.config, folder)
 
 
 def build_floors(context: Context) -> None:

@@ -69,7 +69,7 @@ def test_damaged_weights_are_one_line_and_its_way_out_works(store, capfd, name, 
     (line,) = said(capfd)
     assert str(path) in line and "wrong checksum" in line and "delete that file" in line
     path.unlink()
-    assert main(command) == OK and said(capfd) == []
+    assert execute(OTHER, store) == DONE and said(capfd) == []
     assert path.read_bytes() == whole and load_weights(path)
     assert store.run(CONFIG.run_id).evaluations().keys() >= {OTHER.evaluation_id}
 
@@ -241,7 +241,7 @@ def test_sample_attention_and_export_want_the_tokenizer_of_the_run(store, capfd)
     commands = (
         ["sample", CONFIG.run_id, "--out", str(store.root / "g.png")],
         ["attention", CONFIG.run_id, "--source", "self"],
-        ["export", CONFIG.run_id, str(store.root / "t.pth"), "--tokenizer"],
+        ["export", CONFIG.run_id, "--out", str(store.root / "t.pth"), "--tokenizer"],
     )
     for command in commands:
         assert main([*command, *place]) == USER_ERROR
