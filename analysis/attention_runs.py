@@ -21,6 +21,7 @@ from experiments import stages
 from experiments.pipeline import load_generator
 from experiments.store import RunDirectory, Store
 from mvar import published
+from mvar.artefacts import note
 from mvar.checkpoint_files import split_choice
 from mvar.config import DataConfig, RuntimeConfig, SampleConfig
 from mvar.data.folders import FolderSource
@@ -112,6 +113,7 @@ def _measure(source: Source, folder: Path, progress: Progress | None) -> Attenti
             rows.append(values.to(torch.float32).numpy().tobytes())
             if progress:
                 progress(rows.done, count)
+        note(folder / ROWS, rows.sha256)
         rows.finish()
         rows.forget()
     return summarise(_read(folder / ROWS), tuple(number for number, _ in layers), schedule.sides)
@@ -163,7 +165,7 @@ def heldout_of_run(store: Store, run: RunDirectory, limit: int = MAX_IMAGES, bat
     def open_run() -> Opened:
         with _named_if_missing():
             context = _context(store, run)
-            tokens, tokenizer = stages.open_tokens(context, "heldout"), stages.load_tokenizer(context)
+            tokens, tokenizer = stages.open_tokens(context, "heldout"), stages.load_tokenizer_of(context, run)
             model = load_generator(run, context.device)
         chosen = spread_indices(len(tokens.tokens), limit)
 
@@ -193,7 +195,7 @@ def drawn_by_run(
     def open_run() -> Opened:
         with _named_if_missing():
             context = _context(store, run)
-            model, tokenizer = load_generator(run, context.device), stages.load_tokenizer(context)
+            model, tokenizer = load_generator(run, context.device), stages.load_tokenizer_of(context, run)
         return drawn_images(model, tokenizer, num_images, sample)
 
     return Source(identity, open_run)

@@ -11,6 +11,7 @@ from analysis.style import WIDTH, Figure, canvas
 from analysis.tables import cell_rows
 from experiments import arrays, stages
 from mvar import escaping
+from mvar.artefacts import check_artefact
 from mvar.config import RunConfig
 from mvar.errors import UserError
 
@@ -33,6 +34,7 @@ def samples_figure(records: Records, manifest: Manifest, directory: Path, proble
         row = rows.sort_values(["seed", "sample_seed"]).iloc[0]
         path = records.store.run(row["run_id"]).samples(row["evaluation_id"]) / "samples.npz"
         try:
+            check_artefact(path)
             panels.append((cell.label, read_samples(path)))
             config = config or records.configs[row["run_id"]]
         except (UserError, OSError) as error:

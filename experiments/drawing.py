@@ -4,6 +4,7 @@ A round gives each process one batch. An image depends on its number alone and t
 the bytes do not depend on how many processes there are; one alone is a team of one and takes the same way.
 """
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +13,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from experiments import arrays
 from experiments.environment import execution_of
 from experiments.selection import LabelScore, load_scorer, prepare_scorer
 from experiments.stages import Context
 from experiments.store import RunDirectory, Stopped
+from mvar.artefacts import complain_of, write_artefact
 from mvar.config import RunConfig
 from mvar.data.images import to_uint8
+from mvar.errors import UserError, warn
 from mvar.files import atomic_write, known_digest, write_json
 from mvar.rows import Rows
 from mvar.sampling import balanced_labels, generate, keep_best
@@ -63,7 +67,13 @@ def sample(context: Context, directory: RunDirectory, model: ScaleTransformer, t
     folder.mkdir(parents=True, exist_ok=True)
     finished = folder / "samples.npz"
     if finished.is_file():
-        return
+        if config.evaluation_id in directory.evaluations():
+            return  # nobody is going to look at them
+        try:
+            read_samples(directory, config)
+            return
+        except UserError as error:
+            warn(f"{error}; they are drawn again")
     count, side = config.evaluation.num_images, config.data.image_size
     prepare_scorer(context)
     plan = {"evaluation": config.evaluation_id, "weights_sha256": known_digest(directory.weights)}
@@ -89,9 +99,27 @@ def sample(context: Context, directory: RunDirectory, model: ScaleTransformer, t
         pixels = np.memmap(rows.partial, np.uint8, "r", shape=(count, side, side, config.data.channels))
         labels = balanced_labels(count, config.data.num_classes).numpy()
         save_grid(folder / "grid.png", _grid_images(pixels, labels))
-        with atomic_write(finished) as file:
+        with write_artefact(finished) as file:
             np.savez(file, arr_0=pixels, labels=labels)
         rows.forget()
+
+
+def read_samples(directory: RunDirectory, config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Images `(N, H, W, channels)` uint8 and labels `(N,)` of an evaluation, from one open file.
+
+    Raises:
+        UserError: missing, damaged, or not as many and as large as the evaluation has them.
+    """
+    path, side = directory.samples(config.evaluation_id) / "samples.npz", config.data.image_size
+    try:
+        with open(path, "rb") as file:
+            complain_of(path, hashlib.file_digest(file, "sha256").hexdigest())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {arrays.AGAIN}") from None
+    count = config.evaluation.num_images
+    with arrays.opened(path) as archive:
+        pixels = arrays.whole(archive, "arr_0", "uint8", (count, side, side, config.data.channels))
+        return pixels, arrays.whole(archive, "labels", "<i8", (count,))
 
 
 def take_part(context: Context, model: ScaleTransformer, tokenizer: Tokenizer, done: int) -> None:

@@ -13,7 +13,8 @@ from rich.progress import track
 from experiments.drawing import draw_images, save_grid
 from experiments.pipeline import load_generator
 from experiments.selection import LabelScore, scorer
-from experiments.stages import Context, load_tokenizer, published_tokenizer
+from experiments.sources import published_tokenizer
+from experiments.stages import Context, load_tokenizer_of
 from experiments.store import RunDirectory, Store
 from mvar import published
 from mvar.config import RunConfig, override
@@ -56,7 +57,7 @@ def of_run(store: Store, run: RunDirectory, settings: Mapping[str, Any], classes
     names = class_names(run)
     class_numbers(classes, names)
     context = Context(config, store, lambda stage, done, total: None, lambda: False)
-    model, tokenizer = load_generator(run, context.device), load_tokenizer(context)
+    model, tokenizer = load_generator(run, context.device), load_tokenizer_of(context, run)
     return Generator(model, tokenizer, names, config, scorer(context))
 
 

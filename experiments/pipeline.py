@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments import arrays, drawing, stages
+from experiments import drawing, stages
 from experiments.documents import read_or_warn, write_document
 from experiments.environment import describe, execution_of, kernels_of
 from experiments.stages import Context, Progress, recorded
@@ -21,7 +21,6 @@ from experiments.store import DONE, RUNNING, STOPPED, RunDirectory, ShouldStop, 
 from experiments.vectors import training_vectors
 from mvar import cost
 from mvar.config import RunConfig, from_dict, identity
-from mvar.errors import UserError
 from mvar.files import write_json
 from mvar.memory import keep_freed_memory
 from mvar.tokenizer.model import Tokenizer
@@ -210,11 +209,8 @@ def load_generator(directory: RunDirectory, device: torch.device) -> ScaleTransf
         UserError: weights that cannot be read; says how to get them back.
     """
     config = directory.config()
-    try:
+    with stages.way_out():
         state, _ = load_weights(directory.weights)
-    except UserError as error:
-        remedy = "delete that file, then the command that made the run makes it again from the run's last checkpoint"
-        raise UserError(f"{error}; {remedy}") from None
     model = ScaleTransformer.empty(config.model, config.token_space, config.runtime)
     model.load_state_dict(state)
     return model.to(device).eval()
@@ -231,10 +227,7 @@ def evaluate(context: Context, directory: RunDirectory, model: ScaleTransformer,
     if config.evaluation_id in directory.evaluations():
         return
     context.check()
-    count, side = config.evaluation.num_images, config.data.image_size
-    with arrays.opened(directory.samples(config.evaluation_id) / "samples.npz") as archive:
-        pixels = arrays.whole(archive, "arr_0", "uint8", (count, side, side, config.data.channels))
-        labels = arrays.whole(archive, "labels", "<i8", (count,))
+    pixels, labels = drawing.read_samples(directory, config)
     heldout, tokens = stages.images(config, "heldout"), stages.open_tokens(context, "heldout")
     vectors = training_vectors(context, context.heed("evaluate"))
     metrics = measure(

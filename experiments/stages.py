@@ -6,24 +6,25 @@ here may be called at any time, in any process, after any kill; it does what is 
 
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from experiments.documents import read_document, read_or_warn, write_document
+from experiments.documents import read_or_warn, write_document
+from experiments.sources import check_source, published_tokenizer, source_digest
 from experiments.store import DONE, FAILED, RUNNING, STOPPED, Directory, ShouldStop, Stopped, Store, one_line
-from mvar.checkpoint_files import split_choice
+from mvar.artefacts import complain_of
 from mvar.config import Config, RunConfig, identity
-from mvar.errors import UserError, in_field
+from mvar.errors import UserError
 from mvar.files import atomic_write, known_digest
-from mvar.published import load_tokenizer as load_tokenizer_file
 from mvar.tokenizer.model import Tokenizer
 from mvar.training.distributed import resolve_device
 from mvar.weights import load_weights, save_weights
 
+REMEDY = "delete that file, then the command that made it, or needs it, makes it again from the last checkpoint"
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
 Split = Literal["train", "heldout"]
 
@@ -90,6 +91,15 @@ def images(config: RunConfig, split: Split):
     return load_images(config.data, split)
 
 
+@contextmanager
+def way_out() -> Iterator[None]:
+    """Weights that cannot be used, inside the block: say how to get them back."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error}; {REMEDY}") from None
+
+
 def write_origin(directory: Directory, **sections: Config) -> None:
     """Keep what a stage is made from, beside its id: so it is found under every spelling of that."""
     write_document(directory.path / "config.json", {n: identity.as_document(s) for n, s in sections.items()})
@@ -104,22 +114,24 @@ def build_tokenizer(context: Context) -> None:
 
     config = context.config
     directory = context.store.stage("tokenizer", config.tokenizer_id)
+    weights = directory.path / "tokenizer.safetensors"
     if directory.state() == DONE:
-        _check_source(config, directory)
-        return
+        check_source(config, directory)
+        if weights.is_file():
+            return
     with directory.lock(context.should_stop):
-        if directory.state() == DONE:
+        if directory.state() == DONE and weights.is_file():
             return
         with recorded(directory, "tokenizer"):
             check_reference(images(config, "heldout"), config.evaluation)  # all else would be for nothing
             write_origin(directory, data=config.data, tokenizer=config.tokenizer)
             if config.tokenizer.checkpoint:
                 tokenizer, train_s = published_tokenizer(config), 0.0
-                write_document(directory.path / "source.json", {"sha256": _source_digest(config, directory)})
+                write_document(directory.path / "source.json", {"sha256": source_digest(config, directory)})
             else:
                 tokenizer, train_s = _train_tokenizer(context, directory)
             metadata = {"tokenizer": identity.as_document(config.tokenizer)}
-            save_weights(directory.path / "tokenizer.safetensors", tokenizer, metadata)
+            save_weights(weights, tokenizer, metadata)
             write_document(directory.path / "quality.json", tokenizer_quality(context, tokenizer))
             directory.write_status(DONE, "tokenizer", train_s=train_s)
 
@@ -146,48 +158,6 @@ def _train_tokenizer(context: Context, directory: Directory) -> tuple[Tokenizer,
     return tokenizer, result.train_s
 
 
-def published_tokenizer(config: RunConfig) -> Tokenizer:
-    """The tokenizer of the published checkpoint that the config names, e.g. VAR's vae_ch160v4096z32.pth.
-
-    Raises:
-        UserError: an unreadable file, or one whose sizes are not those of the config; names each.
-    """
-    wanted = config.tokenizer
-    with in_field("tokenizer.checkpoint"):
-        tokenizer = load_tokenizer_file(wanted.checkpoint or "", patch_sides=wanted.patch_sides)
-    found = tokenizer.config
-    names = ("vocab_size", "code_channels", "width", "channel_multipliers", "num_res_blocks", "share_phi")
-    pairs = [(f"tokenizer.{name}", getattr(found, name), getattr(wanted, name)) for name in names]
-    pairs.append(("data.channels", tokenizer.in_channels, config.data.channels))
-    wrong = [f"{name}: {ours!r} here, {theirs!r} in the file" for name, theirs, ours in pairs if theirs != ours]
-    if wrong:
-        raise UserError(
-            f"tokenizer.checkpoint: {wanted.checkpoint} does not fit; {'; '.join(wrong)}; allowed: the file's values"
-        )
-    return tokenizer
-
-
-def _source_digest(config: RunConfig, directory: Directory) -> str:
-    """SHA-256 of the checkpoint that the config names; its stamp is the stage's, the checkpoint's folder another's."""
-    return known_digest(split_choice(config.tokenizer.checkpoint or "")[0], directory.path / ".source.sha256")
-
-
-def _check_source(config: RunConfig, directory: Directory) -> None:
-    """Refuse a path, or a variable, behind which there is another file than the one that a finished stage was made of.
-
-    A file that is no longer there is none: the stage holds its weights.
-    """
-    source, record = config.tokenizer.checkpoint, directory.path / "source.json"
-    if not source or not record.is_file() or not split_choice(source)[0].is_file():
-        return
-    made_of, found = read_document(record)["sha256"], _source_digest(config, directory)
-    if found != made_of:
-        raise UserError(
-            f"tokenizer.checkpoint: {source} is another file (SHA-256 {found[:12]}...) than the one that "
-            f"{directory.path} was made of ({made_of[:12]}...); allowed: that file, or another path or --results"
-        )
-
-
 def tokenizer_quality(context: Context, tokenizer: Tokenizer) -> dict[str, Any]:
     """What `quality.json` says: the PSNR of held-out images and the codes that they use."""
     from mvar.evaluation.floors import psnr, reconstruct
@@ -207,10 +177,14 @@ def tokenizer_quality(context: Context, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def load_tokenizer(context: Context) -> Tokenizer:
-    """The finished tokenizer, on the device, in evaluation mode."""
+    """The finished tokenizer, on the device, in evaluation mode; one whose weights were deleted is made again."""
     config = context.config
     directory = context.store.stage("tokenizer", config.tokenizer_id)
-    state, _ = load_weights(directory.path / "tokenizer.safetensors")
+    weights = directory.path / "tokenizer.safetensors"
+    if not weights.is_file() and directory.state() == DONE:
+        build_tokenizer(context)
+    with way_out():
+        state, _ = load_weights(weights)
     tokenizer = Tokenizer(config.tokenizer, config.data.channels)
     tokenizer.load_state_dict(state)
     return tokenizer.to(context.device).eval()
@@ -224,9 +198,12 @@ def _num_crops(config: RunConfig, split: Split) -> int:
 
 
 def _weights_id(context: Context) -> dict[str, str]:
-    """What tells the tokenizer that is there now from another one of the same config."""
+    """What tells the tokenizer that is there now from another one of the same config. UserError: a damaged one."""
     weights = context.store.stage("tokenizer", context.config.tokenizer_id).path / "tokenizer.safetensors"
-    return {"tokenizer_sha256": known_digest(weights)}
+    sha256 = known_digest(weights)
+    with way_out():
+        complain_of(weights, sha256)
+    return {"tokenizer_sha256": sha256}
 
 
 def _cache_ids(context: Context, path: Path, image_set, crops: int) -> dict[str, Any]:
@@ -287,8 +264,24 @@ def build_tokens(context: Context) -> None:
             directory.write_status(DONE, "tokens")
 
 
-def check_tokenizer(context: Context, run: Directory) -> None:
+def load_tokenizer_of(context: Context, run: Directory) -> Tokenizer:
+    """The tokenizer that a trained run draws with: the one that it is trained on. Nothing is recorded.
+
+    Raises:
+        UserError: as `load_tokenizer` and `check_tokenizer`.
+    """
+    tokenizer = load_tokenizer(context)
+    check_tokenizer(context, run, keep=False)
+    return tokenizer
+
+
+def check_tokenizer(context: Context, run: Directory, keep: bool = True) -> None:
     """Hold a run to the tokenizer whose tokens it is trained on: its codes mean nothing to another one.
+
+    Args:
+        context: whose store holds the tokenizer.
+        run: the run's directory.
+        keep: whether to record the tokenizer for a run of an earlier version, which has none on record.
 
     Raises:
         UserError: the tokenizer was made anew, differently, since the run began. A run of an earlier version, which
@@ -297,7 +290,8 @@ def check_tokenizer(context: Context, run: Directory) -> None:
     path, now = run.path / "tokenizer.json", _weights_id(context)
     began = read_or_warn(path)
     if not began:
-        write_document(path, now)
+        if keep:
+            write_document(path, now)
     elif began["tokenizer_sha256"] != now["tokenizer_sha256"]:
         raise UserError(
             f"run: {run.path} is trained on tokens of another tokenizer (SHA-256 {began['tokenizer_sha256'][:12]}...) "
@@ -326,10 +320,14 @@ def build_extractor(context: Context) -> None:
     """Make what images are judged with: train the classifier, or check that the named network loads."""
     config = context.config
     directory = context.store.stage("extractor", config.extractor_id)
-    if directory.state() == DONE:
+
+    def is_done() -> bool:
+        return directory.state() == DONE and not _lacks_classifier(context)
+
+    if is_done():
         return
     with directory.lock(context.should_stop):
-        if directory.state() == DONE:
+        if is_done():
             return
         with recorded(directory, "extractor"):
             write_origin(directory, data=config.data, evaluation=config.evaluation)
@@ -339,7 +337,7 @@ def build_extractor(context: Context) -> None:
                 report, heed = context.report("extractor"), context.heed("extractor")
                 if not train_classifier(config, directory.path, report, context.should_stop, heed):
                     raise Stopped("extractor: asked to stop")
-            extractor = load_extractor(context)
+            extractor = _open_extractor(context)
             write_document(
                 directory.path / "extractor.json",
                 {"id": extractor.id, "heldout_accuracy": extractor.heldout_accuracy},
@@ -348,11 +346,25 @@ def build_extractor(context: Context) -> None:
 
 
 def load_extractor(context: Context):
-    """The finished feature extractor."""
+    """The finished feature extractor; a classifier whose weights were deleted is made again."""
+    if _lacks_classifier(context) and context.store.stage("extractor", context.config.extractor_id).state() == DONE:
+        build_extractor(context)
+    return _open_extractor(context)
+
+
+def _lacks_classifier(context: Context) -> bool:
+    from mvar.evaluation.classifier import WEIGHTS
+
+    folder = context.store.stage("extractor", context.config.extractor_id).path
+    return context.config.evaluation.extractor == "classifier" and not (folder / WEIGHTS).is_file()
+
+
+def _open_extractor(context: Context):
     from mvar.evaluation.classifier import load_extractor as load
 
-    config = context.config
-    return load(config, context.store.stage("extractor", config.extractor_id).path)
+    folder = context.store.stage("extractor", context.config.extractor_id).path
+    with way_out() if context.config.evaluation.extractor == "classifier" else nullcontext():
+        return load(context.config, folder)
 
 
 def build_floors(context: Context) -> None:
@@ -362,6 +374,7 @@ def build_floors(context: Context) -> None:
 
     config = context.config
     directory = context.store.stage("extractor", config.extractor_id)
+    build_extractor(context)  # where its weights were deleted; not under the lock, which it takes itself
     with directory.lock(context.should_stop):
         found = context.store.all_floors(config)
         weights, record = _weights_id(context), found.get(config.floors_id)

@@ -8,17 +8,17 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from experiments import derived
+from experiments import derived, spelling
 from experiments.documents import Damaged, Foreign, is_evaluation, read_document, read_or_warn, write_document
 from experiments.index import RunIndex
-from mvar.config import EvaluationConfig, RunConfig, from_dict, identity, stored_config
+from mvar.config import RunConfig, identity, stored_config
 from mvar.config.parsing import Stored
 from mvar.errors import UserError, warn_once
 from mvar.files import read_json, remove_leftovers, write_json
@@ -27,7 +27,6 @@ ShouldStop = Callable[[], bool]
 RUNNING, DONE, FAILED, STOPPED = "running", "done", "failed", "stopped"
 DONE_ANEW = ("floors", "evaluate")  # stages that keep nothing where they are stopped
 RUN = "run"  # the kind of work that is no shared stage
-SCIENCE = ("seed", "data", "tokenizer", "model", "train")  # sections of a config that make the run
 INDEX_S = 2.0
 CONFIG_REMEDY = "`mvar repair --yes` or the command that made the run writes it anew"
 
@@ -293,25 +292,11 @@ class Store:
         """
         run = self.run(config.run_id)
         if self._is_own(run):
-            return _spelled_evaluation(config, run)
-        index = self.index
-        entry = index.run(config.key)
+            return spelling.of_evaluation(config, run)
+        entry = self.index.run(config.key)
         if entry:
-            run = self.run(entry.name)
-            stored = run.stored().config
-            science = {name: getattr(stored, name) for name in SCIENCE}
-            return _spelled_evaluation(config.model_copy(update=science), run)
-        canonical = config.canonical()
-        for sections in (("data", "tokenizer"), ("data",)):
-            folder = index.spelled(canonical, *sections)
-            if folder:
-                document = read_json(folder / "config.json")
-                found = {name: from_dict(type(getattr(config, name)), document[name]) for name in sections}
-                config = config.model_copy(update=found)
-                break
-        if config.evaluation.inception_weights and (folder := index.spelled(canonical, "evaluation")):
-            config = _spelled_evaluation(config, RunDirectory(folder))
-        return config
+            return spelling.of_run(config, self.run(entry.name))
+        return spelling.of_stages(config, self.index, self.run)
 
     def runs(self) -> list[RunDirectory]:
         """Every run that has begun, by name."""
@@ -376,23 +361,6 @@ class Store:
         """What was asked for: every sweep's manifest, by file name, damaged ones left out."""
         paths = sorted(self.root.glob("sweeps/*.json"))
         return [found for path in paths if (found := read_or_warn(path, foreign_too=True))]
-
-
-def _spelled_evaluation(config: RunConfig, run: RunDirectory) -> RunConfig:
-    """The config with its evaluation spelled as a run has it, in its config or in one that it has made."""
-    if config.evaluation.inception_weights is None:  # nothing in it has two spellings
-        return config
-    wanted = config.canonical()["evaluation"]
-    with suppress(UserError):
-        stored = [run.stored().config.evaluation]
-        stored += [
-            from_dict(EvaluationConfig, r["evaluation"]) for r in run.evaluations().values() if "evaluation" in r
-        ]
-        for evaluation in stored:
-            spelled = config.model_copy(update={"evaluation": evaluation})
-            if spelled.canonical()["evaluation"] == wanted:
-                return spelled
-    return config
 
 
 def check_writable(root: Path) -> None:

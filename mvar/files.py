@@ -14,7 +14,7 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -29,7 +29,9 @@ STRANGE_AGE_S = 24 * 3600  # after which a temporary file is left over whose wri
 
 
 @contextmanager
-def atomic_write(path: Path | str, mode: int = 0o666) -> Iterator[BinaryIO]:
+def atomic_write(
+    path: Path | str, mode: int = 0o666, before: Callable[[Path], None] | None = None
+) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path`; rename it over `path` when the block ends well, else remove it.
 
     The temporary file's name says who writes it, so that `remove_leftovers` knows what a killed process has left.
@@ -38,6 +40,7 @@ def atomic_write(path: Path | str, mode: int = 0o666) -> Iterator[BinaryIO]:
         path: the file; a link is replaced by a file of its own.
         mode: permissions, less what the umask (or the folder's default ACL) takes, as for any new file. Those of a file
             that is replaced are not kept.
+        before: called with the temporary file, which is whole and on the disk, before it gets its name.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,6 +53,8 @@ def atomic_write(path: Path | str, mode: int = 0o666) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if before:
+            before(temporary)
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from mvar.errors import UserError
+from mvar.errors import UserError, warn
 from mvar.files import naming, own_file, read_json, remember_digest, write_json
 
 RECORD_EVERY_S = 2.0  # what a kill can cost; each record waits for the disk
@@ -86,11 +86,16 @@ class Rows:
         if is_last or time.monotonic() - self._recorded_at >= self._every_s:
             self.record()
 
+    @property
+    def sha256(self) -> str:
+        """Of all rows so far, and the header."""
+        return self._hash.hexdigest()
+
     def record(self) -> None:
         """Note what is there, once it is on the disk."""
         with naming(self.partial):
             os.fsync(self._file.fileno())
-        values = {"plan": self._plan, "done": self.done, "sha256": self._hash.hexdigest(), **self.extra}
+        values = {"plan": self._plan, "done": self.done, "sha256": self.sha256, **self.extra}
         write_json(self._record, values)
         self._recorded_at = time.monotonic()
 
@@ -100,8 +105,8 @@ class Rows:
         self.record()
         self._file.close()
         os.replace(self.partial, self.final)
-        remember_digest(self.final, self._hash.hexdigest())
-        return self._hash.hexdigest()
+        remember_digest(self.final, self.sha256)
+        return self.sha256
 
     def forget(self) -> None:
         """Remove what was only for going on: of a file that is finished, or whose rows stand elsewhere by now."""
@@ -124,7 +129,9 @@ class Rows:
             done = int(record["done"])
             if record.get("plan", self._plan) != self._plan or done < 0:
                 return 0
-            if self.partial.stat().st_size < self._size(done) or not self._has_digest(done, record.get("sha256")):
+            size = self.partial.stat().st_size if self.partial.is_file() else 0
+            if size < self._size(done) or not self._has_digest(done, record.get("sha256")):
+                warn(f"{self.partial}: the {done} rows that are recorded are missing or damaged; they are made anew")
                 return 0
             self.extra |= {name: record[name] for name in self.extra.keys() & record.keys()}
             return done

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mvar.artefacts import Wrong, read_artefact, read_record, write_artefact
 from mvar.errors import UserError
-from mvar.files import atomic_write
 from mvar.foreign_files import describe_foreign
 
 METADATA = "mvar"  # the header's entry that holds the configuration, as JSON
@@ -28,7 +28,7 @@ def to_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -
 def save_weights(path: Path | str, module: nn.Module, metadata: dict[str, Any]) -> None:
     """Write a module's state dict as .safetensors, atomically, with `metadata` (JSON values) in the file's header."""
     content = to_safetensors(module.state_dict(), metadata)
-    with atomic_write(path) as file:
+    with write_artefact(path) as file:
         file.write(content)
 
 
@@ -44,25 +44,40 @@ def load_weights(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def read_safetensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """As `load_weights`, whatever the values. The format's own checks bound every tensor by the file's size."""
+    """As `load_weights`, whatever the values. The format's own checks bound every tensor by the file's size.
+
+    A file with a recorded digest is read once: what is compared is what is loaded.
+    """
     from safetensors import safe_open
 
     try:
         if foreign := describe_foreign(Path(path)):
             raise UserError(f"{path}: is {foreign}; allowed: a .safetensors file")
+        if Path(path).name in read_record(Path(path).parent):
+            return _parse_safetensors(read_artefact(Path(path)))
         with safe_open(path, framework="pt") as file:
             metadata = parse_metadata((file.metadata() or {}).get(METADATA, "{}"))
             names = file.keys()  # not a mapping: it cannot be iterated itself
             return {name: file.get_tensor(name) for name in names}, metadata
     except FileNotFoundError:
         raise UserError(f"{path}: no such weights file") from None
-    except UserError:
-        raise
+    except UserError as error:
+        if not isinstance(error, Wrong):
+            raise
+        reason = str(error).removeprefix(f"{path}: damaged: ")
     except Exception as error:  # SafetensorError, OSError, and KeyError for types that torch does not have
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(
-            f"{path}: not a readable .safetensors file (truncated or damaged: {reason}); allowed: a complete one"
-        ) from None
+    raise UserError(
+        f"{path}: not a readable .safetensors file (truncated or damaged: {reason}); allowed: a complete one"
+    )
+
+
+def _parse_safetensors(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    from safetensors.torch import load
+
+    tensors = load(content)  # checks the header
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return tensors, parse_metadata(header.get("__metadata__", {}).get(METADATA, "{}"))
 
 
 def parse_metadata(text: str) -> dict[str, Any]:

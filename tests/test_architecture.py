@@ -19,6 +19,7 @@ LAYERS = (
         "mvar.files",
         "mvar.memory",
         "mvar.rows",
+        "mvar.artefacts",
         "mvar.scales",
         "mvar.pattern",
         "mvar.config",

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from experiments.store import Store
+from experiments.pipeline import execute
+from experiments.store import STOPPED, Store
 from mvar.config import RunConfig, override
 from mvar.presets import PRESETS
 
@@ -34,3 +35,15 @@ def files_of(store: Store, config: RunConfig) -> dict[Path, int]:
     """When each file of a run was last written."""
     paths = store.run(config.run_id).path.rglob("*")
     return {path: path.stat().st_mtime_ns for path in paths if path.name != ".lock"}
+
+
+def interrupt(config: RunConfig, store: Store, step: int) -> list[Path]:
+    """Train a run up to a step; its checkpoints, the oldest first."""
+    reached = []
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "train" and done >= step:
+            reached.append(done)
+
+    assert execute(config, store, progress, lambda: bool(reached)) == STOPPED
+    return sorted((store.run(config.run_id).path / "checkpoints").glob("step_*.pt"))

@@ -26,6 +26,7 @@ class Export:
 
     def execute(self, arguments: list[str]) -> int:
         """Write the file; returns the exit code."""
+        from experiments.stages import Context, check_tokenizer, way_out
         from experiments.store import Store
         from mvar.published import load_generator, load_tokenizer, official_state, write_official
         from mvar.weights import read_safetensors
@@ -36,7 +37,12 @@ class Export:
         source = stage.path / "tokenizer.safetensors" if self.tokenizer else run.weights
         if not source.is_file():
             raise UserError(f"run: {run.name} is not trained yet ({run.state()}); allowed: a trained run")
+        if self.tokenizer:
+            context = Context(run.config(), store, lambda *_: None, lambda: False)
+            check_tokenizer(context, run, keep=False)
+        with way_out():
+            metadata = read_safetensors(source)[1]  # with the whole configuration that the run has
         state = load_tokenizer(source).state_dict() if self.tokenizer else official_state(load_generator(source)[0])
-        write_official(self.out, state, read_safetensors(source)[1])  # with the whole configuration that the run has
+        write_official(self.out, state, metadata)
         say(f"{self.out}: {'tokenizer' if self.tokenizer else 'generator'} of {run.name}")
         return OK

