@@ -77,7 +77,7 @@ def _findings(tables: Tables) -> list[str]:
     for manifest, table, differences in tables:
         title = markdown(manifest.title)
         if manifest.sweep == "layers":
-            trend = [line for line in table.reading if line.startswith("FID ") and " from " in line]
+            trend = [line for line in table.reading if line.startswith("FID: ")]
             lines += [f"{title}, layers replaced: {line}" for line in trend]
         if manifest.sweep != "mixers":
             continue

@@ -50,8 +50,8 @@ class Verdict:
 
 
 def p_text(p: float) -> str:
-    """`= 0.03`, or `< 0.001`."""
-    return "< 0.001" if p < 0.001 else f"= {p:.2g}"
+    """`= 0.03`, or `below 0.001`."""
+    return "below 0.001" if p < 0.001 else f"= {p:.2g}"
 
 
 def differences(first: Measured, second: Measured) -> tuple[np.ndarray, int]:

@@ -244,20 +244,19 @@ def unique(configs: Iterable[RunConfig]) -> list[RunConfig]:
 
 
 def parse_overrides(settings: Iterable[str]) -> dict[str, str]:
-    """`FIELD=VALUE` texts as a mapping.
+    """`FIELD=VALUE` texts as a mapping; of a field that is given twice, under any of its names, the last counts.
 
     Raises:
-        UserError: a text without `=`; a field with two values, under any of its names.
+        UserError: a text without `=`.
     """
     overrides: dict[str, str] = {}
-    given: dict[str, str] = {}
     for setting in settings:
         name, separator, value = setting.partition("=")
         name = name.strip()
         if not separator or not name:
             raise UserError(f"set: {quoted(setting)} is not FIELD=VALUE; allowed: e.g. train.steps=100")
-        if given.setdefault(current_name(RunConfig, name), value) != value:
-            other = quoted(given[current_name(RunConfig, name)])
-            raise UserError(f"set: {name} has two values, {other} and {quoted(value)}; allowed: one")
+        same = [other for other in overrides if current_name(RunConfig, other) == current_name(RunConfig, name)]
+        for other in same:
+            del overrides[other]
         overrides[name] = value
     return overrides

@@ -14,7 +14,7 @@ from experiments.drawing import draw_images, save_grid
 from experiments.pipeline import load_generator
 from experiments.selection import LabelScore, scorer
 from experiments.sources import published_tokenizer
-from experiments.stages import Context, load_tokenizer_of
+from experiments.stages import Context, load_tokenizer_of, way_out
 from experiments.store import RunDirectory, Store
 from mvar import published
 from mvar.config import RunConfig, override
@@ -119,7 +119,8 @@ def draw_grid(generator: Generator, classes: Sequence[str], per_class: int, seed
 
 def class_names(run: RunDirectory) -> list[str]:
     """The names of a trained run's classes, as its weights file has them."""
-    return list(load_weights(run.weights)[1]["class_names"])
+    with way_out():
+        return list(load_weights(run.weights)[1]["class_names"])
 
 
 def class_numbers(classes: Sequence[str], names: Sequence[str]) -> list[int]:

@@ -95,22 +95,27 @@ def test_values_mean_what_they_say(name, text, value):
         ("model.pattern=" + "a" * 20_000, "model.pattern: a text of 20,000 characters; allowed: at most 10,000"),
         ("n" * 20_000 + "=1", "is unknown; allowed: "),
         ("n" * 20_000, "set: 'nnn"),
-        ("train.steps=5 train.steps=6", "set: train.steps has two values, '5' and '6'; allowed: one\n"),
-        ("train.accumulate=1 runtime.accumulate=2", "set: runtime.accumulate has two values, '1' and '2'"),
-        ("cfg_scale=1 sample.cfg_scale=2", "set: sample.cfg_scale has two values"),
     ],
 )  # fmt: skip
 def test_settings_that_are_none(setting, message, tmp_path, capsys):
     command = ["run", "mixers", "--preset", "smoke", "--results", str(tmp_path / "results"), "--set"]
-    words = setting.split(" ") if setting.count("=") > 1 else [setting]
-    assert main([*command, *words]) == USER_ERROR
+    assert main([*command, setting]) == USER_ERROR
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("mvar: error: ") and err.count("\n") == 1 and len(err) < 1000
     assert message in err and not (tmp_path / "results").exists()
 
 
-def test_a_field_that_is_given_twice_with_one_value():
-    assert parse_overrides(["train.steps=5", "train.steps=5"]) == {"train.steps": "5"}
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (["train.steps=5", "train.steps=6"], {"train.steps": "6"}),
+        (["runtime.accumulate=4", "train.accumulate=2"], {"train.accumulate": "2"}),
+        (["sample.cfg_scale=3", "seed=1", "cfg_scale=2"], {"seed": "1", "cfg_scale": "2"}),
+    ],
+)
+def test_of_a_field_that_is_given_twice_the_last_counts(given, found):
+    """Under any of its names."""
+    assert parse_overrides(given) == found
 
 
 def test_no_value_of_a_path_is_no_folder():

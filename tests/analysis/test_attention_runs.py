@@ -119,7 +119,7 @@ def test_a_killed_measurement_goes_on_and_ends_in_the_same_bytes(trained, tmp_pa
     for name in ("attention.json", "attention_images.npy"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
     left = {path.name for path in (tmp_path / "killed").iterdir()}
-    assert left == {"attention.json", "attention_images.npy", ".attention.lock"}
+    assert left == {"attention.json", "attention_images.npy", "digests.json", ".attention.lock"}
 
 
 DRIVER = """

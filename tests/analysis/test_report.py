@@ -41,7 +41,7 @@ def test_the_first_screen_says_what_was_run_and_found(whole, everything):
     assert "17 finished runs; 17 of the 17 that sweeps asked for are here." in first
     assert "mixers (Table 6), parameters (Table 5), layers (Figure 5)" in first
     assert "FID 1.10 ± 0.10 for M-VAR (`intra+mamba`), 1.70 ± 0.10 for VAR (`global`)" in first
-    assert "(difference -0.60 [-0.60, -0.60] over 3 seeds: better (p < 0.001))" in first
+    assert "(difference -0.60 [-0.60, -0.60] over 3 seeds: better (p below 0.001))" in first
     assert (
         "FID: 1.60 (0 of 8), 1.00 (8 of 8); the last is inconclusive: one seed" in first
         and "Attention, digits" in first
