@@ -266,12 +266,20 @@ def _execution(record: Mapping[str, Any]) -> str:
 
 
 def _renamed(configs: Mapping[str, RunConfig]) -> dict[str, str]:
-    """Run id -> directory, of runs whose directory is called otherwise."""
+    """Run id or key -> directory: the one that is called after the id, else any that holds the run."""
     found: dict[str, str] = {}
     for name, config in configs.items():
-        if config.run_id not in configs:
-            found.setdefault(config.run_id, name)
+        if config.run_id == name:
+            found[name] = name
+    for name, config in configs.items():
+        found.setdefault(config.run_id, name)
+        found.setdefault(config.key, name)
     return found
+
+
+def _directory(run_id: str, key: str | None, renamed: Mapping[str, str]) -> str:
+    """The directory of a run that was asked for, whatever it is called; its id where there is none."""
+    return renamed.get(run_id) or renamed.get(key or "") or run_id
 
 
 def _manifests(store: Store, problems: list[str], renamed: Mapping[str, str]) -> list[Manifest]:
@@ -287,7 +295,8 @@ def _manifest(path: Path, renamed: Mapping[str, str]) -> Manifest:
     values = read_document(path)
     cells = []
     for c in values["cells"]:
-        run_ids = tuple(renamed.get(run_id, run_id) for run_id in c["run_ids"])
+        keys = c.get("keys", {})
+        run_ids = tuple(dict.fromkeys(_directory(run_id, keys.get(run_id), renamed) for run_id in c["run_ids"]))
         cells.append(Cell(c["label"], c["axes"], c["printed"], run_ids, tuple(dict.fromkeys(c["evaluation_ids"]))))
     names = ("sweep", "artefact", "preset", "mode", "budget_flops", "command", "overrides")
     return Manifest(name=path.stem, cells=tuple(cells), **{name: values[name] for name in names})

@@ -68,6 +68,7 @@ class _Cell(TypedDict):
     printed: dict[str, Any]
     run_ids: list[str]
     evaluation_ids: list[str]
+    keys: NotRequired[dict[str, str]]
 
 
 class _Manifest(TypedDict):

@@ -16,7 +16,7 @@ from experiments.derived import metrics_row
 from experiments.documents import Damaged, Foreign, is_evaluation, read_document, write_document
 from experiments.index import INDEX
 from experiments.store import Directory, RunDirectory, StageDirectory, Store
-from mvar.config import RunConfig, from_dict, identity
+from mvar.config import SCHEMA_VERSION, RunConfig, from_dict, identity
 from mvar.errors import UserError
 from mvar.files import atomic_write, read_json, write_json
 
@@ -313,18 +313,16 @@ def _is_object(path: Path) -> bool:
 def _is_origin(path: Path, sections: tuple[str, ...]) -> bool:
     """Whether a stage's `config.json` holds these sections of a config."""
     try:
-        values = read_document(path)
+        values = read_json(path)
         for name in sections:
             from_dict(RunConfig.model_fields[name].annotation, values[name])
-    except (UserError, OSError, KeyError):
+        return values.get("schema_version", SCHEMA_VERSION) == SCHEMA_VERSION  # the first version wrote none here
+    except (UserError, OSError, KeyError, TypeError, AttributeError):
         return False
-    return True
 
 
 def check_artefacts(store: Store) -> list[str]:
     """One line for each weights file, checkpoint, set of images or cache whose bytes are not those recorded."""
-    try:
-        from experiments.checking import check_results
-    except ImportError:
-        return []
+    from experiments.checking import check_results  # here: it imports torch
+
     return [str(problem) for problem in check_results(store, full=True)]

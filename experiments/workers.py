@@ -17,7 +17,7 @@ from typing import Any
 
 from experiments.store import DONE, FAILED, STOPPED, RunDirectory, Stopped, Store, one_line
 from mvar.config import RunConfig, from_dict
-from mvar.errors import UserError, pass_warnings_on
+from mvar.errors import is_mistake, pass_warnings_on
 
 STAGES = ("", "tokenizer", "tokens", "extractor", "floors", "train", "sample", "evaluate")
 TOLD_BYTES = 8192  # of warnings that a worker can pass on; its own stderr has what comes after
@@ -128,7 +128,7 @@ def work(kind: str, config_values: dict[str, Any], root: str, run: str = "") -> 
     except Stopped:
         state, reason, is_user_error = STOPPED, "", False
     except Exception as error:
-        state, reason, is_user_error = FAILED, one_line(error), isinstance(error, UserError)
+        state, reason, is_user_error = FAILED, one_line(error), is_mistake(error)
     finally:
         _Worker.busy.clear()
     return Outcome(state, reason, is_user_error, time.monotonic() - began)

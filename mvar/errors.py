@@ -17,6 +17,11 @@ class UserError(Exception):
     exit_code = USER_ERROR
 
 
+def is_mistake(error: BaseException) -> bool:
+    """Whether an error is a mistake in what was asked for: exit code 2; a damaged file is none."""
+    return isinstance(error, UserError) and error.exit_code == USER_ERROR
+
+
 def one_of(what: str, value: object, allowed) -> UserError:
     """The error for a name that is not in a list: says the value, what is allowed, and the nearest spelling."""
     from difflib import get_close_matches

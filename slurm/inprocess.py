@@ -10,7 +10,7 @@ from experiments.store import DONE, FAILED, STOPPED, Store, one_line
 from experiments.workers import Outcome
 from mvar import escaping
 from mvar.config import RunConfig
-from mvar.errors import UserError
+from mvar.errors import is_mistake
 from mvar.training.distributed import joined_by_torchrun
 
 
@@ -38,7 +38,7 @@ def _run_all(configs: Sequence[RunConfig], store: Store, received: list[int], ra
         except Exception as error:
             if raising:
                 raise
-            state, reason, is_user_error = FAILED, one_line(error), isinstance(error, UserError)
+            state, reason, is_user_error = FAILED, one_line(error), is_mistake(error)
         name = store.run_of(config).name
         summary.outcomes[f"{name}/{config.evaluation_id}"] = Outcome(state, reason, is_user_error)
         print(escaping.one_line(f"{state} {name}" + (f": {reason}" if reason else "")), flush=True)

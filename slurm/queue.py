@@ -136,10 +136,13 @@ class View:
 
     def names(self) -> list[str]:
         """Every run that was begun, asked for or submitted."""
-        asked = {r for manifest in self._store.manifests() for cell in manifest["cells"] for r in cell["run_ids"]}
+        cells = [cell for manifest in self._store.manifests() for cell in manifest["cells"]]
+        asked = {run_id for cell in cells for run_id in cell["run_ids"]}
+        keys = {run_id: key for cell in cells for run_id, key in cell.get("keys", {}).items()}
         submitted = {key.partition("/")[0] for key in self.queue.owners if "/" in key}
         there = {run.name for run in self._store.runs()}
-        renamed = {name for name in asked - there if self._store.index.by_id(name)}
+        index = self._store.index if asked - there else None
+        renamed = {name for name in asked - there if index and (index.by_id(name) or index.runs(keys.get(name, "")))}
         return sorted((asked - renamed) | submitted | there)
 
     def __call__(self, directory: Directory) -> Seen:

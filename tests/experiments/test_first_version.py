@@ -10,12 +10,14 @@ from test_identity import SECTIONS, added
 
 from analysis.compare import check_comparable
 from analysis.records import load_records
+from experiments.cells import Request, write_manifest
 from experiments.environment import describe
 from experiments.pipeline import execute
 from experiments.store import DONE, STOPPED, Store
+from experiments.sweeps import find_sweep
 from mvar.cli import main
 from mvar.config import RunConfig, override
-from mvar.errors import OK
+from mvar.errors import FAILURE, OK
 from mvar.files import file_digest, read_json
 from mvar.presets import PRESETS
 
@@ -164,6 +166,33 @@ def test_another_run_under_a_runs_name_does_not_hide_it(store):
     shutil.copytree(store.run(first.IN_SAMPLING).path, run.path)
     config = override(SMOKE, {"model.pattern": "global"})
     assert store.run_of(config).name == "moved" and store.is_done(config)
+
+
+def test_a_report_and_status_find_a_run_that_was_asked_for_under_another_id(store, capsys):
+    request = Request(find_sweep("mixers"), "smoke", SMOKE, (0,), dict(s.split("=") for s in first.SETTINGS))
+    write_manifest(store, request, [])
+    shutil.rmtree(store.run(first.FINISHED).path)
+    records = load_records(store.root)
+    assert list(records.rows(records.manifests[0].cells[0])["run_id"]) == [first.SPLIT]
+    assert first.FINISHED not in {missing.run_id for missing in records.missing}
+    assert main(["status", "--results", str(store.root)]) == OK
+    assert first.FINISHED not in capsys.readouterr().out
+
+
+def test_a_flipped_bit_is_found_by_repair(store, capsys):
+    """Of artefacts with a record; those of the first version have none, and count as unchecked."""
+    place = ["--results", str(store.root)]
+    assert main(["repair", "--check", *place]) == OK
+    assert execute(store.run(first.IN_TRAINING).config(), store) == DONE
+    assert main(["repair", "--check", *place]) == OK
+    weights = store.run(first.IN_TRAINING).weights
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    capsys.readouterr()
+    assert main(["repair", "--check", *place]) == FAILURE
+    assert str(weights) in capsys.readouterr().out
+    assert main(["repair", *place]) == OK  # documents are well
 
 
 def test_a_settled_mamba_does_not_retrain_a_model_without_one(store):
