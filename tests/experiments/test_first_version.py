@@ -195,6 +195,30 @@ def test_a_flipped_bit_is_found_by_repair(store, capsys):
     assert main(["repair", *place]) == OK  # documents are well
 
 
+def test_a_command_on_a_directory_uses_the_results_that_it_lies_in(store, tmp_path, monkeypatch):
+    """From anywhere, without --results; nothing is made where the command is called."""
+    here = tmp_path / "elsewhere"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    run, stages = store.run(first.FINISHED), sorted(store.root.glob("stages/*"))
+    assert main(["sample", str(run.path), "--per-class", "1", "--out", "grid.png"]) == OK
+    assert main(["export", str(run.path), "--out", "out.safetensors"]) == OK
+    assert main(["attention", str(run.path), "--images", "4", "--out", "attention"]) == OK
+    assert main(["evaluate", str(run.path), "--set", "sample.seed=4", "evaluation.num_images=40"]) == OK
+    assert len(run.evaluations()) == 2 and sorted(store.root.glob("stages/*")) == stages
+    assert not (here / "results").exists()
+
+
+def test_a_directory_without_its_results_is_not_trained_anew(store, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    alone = shutil.copytree(store.run(first.FINISHED).path, tmp_path / "alone")
+    for command in (["evaluate", str(alone), "--set", "sample.seed=4"], ["sample", str(alone), "--out", "grid.png"]):
+        assert main([*command, "--results", str(tmp_path / "none")]) != OK
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("mvar: error: ") and "tokenizer" in line
+    assert not list(tmp_path.glob("none/stages/*")) and not (tmp_path / "grid.png").exists()
+
+
 def test_a_settled_mamba_does_not_retrain_a_model_without_one(store):
     before = {p: p.stat().st_mtime_ns for p in store.run(first.FINISHED).path.rglob("*")}
     config = override(SMOKE, {"model.pattern": "global", "model.mamba.d_state": 8})

@@ -172,6 +172,8 @@ def test_exit_codes(store, capsys, monkeypatch):
     assert ending(a=Outcome(DONE), b=Outcome(FAILED, "ValueError: x")) == (FAILURE, ["mvar: error: b: ValueError: x"])
     assert ending(a=Outcome(FAILED, "no images", True))[0] == USER_ERROR
     assert ending(a=Outcome(FAILED, "no images", True), b=Outcome(FAILED, "x"))[0] == FAILURE
+    one_of_two = {"a/1": Outcome(FAILED, "ValueError: x"), "a/2": Outcome(DONE)}  # evaluations of one run
+    assert ending(**one_of_two) == (FAILURE, ["mvar: error: a: ValueError: x"])
     code, lines = ending(a=Outcome(STOPPED), interrupted=True)
     assert code == INTERRUPTED and len(lines) == 1 and "goes on where it was" in lines[0]
 
