@@ -319,6 +319,16 @@ class Store:
             raise UserError(f"run: {name!r} {problem}; allowed: {allowed}")
         return self.run(matches[0])
 
+    @classmethod
+    def locate(cls, root: Path, name: str) -> tuple[RunDirectory, "Store"]:
+        """A run by its name below `root`, or by its directory's path; and the results that it lies in.
+
+        Raises:
+            UserError: as `find_run`.
+        """
+        run = cls(root).find_run(name)
+        return run, run.store or cls(root)
+
     def stage(self, kind: str, stage_id: str) -> StageDirectory:
         """The directory of a shared stage: kind `tokenizer`, `tokens` or `extractor`, and its id."""
         return StageDirectory(self.root / "stages" / f"{kind}-{stage_id}")

@@ -133,13 +133,12 @@ class Attention(CheckpointFiles):
     def _of_run(self) -> "tuple[Source, str, Path]":
         from experiments.store import Store
 
-        existing_directory("results", self.results, "one that `mvar run` has made")
+        if not Path(self.run, "config.json").is_file():  # a run's own directory says where it lies
+            existing_directory("results", self.results, "one that `mvar run` has made")
         for name in ("tokenizer", "images_from", "patch_sides", "num_heads", "weights"):
             if getattr(self, name):
                 raise UserError(f"{name.replace('_', '-')}: only for --checkpoint; a run has its own")
-        store = Store(self.results)
-        run = store.find_run(self.run)
-        store = run.store or store
+        run, store = Store.locate(self.results, self.run)
         config = run.config()
         self._check_picture(config.model, config.token_space)
         from analysis.attention_runs import drawn_by_run, heldout_of_run
@@ -152,7 +151,7 @@ class Attention(CheckpointFiles):
         else:
             source = heldout_of_run(store, run, limit, self.batch)
         is_default = self.source == "heldout" and limit == RUN_IMAGES and not self.batch
-        return source, run.name, self._folder(run.name, source, run.path if is_default else None)
+        return source, run.name, self._folder(run.name, source, store.root, run.path if is_default else None)
 
     def _of_checkpoint(self) -> "tuple[Source, str, Path]":
         if not self.tokenizer:
@@ -185,14 +184,14 @@ class Attention(CheckpointFiles):
         else:
             source = attention_runs.images_for_checkpoint(files, Path(self.images_from), limit, self.batch)
         name = Path(self.checkpoint).stem
-        return source, name, self._folder(name, source, None)
+        return source, name, self._folder(name, source, self.results)
 
-    def _folder(self, name: str, source: "Source", default: Path | None) -> Path:
+    def _folder(self, name: str, source: "Source", root: Path, default: Path | None = None) -> Path:
         if self.out:
             return Path(self.out)
         from mvar.files import digest
 
-        return default or self.results / "attention" / f"{name}-{self.source}-{digest(source.identity)}"
+        return default or root / "attention" / f"{name}-{self.source}-{digest(source.identity)}"
 
 
 def show(stats: "AttentionStats", title: str) -> None:

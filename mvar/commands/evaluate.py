@@ -44,8 +44,7 @@ class Evaluate(CheckpointFiles):
 
         store = Store(self.results)
         if self.run:
-            run = store.find_run(self.run)
-            store = run.store or store  # where its tokenizer and its extractor lie
+            run, store = Store.locate(self.results, self.run)
             config = self._of_run(store, run)
             data_sets = DataSets(store, stored=True)
         else:

@@ -31,8 +31,7 @@ class Export:
         from mvar.published import load_generator, load_tokenizer, official_state, write_official
         from mvar.weights import read_safetensors
 
-        run = Store(self.results).find_run(self.run)
-        store = run.store or Store(self.results)
+        run, store = Store.locate(self.results, self.run)
         stage = store.stage("tokenizer", run.config().tokenizer_id)
         source = stage.path / "tokenizer.safetensors" if self.tokenizer else run.weights
         if not source.is_file():

@@ -30,8 +30,11 @@ class Repair:
         from experiments.store import Store
         from slurm.lost import lost_submissions
 
-        store = Store(existing_directory("results", self.results, "one that `mvar run` has made"))
-        names = [store.find_run(self.run).name] if self.run else None
+        if self.run:
+            run, store = Store.locate(self.results, self.run)
+            names = [run.name]
+        else:
+            store, names = Store(existing_directory("results", self.results, "one that `mvar run` has made")), None
 
         def look():
             return [*findings(store, names), *([] if names else lost_submissions(store))]

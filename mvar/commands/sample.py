@@ -59,8 +59,8 @@ class Sample(CheckpointFiles):
         from mvar.presets import PRESETS
 
         if self.run:
-            run = Store(self.results).find_run(self.run)
-            return gallery.of_run(run.store or Store(self.results), run, settings, classes)
+            run, store = Store.locate(self.results, self.run)
+            return gallery.of_run(store, run, settings, classes)
         if not self.tokenizer:
             raise UserError("tokenizer: not given; allowed: the tokenizer's file, which --checkpoint needs")
         config = self.config(PRESETS["imagenet256-d16"], adapt_data=True)
