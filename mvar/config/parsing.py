@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from mvar.config.identity import FIRST, PATHS, REPINNED, SPLITS, pinned, section_name, subsection
 from mvar.config.schema import SCHEMA_VERSION, Config, RunConfig, SampleConfig
 from mvar.errors import UserError, one_of, quoted
+from mvar.escaping import one_line
 
 C = TypeVar("C", bound=Config)
 
@@ -54,10 +55,10 @@ def override(config: C, values: Mapping[str, Any]) -> C:
                 whole = ".".join(parents[: depth + 1])
                 if part in node:
                     raise UserError(f"{name[:200]}: {whole} is a field, no section; allowed: {whole}=VALUE")
-                raise one_of(f"field {whole[:200]}", part, node)
+                raise one_of(f"field {one_line(whole[:200])}", part, node)
             node, kind = node[part], subsection(kind, part) or kind
         if leaf not in node and dotted not in DERIVED:
-            raise one_of(f"field {name[:200]}", leaf, node)
+            raise one_of(f"field {one_line(name[:200])}", leaf, node)
         if isinstance(node.get(leaf), dict):
             example = next(iter(node[leaf]), "NAME")
             raise UserError(f"{name}: is a section; allowed: its fields, e.g. {name}.{example}=VALUE")

@@ -33,7 +33,7 @@ class BadPart(Toy):
 CASES = {
     "toy": lambda: toy(1),
     "toy-accumulated": lambda: toy(2),
-    "toy-skipping": lambda: (BadPart(dropout=0), toy_optim()),
+    "toy-skipping": lambda: (BadPart(dropout=0), toy_optim(), split(1)),
     "generator": generator,
     "generator-accumulated": lambda: generator(2),
     "tokenizer": tokenizer,
