@@ -13,7 +13,7 @@ from rich.progress import track
 from experiments.drawing import draw_images, save_grid
 from experiments.pipeline import load_generator
 from experiments.selection import LabelScore, scorer
-from experiments.sources import published_tokenizer
+from experiments.sources import need_tokenizer, published_tokenizer
 from experiments.stages import Context, load_tokenizer_of, way_out
 from experiments.store import RunDirectory, Store
 from mvar import published
@@ -56,6 +56,7 @@ def of_run(store: Store, run: RunDirectory, settings: Mapping[str, Any], classes
     config = override(run.config(), _sample_fields({"candidates": 1, **settings}))
     names = class_names(run)
     class_numbers(classes, names)
+    need_tokenizer(store, config, run)
     context = Context(config, store, lambda stage, done, total: None, lambda: False)
     model, tokenizer = load_generator(run, context.device), load_tokenizer_of(context, run)
     return Generator(model, tokenizer, names, config, scorer(context))

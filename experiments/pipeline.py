@@ -21,6 +21,7 @@ from experiments.store import DONE, RUNNING, STOPPED, RunDirectory, ShouldStop, 
 from experiments.vectors import training_vectors
 from mvar import cost
 from mvar.config import RunConfig, from_dict, identity
+from mvar.errors import UserError
 from mvar.files import write_json
 from mvar.memory import keep_freed_memory
 from mvar.tokenizer.model import Tokenizer
@@ -212,7 +213,14 @@ def load_generator(directory: RunDirectory, device: torch.device) -> ScaleTransf
     with stages.way_out():
         state, _ = load_weights(directory.weights)
     model = ScaleTransformer.empty(config.model, config.token_space, config.runtime)
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{directory.config_path}: is of another model than {directory.weights} ({reason}); allowed: the config "
+            "that the run was made with, which the header of its weights has"
+        ) from None
     return model.to(device).eval()
 
 

@@ -321,8 +321,9 @@ def _is_origin(path: Path, sections: tuple[str, ...]) -> bool:
         return False
 
 
-def check_artefacts(store: Store) -> list[str]:
-    """One line for each weights file, checkpoint, set of images or cache whose bytes are not those recorded."""
-    from experiments.checking import check_results  # here: it imports torch
+def check_artefacts(store: Store) -> tuple[list[str], int]:
+    """One line for each weights file, checkpoint, set of images or cache whose bytes are not those recorded; and how
+    many there are of which nothing is recorded."""
+    from experiments.checking import check_results, unchecked_artefacts  # here: it imports torch
 
-    return [str(problem) for problem in check_results(store, full=True)]
+    return [str(problem) for problem in check_results(store, full=True)], len(unchecked_artefacts(store))

@@ -1,7 +1,7 @@
 """The published checkpoint that a tokenizer is made of, and whether it is still the same file."""
 
 from experiments.documents import read_document
-from experiments.store import Directory
+from experiments.store import Directory, Store
 from mvar.checkpoint_files import split_choice
 from mvar.config import RunConfig
 from mvar.errors import UserError, in_field
@@ -49,4 +49,17 @@ def check_source(config: RunConfig, directory: Directory) -> None:
         raise UserError(
             f"tokenizer.checkpoint: {source} is another file (SHA-256 {found[:12]}...) than the one that "
             f"{directory.path} was made of ({made_of[:12]}...); allowed: that file, or another path or --results"
+        )
+
+
+def need_tokenizer(store: Store, config: RunConfig, run: Directory) -> None:
+    """Refuse to go on with a run whose tokenizer is not here: none is trained to look at a run.
+
+    Raises:
+        UserError: says where a run's tokenizer lies.
+    """
+    if not store.has_tokenizer(config):
+        raise UserError(
+            f"run: {run.path}: its tokenizer {config.tokenizer_id} is not in {store.root}; allowed: a run in the "
+            "results directory that it was made in, or --results DIR of that one"
         )

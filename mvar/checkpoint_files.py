@@ -7,6 +7,7 @@ attribute that held the model in front. A file is read by what it contains, what
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -16,7 +17,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from mvar.errors import UserError
+from mvar.errors import UserError, quoted
 from mvar.files import expand
 from mvar.pickles import complain_of_tensors, read_pickle
 from mvar.weights import METADATA, parse_metadata, read_safetensors
@@ -31,6 +32,7 @@ MAX_LISTED = 20
 MAX_MODELS = 32
 MAX_DEPTH = 16  # mappings inside one another
 MAX_INDEX_BYTES = 16 << 20
+MAX_NAME_BYTES = 255  # of a file, on the file systems that there are
 CHOICE = "#"  # `file.pth#ema`: which of a file's models
 
 
@@ -149,8 +151,8 @@ def _read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, Any], int]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"checkpoint: {index} is a JSON text, but no index of shards; {allowed}") from None
     for name in shards:
-        if name != Path(name).name or name.endswith(".json"):
-            raise UserError(f"checkpoint: {index} names the file {name!r}; {allowed}")
+        if name != Path(name).name or name.endswith(".json") or len(os.fsencode(name)) > MAX_NAME_BYTES:
+            raise UserError(f"checkpoint: {index} names the file {quoted(name)}; {allowed}")
     absent = [name for name in shards if not (index.parent / name).is_file()]
     if absent:
         raise UserError(

@@ -168,6 +168,8 @@ def read_json(path: Path | str) -> Any:
         return json.loads(Path(path).read_bytes())
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def digest(value: Any, length: int = 8) -> str:

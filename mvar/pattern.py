@@ -8,7 +8,7 @@ another: `first:8`, `last:8`, `every:2` or an explicit list such as `0,3,5`.
 import re
 from itertools import groupby
 
-from mvar.errors import UserError, one_of
+from mvar.errors import UserError, one_of, quoted
 
 # A new mixer is one file and one line here: name -> "module:Class".
 REGISTRY: dict[str, str] = {
@@ -25,7 +25,7 @@ def parse_layer(layer: str) -> tuple[str, ...]:
         if name not in REGISTRY:
             raise one_of("mixer", name, REGISTRY)
     if len(set(names)) < len(names):
-        raise UserError(f"mixer: {layer!r} names a mixer twice; allowed: each at most once in a layer")
+        raise UserError(f"mixer: {quoted(layer)} names a mixer twice; allowed: each at most once in a layer")
     return names
 
 
@@ -46,14 +46,14 @@ def parse_pattern(text: str, depth: int) -> tuple[str, ...]:
     for group in groups:
         match = re.fullmatch(r"(?:(\d+)\*)?([^*\s]+)", group)
         if not match:
-            raise UserError(f"model.pattern: {group!r} is not a group; allowed: LAYER or COUNT*LAYER")
+            raise UserError(f"model.pattern: {quoted(group)} is not a group; allowed: LAYER or COUNT*LAYER")
         parse_layer(match[2])
         count = int(match[1]) if match[1] else (depth if len(groups) == 1 else 1)
         if count > 10_000:
-            raise UserError(f"model.pattern: {group!r} repeats a layer more than 10000 times")
+            raise UserError(f"model.pattern: {quoted(group)} repeats a layer more than 10000 times")
         layers += [match[2]] * count
     if len(layers) != depth:
-        raise UserError(f"model.pattern: {text!r} names {len(layers)} layers; model.depth is {depth}")
+        raise UserError(f"model.pattern: {quoted(text)} names {len(layers)} layers; model.depth is {depth}")
     return tuple(layers)
 
 
@@ -71,7 +71,7 @@ def replaced_layers(rule: str, depth: int) -> tuple[int, ...]:
     `every:N` takes layers N-1, 2N-1, ...: the last of each group of N, so `every:1` is all of them.
     """
     allowed = f"none, all, first:N, last:N, every:N or a list such as 0,3,5 with numbers below depth {depth}"
-    wrong = UserError(f"model.replace: {rule!r} does not fit; allowed: {allowed}")
+    wrong = UserError(f"model.replace: {quoted(rule)} does not fit; allowed: {allowed}")
     if rule in ("", "none", "all"):
         return tuple(range(depth)) if rule == "all" else ()
     match = re.fullmatch(r"(first|last|every):(\d+)", rule)

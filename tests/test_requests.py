@@ -84,6 +84,7 @@ def test_values_mean_what_they_say(name, text, value):
         ("nope.steps=5", "field nope: 'nope' is unknown; allowed: schema_version, seed, data"),
         ("train.steps.x=5", "train.steps.x: train.steps is a field, no section; allowed: train.steps=VALUE\n"),
         ("train..steps=5", "field train.: '' is unknown"),
+        ("train.steps=true", "train.steps: 'true'"),
         ("train=5", "train: is a section; allowed: its fields, e.g. train.steps=VALUE\n"),
         ("train.steps=" + "[" * 3000, "train.steps: '[["),
         ("train.steps=" + "[" * 800 + "]" * 800, "train.steps: "),
@@ -95,6 +96,7 @@ def test_values_mean_what_they_say(name, text, value):
         ("model.pattern=" + "a" * 20_000, "model.pattern: a text of 20,000 characters; allowed: at most 10,000"),
         ("n" * 20_000 + "=1", "is unknown; allowed: "),
         ("n" * 20_000, "set: 'nnn"),
+        ("data.root=/d/\udcff", "data.root: '/d/\\udcff' is not UTF-8; allowed: a name that is"),
     ],
 )  # fmt: skip
 def test_settings_that_are_none(setting, message, tmp_path, capsys):

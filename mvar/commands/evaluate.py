@@ -72,6 +72,7 @@ class Evaluate(CheckpointFiles):
 
     def _of_run(self, store: "Store", run: "RunDirectory") -> "RunConfig":
         """The run's config with the settings that were asked for. Nothing is trained anew to evaluate it."""
+        from experiments.sources import need_tokenizer
         from mvar.config import RunConfig, override
         from mvar.config.parsing import current_name
 
@@ -84,11 +85,7 @@ class Evaluate(CheckpointFiles):
         if not run.weights.is_file():
             raise UserError(f"run: {run.name} is not trained yet ({run.state()}); allowed: a trained run")
         config = override(run.config(), overrides)
-        if not store.has_tokenizer(config):
-            raise UserError(
-                f"run: {run.path}: its tokenizer {config.tokenizer_id} is not in {store.root}; allowed: a run in the "
-                "results directory that it was made in, or --results DIR of that one"
-            )
+        need_tokenizer(store, config, run)
         return config
 
     def _of_checkpoint(self, data_sets: DataSets) -> "RunConfig":

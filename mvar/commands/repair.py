@@ -44,9 +44,11 @@ class Repair:
             say(f"{finding.problem}: {finding.action}")
         if self.yes:
             found = self._mended(found, look)
-        bad = check_artefacts(store) if self.check else []
+        bad, unchecked = check_artefacts(store) if self.check else ([], 0)
         for line in bad:
             say(line)
+        if unchecked:
+            say(f"{unchecked} files unchecked: no digest is recorded of them (results of an earlier version)")
         if not found and not bad:
             say(f"{store.root}: all is well")
             return OK

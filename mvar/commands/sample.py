@@ -13,6 +13,8 @@ from mvar.files import check_place
 if TYPE_CHECKING:
     from experiments.gallery import Generator
 
+MOST_PER_CLASS = 10_000  # images: they are one picture
+
 
 @dataclass(frozen=True)
 class Sample(CheckpointFiles):
@@ -40,8 +42,8 @@ class Sample(CheckpointFiles):
         from experiments.cells import parse_overrides
 
         check_source(self.run, self.checkpoint)
-        if self.per_class < 1:
-            raise UserError(f"per-class: {self.per_class}; allowed: 1 or more")
+        if not 1 <= self.per_class <= MOST_PER_CLASS:
+            raise UserError(f"per-class: {self.per_class}; allowed: 1 to {MOST_PER_CLASS:,}")
         if self.seed < 0:
             raise UserError(f"seed: {self.seed}; allowed: 0 or more")
         settings = sampling_preset(self.sampling) | parse_overrides(s for group in self.set for s in group)

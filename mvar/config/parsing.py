@@ -72,6 +72,12 @@ def _read(name: str, value: Any, annotation: Any) -> Any:
         return ",".join(map(str, value))
     if not isinstance(value, str):
         return value
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # configs are kept as JSON, which is UTF-8
+        raise UserError(
+            f"{name}: {quoted(value)} is not UTF-8; allowed: a name that is, e.g. of a link to it"
+        ) from None
     if len(value) > MAX_TEXT:
         raise UserError(f"{name}: a text of {len(value):,} characters; allowed: at most {MAX_TEXT:,}")
     kinds = set(_kinds(annotation))
@@ -90,6 +96,8 @@ def _read(name: str, value: Any, annotation: Any) -> Any:
         found = json.loads(value)
     except (ValueError, RecursionError):
         return value
+    if isinstance(found, bool) and bool not in kinds:
+        return value  # true is no number of steps
     if isinstance(found, int | float) and abs(found) > (MAX_INT if isinstance(found, int) else MAX_FLOAT):
         largest = f"{MAX_INT:,}" if int in kinds else f"{MAX_FLOAT:g}"
         raise UserError(f"{name}: {value.strip()[:100]} is too large; allowed: at most {largest}")

@@ -31,7 +31,7 @@ ClassOrder = Literal["name", "number"]
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")  # of the first reading
 MORE_EXTENSIONS = (".apng", ".avif", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".pbm", ".pnm")
 LAYOUT = "a folder with one subfolder of images a class"
-MAX_REPEATS = 100_000  # of folders that the first reading lists again: two links back are 2^40 paths
+MAX_REPEATS = 10_000  # of folders that the first reading lists again: two links back are 2^40 paths
 
 HIDDEN, EMPTY, OTHER = "hidden", "empty", "no pictures by their names"
 BROKEN, SPECIAL, AGAIN = "broken links", "no regular files", "reached twice through links"

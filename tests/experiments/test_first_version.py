@@ -17,8 +17,8 @@ from experiments.store import DONE, STOPPED, Store
 from experiments.sweeps import find_sweep
 from mvar.cli import main
 from mvar.config import RunConfig, override
-from mvar.errors import FAILURE, OK
-from mvar.files import file_digest, read_json
+from mvar.errors import FAILURE, OK, USER_ERROR
+from mvar.files import file_digest, read_json, write_json
 from mvar.presets import PRESETS
 
 SMOKE = override(PRESETS["smoke"], dict(setting.split("=") for setting in first.SETTINGS))
@@ -219,6 +219,27 @@ def test_a_directory_without_its_results_is_not_trained_anew(store, tmp_path, mo
     assert not list(tmp_path.glob("none/stages/*")) and not (tmp_path / "grid.png").exists()
 
 
+def test_a_config_of_another_model_than_the_weights_is_one_line(store, tmp_path, capsys):
+    run = store.run(first.FINISHED)
+    values = read_json(run.config_path)
+    values["model"]["depth"] = 2
+    write_json(run.config_path, values)
+    assert main(["sample", str(run.path), "--out", str(tmp_path / "grid.png")]) == USER_ERROR
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{run.config_path}: is of another model than {run.weights}" in line
+
+
+def test_a_folder_in_place_of_a_document_stops_nobody_else(store, capsys):
+    path = store.run(first.SPLIT).path / "eval.json"
+    path.unlink()
+    path.mkdir()
+    assert main(["status", "--results", str(store.root)]) in (OK, FAILURE)
+    assert main(["report", "--results", str(store.root)]) == OK
+    out, err = capsys.readouterr()
+    assert first.FINISHED in out and str(path) in out + err and "Traceback" not in err
+    assert main(first.command(store.root, "--dry-run")) == OK
+
+
 def test_a_settled_mamba_does_not_retrain_a_model_without_one(store):
     before = {p: p.stat().st_mtime_ns for p in store.run(first.FINISHED).path.rglob("*")}
     config = override(SMOKE, {"model.pattern": "global", "model.mamba.d_state": 8})
@@ -303,8 +324,6 @@ def test_fields_of_a_newer_version(store, capsys, where, tmp_path):
 
 def add_unknown(path: Path, where: str) -> None:
     """Add a field that this version does not know to a section of a stored config."""
-    from mvar.files import write_json
-
     values = read_json(path)
     node = values
     for part in filter(None, where.split(".")):
@@ -314,8 +333,6 @@ def add_unknown(path: Path, where: str) -> None:
 
 
 def test_config_without_what_the_first_version_had_is_damaged(store, capsys):
-    from mvar.files import write_json
-
     write_json(store.run(first.FINISHED).config_path, {"schema_version": 1})
     assert main(["evaluate", first.FINISHED, "--results", str(store.root)]) != OK
     line = capsys.readouterr().err
