@@ -139,6 +139,8 @@ def load_records(root: Path | str, cache: ReadCache | None = None, allow_empty: 
         if read["config"] is not None:
             configs[path.name] = from_dict(RunConfig, read["config"])
             rows += read["rows"]
+    for path in sorted(store.root.glob("stages/*/status.json")):
+        _attempt(problems, f"stages/{path.parent.name}", lambda path=path: read_document(path))
     if not rows:
         told = "; ".join(["", *problems])
         error = f"results: {store.root} {NO_RUN}{told}; {MAKE_RUNS}"

@@ -16,6 +16,7 @@ from experiments.derived import metrics_row
 from experiments.documents import Damaged, Foreign, is_evaluation, read_document, write_document
 from experiments.index import INDEX
 from experiments.store import Directory, RunDirectory, StageDirectory, Store
+from mvar.artefacts import RECORD, record_problem
 from mvar.config import SCHEMA_VERSION, RunConfig, from_dict, identity
 from mvar.errors import UserError
 from mvar.files import atomic_write, read_json, write_json
@@ -200,10 +201,17 @@ class _Look:
         path = self._store.root / INDEX
         if path.is_file() and not _is_object(path):
             yield Finding(path, f"{path}: damaged", "is deleted; it is made anew", path.unlink)
+        yield from self._records()
         for folder in sorted(path for path in self._store.root.glob("stages/*") if path.is_dir()):
             stage = StageDirectory(folder)
             if not stage.is_locked():
                 yield from self._stage(stage)
+
+    def _records(self) -> Iterator[Finding]:
+        """Records of digests that vouch for nothing."""
+        for path in sorted(p for kind in ("runs", "stages") for p in self._store.root.glob(f"{kind}/**/{RECORD}")):
+            if problem := record_problem(path.parent):
+                yield Finding(path, problem, "is deleted; its files count as unchecked", path.unlink)
 
     def _sweep(self, path: Path, found: Damaged) -> Finding:
         request = request_of(self._store, path)

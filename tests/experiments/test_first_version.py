@@ -219,6 +219,22 @@ def test_a_directory_without_its_results_is_not_trained_anew(store, tmp_path, mo
     assert not list(tmp_path.glob("none/stages/*")) and not (tmp_path / "grid.png").exists()
 
 
+def test_a_damaged_record_and_a_damaged_stage_are_told(store, capsys):
+    place = ["--results", str(store.root)]
+    assert execute(store.run(first.IN_TRAINING).config(), store) == DONE
+    record = store.run(first.IN_TRAINING).path / "digests.json"
+    record.write_text("[1]")
+    status = next(store.root.glob("stages/tokens-*/status.json"))
+    whole = status.read_text()
+    status.write_text(whole[:20])
+    assert main(["report", *place]) == OK
+    report = (store.root / "report/report.md").read_text()
+    assert status.parent.name in report.partition("## Problems")[2]
+    status.write_text(whole)
+    assert main(["repair", *place]) == FAILURE and str(record) in capsys.readouterr().out and record.exists()
+    assert main(["repair", "--yes", *place]) == OK and not record.exists()
+
+
 def test_a_config_of_another_model_than_the_weights_is_one_line(store, tmp_path, capsys):
     run = store.run(first.FINISHED)
     values = read_json(run.config_path)
