@@ -56,7 +56,8 @@ def of_run(store: Store, run: RunDirectory, settings: Mapping[str, Any], classes
     config = override(run.config(), _sample_fields({"candidates": 1, **settings}))
     names = class_names(run)
     class_numbers(classes, names)
-    need_tokenizer(store, config, run)
+    if not (store.stage("tokenizer", config.tokenizer_id).path / "tokenizer.safetensors").is_file():
+        need_tokenizer(store, config, run)
     context = Context(config, store, lambda stage, done, total: None, lambda: False)
     model, tokenizer = load_generator(run, context.device), load_tokenizer_of(context, run)
     return Generator(model, tokenizer, names, config, scorer(context))
