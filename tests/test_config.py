@@ -48,6 +48,10 @@ def test_two_spellings_of_one_model_are_one_run():
     assert replaced.model.pattern == "2*intra+mamba 6*global"
     assert replaced == override(RunConfig(), {"model.pattern": "1*intra+mamba 1*intra+mamba 6*global"})
     assert override(RunConfig(), {"model.replace": "all"}) == override(RunConfig(), {"model.pattern": "intra+mamba"})
+    for depth in ("8.0", 8.0, "8", 8):  # one whole number, however it came: its rule counts
+        assert override(RunConfig(), {"model.depth": depth, "model.replace": "first:2"}) == replaced
+    with pytest.raises(UserError, match="10000"):
+        override(RunConfig(), {"model.depth": "10001.0"})
 
 
 def test_overrides_parse_text():

@@ -6,11 +6,21 @@ and evaluation, which one trained model can have several of. `mvar.config.identi
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import gcd
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationInfo, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from mvar.config import identity
 from mvar.files import digest, expand
@@ -164,6 +174,8 @@ class ModelConfig(Config):
         values = dict(values)
         rule, replacement = values.pop("replace", "none"), values.pop("replacement", "intra+mamba")
         depth = values.get("depth", cls.model_fields["depth"].default)
+        with suppress(ValidationError):  # 8.0 and "8" are whole numbers to the field itself
+            depth = TypeAdapter(int).validate_python(depth)
         if isinstance(depth, int) and depth >= 1:  # otherwise depth's own check speaks
             base = values.get("pattern", cls.model_fields["pattern"].default)
             values["pattern"] = replace_layers(str(base), str(rule), str(replacement), depth)
