@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from analysis.attention import attention_rows, observing, scale_attention
 from benchmarks.machine import begin, describe_machine, seconds
 from mvar.config import TokenSpace
 from mvar.files import write_json
 from mvar.presets import model_size
+from mvar.probes.attention_mass import attention_rows, observing, scale_attention
 from mvar.scales import PATCH_SIDES, ScaleSchedule
 from mvar.transformer import ScaleTransformer
 

@@ -23,10 +23,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.machine import begin, describe_machine
-from experiments.store import DONE, Store
 from mvar.config import RunConfig, override
 from mvar.errors import UserError
 from mvar.files import write_json
+from mvar.runs.states import DONE
+from mvar.runs.store import Store
 
 GOAL_S = 30.0
 
@@ -97,7 +98,7 @@ def _replace(path: Path, value: object) -> None:
 
 def timed(results: Path) -> float:
     """Seconds of one report."""
-    from analysis.report import write_report
+    from mvar.analysis.report import write_report
 
     start = time.perf_counter()
     write_report(results)
@@ -106,7 +107,7 @@ def timed(results: Path) -> float:
 
 def main(settings: Settings) -> None:
     """Measure, print and keep."""
-    import analysis.report  # noqa: F401  importing torch and pandas is no part of it
+    import mvar.analysis.report  # noqa: F401  importing torch and pandas is no part of it
 
     with tempfile.TemporaryDirectory(dir=settings.results) as folder:
         store = Store(Path(folder))

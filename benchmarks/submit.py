@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             wrapper = folder / "bin" / command
             wrapper.write_text(f'#!/bin/sh\necho {command} >> {log}\nexec {shutil.which(command)} "$@"\n')
             wrapper.chmod(0o755)
-        script = [sys.executable, str(ROOT / "tests/slurm/slurm_cluster.py"), str(folder / "c")]
+        script = [sys.executable, str(ROOT / "tests/cluster/slurm_cluster.py"), str(folder / "c")]
         holder = subprocess.Popen(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
             assert holder.stdout.readline() == "ready\n"

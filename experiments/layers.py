@@ -5,8 +5,8 @@ of which only the end points are stated, so that the points between have nothing
 """
 
 from experiments import mixers
-from experiments.cells import Cell, Sweep, paper_rows
 from mvar.config import RunConfig, override
+from mvar.runs.request import Cell, Sweep, paper_rows
 
 QUARTERS = 4
 

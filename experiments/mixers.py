@@ -6,8 +6,8 @@ printed: a mixer of one's own among the paper's.
 
 from typing import Any
 
-from experiments.cells import Cell, Sweep, paper_rows
 from mvar.config import RunConfig, override
+from mvar.runs.request import Cell, Sweep, paper_rows
 
 OWN = "own"  # the row of a pattern that the paper does not have
 COLUMNS = {"global_attention": "global", "intra_attention": "intra", "mamba": "mamba"}

@@ -4,9 +4,9 @@ from fractions import Fraction
 from math import gcd
 
 from experiments import mixers
-from experiments.cells import Cell, Sweep, paper_rows
 from mvar.config import RunConfig, override
 from mvar.errors import UserError
+from mvar.runs.request import Cell, Sweep, paper_rows
 
 MVAR = "intra+mamba"
 

@@ -5,8 +5,8 @@ The printed values are those of its largest models: Table 2 (every image) and Ta
 """
 
 from experiments import mixers
-from experiments.cells import Cell, Sweep, paper_rows
 from mvar.config import RunConfig, override
+from mvar.runs.request import Cell, Sweep, paper_rows
 
 CANDIDATES = 4  # where the request does not say
 MODELS = {"VAR": ("global", "VAR-d30"), "M-VAR": ("intra+mamba", "M-VAR-d32")}  # ours -> layers, the paper's model

@@ -8,10 +8,10 @@ compute-optimal trainings would need longer and shorter ones beside it.
 from fractions import Fraction
 
 from experiments import mixers
-from experiments.cells import Cell, Sweep
 from experiments.parameters import MVAR, resize
 from mvar.config import RunConfig, override
 from mvar.errors import UserError
+from mvar.runs.request import Cell, Sweep
 
 FRACTIONS = tuple(Fraction(n, 4) for n in (1, 2, 3, 4, 5))  # of the preset's depth
 PATTERNS = {"VAR": "global", "M-VAR": MVAR}

@@ -1,8 +1,8 @@
 """The sweeps by name: what `mvar run NAME` accepts. A new one is one module with a `SWEEP` and one entry here."""
 
 from experiments import layers, mixers, parameters, rejection, scaling
-from experiments.cells import Sweep
 from mvar.errors import one_of
+from mvar.runs.request import Sweep
 
 MODULES = (mixers, layers, parameters, rejection, scaling)
 SWEEPS: dict[str, Sweep] = {module.SWEEP.name: module.SWEEP for module in MODULES}

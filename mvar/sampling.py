@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mvar.checkpoints.weights import INFINITE, is_finite
 from mvar.config import SampleConfig
 from mvar.errors import UserError
 from mvar.transformer import ScaleTransformer
-from mvar.weights import INFINITE, is_finite
 
 if TYPE_CHECKING:
     from mvar.tokenizer.quantizer import ResidualQuantizer

@@ -4,7 +4,7 @@ import json
 import tarfile
 from pathlib import Path
 
-from experiments.store import Store
+from mvar.runs.store import Store
 
 GOLDEN = Path(__file__).parent / "golden/first_version"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("mvar", "experiments", "slurm", "analysis")
+PACKAGES = ("mvar", "experiments")
 SOURCES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
 
 # Low to high: a module imports its own layer and those below.
@@ -24,19 +24,16 @@ LAYERS = (
         "mvar.pattern",
         "mvar.config",
         "mvar.presets",
-        "mvar.foreign_files",
-        "mvar.weights",
-        "mvar.pickles",
     ),
     ("mvar.kernels",),
     ("mvar.mixers",),
     ("mvar.transformer", "mvar.cost", "mvar.tokenizer"),
-    ("mvar.checkpoint_files", "mvar.checkpoint_shapes", "mvar.published", "mvar.warm_start"),
+    ("mvar.checkpoints",),
     ("mvar.sampling", "mvar.data"),
     ("mvar.training",),
-    ("mvar.evaluation",),
-    ("experiments",),
-    ("slurm", "analysis"),
+    ("mvar.evaluation", "mvar.probes"),
+    ("mvar.runs", "experiments"),
+    ("mvar.cluster", "mvar.analysis"),
     ("mvar.commands",),
     ("mvar.cli",),
 )

@@ -5,15 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.documents import read_document
-from experiments.pipeline import execute
-from experiments.store import DONE, Store
+from mvar.checkpoints.published import load_generator, load_tokenizer, official_state, write_official
+from mvar.checkpoints.weights import load_weights
 from mvar.cli import main
 from mvar.config import override
 from mvar.errors import OK, USER_ERROR
 from mvar.presets import PRESETS
-from mvar.published import load_generator, load_tokenizer, official_state, write_official
-from mvar.weights import load_weights
+from mvar.runs.documents import read_document
+from mvar.runs.pipeline import execute
+from mvar.runs.states import DONE
+from mvar.runs.store import Store
 
 EVALUATION = {"evaluation.num_images": 40, "evaluation.classifier_steps": 8, "evaluation.kid_subset_size": 10}
 TINY = {

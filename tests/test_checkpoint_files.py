@@ -17,13 +17,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mvar.checkpoint_files import read_checkpoint, split_choice
+from mvar.checkpoints.checkpoint_files import read_checkpoint, split_choice
+from mvar.checkpoints.published import load_generator, load_tokenizer, official_state, write_official
+from mvar.checkpoints.weights import load_weights, save_weights
 from mvar.config import ModelConfig, TokenizerConfig, TokenSpace
 from mvar.errors import UserError
-from mvar.published import load_generator, load_tokenizer, official_state, write_official
 from mvar.tokenizer.model import Tokenizer
 from mvar.transformer import ScaleTransformer
-from mvar.weights import load_weights, save_weights
 
 SIDES = (1, 2, 3, 4)
 

@@ -16,10 +16,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mvar.checkpoint_files import read_checkpoint
+from mvar.checkpoints.checkpoint_files import read_checkpoint
+from mvar.checkpoints.published import load_generator, load_tokenizer, official_state, write_official
 from mvar.config import DataConfig, ModelConfig, RunConfig, TokenizerConfig, TokenSpace
 from mvar.errors import UserError
-from mvar.published import load_generator, load_tokenizer, official_state, write_official
 from mvar.tokenizer.model import Tokenizer
 from mvar.transformer import ScaleTransformer
 

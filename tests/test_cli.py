@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from experiments.store import DONE, Store
 from mvar.cli import main
 from mvar.commands.run import Run
 from mvar.config import RunConfig, override
 from mvar.errors import FAILURE, OK, USER_ERROR
 from mvar.presets import PRESETS
+from mvar.runs.states import DONE
+from mvar.runs.store import Store
 
 ROOT = Path(__file__).parents[1]
 
@@ -92,9 +93,9 @@ def test_sampling_from_a_run_that_is_not_trained(tmp_path, capsys):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     """A results directory with a run of four named classes and its tokenizer, weights as they were drawn."""
+    from mvar.checkpoints.weights import save_weights
     from mvar.tokenizer.model import Tokenizer
     from mvar.transformer import ScaleTransformer
-    from mvar.weights import save_weights
 
     config = override(PRESETS["smoke"], {"data.num_classes": 4})
     store = Store(tmp_path_factory.mktemp("trained"))
@@ -160,12 +161,12 @@ def test_help_and_status_do_without_torch(arguments):
 def test_full_disk_is_one_line_and_a_failure(monkeypatch, tmp_path, capsys):
     import errno
 
-    import experiments.cells
+    import mvar.runs.request
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device", "manifest.json")
 
-    monkeypatch.setattr(experiments.cells, "write_manifest", full)
+    monkeypatch.setattr(mvar.runs.request, "write_manifest", full)
     assert main(["run", "mixers", "--results", str(tmp_path)]) == FAILURE
     assert capsys.readouterr().err == "mvar: error: manifest.json: No space left on device\n"
 
@@ -219,15 +220,15 @@ def test_dry_run_says_parameters_flops_and_time(monkeypatch, results, capsys):
     """Parameters of a model that is built, three forward passes an image, the time at a speed that is known."""
     import torch
 
-    from experiments.display import duration
-    from experiments.plan import run_flops
     from mvar.cost import forward_flops
+    from mvar.runs.display import duration
+    from mvar.runs.plan import run_flops
     from mvar.transformer import ScaleTransformer
 
     done, timed_rate, finished_rate = PRESETS["digits"], 1e9, 4e9  # FLOP/s
     record = {"metrics": {}, "timing": {"train_s": 2.0}, "cost": {"train_flops": 2 * finished_rate}}
     Store(results).run(done.run_id).add_evaluation(done.evaluation_id, record)
-    monkeypatch.setattr("experiments.plan.step_rate", lambda config: timed_rate)
+    monkeypatch.setattr("mvar.runs.plan.step_rate", lambda config: timed_rate)
     arguments = ["run", "mixers", "layers", "--seeds", "2", "--dry-run", "--workers", "2", "--results", str(results)]
     assert main(arguments) == OK
     out = capsys.readouterr().out

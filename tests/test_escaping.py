@@ -257,7 +257,7 @@ def test_numbers_and_other_texts_stay_as_they_are(text):
 
 @pytest.mark.parametrize("text", [text for text in HOSTILE.values() if text])
 def test_a_figure_shows_a_text_as_it_is(text):
-    from analysis.style import page
+    from mvar.analysis.style import page
 
     with page(1.0) as (_, axes):
         ax = axes[0, 0]
@@ -271,7 +271,7 @@ def test_a_figure_shows_a_text_as_it_is(text):
 
 @everywhere
 def test_a_figure_is_written_whatever_is_on_it(text, tmp_path, recwarn):
-    from analysis.style import canvas
+    from mvar.analysis.style import canvas
 
     with canvas(tmp_path, "f", 2.0) as (_, axes):
         axes[0, 0].plot([0, 1], label=escaping.figure(text))
@@ -312,7 +312,7 @@ def test_every_category_of_characters_was_tried():
 
 
 def test_csv_gives_every_label_back():
-    from analysis.render import Column, Table, to_csv
+    from mvar.analysis.render import Column, Table, to_csv
 
     rows = [{"label": text, "n": number} for number, text in enumerate(HOSTILE.values())]
     text = to_csv(Table("t", "t", [Column("label", "l", is_text=True), Column("n", "n")], rows))

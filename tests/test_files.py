@@ -63,13 +63,13 @@ def linked(tmp_path):
 
 
 def write_png(path):
-    from experiments.drawing import save_grid
+    from mvar.runs.stages.drawing import save_grid
 
     save_grid(path, np.zeros((1, 1, 4, 4, 3), np.uint8))
 
 
 def write_figure(path):
-    from analysis.style import canvas
+    from mvar.analysis.style import canvas
 
     for kind in ("png", "pdf"):
         path.with_name(f"f.{kind}").symlink_to(path.readlink())
@@ -82,7 +82,7 @@ def write_figure(path):
 def write_weights(path):
     from torch import nn
 
-    from mvar.weights import save_weights
+    from mvar.checkpoints.weights import save_weights
 
     save_weights(path, nn.Linear(1, 1), {})
 

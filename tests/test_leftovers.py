@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from experiments.store import Store
 from mvar import files
 from mvar.files import atomic_write, machine, process_began, remove_leftovers
+from mvar.runs.store import Store
 
 
 def killed_while_writing(path) -> None:

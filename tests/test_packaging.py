@@ -6,11 +6,11 @@ from pathlib import Path, PurePath
 
 import pytest
 
-from analysis.page import TEMPLATE
-from experiments.cells import paper_rows
+from mvar.analysis.page import TEMPLATE
+from mvar.runs.request import paper_rows
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("mvar", "experiments", "slurm", "analysis")
+PACKAGES = ("mvar", "experiments")
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 
 
@@ -30,7 +30,7 @@ def test_every_folder_with_code_is_a_package():
 
 
 def test_packaged_files_are_found():
-    assert (files("analysis") / TEMPLATE).is_file()
+    assert (files("mvar.analysis") / TEMPLATE).is_file()
     tables = [path.name for path in (files("experiments") / "paper").iterdir()]
     assert len(tables) >= 8
     for name in tables:

@@ -9,16 +9,16 @@ import torch
 from official import BUFFERS, GOLDEN, PATTERNS, facts_of
 from safetensors.torch import load_file, save_file
 
-from mvar.config import ModelConfig, TokenizerConfig, TokenSpace
-from mvar.errors import UserError
-from mvar.presets import VAR_TOKENIZER, model_size
-from mvar.published import (
+from mvar.checkpoints.published import (
     check_pair,
     load_generator,
     load_tokenizer,
     official_state,
     write_official,
 )
+from mvar.config import ModelConfig, TokenizerConfig, TokenSpace
+from mvar.errors import UserError
+from mvar.presets import VAR_TOKENIZER, model_size
 from mvar.scales import PATCH_SIDES
 from mvar.tokenizer.model import Tokenizer
 from mvar.transformer import ScaleTransformer
@@ -98,8 +98,8 @@ def test_wrapped_and_nested_checkpoints(wrapping, tmp_path):
 @pytest.mark.parametrize("pattern", ["global", "intra+mamba"])
 def test_released_sizes_are_inferred(depth, pattern, tmp_path, monkeypatch):
     """Names and shapes of the released sizes; a file of their gigabytes would say no more."""
-    from mvar import published
-    from mvar.checkpoint_files import Checkpoint
+    from mvar.checkpoints import published
+    from mvar.checkpoints.checkpoint_files import Checkpoint
 
     config = model_size(depth, pattern=pattern, drop_path=0.0)
     space = TokenSpace(PATCH_SIDES["256"], 4096, 32, 1000)
@@ -114,7 +114,7 @@ def test_released_sizes_are_inferred(depth, pattern, tmp_path, monkeypatch):
 def test_released_keys_are_the_official_ones():
     import re
 
-    from mvar.published import BUFFERS as DROPPED
+    from mvar.checkpoints.published import BUFFERS as DROPPED
 
     for name, pattern in (("var_d16_256", "global"), ("mvar_d16_256", "intra+mamba")):
         official = json.loads((GOLDEN / "param_counts" / "official_keys.json").read_text())[name]

@@ -3,15 +3,16 @@
 import pytest
 import torch
 
-from experiments.store import DONE, Store
+from mvar.checkpoints.published import official_state, write_official
+from mvar.checkpoints.weights import save_weights
 from mvar.cli import main
 from mvar.config import RunConfig, override
 from mvar.errors import OK, USER_ERROR
 from mvar.presets import PRESETS
-from mvar.published import official_state, write_official
+from mvar.runs.states import DONE
+from mvar.runs.store import Store
 from mvar.tokenizer.model import Tokenizer
 from mvar.transformer import ScaleTransformer
-from mvar.weights import save_weights
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +39,13 @@ def nothing_is_loaded(monkeypatch):
         pytest.fail("work has begun")
 
     for name in (
-        "experiments.gallery.load_generator",
-        "experiments.gallery.draw_images",
-        "experiments.gallery.published",
+        "mvar.runs.gallery.load_generator",
+        "mvar.runs.gallery.draw_images",
+        "mvar.runs.gallery.published",
     ):
         monkeypatch.setattr(name, fail)
-    monkeypatch.setattr("analysis.attention_runs.measure", fail)
-    monkeypatch.setattr("experiments.runner.run_all", fail)
+    monkeypatch.setattr("mvar.runs.stages.attention.measure", fail)
+    monkeypatch.setattr("mvar.runs.runner.run_all", fail)
 
 
 def complaint(capsys) -> str:

@@ -8,10 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cells import MAX_STEPS, parse_overrides
-from experiments.display import duration
-from experiments.plan import run_flops, sampling_flops
-from experiments.store import Store
 from mvar import __version__
 from mvar.cli import main, parse
 from mvar.commands.checkpoint import CheckpointFiles
@@ -20,6 +16,10 @@ from mvar.commands.run import Run
 from mvar.config import RunConfig, override
 from mvar.errors import OK, USER_ERROR, UserError
 from mvar.presets import PRESETS
+from mvar.runs.display import duration
+from mvar.runs.plan import run_flops, sampling_flops
+from mvar.runs.request import MAX_STEPS, parse_overrides
+from mvar.runs.store import Store
 
 ROOT = Path(__file__).parents[1]
 
@@ -264,7 +264,7 @@ def test_durations(seconds, text):
 
 
 def planned(monkeypatch, capsys, root: Path, *words: str) -> list[str]:
-    monkeypatch.setattr("experiments.plan.step_rate", lambda config: 1e6)  # FLOP/s
+    monkeypatch.setattr("mvar.runs.plan.step_rate", lambda config: 1e6)  # FLOP/s
     command = ["run", "mixers", "--preset", "smoke", "--dry-run", "--workers", "1", "--results", str(root), *words]
     assert main(command) == OK
     return capsys.readouterr().out.splitlines()

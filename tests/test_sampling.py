@@ -10,9 +10,9 @@ from official import GOLDEN, facts_of, load_model, load_quantizer
 from safetensors.torch import load_file
 
 from mvar import sampling
+from mvar.checkpoints.published import load_tokenizer
 from mvar.config import ModelConfig, SampleConfig, TokenizerConfig, TokenSpace
 from mvar.errors import UserError
-from mvar.published import load_tokenizer
 from mvar.sampling import balanced_labels, draw, filter_logits, generate, guide, smallest_kept, smooth_probabilities
 from mvar.tokenizer.quantizer import ResidualQuantizer
 from mvar.transformer import ScaleTransformer

@@ -4,10 +4,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mvar.checkpoints.warm_start import start_from
 from mvar.config import ModelConfig, TokenSpace
 from mvar.errors import UserError
 from mvar.transformer import ScaleTransformer
-from mvar.warm_start import start_from
 
 SPACE = TokenSpace((1, 2, 3), 16, 4, 3)
 

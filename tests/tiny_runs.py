@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from experiments.pipeline import execute
-from experiments.store import STOPPED, Store
 from mvar.config import RunConfig, override
 from mvar.presets import PRESETS
+from mvar.runs.pipeline import execute
+from mvar.runs.states import STOPPED
+from mvar.runs.store import Store
 
 TINY = {
     "tokenizer.train.steps": 6,

@@ -13,9 +13,9 @@ from mvar.escaping import rich_text
 from mvar.pattern import mixers_of
 
 if TYPE_CHECKING:
-    from analysis.attention import AttentionStats
-    from analysis.attention_runs import Source
     from mvar.config import ModelConfig, TokenSpace
+    from mvar.probes.attention_mass import AttentionStats
+    from mvar.runs.stages.attention import Source
 
 RUN_IMAGES, CHECKPOINT_IMAGES = 1000, 64  # unless said otherwise
 
@@ -69,7 +69,7 @@ class Attention(CheckpointFiles):
         from rich.console import Console
         from rich.progress import Progress
 
-        from analysis.attention_runs import measure
+        from mvar.runs.stages.attention import measure
 
         console = Console(stderr=True)
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -86,8 +86,8 @@ class Attention(CheckpointFiles):
         """One image that the model draws: growing, one map, and one query over the image."""
         import torch
 
-        from analysis import maps, pictures, style
-        from analysis.attention_runs import drawn_inputs
+        from mvar.analysis import maps, pictures, style
+        from mvar.runs.stages.attention import drawn_inputs
 
         opened = source.open()
         model, tokenizer, schedule = opened.model, opened.tokenizer, opened.model.schedule
@@ -126,12 +126,12 @@ class Attention(CheckpointFiles):
             raise one_of("layer", self.layer, layers)
 
     def _settings(self) -> dict[str, Any]:
-        from experiments.cells import parse_overrides
+        from mvar.runs.request import parse_overrides
 
         return sampling_preset(self.sampling) | parse_overrides(s for group in self.set for s in group)
 
     def _of_run(self) -> "tuple[Source, str, Path]":
-        from experiments.store import Store
+        from mvar.runs.store import Store
 
         if not Path(self.run, "config.json").is_file():  # a run's own directory says where it lies
             existing_directory("results", self.results, "one that `mvar run` has made")
@@ -141,8 +141,8 @@ class Attention(CheckpointFiles):
         run, store = Store.locate(self.results, self.run)
         config = run.config()
         self._check_picture(config.model, config.token_space)
-        from analysis.attention_runs import drawn_by_run, heldout_of_run
         from mvar.config import override
+        from mvar.runs.stages.attention import drawn_by_run, heldout_of_run
 
         limit = self.images or RUN_IMAGES
         if self.source == "self":
@@ -162,17 +162,17 @@ class Attention(CheckpointFiles):
                 f"images-from: {self.images_from!r}; --source {self.source} of a checkpoint {needs} it; allowed: a "
                 "folder of class subfolders with --source heldout, none with --source self"
             )
-        from analysis import attention_runs
-        from mvar.checkpoint_files import with_choice
+        from mvar.checkpoints.checkpoint_files import with_choice
         from mvar.config import override
         from mvar.presets import SAMPLING
+        from mvar.runs.stages import attention as attention_runs
 
         files = attention_runs.CheckpointFiles(
             Path(with_choice(self.checkpoint, self.weights)), Path(self.tokenizer), self.sides(), self.num_heads or None
         )
         if self.picture >= 0:
-            from mvar.checkpoint_files import read_checkpoint
-            from mvar.published import infer_generator
+            from mvar.checkpoints.checkpoint_files import read_checkpoint
+            from mvar.checkpoints.published import infer_generator
 
             found = read_checkpoint(files.checkpoint, "generator")
             facts = infer_generator(found, patch_sides=files.patch_sides, num_heads=files.num_heads)
@@ -200,8 +200,8 @@ def show(stats: "AttentionStats", title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from analysis.cost_table import uniform_share
-    from analysis.maps import names
+    from mvar.analysis.cost_table import uniform_share
+    from mvar.analysis.maps import names
     from mvar.scales import ScaleSchedule
 
     table = Table(title=rich_text(f"{title}: % of attention mass"), title_justify="left", box=box.SIMPLE_HEAD)
@@ -233,7 +233,7 @@ def show(stats: "AttentionStats", title: str) -> None:
 
 def draw(stats: "AttentionStats", folder: Path) -> None:
     """Write the figures."""
-    from analysis import maps, style
+    from mvar.analysis import maps, style
 
     figures = {"flow": maps.flow_figure, "heads": maps.heads_figure, "layers": maps.layers_figure}
     for name, figure in figures.items():

@@ -21,8 +21,8 @@ class Cancel:
 
     def execute(self, arguments: list[str]) -> int:
         """Cancel them; returns the exit code."""
-        from experiments.store import Store
-        from slurm.find import cancel
+        from mvar.cluster.find import cancel
+        from mvar.runs.store import Store
 
         if bool(self.runs) == self.all:
             raise UserError(f"cancel: {len(self.runs)} runs and all={self.all}; allowed: runs, or --all")

@@ -35,7 +35,7 @@ class CheckpointFiles:
 
     def config(self, base: "RunConfig", adapt_data: bool) -> "RunConfig":
         """The run that the files are, data and sampling from `base`; prints what the generator's file says."""
-        from experiments.imported import imported_config
+        from mvar.checkpoints.imported import imported_config
 
         config, facts = imported_config(
             base,

@@ -13,10 +13,10 @@ from mvar.errors import UserError, warn
 from mvar.files import expand
 
 if TYPE_CHECKING:
-    from experiments.cells import Request
-    from experiments.store import Store
     from mvar.config import DataConfig, RunConfig
     from mvar.data.survey import Survey
+    from mvar.runs.request import Request
+    from mvar.runs.store import Store
 
 READING, ORDER = "data.reading", "data.class_order"
 
@@ -128,7 +128,7 @@ class DataSets:
 
     def _document(self, data: "DataConfig", reading: int) -> dict[str, Any]:
         """The summary of an earlier command; empty where there is none, or a damaged one."""
-        from experiments.store import read_document
+        from mvar.runs.store import read_document
 
         try:
             return read_document(self._path(data, reading))
@@ -136,7 +136,7 @@ class DataSets:
             return {}
 
     def _write(self, config: "RunConfig", found: "Survey") -> None:
-        from experiments.store import write_document
+        from mvar.runs.store import write_document
 
         path = self._path(config.data, config.data.reading)
         document = {"data": config.data.model_dump(mode="json"), **found.document()}

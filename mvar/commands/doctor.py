@@ -27,7 +27,7 @@ class Doctor:
         from rich.console import Console
         from rich.text import Text
 
-        from slurm.doctor import examine
+        from mvar.cluster.doctor import examine
 
         profile = named_profile(self.cluster, self.cluster_set) if self.cluster else None
         findings = examine(self.results, profile)

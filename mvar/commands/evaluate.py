@@ -12,8 +12,8 @@ from mvar.commands.outcome import conclude
 from mvar.errors import OK, UserError, one_of
 
 if TYPE_CHECKING:
-    from experiments.store import RunDirectory, Store
     from mvar.config import RunConfig
+    from mvar.runs.store import RunDirectory, Store
 
 OF_A_RUN = ("sample.", "evaluation.", "runtime.")
 
@@ -39,8 +39,8 @@ class Evaluate(CheckpointFiles):
     def execute(self, arguments: list[str]) -> int:
         """Evaluate and print the metrics; returns the exit code."""
         check_source(self.run, self.checkpoint)
-        from experiments.store import Store, check_writable
         from mvar.commands.needed import check_files
+        from mvar.runs.store import Store, check_writable
 
         store = Store(self.results)
         if self.run:
@@ -55,26 +55,26 @@ class Evaluate(CheckpointFiles):
         if not run.is_done(config.evaluation_id):
             check_files([config], store)
             data_sets.check([config])
-        from experiments.runner import run_all
+        from mvar.runs.runner import run_all
 
         code = conclude(run_all([config], store, 1, directory=run), store)
         if code == OK:
-            from experiments.evaluation_table import print_evaluation
+            from mvar.commands.evaluation_table import print_evaluation
 
             print_evaluation(run, config)
         return code
 
     def _overrides(self) -> dict[str, object]:
-        from experiments.cells import parse_overrides
+        from mvar.runs.request import parse_overrides
 
         named = {f"sample.{name}": value for name, value in sampling_preset(self.sampling).items()}
         return named | parse_overrides(setting for group in self.set for setting in group)
 
     def _of_run(self, store: "Store", run: "RunDirectory") -> "RunConfig":
         """The run's config with the settings that were asked for. Nothing is trained anew to evaluate it."""
-        from experiments.sources import need_tokenizer
         from mvar.config import RunConfig, override
         from mvar.config.parsing import current_name
+        from mvar.runs.sources import need_tokenizer
 
         if self.tokenizer:
             raise UserError("tokenizer: a run has its own; allowed: --tokenizer with --checkpoint only")

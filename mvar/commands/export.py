@@ -26,10 +26,10 @@ class Export:
 
     def execute(self, arguments: list[str]) -> int:
         """Write the file; returns the exit code."""
-        from experiments.stages import Context, check_tokenizer, way_out
-        from experiments.store import Store
-        from mvar.published import load_generator, load_tokenizer, official_state, write_official
-        from mvar.weights import read_safetensors
+        from mvar.checkpoints.published import load_generator, load_tokenizer, official_state, write_official
+        from mvar.checkpoints.weights import read_safetensors
+        from mvar.runs.stages.shared import Context, check_tokenizer, way_out
+        from mvar.runs.store import Store
 
         run, store = Store.locate(self.results, self.run)
         stage = store.stage("tokenizer", run.config().tokenizer_id)

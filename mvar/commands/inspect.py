@@ -23,8 +23,8 @@ class Inspect:
 
     def execute(self, arguments: list[str]) -> int:
         """Print what is inside; returns the exit code."""
-        from mvar.checkpoint_files import NotInside, read_checkpoint
-        from mvar.published import infer_generator, infer_tokenizer
+        from mvar.checkpoints.checkpoint_files import NotInside, read_checkpoint
+        from mvar.checkpoints.published import infer_generator, infer_tokenizer
 
         files = CheckpointFiles(self.checkpoint, patch_sides=self.patch_sides, num_heads=self.num_heads)
         mistakes = []

@@ -21,9 +21,9 @@ class Logs:
 
     def execute(self, arguments: list[str]) -> int:
         """Print them; returns the exit code."""
-        from experiments.store import Store
-        from slurm.find import find_submitted
-        from slurm.submission import log_paths
+        from mvar.cluster.find import find_submitted
+        from mvar.cluster.submission import log_paths
+        from mvar.runs.store import Store
 
         store = Store(existing_directory("results", self.results, "one that `mvar submit` has made"))
         (found,) = find_submitted(store, [self.run])

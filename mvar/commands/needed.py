@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from mvar.errors import UserError, in_field, warn
 
 if TYPE_CHECKING:
-    from experiments.store import Store
+    from mvar.checkpoints.published import GeneratorFacts
     from mvar.config import RunConfig
-    from mvar.published import GeneratorFacts
+    from mvar.runs.store import Store
 
 
 def check_files(configs: "Iterable[RunConfig]", store: "Store", dry_run: bool = False) -> None:
@@ -49,7 +49,7 @@ def _check(config: "RunConfig", store: "Store", facts: "Callable[..., GeneratorF
 
 
 def _existing(field: str, path: str) -> None:
-    from mvar.checkpoint_files import split_choice
+    from mvar.checkpoints.checkpoint_files import split_choice
 
     file, _ = split_choice(path)
     if not file.is_file():
@@ -59,7 +59,7 @@ def _existing(field: str, path: str) -> None:
 
 def _check_start(config: "RunConfig", facts: "Callable[..., GeneratorFacts]") -> None:
     """Sizes of the checkpoint against those of the model; the weights are not loaded."""
-    from mvar.warm_start import check_sizes
+    from mvar.checkpoints.warm_start import check_sizes
 
     path = config.train.init_from or ""
     _existing("train.init_from", path)
@@ -68,8 +68,8 @@ def _check_start(config: "RunConfig", facts: "Callable[..., GeneratorFacts]") ->
 
 
 def _facts(path: str, patch_sides: tuple[int, ...], num_heads: int) -> "GeneratorFacts":
-    from mvar.checkpoint_files import read_checkpoint
-    from mvar.published import infer_generator
+    from mvar.checkpoints.checkpoint_files import read_checkpoint
+    from mvar.checkpoints.published import infer_generator
 
     with in_field("train.init_from"):
         return infer_generator(read_checkpoint(path, "generator"), patch_sides=patch_sides, num_heads=num_heads)

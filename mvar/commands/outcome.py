@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from mvar.errors import FAILURE, INTERRUPTED, OK, USER_ERROR, complain, say
 
 if TYPE_CHECKING:
-    from experiments.runner import Summary
-    from experiments.store import Store
+    from mvar.runs.runner import Summary
+    from mvar.runs.store import Store
 
 
 def conclude(summary: "Summary", store: "Store") -> int:

@@ -26,9 +26,9 @@ class Repair:
 
     def execute(self, arguments: list[str]) -> int:
         """Print what is found and done; returns the exit code."""
-        from experiments.repair import check_artefacts, findings
-        from experiments.store import Store
-        from slurm.lost import lost_submissions
+        from mvar.cluster.lost import lost_submissions
+        from mvar.runs.repair import check_artefacts, findings
+        from mvar.runs.store import Store
 
         if self.run:
             run, store = Store.locate(self.results, self.run)

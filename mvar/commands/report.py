@@ -12,7 +12,7 @@ from mvar.errors import OK, USER_ERROR, complain, existing_directory, say, warn
 from mvar.escaping import one_line
 
 if TYPE_CHECKING:
-    from analysis.report import Progress
+    from mvar.analysis.report import Progress
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Report:
 
     def execute(self, arguments: list[str]) -> int:
         """Write the report, each problem a line on stderr; returns the exit code."""
-        from analysis.records import NO_RUN
-        from analysis.report import write_report
+        from mvar.analysis.records import NO_RUN
+        from mvar.analysis.report import write_report
 
         results = existing_directory("results", self.results, "one that `mvar run` has made")
         problems: list[str] = []
@@ -49,7 +49,7 @@ def _shown() -> "Iterator[Progress]":
     from rich import progress as rich
     from rich.console import Console
 
-    from experiments import display
+    from mvar.runs import display
 
     console = Console(stderr=True)
     began = printed = time.monotonic()

@@ -11,9 +11,9 @@ from mvar.errors import UserError, one_of, quoted
 from mvar.files import portable
 
 if TYPE_CHECKING:
-    from experiments.cells import Request
-    from experiments.store import Store
     from mvar.config import RunConfig
+    from mvar.runs.request import Request
+    from mvar.runs.store import Store
 
 DEFAULT_BUDGET = "baseline"
 MAX_SEEDS, MAX_SETS = 1_000, 10_000  # training or sampling seeds of a command, and their product
@@ -50,11 +50,11 @@ class Sweeps:
         Raises:
             UserError: an unknown sweep, preset or field; a value that is not allowed.
         """
-        from experiments.cells import BUDGET, STEPS, Request, parse_overrides
         from experiments.sweeps import SWEEPS, find_sweep
         from mvar.config import RunConfig, override
         from mvar.config.parsing import NO_VALUE, PATHS, current_name
         from mvar.presets import PRESETS
+        from mvar.runs.request import BUDGET, STEPS, Request, parse_overrides
 
         if not self.sweeps:
             raise UserError(f"sweep: none given; allowed: {', '.join(SWEEPS)}")
@@ -89,11 +89,11 @@ class Sweeps:
         Raises:
             UserError: as `requests`; results that cannot be written; data that do not fit a run that is not done.
         """
-        from experiments.cells import unique
-        from experiments.repair import restore
-        from experiments.store import Store, check_writable
         from mvar.commands.datasets import DataSets
         from mvar.commands.needed import check_files
+        from mvar.runs.repair import restore
+        from mvar.runs.request import unique
+        from mvar.runs.store import Store, check_writable
 
         store = Store(self.results)
         data_sets = DataSets(store, self.dry_run)

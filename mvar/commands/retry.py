@@ -31,9 +31,9 @@ class Retry:
 
     def execute(self, arguments: list[str]) -> int:
         """Submit them; returns the exit code."""
-        from experiments.store import Store
-        from slurm.find import to_retry
-        from slurm.profiles import with_own_shell, with_settings
+        from mvar.cluster.find import to_retry
+        from mvar.cluster.profiles import with_own_shell, with_settings
+        from mvar.runs.store import Store
 
         if bool(self.runs) == self.failed:
             raise UserError(f"retry: {len(self.runs)} runs and failed={self.failed}; allowed: runs, or --failed")

@@ -21,7 +21,7 @@ class Run(Sweeps):
 
     def execute(self, arguments: list[str]) -> int:
         """Run them all; returns the exit code."""
-        from experiments.cells import write_manifest
+        from mvar.runs.request import write_manifest
 
         if self.workers < 0:
             raise UserError(f"workers: {self.workers} is negative; allowed: 1 or more, 0 for one a core or GPU")
@@ -32,14 +32,14 @@ class Run(Sweeps):
             )
         requests, configs, store = self.planned()
         if self.dry_run:
-            from experiments.tables import print_plan
+            from mvar.commands.run_tables import print_plan
 
             print_plan(requests, store, self.workers or None)
             return OK
         for request in requests:
             write_manifest(store, request, arguments)
 
-        from experiments.runner import run_all
+        from mvar.runs.runner import run_all
 
         return conclude(run_all(configs, store, self.workers or None), store)
 

@@ -11,7 +11,7 @@ from mvar.errors import OK, UserError, say
 from mvar.files import check_place
 
 if TYPE_CHECKING:
-    from experiments.gallery import Generator
+    from mvar.runs.gallery import Generator
 
 MOST_PER_CLASS = 10_000  # images: they are one picture
 
@@ -39,7 +39,7 @@ class Sample(CheckpointFiles):
 
     def execute(self, arguments: list[str]) -> int:
         """Draw and write the grid; returns the exit code."""
-        from experiments.cells import parse_overrides
+        from mvar.runs.request import parse_overrides
 
         check_source(self.run, self.checkpoint)
         if not 1 <= self.per_class <= MOST_PER_CLASS:
@@ -49,16 +49,16 @@ class Sample(CheckpointFiles):
         settings = sampling_preset(self.sampling) | parse_overrides(s for group in self.set for s in group)
         classes = [name.strip() for name in self.classes.split(",") if name.strip()]
         check_place("out", self.out)
-        from experiments.gallery import draw_grid
+        from mvar.runs.gallery import draw_grid
 
         names = draw_grid(self._generator(settings, classes), classes, self.per_class, self.seed, self.out)
         say(f"{self.out}: rows {', '.join(names)}")
         return OK
 
     def _generator(self, settings: dict[str, Any], classes: list[str]) -> "Generator":
-        from experiments import gallery
-        from experiments.store import Store
         from mvar.presets import PRESETS
+        from mvar.runs import gallery
+        from mvar.runs.store import Store
 
         if self.run:
             run, store = Store.locate(self.results, self.run)

@@ -18,10 +18,10 @@ class Status:
 
     def execute(self, arguments: list[str]) -> int:
         """Print the table; returns the exit code: 1 where what was asked for or submitted cannot be told."""
-        from experiments.repair import damaged_documents
-        from experiments.store import Store
-        from experiments.tables import print_status
-        from slurm.queue import View
+        from mvar.cluster.queue import View
+        from mvar.commands.run_tables import print_status
+        from mvar.runs.repair import damaged_documents
+        from mvar.runs.store import Store
 
         store = Store(existing_directory("results", self.results, "one that `mvar run` has made"))
         view = View(store)

@@ -13,10 +13,10 @@ from mvar.commands.request import Sweeps
 from mvar.errors import OK, UserError, say
 
 if TYPE_CHECKING:
-    from experiments.store import Store
+    from mvar.cluster.profiles import Profile
+    from mvar.cluster.submit import Plan
     from mvar.config import RunConfig
-    from slurm.profiles import Profile
-    from slurm.submit import Plan
+    from mvar.runs.store import Store
 
 Settings = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]
 
@@ -30,22 +30,22 @@ class Submit(Sweeps):
 
     cluster: str = ""
     """slurm, slurm-gpu, slurm-node (8 GPUs a run), local (processes of this machine), inprocess, or a .toml or .yaml
-    file with the fields of slurm/profiles.py."""
+    file with the fields of mvar/cluster/profiles.py."""
     cluster_set: Settings = ()
     """FIELD=VALUE ...: fields that differ from the profile, e.g. partition=gpu timeout_min=120 env.NAME=value."""
 
     def execute(self, arguments: list[str]) -> int:
         """Submit them all; returns the exit code."""
-        from experiments.cells import write_manifest
+        from mvar.runs.request import write_manifest
 
         profile = named_profile(self.cluster, self.cluster_set)
         if profile.executor == "slurm":
-            from slurm.submit import check_place
+            from mvar.cluster.submit import check_place
 
             check_place(self.results)
         requests, configs, store = self.planned()
         if self.dry_run and profile.executor != "slurm":
-            from experiments.tables import print_plan
+            from mvar.commands.run_tables import print_plan
 
             print_plan(requests, store, profile.workers or None)
             return OK
@@ -59,7 +59,7 @@ class Submit(Sweeps):
 
 def named_profile(cluster: str, settings: tuple[tuple[str, ...], ...]) -> "Profile":
     """The profile that `--cluster` and `--cluster-set` ask for."""
-    from slurm.profiles import PROFILES, load_profile
+    from mvar.cluster.profiles import PROFILES, load_profile
 
     if not cluster:
         raise UserError(f"cluster: none given; allowed: {', '.join(PROFILES)}, or a .toml or .yaml file")
@@ -71,8 +71,8 @@ def send(requests: "Sequence[tuple[Profile, list[RunConfig]]]", store: "Store", 
 
     Every request is checked before the first is submitted.
     """
-    from slurm.submission import exclusive
-    from slurm.submit import check, plan
+    from mvar.cluster.submission import exclusive
+    from mvar.cluster.submit import check, plan
 
     with nullcontext() if dry_run else exclusive(store):
         plans = [plan(configs, store, profile.runs_per_job, act=not dry_run) for profile, configs in requests]
@@ -87,8 +87,8 @@ def send(requests: "Sequence[tuple[Profile, list[RunConfig]]]", store: "Store", 
 
 
 def _send(found: "Plan", num_runs: int, store: "Store", profile: "Profile", dry_run: bool) -> None:
-    from slurm.submission import describe
-    from slurm.submit import submit
+    from mvar.cluster.submission import describe
+    from mvar.cluster.submit import submit
 
     count = sum(map(len, found.runs))
     say(f"{num_runs} runs: {found.num_done} done, {found.num_active} queued or running, {count} to submit")
@@ -111,11 +111,11 @@ def _send(found: "Plan", num_runs: int, store: "Store", profile: "Profile", dry_
 def run_here(configs: "list[RunConfig]", store: "Store", profile: "Profile") -> int:
     """Make the runs on this machine; returns the exit code."""
     if profile.executor == "inprocess":
-        from slurm.inprocess import run_all
+        from mvar.runs.inprocess import run_all
 
         summary = run_all(configs, store)
     else:
-        from experiments import runner
+        from mvar.runs import runner
 
         summary = runner.run_all(configs, store, profile.workers or None)
     return conclude(summary, store)

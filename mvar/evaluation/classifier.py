@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mvar.checkpoints.weights import load_weights, save_weights
 from mvar.config import OptimConfig, RunConfig
 from mvar.data.images import ImageSet, load_images, to_float
 from mvar.errors import UserError
 from mvar.evaluation.extractor import Extractor, inception_extractor
 from mvar.evaluation.images import Images, Progress
+from mvar.training.contract import DataOrder, Objective, Rows
 from mvar.training.distributed import resolve_device
 from mvar.training.loop import fit
-from mvar.training.objective import DataOrder, Objective, Rows
-from mvar.weights import load_weights, save_weights
 
 NUM_FEATURES = 64
 BATCH_SIZE = 64

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from mvar.artefacts import read_artefact, write_artefact
+from mvar.checkpoints.pickles import read_pickle
 from mvar.errors import UserError, warn
-from mvar.pickles import read_pickle
 
 
 def path_of(directory: Path | str, step: int) -> Path:

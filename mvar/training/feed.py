@@ -7,7 +7,7 @@ from typing import Self
 
 import torch
 
-from mvar.training.objective import Objective, Rows
+from mvar.training.contract import Objective, Rows
 
 LOOKAHEAD = 2  # micro-batches in flight for each worker
 

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from mvar.config import OptimConfig, RuntimeConfig, identity
 from mvar.errors import UserError, warn
 from mvar.training import checkpoint
+from mvar.training.contract import BATCH_STREAM, BEFORE_STEP_STREAM, FORWARD_STREAM, Objective, Rows
 from mvar.training.distributed import open_fabric
 from mvar.training.feed import Feed
 from mvar.training.metrics_log import MetricsLog, is_logged
-from mvar.training.objective import BATCH_STREAM, BEFORE_STEP_STREAM, FORWARD_STREAM, Objective, Rows
 from mvar.training.optimizer import Schedule, build_adamw
 from mvar.training.skips import SkippedSteps, TrainingDiverged
 

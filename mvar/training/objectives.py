@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from mvar.config import TokenizerConfig, TrainConfig
 from mvar.tokenizer.model import Tokenizer
 from mvar.tokenizer.quantizer import Phi, ResidualQuantizer
-from mvar.training.objective import DataOrder, Objective, Rows
+from mvar.training.contract import DataOrder, Objective, Rows
 from mvar.transformer import ScaleTransformer
 
 if TYPE_CHECKING:

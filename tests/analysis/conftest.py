@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.attention import AttentionStats
-from analysis.attention_runs import heldout_of_run
-from experiments.cells import Request, with_seeds, write_manifest
-from experiments.documents import write_document
-from experiments.pipeline import costs
-from experiments.store import Store
 from experiments.sweeps import SWEEPS
 from mvar.config import override
 from mvar.files import write_json
 from mvar.presets import PRESETS
+from mvar.probes.attention_mass import AttentionStats
+from mvar.runs.documents import write_document
+from mvar.runs.pipeline import costs
+from mvar.runs.request import Request, with_seeds, write_manifest
+from mvar.runs.stages.attention import heldout_of_run
+from mvar.runs.store import Store
 
 # FID and NLL by pattern; a seed adds 0.1 (seed 0 nothing), so that means and deviations are known.
 FID = {"global": 1.6, "intra": 1.5, "mamba": 0.9, "intra+mamba": 1.0}

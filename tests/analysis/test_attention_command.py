@@ -9,18 +9,18 @@ from official import GOLDEN, load_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from analysis.attention import attention_stats
-from experiments import stages
-from experiments.store import Store
-from mvar import published
+from mvar.checkpoints import published
+from mvar.checkpoints.weights import save_weights
 from mvar.cli import main
 from mvar.config import override
 from mvar.data.images import to_float
 from mvar.errors import OK, USER_ERROR
 from mvar.presets import PRESETS
+from mvar.probes.attention_mass import attention_stats
+from mvar.runs.stages import shared as stages
+from mvar.runs.store import Store
 from mvar.tokenizer.model import Tokenizer
 from mvar.transformer import ScaleTransformer
-from mvar.weights import save_weights
 
 VAR, MVAR = (GOLDEN / case / "state.safetensors" for case in ("var_l2", "mvar_l2"))
 TOKENIZER = GOLDEN / "tok_full_q4" / "vae.safetensors"

@@ -13,9 +13,16 @@ from scipy import stats as scipy_stats
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from analysis.attention import TILE_CELLS, AttentionStats, attention_rows, attention_stats, observing, scale_attention
 from mvar.config import ModelConfig, TokenSpace
 from mvar.errors import UserError
+from mvar.probes.attention_mass import (
+    TILE_CELLS,
+    AttentionStats,
+    attention_rows,
+    attention_stats,
+    observing,
+    scale_attention,
+)
 from mvar.scales import ScaleSchedule
 from mvar.transformer import ScaleTransformer
 
@@ -243,7 +250,7 @@ def test_a_whole_measurement_holds_no_map():
 
 PEAK = """
 import resource, torch
-from analysis.attention import scale_attention
+from mvar.probes.attention_mass import scale_attention
 from mvar.scales import ScaleSchedule
 torch.set_num_threads(1)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import attention_runs
-from analysis.attention import attention_stats, observing
-from analysis.attention_runs import drawn_by_run, heldout_of_run, measure, run_attention
-from experiments import stages
-from experiments.store import Store
+from mvar.checkpoints.weights import save_weights
 from mvar.config import override
 from mvar.errors import UserError
 from mvar.presets import PRESETS
+from mvar.probes.attention_mass import attention_stats, observing
+from mvar.runs.stages import attention as attention_runs
+from mvar.runs.stages import shared as stages
+from mvar.runs.stages.attention import drawn_by_run, heldout_of_run, measure, run_attention
+from mvar.runs.store import Store
 from mvar.sampling import generate
 from mvar.tokenizer.model import Tokenizer
 from mvar.transformer import ScaleTransformer
-from mvar.weights import save_weights
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +125,8 @@ def test_a_killed_measurement_goes_on_and_ends_in_the_same_bytes(trained, tmp_pa
 DRIVER = """
 import sys, time
 from pathlib import Path
-from analysis.attention_runs import heldout_of_run, measure
-from experiments.store import Store
+from mvar.runs.stages.attention import heldout_of_run, measure
+from mvar.runs.store import Store
 store = Store(sys.argv[1])
 source = heldout_of_run(store, store.find_run(sys.argv[2]), 10, 3)
 measure(source, Path(sys.argv[3]), lambda done, total: time.sleep(60))

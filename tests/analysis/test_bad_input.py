@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
-from analysis.cache import ReadCache
-from analysis.records import load_records
-from analysis.report import _Writer, write_report
 from mvar import cli
+from mvar.analysis.cache import ReadCache
+from mvar.analysis.records import load_records
+from mvar.analysis.report import _Writer, write_report
 from mvar.config import override
 from mvar.presets import DIGITS
 

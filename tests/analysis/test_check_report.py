@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.report import write_report
+from mvar.analysis.report import write_report
 
 PATH = Path(__file__).parents[2] / ".ci/check_report.py"
 SPEC = importlib.util.spec_from_file_location("check_report", PATH)

@@ -6,13 +6,13 @@ import shutil
 
 import pytest
 
-from analysis.imagenet_tables import ARTEFACTS, imagenet_table
-from analysis.paper_figures import figure2
-from analysis.records import load_records
-from analysis.render import to_markdown
-from experiments.cells import PAPER
+from mvar.analysis.imagenet_tables import ARTEFACTS, imagenet_table
+from mvar.analysis.paper_figures import figure2
+from mvar.analysis.records import load_records
+from mvar.analysis.render import to_markdown
 from mvar.config import override
 from mvar.presets import PRESETS
+from mvar.runs.request import PAPER
 
 TABLE2, TABLE3, TABLE4 = ARTEFACTS
 D16 = PRESETS["imagenet256-d16"]

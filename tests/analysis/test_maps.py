@@ -5,11 +5,11 @@ import pytest
 import torch
 from official import load_model
 
-from analysis import maps, pictures, style
-from analysis.attention import attention_stats
-from analysis.maps import attention_map
+from mvar.analysis import maps, pictures, style
+from mvar.analysis.maps import attention_map
 from mvar.config import ModelConfig, SampleConfig, TokenizerConfig, TokenSpace
 from mvar.errors import UserError
+from mvar.probes.attention_mass import attention_stats
 from mvar.scales import ScaleSchedule
 from mvar.tokenizer.model import Tokenizer
 from mvar.transformer import ScaleTransformer

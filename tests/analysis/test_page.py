@@ -6,11 +6,11 @@ import subprocess
 
 import pytest
 
-from analysis.compare import Measured
-from analysis.document import Bullets, Section, Text, document_to_markdown
-from analysis.page import document_to_html
-from analysis.render import Column, Note, Table
-from analysis.report import write_report
+from mvar.analysis.compare import Measured
+from mvar.analysis.document import Bullets, Section, Text, document_to_markdown
+from mvar.analysis.page import document_to_html
+from mvar.analysis.render import Column, Note, Table
+from mvar.analysis.report import write_report
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None

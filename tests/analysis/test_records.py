@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 
-from analysis.compare import aggregate, check_comparable, ratio
-from analysis.records import load_records, training_curve
-from experiments.store import Store
+from mvar.analysis.compare import aggregate, check_comparable, ratio
+from mvar.analysis.records import load_records, training_curve
 from mvar.errors import UserError
 from mvar.presets import DIGITS, PRESETS
+from mvar.runs.store import Store
 
 
 def edit(path, change):

@@ -7,12 +7,12 @@ import shutil
 import numpy as np
 import pytest
 
-from analysis import figures
-from analysis.grids import first_of_each_class, read_samples, tile
-from analysis.records import load_records
-from analysis.report import write_report
-from analysis.tables import sweep_table
 from mvar import cli
+from mvar.analysis import figures
+from mvar.analysis.grids import first_of_each_class, read_samples, tile
+from mvar.analysis.records import load_records
+from mvar.analysis.report import write_report
+from mvar.analysis.tables import sweep_table
 from mvar.presets import DIGITS
 
 
@@ -150,7 +150,7 @@ def test_problems_are_said_on_stderr_and_the_report_is_written(results, capsys):
 def test_the_report_says_what_it_is_at(results, monkeypatch, capsys):
     """Without a terminal a line now and then; on one a bar."""
     results.sweep("mixers")
-    monkeypatch.setattr("experiments.display.LINE_INTERVAL_S", 0.0)
+    monkeypatch.setattr("mvar.runs.display.LINE_INTERVAL_S", 0.0)
     assert cli.main(["report", "--results", str(results.root)]) == 0
     said = capsys.readouterr()
     lines = said.err.splitlines()

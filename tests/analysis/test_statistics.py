@@ -5,16 +5,16 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis.compare import Difference, check_comparable, difference, sampling_sd
-from analysis.differences import differences_table
-from analysis.paper_figures import scaling_figure
-from analysis.records import load_records
-from analysis.scaling import MIN_POINTS, curves, fit_law, scaling_table
-from analysis.tables import sweep_table
-from experiments.cells import Request, with_seeds, write_manifest
 from experiments.sweeps import SWEEPS
+from mvar.analysis.compare import Difference, check_comparable, difference, sampling_sd
+from mvar.analysis.differences import differences_table
+from mvar.analysis.paper_figures import scaling_figure
+from mvar.analysis.records import load_records
+from mvar.analysis.scaling import MIN_POINTS, curves, fit_law, scaling_table
+from mvar.analysis.tables import sweep_table
 from mvar.errors import UserError
 from mvar.presets import DIGITS
+from mvar.runs.request import Request, with_seeds, write_manifest
 
 
 def rows(values, **columns):

@@ -10,13 +10,13 @@ from io import StringIO
 import pytest
 from markdown_it import MarkdownIt
 
-from analysis import inline
-from analysis.document import Bullets, Section, Text, document_to_markdown
-from analysis.frame import frame
-from analysis.page import document_to_html
-from analysis.render import Column, Note, Table, csv_text, to_csv, to_latex, to_markdown
-from analysis.report import write_report
 from mvar import cli, escaping
+from mvar.analysis import inline
+from mvar.analysis.document import Bullets, Section, Text, document_to_markdown
+from mvar.analysis.frame import frame
+from mvar.analysis.page import document_to_html
+from mvar.analysis.render import Column, Note, Table, csv_text, to_csv, to_latex, to_markdown
+from mvar.analysis.report import write_report
 
 BAD = {
     "=cmd|' /C calc'!A0": "a formula",
@@ -173,10 +173,10 @@ def test_figures_of_it_are_drawn(strange):
 
 
 def test_tables_of_commands_show_it(strange, capsys):
-    from analysis.attention import AttentionStats
-    from experiments.evaluation_table import print_evaluation
-    from experiments.store import Store
     from mvar.commands.attention import show
+    from mvar.commands.evaluation_table import print_evaluation
+    from mvar.probes.attention_mass import AttentionStats
+    from mvar.runs.store import Store
 
     store = Store(strange.parent)
     run = next(run for run in store.runs() if (run.path / "attention.json").exists() and "-s0-" in run.name)
@@ -198,7 +198,7 @@ def test_pictures_show_names_of_classes_as_they_are(text, tmp_path, recwarn):
     import torch
     from matplotlib.text import Text as Written
 
-    from analysis import maps, pictures, style
+    from mvar.analysis import maps, pictures, style
     from mvar.scales import ScaleSchedule
 
     schedule, image = ScaleSchedule((1, 2)), np.zeros((8, 8, 3), np.uint8)

@@ -9,17 +9,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.compare import Measured
-from analysis.cost_table import scored_models, table1, uniform_share
-from analysis.reading import order_reading, trend_reading
-from analysis.records import load_records
-from analysis.render import Column, Note, Table, si, to_csv, to_latex, to_markdown
-from analysis.tables import sweep_table
-from experiments.cells import PAPER, paper_rows
+from mvar.analysis.compare import Measured
+from mvar.analysis.cost_table import scored_models, table1, uniform_share
+from mvar.analysis.reading import order_reading, trend_reading
+from mvar.analysis.records import load_records
+from mvar.analysis.render import Column, Note, Table, si, to_csv, to_latex, to_markdown
+from mvar.analysis.tables import sweep_table
 from mvar.config import TokenSpace
 from mvar.cost import attention_cost, num_params
 from mvar.errors import UserError
 from mvar.presets import DIGITS, model_size
+from mvar.runs.request import PAPER, paper_rows
 from mvar.scales import PATCH_SIDES, ScaleSchedule
 
 

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from scipy.stats import t, ttest_rel
 
-from analysis.compare import Measured
-from analysis.verdicts import (
+from mvar.analysis.compare import Measured
+from mvar.analysis.verdicts import (
     ALPHA,
     BETTER,
     INCONCLUSIVE,

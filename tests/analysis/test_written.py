@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from analysis.report import write_report
-from analysis.written import MANIFEST, Written
 from mvar import cli
+from mvar.analysis.report import write_report
+from mvar.analysis.written import MANIFEST, Written
 from mvar.errors import UserError
 from mvar.files import file_digest
 

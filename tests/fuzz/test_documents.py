@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.documents import SHAPES, SWEEPS, UNVERSIONED, Damaged, read_document
 from mvar.config import RunConfig, stored_config
 from mvar.errors import UserError
+from mvar.runs.documents import SHAPES, SWEEPS, UNVERSIONED, Damaged, read_document
 
 SOUND: dict[str, dict[str, Any]] = {
     "status.json": {"state": "done", "stage": "train", "step": 1, "steps": 2, "reason": None},

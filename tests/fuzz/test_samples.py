@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.grids import read_samples
-from experiments import arrays
+from mvar.analysis.grids import read_samples
 from mvar.errors import UserError
+from mvar.runs import arrays
 
 MEGABYTES = 8
 PIXELS = np.arange(4 * 2 * 2 * 3, dtype=np.uint8).reshape(4, 2, 2, 3)

@@ -11,9 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from experiments.cells import parse_overrides
-from experiments.display import duration
-from experiments.plan import run_flops
 from mvar.cli import parse
 from mvar.commands.checkpoint import CheckpointFiles
 from mvar.commands.request import with_budget_value
@@ -21,6 +18,9 @@ from mvar.config import RunConfig, override
 from mvar.cost import num_params
 from mvar.errors import UserError
 from mvar.pattern import format_pattern, parse_pattern, replace_layers
+from mvar.runs.display import duration
+from mvar.runs.plan import run_flops
+from mvar.runs.request import parse_overrides
 
 SECONDS, MEGABYTES = 5.0, 32
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from mvar.checkpoints.weights import load_weights, save_weights
 from mvar.errors import UserError
 from mvar.training import checkpoint
-from mvar.weights import load_weights, save_weights
 
 
 def state(value: float) -> dict:

@@ -148,7 +148,7 @@ def test_the_trainers_loss(case, smoothing, tmp_path):
 
 
 def test_order_covers_every_epoch_and_depends_on_nothing_else():
-    from mvar.training.objective import DataOrder
+    from mvar.training.contract import DataOrder
 
     order = DataOrder(10, 4, seed=3)
     rows = np.concatenate([order.rows(step) for step in range(15)])

@@ -9,7 +9,7 @@ from torch import nn
 
 from mvar.config import OptimConfig, RuntimeConfig
 from mvar.training.checkpoint import load_latest
-from mvar.training.objective import DataOrder, Objective
+from mvar.training.contract import DataOrder, Objective
 
 
 class Toy(Objective):

@@ -1,0 +1,111 @@
+"""What a row of a sweep has over its baseline: differences paired by training seed, with confidence intervals."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from mvar.analysis.compare import CONFIDENCE, Measured, aggregate, difference
+from mvar.analysis.records import Cell, Manifest, Records
+from mvar.analysis.render import MEASURED, Column, Table
+from mvar.analysis.tables import cell_rows
+from mvar.analysis.verdicts import BETTER, INCONCLUSIVE, WORSE, Pooled, Verdict, judge, pooled
+from mvar.escaping import markdown
+
+COLUMNS = (
+    Column("label", "row", is_text=True),
+    Column("baseline", "minus", is_text=True),
+    Column("fid", "ΔFID", MEASURED),
+    Column("fid_verdict", "FID is", is_text=True),
+    Column("fid_needed", "seeds that ΔFID needs", "", 0),
+    Column("nll", "ΔNLL (bits/token)", MEASURED, 3),
+    Column("nll_verdict", "NLL is", is_text=True),
+    Column("copy_rate", "Δ near-copies (points)", MEASURED, 1, 100),
+    Column("recall", "Δ recall", MEASURED),
+    Column("n", "pairs of seeds", "", 0),
+)
+KEYS = {
+    "fid": "eval/fid",
+    "nll": "eval/nll_bits_per_token",
+    "copy_rate": "eval/copy_rate",
+    "recall": "eval/recall",
+}
+JUDGED = {"fid", "nll"}  # lower is better
+
+
+def baseline_of(manifest: Manifest, cell: Cell) -> Cell | None:
+    """The cell that another is compared with: VAR (the first row), under rejection the same model's every image."""
+    if manifest.sweep == "rejection":
+        same = [other for other in manifest.cells if other.axes["pattern"] == cell.axes["pattern"]]
+        found = next(other for other in same if other.axes["candidates"] == 1)
+    else:
+        found = manifest.cells[0]
+    return None if found is cell else found
+
+
+def differences_table(records: Records, manifest: Manifest) -> Table | None:
+    """Differences of a sweep from its baseline; None where nothing can be paired.
+
+    Raises:
+        UserError: evaluations that must not be compared.
+    """
+    measured = {cell.label: rows for cell, rows in cell_rows(records, manifest)}
+    rows: list[dict[str, Any]] = []
+    run_ids: list[list[str]] = []
+    compared: dict[tuple[int, str], tuple[Measured, Measured]] = {}
+    for cell in manifest.cells:
+        base = baseline_of(manifest, cell)
+        if base is None or measured[cell.label].empty or measured[base.label].empty:
+            continue
+        keys = {k: key for k, key in KEYS.items() if k != "nll" or manifest.sweep != "rejection"}  # one model there
+        found = {k: difference(measured[cell.label], measured[base.label], key) for k, key in keys.items()}
+        pairs = [value for value in found.values() if value]
+        if pairs:
+            n = max(value.n for value in pairs)
+            for name in JUDGED & found.keys():
+                pair = [aggregate(measured[label], KEYS[name]) for label in (cell.label, base.label)]
+                if pair[0] and pair[1]:
+                    compared[len(rows), name] = pair[0], pair[1]
+            rows.append({"label": cell.label, "baseline": base.label, **found, "n": n})
+            run_ids.append(sorted({run_id for value in pairs for run_id in value.run_ids}))
+    if not rows:
+        return None
+    verdicts = judge(compared)
+    for (number, name), verdict in verdicts.items():
+        rows[number] |= {f"{name}_verdict": verdict.told, f"{name}_needed": verdict.needed}
+    title = f"{manifest.artefact} ({manifest.sweep}), differences from the baseline: {manifest.title}"
+    reading = _reading(rows, verdicts, _spread(measured))
+    return Table(f"{manifest.name}-differences", title, COLUMNS, rows, run_ids, reading=reading)
+
+
+def _spread(measured: Mapping[str, pd.DataFrame]) -> Pooled | None:
+    found = [aggregate(rows, KEYS["fid"]) for rows in measured.values() if not rows.empty]
+    return pooled([value for value in found if value])
+
+
+def _reading(rows: list[dict[str, Any]], verdicts: Mapping[Any, Verdict], spread: Pooled | None) -> list[str]:
+    lines = [
+        "Each difference is paired over the training seeds that both rows have. In brackets: the "
+        f"{CONFIDENCE:.0%} interval by Student's t over the pairs; none for one pair. Better and worse are verdicts of "
+        f"paired t-tests at {1 - CONFIDENCE:.0%}, p corrected by Holm's method over the {len(verdicts)} comparisons of "
+        "this table; all else is inconclusive."
+    ]
+    if spread:
+        lines.append(
+            f"If all rows scattered equally, a difference of FID would have an interval of ±{spread.half_width:.3f} "
+            f"(pooled over all rows, {spread.freedom} degrees of freedom, {spread.num_seeds} seeds)."
+        )
+    for key, name in (("fid", "FID"), ("nll", "Held-out NLL")):
+        words: dict[str, list[str]] = {}
+        for (number, metric), verdict in verdicts.items():
+            if metric == key:
+                words.setdefault(verdict.word, []).append(markdown(rows[number]["label"]))
+        if words:
+            order = [word for word in (BETTER, WORSE, INCONCLUSIVE) if word in words]
+            lines.append(
+                f"{name}, against the baseline: " + "; ".join(f"{w}: {', '.join(words[w])}" for w in order) + "."
+            )
+    left_out = sum(verdict.left_out for verdict in verdicts.values())
+    if left_out:
+        lines.append("Seeds that only one of two rows has are left out of their comparison.")
+    return lines

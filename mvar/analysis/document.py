@@ -1,0 +1,73 @@
+"""The report as a value: sections of text, tables and figures, which `report.md` and `report.html` show alike."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from mvar.analysis import inline
+from mvar.analysis.render import Table, to_markdown
+from mvar.analysis.style import Figure
+from mvar.escaping import link, markdown, printable
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; a sentence of `mvar.analysis.inline`."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """A list, with a bold heading if there is one; sentences of `mvar.analysis.inline`."""
+
+    items: Sequence[str]
+    heading: str = ""
+
+
+Block = Text | Bullets | Table | Figure
+
+
+@dataclass
+class Section:
+    """A heading, plain text, and what stands under it."""
+
+    title: str
+    blocks: list[Block] = field(default_factory=list)
+    level: int = 2
+
+    @property
+    def anchor(self) -> str:
+        """What links lead to, as GitHub makes it of the title."""
+        return re.sub(r"[^\w\- ]", "", self.title.lower()).replace(" ", "-")
+
+
+def run_link(run_id: str) -> str:
+    """A run's directory as seen from the report's."""
+    return f"../runs/{link(run_id)}/"
+
+
+def document_to_markdown(sections: Sequence[Section]) -> str:
+    """The whole report for GitHub and editors."""
+    lines: list[str] = []
+    for section in sections:
+        lines += [f"{'#' * section.level} {markdown(section.title)}", ""]
+        for block in section.blocks:
+            lines += [*_block(block), ""]
+    return printable("\n".join(lines).rstrip() + "\n")
+
+
+def _block(block: Block) -> list[str]:
+    if isinstance(block, Text):
+        return [inline.to_markdown(block.text)]
+    if isinstance(block, Bullets):
+        heading = [f"**{markdown(block.heading)}**", ""] if block.heading else []
+        return [*heading, *(f"- {inline.to_markdown(item)}" for item in block.items)]
+    if isinstance(block, Figure):
+        title, caption = markdown(block.title), markdown(block.caption)
+        told = f"*{title}.* {caption} [pdf](figures/{block.file}.pdf)"
+        return [f"![{title}](figures/{block.file}.png)", "", told]
+    lines = [to_markdown(block, run_link)]
+    if block.reading:
+        lines += ["", *_block(Bullets(block.reading, "How to read this"))]
+    return [*lines, "", "Files: " + " · ".join(f"[{kind}](tables/{block.file}.{kind})" for kind in ("csv", "tex"))]

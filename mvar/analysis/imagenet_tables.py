@@ -1,0 +1,269 @@
+"""Tables 2, 3 and 4 (ImageNet): every row that the paper prints, and ours where runs of that model exist.
+
+A run fills a printed row when it is the published model on 1000 classes at that resolution, trained by the published
+recipe (`mvar.presets`); another training of the model, and published weights, get rows of their own below it.
+Parameters and relative time of VAR and M-VAR are also counted from the config alone, for which no run is needed.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from mvar.analysis.compare import aggregate, check_comparable, ratio
+from mvar.analysis.inline import prose
+from mvar.analysis.records import Records
+from mvar.analysis.render import ANALYTIC, MEASURED, Column, Table
+from mvar.analysis.tables import KEYS, contradictions
+from mvar.config import ModelConfig, RunConfig, override
+from mvar.cost import num_params, sample_flops
+from mvar.errors import UserError
+from mvar.files import digest
+from mvar.presets import PRESETS, imagenet, model_size
+from mvar.runs.request import paper_rows
+
+PATTERNS = {"VAR": "global", "M-VAR": "intra+mamba"}
+CLASSES = 1000
+RECIPE, PUBLISHED = "published recipe", "published weights"
+SIZE = ("depth", "width", "num_heads", "pattern", "mlp_ratio", "shared_adaln")  # what makes a model the published one
+
+
+@dataclass(frozen=True)
+class Ours:
+    """One model as we have it: the paper's name, how its weights came about, what its training hangs on, candidates."""
+
+    model: str
+    training: str  # RECIPE, PUBLISHED or so many steps
+    identity: str
+    candidates: int
+
+    def label(self, which: "Artefact") -> str:
+        """Of a row of its own."""
+        best = f", best of {self.candidates}" if which.rejection else ""
+        return f"{self.model}, {self.training}{best}"
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """One of the paper's tables; time in it is relative to the row `reference`."""
+
+    name: str
+    artefact: str
+    csv: str
+    title: str
+    resolution: int
+    reference: str
+    rejection: bool = False
+
+    @property
+    def paper(self) -> str:
+        """The group of the printed columns."""
+        return f"paper (ImageNet {self.resolution})"
+
+    @property
+    def command(self) -> str:
+        """The command that makes a row, the preset's depth to be filled in."""
+        sweep = "rejection" if self.rejection else "mixers"
+        return f"mvar run {sweep} --preset imagenet{self.resolution}-d{{depth}}"
+
+
+ARTEFACTS = (
+    Artefact("table2", "Table 2", "table2_imagenet256", "class-conditional ImageNet 256 × 256", 256, "M-VAR-d32"),
+    Artefact(
+        "table3",
+        "Table 3",
+        "table3_rejection_sampling",
+        "ImageNet 256 × 256, rejection sampling",
+        256,
+        "M-VAR-d32",
+        True,
+    ),
+    Artefact("table4", "Table 4", "table4_imagenet512", "class-conditional ImageNet 512 × 512", 512, "M-VAR-d24"),
+)
+
+
+def imagenet_table(records: Records, which: Artefact) -> tuple[Table, str | None]:
+    """The table, and why measured values are left out of it where they must not be compared (else None)."""
+    printed = paper_rows(which.csv)
+    found, refused = _measured(records, which), None
+    try:
+        if found:
+            check_comparable(pd.concat(found.values()), ("sample.candidates",) if which.rejection else ())
+    except UserError as error:
+        refused, found = str(error), {}
+    rows = [_printed_row(row, which) for row in printed]
+    run_ids: list[list[str]] = [[] for _ in rows]
+    for ours, measured in found.items():
+        number = next((i for i, row in enumerate(rows) if row["label"] == ours.model), None)
+        if number is None or run_ids[number] or ours.training != RECIPE:
+            number = _below(rows, ours.model)
+            rows.insert(number, _analytic(ours.label(which), which, ours.model))
+            run_ids.insert(number, [])
+        rows[number] |= _values(measured)
+        run_ids[number] = sorted(set(measured["run_id"]))
+    _add_relative_time(rows, run_ids, found, which)
+    columns = _columns(which, printed)
+    table = Table(
+        which.name,
+        f"{which.artefact}: {which.title}",
+        columns,
+        rows,
+        run_ids,
+        contradictions(which.artefact, rows),
+        _reading(found, which, refused),
+        _missing(rows, run_ids, which),
+    )
+    return table, refused
+
+
+def _below(rows: Sequence[dict[str, Any]], model: str) -> int:
+    """Where a further row of a model goes: under those that are there, else at the end."""
+    numbers = [i for i, row in enumerate(rows) if row["label"] == model or str(row["label"]).startswith(f"{model},")]
+    return max(numbers, default=len(rows) - 1) + 1
+
+
+def _columns(which: Artefact, printed: Sequence[dict[str, Any]]) -> tuple[Column, ...]:
+    names = {name for row in printed for name in row}
+    first = [Column("family", "family", is_text=True)] if "family" in names else []
+    first.append(Column("label", "model", is_text=True))
+    if which.rejection:
+        first.append(Column("acceptance_rate", "acceptance rate (%)", "", 1, 100))
+    pairs = (
+        ("fid", "FID ↓", Column("fid", "FID ↓", MEASURED)),
+        ("is", "IS ↑", Column("is", "IS ↑", MEASURED, 1)),
+        ("precision", "precision ↑", Column("precision", "precision ↑", MEASURED)),
+        ("recall", "recall ↑", Column("recall", "recall ↑", MEASURED)),
+        ("params", "parameters", Column("num_params", "parameters", ANALYTIC, None)),
+        ("steps", "steps", None),
+        ("relative_time", "relative time", Column("time", "relative time", MEASURED)),
+    )
+    for name, heading, ours in pairs:
+        if name in names:
+            first += [Column(f"paper_{name}", heading, which.paper), *([ours] if ours else [])]
+    if "relative_time" in names:
+        first.append(Column("time_analytic", "relative time", ANALYTIC))
+    return (*first, Column("n", "seeds", "", 0))
+
+
+def _printed_row(row: dict[str, Any], which: Artefact) -> dict[str, Any]:
+    numbers = {f"paper_{key}": value for key, value in row.items() if key not in ("family", "model")}
+    for key in ("paper_is", "paper_relative_time"):  # as printed, whose decimals vary
+        if key in numbers:
+            numbers[key] = str(numbers[key])
+    return {"family": row.get("family"), **_analytic(row["model"], which, row["model"]), **numbers}
+
+
+def _analytic(label: str, which: Artefact, name: str) -> dict[str, Any]:
+    model = published_model(name, which.resolution)
+    if model is None:
+        return {"label": label}
+    space = imagenet(16, which.resolution).token_space
+    reference = published_model(which.reference, which.resolution)
+    assert reference is not None
+    flops = [sample_flops(m, space, guided=True) for m in (model, reference)]
+    return {"label": label, "num_params": num_params(model, space), "time_analytic": flops[0] / flops[1]}
+
+
+def published_model(name: str, resolution: int) -> ModelConfig | None:
+    """VAR-dN or M-VAR-dN as published; None for the other families."""
+    match = re.fullmatch(r"(M-VAR|VAR)-d(\d+)", name)
+    if not match:
+        return None
+    pattern, depth = PATTERNS[match[1]], int(match[2])
+    preset = PRESETS.get(f"imagenet{resolution}-d{depth}")
+    return override(preset, {"model.pattern": pattern}).model if preset else model_size(depth, pattern=pattern)
+
+
+def _measured(records: Records, which: Artefact) -> dict[Ours, pd.DataFrame]:
+    """Finished evaluations of the table's models, seeds together."""
+    groups: dict[Ours, list[int]] = {}
+    done = records.done
+    for number, run_id, rate in zip(done.index, done["run_id"], done.get("acceptance_rate", ()), strict=False):
+        config = records.configs[run_id]
+        candidates = round(1 / rate)
+        name = _name(config, which.resolution)
+        if name and (candidates > 1) == which.rejection:
+            identity = digest(config.identity() | {"seed": None})
+            groups.setdefault(Ours(name, _training(config, which), identity, candidates), []).append(number)
+    ordered = sorted(groups, key=lambda ours: (ours.model, ours.training != RECIPE, ours.candidates, ours.identity))
+    return {ours: done.loc[groups[ours]] for ours in ordered}
+
+
+def _name(config: RunConfig, resolution: int) -> str | None:
+    """The paper's name of a run's model, None for any other data or model."""
+    data, model = config.data, config.model
+    if (data.name, data.num_classes, data.image_size) != ("imagefolder", CLASSES, resolution):
+        return None
+    names = [name for name, pattern in PATTERNS.items() if pattern == model.pattern]
+    name = f"{names[0]}-d{model.depth}" if names else None
+    wanted = published_model(name, resolution) if name else None
+    return name if wanted and all(getattr(wanted, key) == getattr(model, key) for key in SIZE) else None
+
+
+def _training(config: RunConfig, which: Artefact) -> str:
+    if not config.train.steps:
+        return PUBLISHED
+    preset = PRESETS.get(f"imagenet{which.resolution}-d{config.model.depth}")
+    recipe = preset and override(preset, {"model.pattern": config.model.pattern, "seed": config.seed})
+    return RECIPE if recipe and recipe.identity() == config.identity() else f"{config.train.steps:,} steps"
+
+
+def _values(measured: pd.DataFrame) -> dict[str, Any]:
+    values = {name: aggregate(measured, KEYS[name]) for name in ("fid", "is", "precision", "recall")}
+    rate = float(measured["acceptance_rate"].iloc[0])
+    return values | {"acceptance_rate": rate, "n": int(measured["seed"].nunique())}
+
+
+def _add_relative_time(
+    rows: list[dict[str, Any]], run_ids: list[list[str]], found: dict[Ours, pd.DataFrame], which: Artefact
+) -> None:
+    reference = next((measured for ours, measured in found.items() if ours.model == which.reference), None)
+    if reference is None:
+        return
+    by_runs = {tuple(sorted(set(measured["run_id"]))): measured for measured in found.values()}
+    for row, ids in zip(rows, run_ids, strict=True):
+        if ids:
+            row["time"] = ratio(by_runs[tuple(ids)], reference, "sample_s")
+
+
+def _reading(found: dict[Ours, pd.DataFrame], which: Artefact, refused: str | None) -> list[str]:
+    lines = [
+        "Printed rows are the paper's; ours stand in columns of their own where runs on 1000 classes at "
+        f"{which.resolution} px exist. Parameters and relative time marked analytic are counted from the published "
+        f"sizes (FLOPs of sampling an image, relative to {which.reference}); no run is needed for them."
+    ]
+    if which.rejection:
+        lines.append("The paper states no acceptance rate; ours is images kept over images drawn.")
+    if refused:
+        lines.append(f"**Not compared.** {prose(refused)}")
+    elif not found:
+        lines.append("No run of ours is there: every measured cell is a dash.")
+    else:
+        measured = pd.concat(found.values())
+        lines.append(
+            f"Measured: {int(measured['num_images'].iloc[0]):,} images a set. FID of fewer images is biased upwards; "
+            "the paper's are of 50,000 against ADM's reference statistics."
+        )
+    return lines
+
+
+def _missing(rows: list[dict[str, Any]], run_ids: list[list[str]], which: Artefact) -> list[str]:
+    wanted: dict[int, list[str]] = {}
+    for row, ids in zip(rows, run_ids, strict=True):
+        match = re.fullmatch(r"(?:M-VAR|VAR)-d(\d+)", str(row["label"]))
+        if match and not ids:
+            wanted.setdefault(int(match[1]), []).append(row["label"])
+    lines = []
+    for depth, names in wanted.items():
+        if f"imagenet{which.resolution}-d{depth}" in PRESETS:
+            lines.append(f"Missing here: {', '.join(names)}. Command: `{which.command.format(depth=depth)}`")
+        else:
+            lines.append(f"Missing here: {', '.join(names)}. No recipe is published for depth {depth}.")
+    if wanted:
+        preset = next(name for name in PRESETS if name.startswith(f"imagenet{which.resolution}"))
+        best = " --set sample.candidates=4" if which.rejection else ""
+        command = f"mvar evaluate --checkpoint MODEL.pth --tokenizer VAE.pth --preset {preset}{best}"
+        lines.append(f"Published weights get a row without training: `{command}`")
+    return lines

@@ -1,0 +1,369 @@
+"""Run directories as one tidy table: what was measured, what was asked for, and what is wrong with either.
+
+Reading is tolerant: a missing run, half a run, a corrupt line, a NaN or another schema version becomes one line of
+`problems`, and the rest goes on. The store (`mvar.runs.store`) is the only reader of the schema.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mvar.analysis.cache import ReadCache
+from mvar.analysis.frame import frame
+from mvar.config import EvaluationConfig, RunConfig, SampleConfig, from_dict, identity
+from mvar.errors import UserError
+from mvar.files import digest
+from mvar.runs.documents import Damaged, read_document, read_or_empty
+from mvar.runs.states import DONE
+from mvar.runs.store import RunDirectory, Store
+from mvar.training.metrics_log import missing_rows
+
+MAKE_RUNS = "`mvar run mixers` trains some (`make demo` runs every sweep)"
+NO_RUN = "holds no readable run"
+READ = ("config.json", "status.json", "eval.json")  # of a run directory
+MAX_POINTS = 500  # of a training curve that is kept: more cannot be seen in a figure
+
+
+EMPTY = ("run_id", "evaluation_id", "state", "seed", "sample_seed", "settings", "pattern", "data", "num_images")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of a table or point of a figure: what was asked for, and what the paper prints there."""
+
+    label: str
+    axes: Mapping[str, Any]
+    printed: Mapping[str, Any]
+    run_ids: tuple[str, ...]  # one a training seed
+    evaluation_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A sweep that was asked for. `name` is its file's, e.g. `mixers-digits-steps`."""
+
+    name: str
+    sweep: str
+    artefact: str  # of the paper, e.g. "Table 6"
+    preset: str
+    mode: str  # "steps": equal steps; "budget": equal training FLOPs
+    budget_flops: float | None
+    command: str
+    cells: tuple[Cell, ...]
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # of the preset, by the request's --set
+
+    @property
+    def title(self) -> str:
+        """Preset and what the cells have in common, e.g. "digits, equal steps"."""
+        settings = "".join(f", {name}={value}" for name, value in self.overrides.items())
+        if self.mode == "steps":
+            return f"{self.preset}, equal steps{settings}"
+        budget = f" ({self.budget_flops:.3g} FLOPs)" if self.budget_flops else ""
+        return f"{self.preset}, equal training budget{budget}{settings}"
+
+    @property
+    def setting(self) -> str:
+        """The name without the sweep: what other sweeps of the same request share, e.g. `digits-steps`."""
+        return self.name.removeprefix(f"{self.sweep}-")
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A run (or an evaluation of it) that a sweep asked for and that is not there, and the command that makes it."""
+
+    sweep: str
+    label: str
+    run_id: str
+    why: str
+    command: str
+
+
+@dataclass
+class Records:
+    """All that a results directory holds.
+
+    `table` has one row a run and evaluation (one without evaluation columns for a run that has none yet): run_id,
+    evaluation_id, state, the config's main columns, `settings` (canonical JSON of what must agree for a comparison),
+    and every metric, cost and timing under its own key. `configs` are the runs' configs by run id.
+    """
+
+    store: Store
+    table: pd.DataFrame
+    configs: dict[str, RunConfig]
+    manifests: list[Manifest]
+    missing: list[Missing] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    cache: ReadCache = field(default_factory=ReadCache)
+
+    @property
+    def done(self) -> pd.DataFrame:
+        """The finished evaluations of all runs."""
+        table = self.table
+        return table[(table["state"] == DONE) & table["evaluation_id"].notna()]
+
+    def rows(self, cell: Cell) -> pd.DataFrame:
+        """The finished evaluations of a cell: one row a training seed and sampling seed."""
+        table = self.table
+        wanted = table["run_id"].isin(cell.run_ids) & table["evaluation_id"].isin(cell.evaluation_ids)
+        return table[wanted & (table["state"] == DONE)]
+
+    def sweeps(self, name: str) -> list[Manifest]:
+        """The manifests of one sweep, e.g. `layers`: one a preset and mode."""
+        return [manifest for manifest in self.manifests if manifest.sweep == name]
+
+
+def load_records(root: Path | str, cache: ReadCache | None = None, allow_empty: bool = False) -> Records:
+    """Read a results directory.
+
+    Args:
+        root: the results directory.
+        cache: of an earlier reading: runs that have not changed since are not read again.
+        allow_empty: where there is no run at all, return an empty table and say so among the problems.
+
+    Raises:
+        UserError: it holds no run at all; says which command makes some.
+    """
+    store, cache = Store(root), cache or ReadCache()
+    problems: list[str] = []
+    rows: list[dict[str, Any]] = []
+    configs: dict[str, RunConfig] = {}
+    schema = digest(RunConfig.model_json_schema())  # what another version of the code has kept is read anew
+    for path in sorted(path for path in (store.root / "runs").glob("*") if path.is_dir()):
+        files = [path / name for name in READ]
+        read = cache.value(f"run {path.name} {schema}", files, lambda path=path: _read_run(store.run(path.name)))
+        problems += read["problems"]
+        if read["config"] is not None:
+            configs[path.name] = from_dict(RunConfig, read["config"])
+            rows += read["rows"]
+    for path in sorted(store.root.glob("stages/*/status.json")):
+        _attempt(problems, f"stages/{path.parent.name}", lambda path=path: read_document(path))
+    if not rows:
+        told = "; ".join(["", *problems])
+        error = f"results: {store.root} {NO_RUN}{told}; {MAKE_RUNS}"
+        if not allow_empty:
+            raise UserError(error)
+        problems.append(error)
+    table = frame(rows, columns=None if rows else EMPTY)
+    manifests = _manifests(store, problems, _renamed(configs))
+    return Records(store, table, configs, manifests, _missing(manifests, table), problems, cache)
+
+
+def _read_run(run: RunDirectory) -> dict[str, Any]:
+    """Config, rows and problems of one run as JSON values."""
+    problems: list[str] = []
+    config = _attempt(problems, f"runs/{run.name}", run.config)
+    rows = [] if config is None else _run_rows(run, config, problems)
+    return {"config": config and config.model_dump(mode="json"), "rows": rows, "problems": problems}
+
+
+def _attempt(problems: list[str], where: str, read: Callable[[], Any], default: Any = None) -> Any:
+    """What `read` returns, or `default` and a line in `problems` where the file is not what it should be."""
+    try:
+        return read()
+    except UserError as error:
+        problems.append(f"{where}: {error}")
+    except (
+        OSError,
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:  # valid JSON of another shape
+        problems.append(f"{where}: not as this version writes it ({type(error).__name__}: {error})")
+    return default
+
+
+def _run_rows(run: RunDirectory, config: RunConfig, problems: list[str]) -> list[dict[str, Any]]:
+    where = f"runs/{run.name}"
+    status = _status(run, where, problems)
+    state = status.get("state", "unknown")
+    if state != DONE:
+        reason = f" ({status['reason']})" if status.get("reason") else ""
+        progress = f" in {status['stage']}, step {status.get('step', 0)} of {status.get('steps', 0)}" if status else ""
+        problems.append(f"{where}: {state}{progress}{reason}; the command that made it goes on from there")
+    common = _config_columns(run, config) | {"state": state, "stage": status.get("stage")}
+    evaluations = _attempt(problems, where, lambda: read_or_empty(run.path / "eval.json").get("evaluations", {}), {})
+    rows = []
+    for evaluation_id, record in evaluations.items():
+        here = f"{where}/eval.json: evaluation {evaluation_id}"
+        columns = _attempt(problems, here, lambda record=record, here=here: _evaluation_columns(record, here, problems))
+        if columns is not None:
+            rows.append(common | {"evaluation_id": evaluation_id} | columns)
+    return rows or [common | {"evaluation_id": None}]
+
+
+def _status(run: RunDirectory, where: str, problems: list[str]) -> dict[str, Any]:
+    """The run's status; of a damaged one, which is a problem, what the other files tell."""
+    try:
+        return read_document(run.path / "status.json")
+    except FileNotFoundError:
+        return {}
+    except Damaged as damaged:
+        problems.append(f"{where}: {damaged}")
+        return run.derived_status()
+
+
+def _config_columns(run: RunDirectory, config: RunConfig) -> dict[str, Any]:
+    model, train = config.model, config.train
+    return {
+        "run_id": run.name,
+        "data": config.data.name,
+        "seed": config.seed,
+        "pattern": model.pattern,
+        "depth": model.depth,
+        "width": model.width,
+        "num_heads": model.num_heads,
+        "steps": train.steps,
+        "batch_size": train.batch_size,
+        "tokenizer_id": config.tokenizer_id,
+    }
+
+
+def _evaluation_columns(record: Mapping[str, Any], where: str, problems: list[str]) -> dict[str, Any]:
+    # only what sets an evaluation apart: a field that is newer than the record, at its default, does not
+    sample = identity.hashed(SampleConfig, record["sample"])
+    columns: dict[str, Any] = {
+        "sample_seed": sample.pop("seed", None),  # a replicate, not a setting
+        "acceptance_rate": 1 / record["sample"].get("candidates", 1),
+        "settings": json.dumps(
+            {
+                "extractor_id": record["extractor_id"],
+                **{f"evaluation.{k}": v for k, v in identity.hashed(EvaluationConfig, record["evaluation"]).items()},
+                **{f"sample.{key}": value for key, value in sample.items()},
+                **{f"reference.{key}": value for key, value in record["reference"].items()},
+            },
+            sort_keys=True,
+        ),
+        "execution": _execution(record.get("execution", {})),
+        "extractor_id": record["extractor_id"],
+        "num_images": record["evaluation"]["num_images"],
+    }
+    for section in ("metrics", "cost", "timing"):
+        for key, value in record[section].items():
+            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+                columns[key] = value
+            else:
+                problems.append(f"{where}: {key} is {value!r}, not a number; its cells are dashes")
+    return columns
+
+
+def _execution(record: Mapping[str, Any]) -> str:
+    """How a row was made, for people: it is no setting, rows that differ in it compare. Empty for older rows."""
+
+    def told(way: Mapping[str, Any]) -> str:
+        tf32 = ", TF32" if way.get("tf32") else ""
+        processes = f"{way.get('processes')} process{'es' if way.get('processes') != 1 else ''}"
+        return f"{way.get('device')}, {processes}, attention {way.get('attention')}, scan {way.get('scan')}{tf32}"
+
+    parts = [f"trained on {told(way)}" for way in record.get("train", [])]
+    if drawn := record.get("sample"):
+        parts.append(f"drawn on {told(drawn)}")
+    return "; ".join(parts)
+
+
+def _renamed(configs: Mapping[str, RunConfig]) -> dict[str, str]:
+    """Run id or key -> directory: the one that is called after the id, else any that holds the run."""
+    found: dict[str, str] = {}
+    for name, config in configs.items():
+        if config.run_id == name:
+            found[name] = name
+    for name, config in configs.items():
+        found.setdefault(config.run_id, name)
+        found.setdefault(config.key, name)
+    return found
+
+
+def _directory(run_id: str, key: str | None, renamed: Mapping[str, str]) -> str:
+    """The directory of a run that was asked for, whatever it is called; its id where there is none."""
+    return renamed.get(run_id) or renamed.get(key or "") or run_id
+
+
+def _manifests(store: Store, problems: list[str], renamed: Mapping[str, str]) -> list[Manifest]:
+    found = []
+    for path in sorted((store.root / "sweeps").glob("*.json")):
+        manifest = _attempt(problems, f"sweeps/{path.name}", lambda path=path: _manifest(path, renamed))
+        if manifest:
+            found.append(manifest)
+    return found
+
+
+def _manifest(path: Path, renamed: Mapping[str, str]) -> Manifest:
+    values = read_document(path)
+    cells = []
+    for c in values["cells"]:
+        keys = c.get("keys", {})
+        run_ids = tuple(dict.fromkeys(_directory(run_id, keys.get(run_id), renamed) for run_id in c["run_ids"]))
+        cells.append(Cell(c["label"], c["axes"], c["printed"], run_ids, tuple(dict.fromkeys(c["evaluation_ids"]))))
+    names = ("sweep", "artefact", "preset", "mode", "budget_flops", "command", "overrides")
+    return Manifest(name=path.stem, cells=tuple(cells), **{name: values[name] for name in names})
+
+
+def unasked(sweep: str) -> Manifest:
+    """A sweep that nobody has asked for yet: what the paper prints, no runs, and the command that makes them."""
+    from experiments.sweeps import find_sweep
+    from mvar.presets import DIGITS
+
+    found = find_sweep(sweep)
+    cells = tuple(Cell(cell.label, cell.axes, cell.printed, (), ()) for cell in found.cells(DIGITS))
+    return Manifest(f"{sweep}-digits-steps", sweep, found.artefact, "digits", "steps", None, f"mvar run {sweep}", cells)
+
+
+def _missing(manifests: list[Manifest], table: pd.DataFrame) -> list[Missing]:
+    done = table[table["state"] == DONE]
+    evaluated = set(zip(done["run_id"], done["evaluation_id"], strict=True))
+    states = dict(zip(table["run_id"], table["state"], strict=True))
+    found = []
+    for manifest in manifests:
+        for cell in manifest.cells:
+            for run_id in cell.run_ids:
+                lacking = [e for e in cell.evaluation_ids if (run_id, e) not in evaluated]
+                if not lacking:
+                    continue
+                state = states.get(run_id, "not there")
+                why = state if state != DONE else f"trained; evaluation {', '.join(lacking)} is not there"
+                found.append(Missing(manifest.name, cell.label, run_id, why, manifest.command))
+    return found
+
+
+def training_curve(run: RunDirectory, key: str, problems: list[str], cache: ReadCache | None = None) -> pd.DataFrame:
+    """A logged quantity over training: columns `step` and `value`; lines that cannot be read become problems.
+
+    At most `MAX_POINTS` of it, evenly spread.
+    """
+    cache = cache or ReadCache()
+    found = cache.value(f"curve {run.name} {key}", [run.metrics], lambda: _read_curve(run, key))
+    problems += found["problems"]
+    return pd.DataFrame(found["points"], columns=["step", "value"])
+
+
+def _read_curve(run: RunDirectory, key: str) -> dict[str, Any]:
+    points, problems = [], []
+    try:
+        lines = run.metrics.read_text(errors="replace").splitlines()
+    except OSError:
+        problems.append(f"runs/{run.name}: metrics.jsonl is missing; no training curve")
+        lines = []
+    if missing := missing_rows(run.path):
+        problems.append(f"runs/{run.name}: {missing}")
+    for number, line in enumerate(lines, start=1):
+        where = f"runs/{run.name}/metrics.jsonl line {number}"
+        try:
+            values = json.loads(line)
+            if not isinstance(values, dict):
+                raise TypeError
+            if key in values and math.isfinite(values[key]):
+                points.append((int(values["step"]), float(values[key])))
+            elif key in values:
+                problems.append(f"{where}: {key} is {values[key]}; skipped")
+        except (ValueError, RecursionError):
+            problems.append(f"{where}: not valid JSON; skipped")
+        except (KeyError, TypeError, OverflowError):
+            problems.append(f"{where}: not a logged step; skipped")
+    return {"points": points[:: -(-len(points) // MAX_POINTS) or 1], "problems": problems}

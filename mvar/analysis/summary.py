@@ -1,0 +1,166 @@
+"""The first screen of the report: what was run, the main finding, what no generator can beat, and what to beware of."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mvar.analysis.compare import Difference, Measured
+from mvar.analysis.document import Block, Bullets, Text
+from mvar.analysis.records import Manifest, Records
+from mvar.analysis.render import Table
+from mvar.escaping import markdown
+
+FEW_IMAGES = 10_000  # below it FID's bias is a good part of it; the papers use 50,000
+MANY_COPIES = 1.5  # near-copies over those of held-out images, from which on a row is named
+MAX_SCORES = 3
+Tables = Sequence[tuple[Manifest, Table, Table | None]]  # a sweep, its table, its differences from the baseline
+
+PRINTED = (
+    "Printed values are the paper's, on ImageNet, in columns of their own: they show its trend and are no target. A "
+    "dash is what is not measured or not printed; nothing is filled in."
+)
+
+
+def summary(
+    records: Records, tables: Tables, attention: Sequence[str], floors: Sequence[dict[str, Any]], num_problems: int
+) -> list[Block]:
+    """Blocks of the first section.
+
+    Args:
+        records: all that was read.
+        tables: the sweeps' tables.
+        attention: how to read Table 1.
+        floors: of `background.floor_rows`.
+        num_problems: lines under "Problems".
+    """
+    scores = [f"Attention, {line}" for line in attention if "inside a scale lie" in line]
+    blocks: list[Block] = [
+        Bullets(_run_lines(records, tables), "What was run"),
+        Bullets([*_findings(tables), *scores[:MAX_SCORES]], "Main finding"),
+    ]
+    if floors:
+        blocks.append(Bullets(_floor_lines(floors), "Floors"))
+    warnings = _warnings(records, tables, num_problems)
+    if warnings:
+        blocks.append(Bullets(warnings, "Warnings"))
+    return [*blocks, Text(PRINTED)]
+
+
+def _run_lines(records: Records, tables: Tables) -> list[str]:
+    done, manifests = records.done, [manifest for manifest, _, _ in tables]
+    asked = {run_id for manifest in manifests for cell in manifest.cells for run_id in cell.run_ids}
+    missing = {missing.run_id for missing in records.missing}
+    here = len(asked - missing)
+    lines = [
+        f"{_count(done['run_id'].nunique(), 'finished run')}; {here} of the {len(asked)} that sweeps asked for are here"
+        + (f", {len(missing)} are [missing](#missing)." if missing else ".")
+    ]
+    groups: dict[str, list[str]] = {}
+    for manifest in (m for m in manifests if any(cell.run_ids for cell in m.cells)):
+        groups.setdefault(markdown(manifest.title), []).append(markdown(f"{manifest.sweep} ({manifest.artefact})"))
+    lines += [f"{title}: {', '.join(sweeps)}." for title, sweeps in groups.items()]
+    if len(done):
+        seeds, sets = done["seed"].nunique(), done.groupby("run_id")["sample_seed"].nunique().max()
+        images = ", ".join(f"{n:,}" for n in sorted(done["num_images"].astype(int).unique()))
+        lines.append(
+            f"{_count(seeds, 'training seed')}, {_count(sets, 'set')} of {images} images a run; data: "
+            f"{', '.join(map(markdown, sorted(done['data'].unique())))}."
+        )
+    return lines
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _findings(tables: Tables) -> list[str]:
+    lines = []
+    for manifest, table, differences in tables:
+        title = markdown(manifest.title)
+        if manifest.sweep == "layers":
+            trend = [line for line in table.reading if line.startswith("FID: ")]
+            lines += [f"{title}, layers replaced: {line}" for line in trend]
+        if manifest.sweep != "mixers":
+            continue
+        rows = {row["label"]: row for row in table.rows}
+        var, mvar = rows.get("VAR", {}), rows.get("M-VAR", {})
+        if not (isinstance(var.get("fid"), Measured) and isinstance(mvar.get("fid"), Measured)):
+            continue
+        found = next((row for row in differences.rows if row["label"] == "M-VAR"), {}) if differences else {}
+        lines += [f"{title}: {line}." for line in _pair(var, mvar, found)]
+        lines += [f"{title}: {line}" for line in table.reading if line.startswith("Of ")]
+    measured = any(
+        manifest.sweep == "mixers" and any("n" in row for row in table.rows) for manifest, table, _ in tables
+    )
+    return lines if measured else [*lines, "Table 6 is not measured yet: `mvar run mixers` makes its runs."]
+
+
+def _pair(var: dict[str, Any], mvar: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    printed = ""
+    if var.get("paper_fid") is not None and mvar.get("paper_fid") is not None:
+        printed = f"; the paper prints {mvar['paper_fid']:.2f} and {var['paper_fid']:.2f} on ImageNet"
+    told = [
+        f"FID {mvar['fid'].text(2)} for M-VAR (`intra+mamba`), {var['fid'].text(2)} for VAR (`global`)"
+        f"{_verdict(found, 'fid', 2)}{printed}"
+    ]
+    cost = ""
+    if var.get("train_flops") and mvar.get("train_flops"):
+        cost = f"; M-VAR spends {mvar['train_flops'] / var['train_flops']:.2f} times VAR's training FLOPs"
+    if isinstance(var.get("nll"), Measured) and isinstance(mvar.get("nll"), Measured):
+        nll = f"held-out NLL {mvar['nll'].text(2)} and {var['nll'].text(2)} bits per token"
+        told.append(f"{nll}{_verdict(found, 'nll', 3)}{cost}")
+    return told
+
+
+def _verdict(row: dict[str, Any], key: str, decimals: int) -> str:
+    """The verdict of a row of the table of differences on one metric; empty where nothing is paired."""
+    found, verdict = row.get(key), row.get(f"{key}_verdict")
+    if not isinstance(found, Difference) or verdict is None:
+        return ""
+    seeds = f" over {found.n} seeds" if found.n > 1 else ""
+    return f" (difference {found.text(decimals)}{seeds}: {verdict})"
+
+
+def _floor_lines(floors: Sequence[dict[str, Any]]) -> list[str]:
+    names = {
+        "floor/fid_reconstruction_heldout": "reconstructed held-out images (rFID)",
+        "floor/fid_reconstruction_train": "reconstructed training images",
+        "floor/fid_real": "real training images",
+    }
+    groups: dict[str, list[str]] = {}
+    for row in floors:
+        if row["key"] in names:
+            about = f"{row['data']}, {row['num_images']:,} images"
+            groups.setdefault(about, []).append(f"{names[row['key']]} {row['value']:.2f}")
+    return [f"FID on {about}: {', '.join(values)}." for about, values in groups.items()]
+
+
+def _warnings(records: Records, tables: Tables, num_problems: int) -> list[str]:
+    lines, done = [], records.done
+    single = [
+        markdown(f"{m.sweep} ({m.title})") for m, table, _ in tables if any(row.get("n") == 1 for row in table.rows)
+    ]
+    if single:
+        lines.append(f"Rows of one seed, whose differences may be chance: {'; '.join(single)}. `--seeds 3` adds seeds.")
+    images = sorted(done["num_images"].astype(int).unique()) if len(done) else []
+    if images and images[0] < FEW_IMAGES:
+        lines.append(
+            f"FID of {images[0]:,} images is biased upwards; it compares with no FID of another number of images, of "
+            "another reference, or of another extractor."
+        )
+    if "smoke" in {manifest.preset for manifest, _, _ in tables}:
+        lines.append(
+            "The smoke preset trains for seconds: it shows that everything runs, and no number means anything."
+        )
+    heldout = done["eval/copy_rate_heldout"].mean() if "eval/copy_rate_heldout" in done else None
+    copies = {
+        row["label"]: row["copy_rate"]
+        for manifest, table, _ in tables
+        for row in table.rows
+        if heldout and isinstance(row.get("copy_rate"), Measured) and row["copy_rate"].mean > MANY_COPIES * heldout
+    }
+    if copies:
+        told = ", ".join(f"{markdown(label)} {value.mean:.1%}" for label, value in copies.items())
+        lines.append(f"More near-copies of training images than new images would have ({heldout:.1%}): {told}.")
+    if num_problems:
+        lines.append(f"{_count(num_problems, 'problem')} with what was read or drawn: [Problems](#problems).")
+    return lines

@@ -1,0 +1,280 @@
+"""A sweep as a table (Tables 5 and 6, Figure 5, ...): what run directories measured, and the paper's numbers apart.
+
+What must not be compared is refused, what is missing is a dash, and nothing is filled in.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mvar.analysis.compare import aggregate, check_comparable, ratio, sampling_sd
+from mvar.analysis.reading import order_reading, trend_reading
+from mvar.analysis.records import Cell, Manifest, Missing, Records
+from mvar.analysis.render import ANALYTIC, MEASURED, Column, Note, Table
+from mvar.errors import UserError
+from mvar.escaping import code, markdown
+from mvar.runs.request import paper_rows
+
+PAPER = "paper (ImageNet 256)"
+REFERENCE_ROW = "M-VAR"  # Table 5 states cost and time relative to this row
+
+FID = Column("fid", "FID ↓", MEASURED)
+PAPER_FID = Column("paper_fid", "FID ↓", PAPER)
+SCORES = (
+    Column("nll", "NLL ↓ (bits/token)", MEASURED),
+    Column("copy_rate", "near-copies (%)", MEASURED, 1, 100),
+    Column("precision", "precision ↑", MEASURED, in_print=False),
+    Column("recall", "recall ↑", MEASURED, in_print=False),
+)
+IS = Column("is", "IS ↑", MEASURED)
+COSTS = (
+    Column("num_params", "parameters", ANALYTIC, None),
+    Column("train_flops", "training FLOPs", ANALYTIC, None),
+    Column("sample_flops", "FLOPs an image", ANALYTIC, None, in_print=False),
+    Column("steps", "steps", "", 0, in_print=False),
+    Column("train_s", "training (s)", MEASURED, 1, in_print=False),
+    Column("sample_s", "sampling (s)", MEASURED, 1, in_print=False),
+    Column("n", "seeds", "", 0),
+)
+RELATIVE = (
+    Column("train_cost", "relative training cost", MEASURED),
+    Column("train_cost_analytic", "relative training cost", ANALYTIC),
+    Column("paper_relative_training_cost", "relative training cost", PAPER, 1),
+    Column("inference", "relative inference time", MEASURED),
+    Column("inference_analytic", "relative inference time", ANALYTIC),
+    Column("paper_relative_inference_time", "relative inference time", PAPER, 1),
+)
+
+
+def _name(heading: str) -> Column:
+    return Column("label", heading, is_text=True)
+
+
+LAYOUTS = {
+    "mixers": (_name("method"), Column("pattern", "layers", is_text=True), FID, PAPER_FID, *SCORES, *COSTS),
+    "layers": (_name("layers replaced"), FID, PAPER_FID, *SCORES, *COSTS),
+    "parameters": (
+        _name("model"),
+        Column("depth", "depth"),
+        Column("width", "width"),
+        COSTS[0],
+        Column("paper_params", "parameters", PAPER),
+        FID,
+        PAPER_FID,
+        *SCORES,
+        *RELATIVE,
+        *COSTS[1:],
+    ),
+    "rejection": (
+        _name("images kept"),
+        Column("acceptance_rate", "acceptance rate (%)", "", 1, 100),
+        FID,
+        PAPER_FID,
+        IS,
+        Column("paper_is", "IS ↑", PAPER, 1),
+        Column("paper_model", "model", PAPER, is_text=True),
+        *SCORES[1:],
+        COSTS[0],
+        *COSTS[2:3],
+        *COSTS[5:],
+    ),
+    "scaling": (
+        _name("model"),
+        Column("depth", "depth"),
+        Column("width", "width"),
+        SCORES[0],
+        Column("error", "token error (%)", MEASURED, 1, 100),
+        FID,
+        SCORES[1],
+        *COSTS,
+    ),
+}
+VARIED = {"rejection": ("sample.candidates",)}  # settings that a sweep varies: its rows are compared all the same
+KEYS = {
+    "fid": "eval/fid",
+    "is": "eval/is",
+    "error": "eval/error",
+    "nll": "eval/nll_bits_per_token",
+    **{name: f"eval/{name}" for name in ("copy_rate", "precision", "recall")},
+    **{name: name for name in ("train_s", "sample_s")},
+}
+CONSTANTS = ("num_params", "train_flops", "sample_flops", "steps", "acceptance_rate")  # the same for every seed
+
+
+def cell_rows(records: Records, manifest: Manifest) -> list[tuple[Cell, pd.DataFrame]]:
+    """The finished evaluations of every cell of a sweep.
+
+    Raises:
+        UserError: they must not be compared; names what differs and lists the groups.
+    """
+    cells = [(cell, records.rows(cell)) for cell in manifest.cells]
+    found = pd.concat([rows for _, rows in cells])
+    if not found.empty:
+        check_comparable(found, VARIED.get(manifest.sweep, ()))
+    return cells
+
+
+def sweep_table(records: Records, manifest: Manifest) -> Table:
+    """The table of one sweep in one mode.
+
+    Raises:
+        UserError: a sweep that has no table, or evaluations that must not be compared.
+    """
+    if manifest.sweep not in LAYOUTS:
+        raise UserError(f"sweep: {manifest.sweep!r} has no table; allowed: {', '.join(LAYOUTS)}")
+    cells = cell_rows(records, manifest)
+    rows = [_row(cell, found) for cell, found in cells]
+    found = pd.concat([found for _, found in cells])
+    if manifest.sweep == "parameters":
+        _add_relative(rows, cells)
+    return Table(
+        name=manifest.name,
+        title=f"{manifest.artefact} ({manifest.sweep}): {manifest.title}",
+        columns=LAYOUTS[manifest.sweep],
+        rows=rows,
+        run_ids=[sorted(set(found["run_id"])) for _, found in cells],
+        notes=contradictions(manifest.artefact, rows),
+        reading=_reading(manifest, found, rows),
+        missing=missing_lines([m for m in records.missing if m.sweep == manifest.name]) or _unasked(manifest),
+        caption="" if found.empty else f"{_seeds_line(_seeds(rows))} {_images_line(found)}",
+    )
+
+
+def missing_lines(missing: Sequence[Missing]) -> list[str]:
+    """What the dashes of a table want: a line for each command, with the runs that it makes."""
+    commands: dict[str, list[str]] = {}
+    for m in missing:
+        commands.setdefault(m.command, []).append(markdown(f"{m.label} ({m.run_id}: {m.why})"))
+    return [f"Missing here: {'; '.join(runs)}. Command: {code(command)}" for command, runs in commands.items()]
+
+
+def _unasked(manifest: Manifest) -> list[str]:
+    asked = any(cell.run_ids for cell in manifest.cells)
+    return [] if asked else [f"No run of this was asked for yet. Command: {code(manifest.command)}"]
+
+
+def _row(cell: Cell, found: pd.DataFrame) -> dict[str, Any]:
+    row: dict[str, Any] = {"label": cell.label, **cell.axes}
+    row |= {f"paper_{key}": value for key, value in cell.printed.items()}
+    row["paper_fid"] = _number(row.get("paper_fid"))
+    if found.empty:
+        return row
+    row |= {name: aggregate(found, key) for name, key in KEYS.items()}
+    row |= {name: _constant(found, name) for name in CONSTANTS}
+    return row | {"n": found["seed"].nunique()}
+
+
+def _number(value: Any) -> Any:
+    return float(value) if isinstance(value, int) else value
+
+
+def _constant(found: pd.DataFrame, name: str) -> int | float | None:
+    values = found[name].dropna().unique() if name in found else []
+    if not len(values):
+        return None
+    return values[0].item() if isinstance(values[0], np.generic) else values[0]
+
+
+def _add_relative(rows: list[dict[str, Any]], cells: list[tuple[Cell, pd.DataFrame]]) -> None:
+    """Cost and time relative to the reference row: measured (paired by seed) and analytic."""
+    reference = next((found for cell, found in cells if cell.label == REFERENCE_ROW and not found.empty), None)
+    if reference is None:
+        return
+    for row, (_, found) in zip(rows, cells, strict=True):
+        if found.empty:
+            continue
+        row["train_cost"] = ratio(found, reference, "train_step_ms")
+        row["inference"] = ratio(found, reference, "sample_s")
+        for name, key in (("train_cost_analytic", "forward_flops"), ("inference_analytic", "sample_flops")):
+            own, base = _constant(found, key), _constant(reference, key)
+            row[name] = own / base if own and base else None
+
+
+def contradictions(artefact: str, rows: list[dict[str, Any]]) -> list[Note]:
+    """Where the paper disagrees with itself or with arithmetic, as notes on the cells concerned."""
+    notes = []
+    for entry in paper_rows("contradictions"):
+        if entry["artefact"] != artefact:
+            continue
+        if entry["row"] == "*":
+            notes.append(Note(None, entry["column"], entry["note"]))
+        notes += [Note(i, entry["column"], entry["note"]) for i, row in enumerate(rows) if row["label"] == entry["row"]]
+    return sorted(notes, key=lambda note: -1 if note.row is None else note.row)
+
+
+def _seeds(rows: Sequence[dict[str, Any]]) -> list[int]:
+    return sorted({row["n"] for row in rows if "n" in row})
+
+
+def _reading(manifest: Manifest, found: pd.DataFrame, rows: list[dict[str, Any]]) -> list[str]:
+    if found.empty:
+        return ["Nothing is measured yet."]
+    lines = [_seeds_line(_seeds(rows)), *_sampling_line(found), _settings_line(found)]
+    if manifest.sweep in ("mixers", "parameters"):
+        lines += order_reading(rows)
+    if manifest.sweep == "layers":
+        lines += trend_reading(rows)
+    if manifest.sweep == "rejection":
+        lines.append(
+            "Acceptance rate: images kept over images drawn. The images are picked by the classifier whose features "
+            "and logits FID and IS compare, so neither is an independent judge of picked images: IS rewards them, FID "
+            "may fall or, where picking narrows the set, rise. FLOPs and time an image count every candidate."
+        )
+    if manifest.sweep == "parameters":
+        lines.append(
+            f"Cost and time are relative to {REFERENCE_ROW}, as in the paper. Measured: time of a training step and of "
+            "sampling, on a machine that runs may have shared; analytic: FLOPs of a forward pass (training is three of "
+            "them) and of sampling with state, from the config alone."
+        )
+    if manifest.mode == "budget":
+        lines.append(
+            "Every row spends the same training FLOPs, so the number of steps differs. The paper trains all rows "
+            "equally long: its printed values belong to the other mode."
+        )
+    if set(found["data"]) == {"digits"}:
+        lines.append(
+            "These are 8 x 8 digits, small models and minutes of training: the table says how these settings behave, "
+            "not which mixer is better."
+        )
+    return lines
+
+
+def _sampling_line(found: pd.DataFrame) -> list[str]:
+    """What drawing other images is worth, apart from training again; nothing with one set of images a run."""
+    sd, sets = sampling_sd(found, "eval/fid"), found.groupby("run_id")["sample_seed"].nunique().max()
+    if sd is None:
+        return []
+    return [
+        f"Up to {sets} sets of images a run (sampling seeds), averaged before seeds are compared. Over sampling seeds "
+        f"of one training FID has a standard deviation of {sd:.2f}: what drawing other images is worth."
+    ]
+
+
+def _seeds_line(seeds: list[int]) -> str:
+    if seeds == [1]:
+        return "One seed a row: there is no standard deviation, and a difference between two rows may be chance."
+    counts = " to ".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))
+    single = " A row with one seed has none." if seeds[0] == 1 else ""
+    return f"Mean ± sample standard deviation over {counts} training seeds.{single}"
+
+
+def _images_line(found: pd.DataFrame) -> str:
+    images, reference = int(found["num_images"].iloc[0]), json.loads(found["settings"].iloc[0])["reference.num_images"]
+    return f"All metrics: {images:,} images a set against {reference:,} held-out ones."
+
+
+def _settings_line(found: pd.DataFrame) -> str:
+    line = (
+        f"{_images_line(found)} FID of so many is above that of more images (its bias is upwards, the more so the "
+        "fewer there are): it compares only with FIDs of the same counts. Sampling time is for the whole set."
+    )
+    heldout = "eval/copy_rate_heldout"
+    if heldout in found and found[heldout].notna().any():
+        line += (
+            f" Near-copies lie nearer to a training image than the nearest {found[heldout].mean():.1%} of held-out "
+            "images do: new images would score about that."
+        )
+    return line

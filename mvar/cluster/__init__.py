@@ -1,0 +1,1 @@
+"""The launcher: runs on SLURM, submitted through submitit, followed, cancelled and retried."""

@@ -1,0 +1,235 @@
+"""Cluster profiles: what one job of a sweep asks of its cluster.
+
+A profile is built in, or a user's own TOML or YAML file with the same fields, and single fields are overridden on the
+command line.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic.fields import FieldInfo
+
+from mvar.cluster import profile_files
+from mvar.cluster.profile_files import CONTROL, check_owner, check_values, shown
+from mvar.config import Config, from_dict, override
+from mvar.errors import UserError, one_of, warn
+
+SHELL = ("setup", "env")  # fields that a job's shell runs, or that change what it runs
+SUFFIXES = (".toml", ".yaml", ".yml")
+# Options of sbatch that the submission itself depends on.
+OURS = {
+    "array", "dependency", "error", "export", "export-file", "input", "job-name", "no-kill", "no-requeue", "open-mode",
+    "output", "parsable", "quiet", "requeue", "signal", "test-only", "wait", "wrap",
+}  # fmt: skip
+FIELD_OF = {
+    "time": "timeout_min",
+    "nodes": "nodes",
+    "ntasks": "tasks_per_node",
+    "ntasks-per-node": "tasks_per_node",
+    "cpus-per-task": "cpus_per_task",
+    "gpus-per-node": "gpus_per_node",
+    "mem": "mem_gb",
+    "partition": "partition",
+    "account": "account",
+    "qos": "qos",
+    "constraint": "constraint",
+}
+
+
+def _default(field: FieldInfo) -> Any:
+    return field.get_default(call_default_factory=True)
+
+
+class Profile(Config):
+    """One cluster, and the size of a run's job on it. Fields that are not given are left to SLURM's defaults."""
+
+    source: str = ""  # the built-in name or the file that it comes from; set by `load_profile`
+    executor: Literal["slurm", "local", "inprocess"] = "slurm"
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    nodes: int = Field(1, ge=1, le=100_000)
+    gpus_per_node: int = Field(0, ge=0, le=1024)
+    tasks_per_node: int = Field(0, ge=0, le=65536)  # processes of a run; 0: one a GPU, or one
+    cpus_per_task: int = Field(4, ge=1, le=65536)
+    mem_gb: float | None = Field(None, ge=1 / 1024, le=1e6)  # of a node; SLURM would take 0 MB for all of it
+    timeout_min: int = Field(240, ge=1, le=10_000_000)  # of one job; a run that needs more is requeued and goes on
+    array_parallelism: int = Field(64, ge=1, le=1_000_000)  # jobs at a time
+    runs_per_job: int = Field(1, ge=1, le=1_000_000)  # one after the other: for runs shorter than a job's start or wait
+    signal_delay_s: int = Field(120, ge=1, le=65535)  # warning before the limit: a step and a checkpoint must fit in
+    setup: tuple[str, ...] = ()  # shell lines before Python starts: modules, scratch folders
+    env: dict[str, str] = Field(default_factory=dict)
+    sbatch: dict[str, str | int | bool] = Field(
+        default_factory=dict
+    )  # any other option of sbatch, e.g. {"reservation": "july"}
+    workers: int = Field(0, ge=0, le=65536)  # executor local: processes at a time; 0: one a core or a GPU
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_plain(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            check_values(values)
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.signal_delay_s >= 60 * self.timeout_min:
+            raise ValueError(
+                f"signal_delay_s: {self.signal_delay_s} leaves nothing of timeout_min {self.timeout_min}; "
+                f"allowed: less than {60 * self.timeout_min}"
+            )
+        given = {name.replace("_", "-") for name in self.sbatch}
+        # sbatch takes the beginning of an option's name for the option
+        if taken := sorted(name for name in given if any(ours.startswith(name) for ours in OURS)):
+            raise ValueError(f"sbatch: {taken[0]} is set by mvar; allowed: other options of sbatch, in full")
+        if taken := sorted(given & FIELD_OF.keys()):
+            raise ValueError(f"sbatch: {taken[0]} has a field of its own; allowed: {FIELD_OF[taken[0]]}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_executor(self) -> Self:
+        used = {"slurm": set(type(self).model_fields) - {"workers"}, "local": {"workers"}, "inprocess": set()}
+        changed = {name for name, field in type(self).model_fields.items() if getattr(self, name) != _default(field)}
+        if unused := sorted(changed - used[self.executor] - {"executor", "source"}):
+            allowed = ", ".join(sorted(used[self.executor] - {"source"})) or "none"
+            raise ValueError(f"{unused[0]}: the executor {self.executor} does not use it; allowed with it: {allowed}")
+        return self
+
+    @property
+    def num_tasks_per_node(self) -> int:
+        """Processes of a run on each node: one a GPU."""
+        return self.tasks_per_node or self.gpus_per_node or 1
+
+    @property
+    def for_stages(self) -> "Profile":
+        """The same cluster for a job of shared stages: one process, and one GPU where runs have GPUs."""
+        gpus = min(1, self.gpus_per_node)
+        return self.model_copy(update={"nodes": 1, "gpus_per_node": gpus, "tasks_per_node": 1})
+
+
+_BUILT_IN = {
+    "slurm": Profile(),
+    "slurm-gpu": Profile(gpus_per_node=1, cpus_per_task=8),
+    "slurm-node": Profile(gpus_per_node=8, cpus_per_task=8, array_parallelism=8),
+    "local": Profile(executor="local"),
+    "inprocess": Profile(executor="inprocess"),
+}
+PROFILES: dict[str, Profile] = {n: p.model_copy(update={"source": n}) for n, p in _BUILT_IN.items()}
+
+
+def load_profile(name: str, settings: Iterable[str] = ()) -> Profile:
+    """The built-in profile of a name or a user's file, with `FIELD=VALUE` settings applied.
+
+    A file may name a built-in profile in `base`, whose fields it then changes.
+
+    Raises:
+        UserError: an unknown name, a file that cannot be read, a field or value that is not allowed.
+    """
+    if CONTROL.search(name):
+        raise UserError(f"cluster: {shown(name)} has a control character; allowed: {', '.join(PROFILES)}, or a file")
+    path = Path(os.path.expanduser(name))
+    if path.suffix not in SUFFIXES:
+        return with_settings(_builtin(name), settings)
+    values = profile_files.read(path)
+    base = values.pop("base", "slurm")
+    try:
+        profile = from_dict(Profile, _known(_builtin(base).model_dump(mode="json"), values))
+    except UserError as error:
+        raise UserError(f"cluster: {path}: {_cut(str(error))}") from None
+    return with_settings(profile.model_copy(update={"source": str(path.absolute())}), settings)
+
+
+def _known(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The base's fields changed by a file's; the nearest name is said of one that is none."""
+    allowed = [name for name in Profile.model_fields if name != "source"]
+    for name in values:
+        if isinstance(name, str) and name not in allowed:
+            raise one_of("field", name[: profile_files.MAX_NAME], ["base", *allowed])
+    return base | values
+
+
+def _cut(message: str) -> str:
+    return message if len(message) <= 600 else f"{message[:600]} ..."
+
+
+def with_settings(profile: Profile, settings: Iterable[str]) -> Profile:
+    """A profile with `FIELD=VALUE` settings applied."""
+    overrides: dict[str, str] = {}
+    for setting in settings:
+        field, separator, value = setting.partition("=")
+        if not separator:
+            raise UserError(f"cluster-set: {shown(setting)} is not FIELD=VALUE; allowed: e.g. timeout_min=60")
+        if field == "source" or len(setting) > profile_files.MAX_TEXT:
+            raise UserError(f"cluster-set: {shown(setting)} cannot be set; allowed: other fields, and shorter values")
+        if field.startswith(("env.", "sbatch.")):  # new names are allowed there
+            section, _, key = field.partition(".")
+            values = profile.model_dump(mode="json")
+            values[section][key] = _flag(value) if section == "sbatch" else value
+            profile = from_dict(Profile, values)
+            continue
+        overrides[field] = value
+    try:
+        return override(profile, overrides)
+    except UserError as error:
+        raise UserError(_cut(str(error))) from None
+    except RecursionError:
+        raise UserError("cluster-set: values in values in values; allowed: FIELD=VALUE") from None
+
+
+def with_own_shell(stored: Profile) -> Profile:
+    """A stored profile, with the shell lines and variables of the profile that it came from, as that is now.
+
+    What is stored among results may have been edited by others; what a job's shell runs is taken from the profile's
+    own file, or from the built-in profile, and a difference is said.
+
+    Raises:
+        UserError: the file is gone although there were shell lines, or others may write it.
+    """
+    name = stored.source or "slurm"
+    remedy = "say which profile is meant: --cluster"
+    try:
+        if Path(name).suffix in SUFFIXES:
+            path = Path(name).resolve()  # as SLURM's shell, not a link's owner, would see it
+            if path.exists():
+                check_owner(path, "cluster", remedy)
+        own = load_profile(name)
+    except UserError as error:
+        if not any(getattr(stored, field) for field in SHELL):
+            return stored
+        raise UserError(f"{error}; {remedy}" if remedy not in str(error) else str(error)) from None
+    if own.setup != stored.setup:
+        warn(
+            f"retry: setup is {list(own.setup)} in profile {name}, was {list(stored.setup)} when it was submitted; "
+            "the profile's is used"
+        )
+    differing = sorted(n for n in own.env.keys() | stored.env.keys() if own.env.get(n) != stored.env.get(n))
+    if differing:
+        warn(
+            f"retry: env differs between profile {name} and what was submitted ({', '.join(differing)}); the profile's "
+            "is used; to change it: --cluster-set env.NAME=VALUE"
+        )
+    return stored.model_copy(update={field: getattr(own, field) for field in SHELL})
+
+
+def _flag(text: str) -> str | bool:
+    """Options of sbatch that take no value are given as true."""
+    return text == "true" if text in ("true", "false") else text
+
+
+def _builtin(name: Any) -> Profile:
+    if not isinstance(name, str) or name not in PROFILES:
+        raise one_of("cluster", name if isinstance(name, str) else shown(name), [*PROFILES, "a .toml or .yaml file"])
+    return PROFILES[name]
+
+
+def user_sbatch_variables(profile: Profile) -> dict[str, str]:
+    """`SBATCH_...` variables of the user's shell that count: those for fields that the profile leaves open.
+
+    sbatch prefers such a variable to the script's own line, so the others would silently replace what was asked for.
+    """
+    fields = {"SBATCH_PARTITION": "partition", "SBATCH_ACCOUNT": "account", "SBATCH_QOS": "qos"}
+    return {n: os.environ[n] for n, field in fields.items() if n in os.environ and getattr(profile, field) is None}

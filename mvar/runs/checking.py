@@ -1,0 +1,94 @@
+"""Every artefact of a results directory against its digest: what `mvar repair --check` shows."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mvar.artefacts import RECORD, Check, compare, read_record, record_problem, wrong_reason
+from mvar.data import tokens
+from mvar.errors import UserError
+from mvar.files import file_digest, known_digest, read_json
+from mvar.runs.stages import vectors
+from mvar.runs.store import Store
+
+PLACES = ("runs/*", "runs/*/checkpoints", "runs/*/samples/*", "stages/*", "stages/*/checkpoints", "attention/*")
+FILES = ("*.safetensors", "step_*.pt", "samples.npz", "attention_images.npy")
+CACHES = ("stages/tokens-*/*", "stages/vectors-*")  # the digests of these are in their own description
+AGAIN = "delete it and it is made again from the last checkpoint, by the command that made it or needs it"
+REMEDIES = {
+    ".safetensors": AGAIN,
+    ".pt": "delete it; training goes on from the one before it, or anew",
+    ".npz": "delete it; the images are drawn again by the next evaluation that needs them",
+    ".npy": "delete it and `attention.json`; `mvar attention` measures again",
+}
+CACHE_REMEDY = "remove its folder and it is made again"
+
+
+class Unsound(NamedTuple):
+    """An artefact that is not what was written; as text, one line."""
+
+    path: Path
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}; {self.remedy}"
+
+
+def check_results(store: Store, full: bool = True) -> list[Unsound]:
+    """What is damaged in a results directory. Nothing is written with `full`.
+
+    Args:
+        store: the results.
+        full: read every file through, large ones too; else those anew whose size or time is another than when they
+            were read last.
+    """
+    read: Callable[[Path], str] = file_digest if full else known_digest
+    return [*_recorded(store, read), *_caches(store, read)]
+
+
+def unchecked_artefacts(store: Store) -> list[Path]:
+    """Artefacts that nobody can vouch for: of an earlier version, or put there by hand."""
+    return [path for path in _artefacts(store) if path.name not in read_record(path.parent)]
+
+
+def _artefacts(store: Store) -> Iterator[Path]:
+    for place in PLACES:
+        for folder in sorted(store.root.glob(place)):
+            yield from sorted({path for pattern in FILES for path in folder.glob(pattern) if path.is_file()})
+
+
+def _recorded(store: Store, read: Callable[[Path], str]) -> Iterator[Unsound]:
+    for place in PLACES:
+        for path in sorted(store.root.glob(f"{place}/{RECORD}")):
+            if problem := record_problem(path.parent):
+                yield Unsound(path, problem.removeprefix(f"{path}: "), "delete it; its files count as unchecked then")
+    for path in _artefacts(store):
+        try:
+            if path.name in read_record(path.parent) and compare(path, sha256 := read(path)) is Check.WRONG:
+                yield Unsound(path, wrong_reason(path, sha256), REMEDIES[path.suffix])
+        except OSError as error:
+            yield Unsound(path, f"cannot be read ({error.strerror})", REMEDIES[path.suffix])
+
+
+def _caches(store: Store, read: Callable[[Path], str]) -> Iterator[Unsound]:
+    for place in CACHES:
+        for meta in sorted(store.root.glob(f"{place}/{tokens.META}")):
+            try:
+                recorded = _digests(read_json(meta))
+            except (UserError, OSError, KeyError, TypeError):
+                yield Unsound(meta, "not the description of a cache", CACHE_REMEDY)
+                continue
+            for name, sha256 in recorded.items():
+                path = meta.parent / name
+                try:
+                    if (found := read(path)) != sha256:
+                        yield Unsound(path, f"wrong checksum, SHA-256 {found[:12]}...", CACHE_REMEDY)
+                except OSError as error:
+                    yield Unsound(path, f"cannot be read ({error.strerror})", CACHE_REMEDY)
+
+
+def _digests(meta: dict[str, Any]) -> dict[str, str]:
+    """By file name; a cache of tokens has several files, one of vectors a single one."""
+    sha256 = meta["sha256"]
+    return {vectors.ROWS: sha256} if isinstance(sha256, str) else {n: sha256[n] for n in (tokens.TOKENS, tokens.LABELS)}

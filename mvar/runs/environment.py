@@ -1,0 +1,121 @@
+"""What a run was made with: code, versions, hardware, kernel back ends; stored in its `env.json`."""
+
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mvar.config import RuntimeConfig
+from mvar.files import read_json
+
+if TYPE_CHECKING:
+    import torch
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "torch-fidelity",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "safetensors",
+    "mamba-ssm",
+    "flash-attn",
+)
+
+
+@cache
+def git_state() -> dict[str, Any]:
+    """Commit of the code and whether files differ from it; nulls where the code is neither a git checkout nor a
+    submission's snapshot of one, whose directory is named then."""
+    root = Path(__file__).parents[2]
+    snapshot = root / "snapshot.json"
+    if snapshot.is_file():
+        return {**read_json(snapshot), "snapshot": root.name}
+
+    if not (root / ".git").exists():  # installed: an enclosing repository, e.g. of the environment, is not the code's
+        return {"commit": None, "dirty": None}
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", root, *arguments], check=True, capture_output=True, text=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}
+
+
+@cache
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def describe(backends: dict[str, str]) -> dict[str, Any]:
+    """The environment as plain JSON values.
+
+    Args:
+        backends: the kernel back ends in use, e.g. `{"attention": "torch", "scan": "torch"}`.
+    """
+    import torch
+
+    return {
+        "schema_version": 1,
+        "git": git_state(),
+        "versions": _versions(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "num_cpus": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "num_threads": torch.get_num_threads(),
+        "backends": backends,
+    }
+
+
+def kernels_of(runtime: RuntimeConfig, device: "torch.device") -> dict[str, str]:
+    """The back ends that `runtime` means on a device."""
+    from mvar.kernels import ssd
+
+    attention = "torch" if runtime.attention_backend == "auto" else runtime.attention_backend
+    return {"attention": attention, "scan": ssd.choose_backend(runtime.scan_backend, _probe(device))}
+
+
+def _probe(device: "torch.device") -> "torch.Tensor":
+    import torch
+
+    return torch.empty(0, device=device)
+
+
+def execution_of(runtime: RuntimeConfig, device: "torch.device") -> dict[str, Any]:
+    """How work is done here, which changes no result beyond rounding: device, kernels, TF32, processes, threads."""
+    import torch
+
+    from mvar.training.distributed import current_team
+
+    team = current_team()
+    return {
+        "device": device.type,
+        **kernels_of(runtime, device),
+        "tf32": device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32,
+        "processes": team.world if team else 1,
+    }

@@ -1,0 +1,291 @@
+"""Runs a list of configs on this machine: shared stages first, then runs, longest first, in worker processes."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from mvar.config import RunConfig, RuntimeConfig
+from mvar.cost import train_flops
+from mvar.errors import print_to_nowhere, warn_once
+from mvar.runs import workers
+from mvar.runs.display import Display, make_display
+from mvar.runs.pace import Pace
+from mvar.runs.plan import RUN, Task, run_flops, tasks_of
+from mvar.runs.signals import handled
+from mvar.runs.states import DONE, FAILED, STOPPED
+from mvar.runs.store import RunDirectory, Store
+from mvar.runs.workers import Board, Outcome
+
+POLL_S = 0.25
+SKIPPED = "skipped"
+
+
+@dataclass
+class Summary:
+    """How a list of runs ended."""
+
+    outcomes: dict[str, Outcome] = field(default_factory=dict)  # by the task's key: of a run each evaluation has one
+    num_runs: int = 0
+    num_done: int = 0
+    interrupted: bool = False
+
+    @property
+    def failures(self) -> dict[str, Outcome]:
+        """What failed, by the name of the run or stage; a run that lacks a failed stage is not among them."""
+        failed: dict[str, Outcome] = {}
+        for key, outcome in self.outcomes.items():
+            if outcome.state == FAILED:
+                failed.setdefault(key.partition("/")[0], outcome)
+        return failed
+
+    def complaints(self) -> list[str]:
+        """One line a reason, with the names of all that failed for it."""
+        names: dict[str, list[str]] = {}
+        for name, outcome in self.failures.items():
+            names.setdefault(outcome.reason, []).append(name)
+        return [f"{', '.join(failed)}: {reason}" for reason, failed in names.items()]
+
+
+def run_all(
+    configs: Sequence[RunConfig],
+    store: Store,
+    num_workers: int | None = None,
+    display: Display | None = None,
+    directory: RunDirectory | None = None,
+) -> Summary:
+    """Make every run that is not done.
+
+    One failure does not stop the others. Ctrl-C, SIGTERM or a closed terminal (SIGHUP, unless it is ignored as under
+    nohup) lets each worker finish its step and save; a second Ctrl-C or SIGTERM ends at once, which loses no more than
+    the steps since the last checkpoint.
+
+    Args:
+        configs: the runs; equal ones count once.
+        store: where they are kept.
+        num_workers: worker processes; None: one for every `runtime.threads` cores, or one for each GPU.
+        display: None: bars on a terminal, lines elsewhere.
+        directory: that all configs are evaluations of; None: each run's own.
+    """
+    tasks = tasks_of(configs, store, directory)
+    summary = Summary(num_runs=len({(config.run_id, config.evaluation_id) for config in configs}))
+    if tasks:
+        places = worker_places(configs[0].runtime, num_workers)[: len(tasks)]
+        with _Runner(tasks, store, places, display or make_display(tasks)) as runner:
+            summary.interrupted = runner.run()
+            summary.outcomes = runner.outcomes
+    done = (c for c in configs if (directory or store.run_of(c)).is_done(c.evaluation_id))
+    summary.num_done = len({c.run_id + c.evaluation_id for c in done})
+    return summary
+
+
+def worker_places(runtime: RuntimeConfig, num_workers: int | None) -> list[dict[str, str]]:
+    """One environment a worker: its threads and, where there are GPUs, the one that it sees."""
+    threads = str(runtime.threads or 1)
+    environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    gpus = _visible_gpus() if runtime.device != "cpu" else []
+    count = num_workers or len(gpus) or max(1, _num_cpus() // int(threads))
+    if not gpus:
+        return [environment] * count
+    return [environment | {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(count)]
+
+
+def _visible_gpus() -> list[str]:
+    import torch
+
+    count = torch.cuda.device_count()
+    listed = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return listed[:count] if listed else [str(i) for i in range(count)]
+
+
+def _num_cpus() -> int:
+    from joblib import cpu_count  # knows affinity and the limits of containers
+
+    return cpu_count()
+
+
+class _Runner:
+    """The loop: hands ready tasks to free workers, shows progress, takes results."""
+
+    def __init__(self, tasks: list[Task], store: Store, places: list[dict[str, str]], display: Display) -> None:
+        self._waiting = list(tasks)
+        self._tasks = tasks
+        self._keys = {task.key for task in tasks}
+        self._store, self._display = store, display
+        self._context = get_context("spawn")
+        self._board = Board(self._context, len(places))
+        self._places = places
+        self._pools: list[ProcessPoolExecutor | None] = [None] * len(places)
+        self._running: dict[Future[Outcome], tuple[int, Task]] = {}
+        self._ended: dict[str, Outcome] = {}
+        self.outcomes: dict[str, Outcome] = {}
+        self._interrupts = 0
+        self._pace = Pace({task.key: task.flops for task in tasks}, len(places))
+        self._warnings = [0] * len(places)  # how many of each worker's were shown
+        self._shown = time.monotonic()
+
+    def __enter__(self) -> "_Runner":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is not None:  # e.g. nobody reads what is printed: no worker goes on for a parent that gave up
+            self._board.stop()
+        try:
+            self._display.close()
+        finally:
+            for pool in self._pools:
+                if pool is not None:
+                    pool.shutdown(wait=self._interrupts < 2, cancel_futures=True)
+
+    def run(self) -> bool:
+        """Until everything has ended; True where it was interrupted."""
+        with self._signals():
+            while self._running or (self._waiting and not self._board.stopping):
+                self._dispatch()
+                done, _ = wait(self._running, timeout=POLL_S, return_when=FIRST_COMPLETED)
+                for future in done:
+                    self._take(future)
+                self._show()
+        return self._board.stopping
+
+    def _signals(self) -> AbstractContextManager[None]:
+        def interrupt(_: int) -> None:
+            self._interrupts += 1
+            self._board.stop()
+            if self._interrupts > 1:
+                self._kill()
+
+        def hang_up(_: int) -> None:  # never ends at once
+            self._board.stop()
+            _let_go_of_the_terminal()
+
+        return handled(interrupt, hang_up)
+
+    def _kill(self) -> None:
+        for pool in self._pools:
+            for process in list(((pool and pool._processes) or {}).values()):
+                process.kill()
+
+    # Tasks ------------------------------------------------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        self._drop_hopeless()
+        busy = {number for number, _ in self._running.values()}
+        for number in range(len(self._pools)):
+            if number in busy or self._board.stopping:
+                continue
+            task = next((task for task in self._waiting if self._is_ready(task)), None)
+            if task is None:
+                return
+            self._waiting.remove(task)
+            self._display.begin(task)
+            config = task.config.model_dump(mode="json")
+            with _blocked_interrupts():  # multiprocessing's own helper comes with it, and unblocks Ctrl-C after that
+                pool = self._pool(number)
+            with _blocked_interrupts():  # a worker that is just being made must not die of Ctrl-C
+                future = pool.submit(workers.work, task.kind, config, str(self._store.root.absolute()), task.run)
+            self._running[future] = (number, task)
+
+    def _pool(self, number: int) -> ProcessPoolExecutor:
+        """The pool of one worker; a pool each, so that one worker's death leaves the others alone."""
+        pool = self._pools[number]
+        if pool is None:
+            threads = int(self._places[number]["OMP_NUM_THREADS"])
+            arguments = (self._board, number, threads, self._places[number], os.getpid())
+            pool = ProcessPoolExecutor(1, self._context, initializer=workers.start, initargs=arguments)
+            self._pools[number] = pool
+        return pool
+
+    def _is_ready(self, task: Task) -> bool:
+        return all(key not in self._keys or self._state(key) == DONE for key in task.needs)
+
+    def _state(self, key: str) -> str | None:
+        return self._ended[key].state if key in self._ended else None
+
+    def _drop_hopeless(self) -> None:
+        """End tasks whose stage failed: they would only fail for the same reason."""
+        for task in list(self._waiting):
+            lacking = [key for key in task.needs if self._state(key) in (FAILED, SKIPPED)]
+            if lacking:
+                self._waiting.remove(task)
+                self._end(task, Outcome(SKIPPED, f"needs {lacking[0]}"))
+
+    def _take(self, future: Future[Outcome]) -> None:
+        number, task = self._running.pop(future)
+        try:
+            outcome = future.result()
+        except BrokenProcessPool:
+            self._pools[number] = None
+            outcome = self._died(task)
+        if outcome.state == STOPPED:
+            self._board.stop()  # a worker was asked to stop from outside: all do
+        self._end(task, outcome)
+
+    def _died(self, task: Task) -> Outcome:
+        if self._board.stopping:
+            return Outcome(STOPPED)
+        outcome = Outcome(FAILED, "its worker process was killed (out of memory?)")
+        if task.kind == RUN:
+            directory = RunDirectory(Path(task.run))
+            stage = (directory.status() or {}).get("stage", "train")
+            directory.write_status(FAILED, stage, reason=outcome.reason)
+        return outcome
+
+    def _end(self, task: Task, outcome: Outcome) -> None:
+        self._ended[task.key] = self.outcomes[task.key] = outcome
+        self._pace.end(task.key, outcome.state == DONE)
+        self._display.end(task, outcome)
+
+    # Progress ---------------------------------------------------------------------------------------------------------
+
+    def _show(self) -> None:
+        for number in range(len(self._places)):
+            told = self._board.told(number)
+            for line in told[self._warnings[number] :]:
+                warn_once(line)  # bars on a terminal make room for it
+            self._warnings[number] = len(told)
+        shares = {}
+        for number, task in self._running.values():
+            stage, done, total = self._board.read(number)
+            self._display.advance(task, stage, done, total)
+            shares[task.key] = task_share(task, stage, done, total)
+        now = time.monotonic()
+        self._pace.advance(now - self._shown, shares)
+        self._shown = now
+        self._display.overall(self._pace.share, self._pace.left_s())
+
+
+def task_share(task: Task, stage: str, done: int, total: int) -> float:
+    """The share of a task's FLOPs that is done, 0 to 1."""
+    within = done / total if total else 0.0
+    if task.kind != RUN:
+        return within
+    config = task.config
+    images = config.train.steps * config.train.batch_size
+    training = train_flops(config.model, config.token_space, images) / run_flops(config)
+    return {"train": training * within, "sample": training + (1 - training) * within, "evaluate": 1.0}.get(stage, 0.0)
+
+
+@contextmanager
+def _blocked_interrupts() -> Iterator[None]:
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+def _let_go_of_the_terminal() -> None:
+    """Where the terminal is gone, print to nowhere: a write that fails would end the runner before its workers."""
+    for stream in (1, 2):
+        try:
+            os.write(stream, b"")
+        except OSError:
+            print_to_nowhere(stream)

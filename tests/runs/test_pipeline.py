@@ -1,0 +1,318 @@
+"""The pipeline on real organs at toy size: killed anywhere, it ends in the bytes of an uninterrupted run."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mvar import rows
+from mvar.checkpoints.weights import load_weights
+from mvar.config import RunConfig, override
+from mvar.errors import UserError
+from mvar.presets import PRESETS
+from mvar.runs.pipeline import execute
+from mvar.runs.stages import drawing
+from mvar.runs.stages import shared as stages
+from mvar.runs.states import DONE, FAILED, STOPPED
+from mvar.runs.store import Store
+
+TINY = {
+    "tokenizer.train.steps": 8,
+    "tokenizer.width": 8,
+    "tokenizer.vocab_size": 16,
+    "model.depth": 2,
+    "model.width": 16,
+    "model.num_heads": 2,
+    "model.mamba.headdim": 16,
+    "model.pattern": "intra+mamba global",
+    "train.steps": 9,
+    "train.batch_size": 8,
+    "evaluation.num_images": 40,
+    "evaluation.classifier_steps": 8,
+    "evaluation.kid_subset_size": 10,
+    "runtime.checkpoint_every": 4,
+    "runtime.log_every": 2,
+    "runtime.sample_batch": 10,
+}
+CONFIG = override(PRESETS["smoke"], TINY)
+
+
+def kill_at(stage: str, step: int):
+    """A progress callback that kills its own process, as `kill -9` does, once `step` of `stage` is reached."""
+
+    def progress(name: str, done: int, total: int) -> None:
+        if name == stage and done >= step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return progress
+
+
+def in_process(config: RunConfig, root: Path, progress=None) -> multiprocessing.Process:
+    """`execute` in a process of its own; forked, which spares importing torch again."""
+    process = multiprocessing.get_context("fork").Process(target=execute, args=(config, Store(root), progress))
+    process.start()
+    return process
+
+
+def without_times(value):
+    """JSON values without what depends on the clock."""
+    if isinstance(value, dict):
+        times = ("timing", "train_s", "updated")
+        clock = {k for k in value if k in times or k.endswith(("_s", "_ms", "_per_s"))}
+        return {k: without_times(v) for k, v in value.items() if k not in clock}
+    return [without_times(v) for v in value] if isinstance(value, list) else value
+
+
+def outcome(root: Path) -> dict[str, object]:
+    """All that a results directory ends up with, times aside."""
+    found: dict[str, object] = {}
+    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+        name = str(path.relative_to(root))
+        if name.endswith(".lock") or "/checkpoints/" in name or path.name in ("env.json", "timing.json"):
+            continue
+        if path.suffix == ".json":
+            found[name] = without_times(json.loads(path.read_text()))
+        elif path.suffix == ".jsonl":
+            found[name] = [without_times(json.loads(line)) for line in path.read_text().splitlines()]
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The results of an uninterrupted run."""
+    root = tmp_path_factory.mktemp("uninterrupted")
+    assert execute(CONFIG, Store(root)) == DONE
+    return root
+
+
+def test_run_directory_is_complete(finished):
+    store = Store(finished)
+    run = store.run(CONFIG.run_id)
+    assert store.is_done(CONFIG)
+    assert run.config() == CONFIG
+    assert run.status()["state"] == DONE and run.status()["reason"] is None
+    assert run.status()["step"] == run.status()["steps"] == CONFIG.train.steps
+    record = run.evaluations()[CONFIG.evaluation_id]
+    assert {"eval/fid", "eval/is", "eval/kid", "eval/precision", "eval/recall", "eval/nll_bits_per_token"} <= set(
+        record["metrics"]
+    )
+    assert record["timing"]["train_s"] > 0 and record["timing"]["sample_s"] > 0
+    assert record["reference"]["split"] == "heldout"
+    env = json.loads((run.path / "env.json").read_text())
+    assert env["versions"]["torch"] and env["num_threads"] >= 1
+    assert store.floors(CONFIG)["floor/fid_reconstruction"] > 0
+    assert 0 <= store.extractor(CONFIG)["heldout_accuracy"] <= 1
+    assert store.tokenizer_quality(CONFIG)["vocab_size"] == 16
+    rows = [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()]
+    assert rows == sorted(set(rows)) and rows[-1] == CONFIG.train.steps
+
+
+def test_samples_are_balanced_and_in_adms_layout(finished):
+    folder = Store(finished).run(CONFIG.run_id).samples(CONFIG.evaluation_id)
+    drawn = np.load(folder / "samples.npz")
+    assert drawn["arr_0"].dtype == np.uint8 and drawn["arr_0"].shape == (40, 8, 8, 1)
+    assert np.bincount(drawn["labels"]).tolist() == [4] * 10
+    assert len(np.unique(drawn["arr_0"].reshape(40, -1), axis=0)) > 20  # images differ
+    assert (folder / "grid.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(folder.glob("partial*"))
+
+
+KILLS = [
+    ("tokenizer", 1),
+    ("tokenizer", 6),
+    ("tokens", 1),
+    ("train", 2),
+    ("train", 6),
+    ("train", 9),
+    ("sample", 20),
+    ("sample", 40),
+    ("extractor", 5),
+    ("floors", 2),
+    ("evaluate", 1),
+]
+
+
+def test_killed_in_every_stage(finished, tmp_path):
+    """One directory, killed at each of these points in turn: every resumption starts from what the last one left."""
+    for stage, step in KILLS:
+        killed = in_process(CONFIG, tmp_path, kill_at(stage, step))
+        killed.join()
+        assert killed.exitcode == -signal.SIGKILL, (stage, step)
+        assert not Store(tmp_path).is_done(CONFIG)
+    assert execute(CONFIG, Store(tmp_path)) == DONE
+    assert outcome(tmp_path) == outcome(finished)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "step"), [("tokenizer", 6), ("train", 6), ("sample", 20)])
+def test_killed_once(finished, tmp_path, stage, step):
+    killed = in_process(CONFIG, tmp_path, kill_at(stage, step))
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    assert execute(CONFIG, Store(tmp_path)) == DONE
+    assert outcome(tmp_path) == outcome(finished)
+
+
+def test_stopped_in_every_stage(finished, tmp_path):
+    store = Store(tmp_path)
+    for stage, step in [("tokenizer", 3), ("tokens", 1), ("train", 5), ("sample", 20), ("extractor", 3)]:
+        reached: list[str] = []
+
+        def progress(name: str, done: int, total: int, stage=stage, step=step, reached=reached) -> None:
+            if name == stage and done >= step:
+                reached.append(name)
+
+        assert execute(CONFIG, store, progress, lambda reached=reached: bool(reached)) == STOPPED, stage
+        assert store.run(CONFIG.run_id).state() == STOPPED
+    assert execute(CONFIG, store) == DONE
+    assert outcome(tmp_path) == outcome(finished)
+
+
+def test_an_evaluation_stops_at_any_batch(finished, tmp_path):
+    """In each of its parts, and in the floors: nothing is recorded, and the next call ends in the same record."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    store = Store(tmp_path)
+    run, extractor = store.run(CONFIG.run_id), store.stage("extractor", CONFIG.extractor_id)
+    (run.path / "eval.json").unlink()
+    (extractor.path / "floors.json").unlink()
+    calls: list[tuple[str, int]] = []
+    stop_at = ("", 0)
+
+    def progress(stage: str, done: int, total: int) -> None:
+        calls.append((stage, done))
+
+    def stopped() -> bool:
+        return bool(calls) and calls[-1][0] == stop_at[0] and calls[-1][1] >= stop_at[1]
+
+    heldout = len(stages.images(CONFIG, "heldout"))
+    in_metrics, in_likelihood = 45, 80 + heldout + 1
+    in_copies = 80 + 2 * heldout + 1
+    in_labels = in_copies + 40 + heldout + len(stages.images(CONFIG, "train"))
+    for stop_at in [
+        *(("floors", 1), ("floors", 1000)),
+        *(("evaluate", at) for at in (1, in_metrics, in_likelihood, in_copies, in_labels)),
+    ]:
+        calls.clear()
+        assert execute(CONFIG, store, progress, stopped) == STOPPED, stop_at
+        assert run.state() == STOPPED and not run.evaluations()
+        assert (extractor.path / "floors.json").exists() == (stop_at[0] == "evaluate")
+    assert execute(CONFIG, store) == DONE
+    assert outcome(tmp_path) == outcome(finished)
+
+
+def test_two_processes_make_one_run(finished, tmp_path):
+    pair = [in_process(CONFIG, tmp_path) for _ in range(2)]
+    for process in pair:
+        process.join()
+    assert [process.exitcode for process in pair] == [0, 0]
+    assert outcome(tmp_path) == outcome(finished)
+
+
+def test_done_is_not_touched(finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    assert execute(override(CONFIG, {"runtime.log_every": 1}), Store(finished)) == DONE
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_another_evaluation_uses_the_same_weights(finished, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    store = Store(tmp_path)
+    run = store.run(CONFIG.run_id)
+    weights, other = run.weights.stat().st_mtime_ns, override(CONFIG, {"sample.cfg_scale": 0})
+    first = run.evaluations()[CONFIG.evaluation_id]
+    assert execute(other, store) == DONE
+    assert run.weights.stat().st_mtime_ns == weights
+    assert run.evaluations()[CONFIG.evaluation_id] == first
+    assert set(run.evaluations()) == {CONFIG.evaluation_id, other.evaluation_id}
+    unguided = run.evaluations()[other.evaluation_id]["cost"]["sample_flops"]
+    assert unguided < first["cost"]["sample_flops"] < 2 * unguided
+    assert store.is_done(CONFIG) and store.is_done(other)
+
+
+def test_failure_is_recorded_raised_and_mended(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished / "stages", tmp_path / "stages")
+    store = Store(tmp_path)
+
+    def broken(*_):
+        raise ZeroDivisionError("first line\nsecond line")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(drawing, "sample", broken)
+        with pytest.raises(ZeroDivisionError):
+            execute(CONFIG, store)
+    status = store.run(CONFIG.run_id).status()
+    assert (status["state"], status["stage"]) == (FAILED, "sample")
+    assert status["reason"] == "ZeroDivisionError: first line second line"
+    assert "Traceback" in (store.run(CONFIG.run_id).path / "error.txt").read_text()
+    assert execute(CONFIG, store) == DONE
+    (store.run(CONFIG.run_id).path / "error.txt").unlink()
+    assert outcome(tmp_path) == outcome(finished)
+
+
+def test_full_disk_while_sampling(tmp_path, finished, monkeypatch):
+    import errno
+
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    other, store = override(CONFIG, {"sample.seed": 5}), Store(tmp_path)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "partial.bin")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rows.Rows, "_write", full)
+        with pytest.raises(OSError, match="No space left"):
+            execute(other, store)
+    assert "No space left" in store.run(other.run_id).status()["reason"]
+    assert execute(other, store) == DONE
+
+
+def test_an_empty_image_folder_is_a_users_mistake(tmp_path):
+    (tmp_path / "images").mkdir()
+    config = override(CONFIG, {"data.name": "imagefolder", "data.root": str(tmp_path / "images")})
+    with pytest.raises(UserError, match="images"):
+        execute(config, Store(tmp_path / "results"))
+    status = Store(tmp_path / "results").run(config.run_id).status()
+    assert status["state"] == FAILED and "\n" not in status["reason"]
+    assert not (tmp_path / "results" / "runs" / config.run_id / "error.txt").exists()
+
+
+def test_a_published_tokenizer_is_loaded_not_trained(finished, tmp_path, monkeypatch):
+    tokenizer = Store(finished).stage("tokenizer", CONFIG.tokenizer_id).path / "tokenizer.safetensors"
+    state, _ = load_weights(tokenizer)
+    torch.save(state, tmp_path / "vae.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "vae.pth").read_bytes()[:-500])
+    torch.save(state | {"extra": torch.zeros(1)}, tmp_path / "other.pth")
+    monkeypatch.setenv("VAE_DIR", str(tmp_path))
+
+    def build(name: str) -> Path:
+        config = override(CONFIG, {"tokenizer.checkpoint": f"$VAE_DIR/{name}"})
+        context = stages.Context(config, Store(tmp_path), lambda *_: None, lambda: False)
+        stages.build_tokenizer(context)
+        return context.store.stage("tokenizer", config.tokenizer_id).path
+
+    loaded, _ = load_weights(build("vae.pth") / "tokenizer.safetensors")
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+    for name, message in (("no.pth", "no file"), ("cut.pth", "truncated"), ("other.pth", "extra")):
+        with pytest.raises(UserError, match=f"tokenizer.checkpoint.*{message}"):
+            build(name)
+
+
+def test_stages_are_made_once(finished, monkeypatch):
+    """A second run of the same data trains neither tokenizer nor classifier again."""
+
+    def refuse(*_):
+        raise AssertionError("a finished stage was made again")
+
+    for name in ("_train_tokenizer", "load_tokenizer"):
+        monkeypatch.setattr(stages, name, refuse)
+    context = stages.Context(override(CONFIG, {"seed": 1}), Store(finished), refuse, lambda: False)
+    for build in stages.BUILDERS.values():
+        build(context)

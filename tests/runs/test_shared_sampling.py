@@ -1,0 +1,143 @@
+"""Several processes draw the images of one evaluation: the bytes are those of one process, stopped or not."""
+
+import json
+import multiprocessing
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from mvar.config import RunConfig, override
+from mvar.presets import PRESETS
+from mvar.runs import pipeline
+from mvar.runs.stages import drawing
+from mvar.runs.stages import shared as stages
+from mvar.runs.stages.selection import prepare_scorer
+from mvar.runs.states import Stopped
+from mvar.runs.store import Store
+from mvar.training import distributed
+
+PLAIN = override(
+    PRESETS["smoke"],
+    {
+        "model.depth": 1,
+        "model.width": 16,
+        "train.steps": 3,
+        "tokenizer.train.steps": 3,
+        "evaluation.num_images": 33,
+        "evaluation.classifier_steps": 5,
+        "runtime.sample_batch": 7,  # five batches, the last of five images
+        "runtime.device": "cpu",
+        "runtime.threads": 1,
+    },
+)
+BEST = override(PLAIN, {"sample.candidates": 2})
+
+
+def context_of(config: RunConfig, root: Path, progress=None, should_stop=None) -> stages.Context:
+    return stages.Context(config, Store(root), progress or (lambda *_: None), should_stop or (lambda: False))
+
+
+def draw(config: RunConfig, root: Path, progress=None) -> None:
+    context = context_of(config, root, progress)
+    run = context.store.run(config.run_id)
+    drawing.sample(context, run, pipeline.load_generator(run, context.device), stages.load_tokenizer(context))
+
+
+def take_part(config: RunConfig, root: Path, rank: int, world: int, rounds: int | None) -> None:
+    """One of the processes; the last one is asked to stop after some rounds."""
+    asked: list[int] = []
+    with distributed.joined(rank, world, rank, world, root / "meeting.json"):
+        if rank:
+            last = rank == world - 1
+            pipeline.follow(Store(root), lambda: asked.append(0) or bool(last and rounds and len(asked) > rounds))
+            return
+        try:
+            draw(config, root)
+        except Stopped:
+            assert rounds
+
+
+def draw_together(config: RunConfig, root: Path, world: int, rounds: int | None = None) -> None:
+    context = multiprocessing.get_context("fork")
+    arguments = [(config, root, rank, world, rounds) for rank in range(world)]
+    group = [context.Process(target=take_part, args=values, daemon=True) for values in arguments]
+    for process in group:
+        process.start()
+    for process in group:
+        process.join(60)
+    assert [process.exitcode for process in group] == [0] * world
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """Trained weights, and the images that one process draws with them."""
+    root = tmp_path_factory.mktemp("trained")
+    context = context_of(BEST, root)
+    run = context.store.run(BEST.run_id)
+    run.path.mkdir(parents=True)
+    run.write_config(PLAIN)
+    stages.build_tokenizer(context)
+    stages.build_tokens(context)
+    pipeline.train(context, run)
+    prepare_scorer(context)
+    for config in (PLAIN, BEST):
+        draw(config, root)
+    return root
+
+
+@pytest.fixture
+def undrawn(trained, tmp_path) -> Path:
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(Store(tmp_path).run(PLAIN.run_id).path / "samples")
+    return tmp_path
+
+
+def drawn(root: Path, config: RunConfig) -> dict[str, bytes]:
+    folder = Store(root).run(config.run_id).samples(config.evaluation_id)
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "timing.json"}
+
+
+def timing(root: Path, config: RunConfig) -> dict:
+    return json.loads((Store(root).run(config.run_id).samples(config.evaluation_id) / "timing.json").read_text())
+
+
+@pytest.mark.parametrize(("config", "world"), [(BEST, 2), (PLAIN, 3)])
+def test_the_number_of_processes_does_not_matter(trained, undrawn, config, world):
+    """The last round has fewer batches than processes, and the last batch fewer images than the others."""
+    draw_together(config, undrawn, world)
+    assert drawn(undrawn, config) == drawn(trained, config)
+    assert (timing(trained, config)["processes"], timing(undrawn, config)["processes"]) == (1, world)
+    assert timing(undrawn, config)["sample_s"] > 0
+
+
+def test_stopped_on_two_processes_and_finished_by_one(trained, undrawn):
+    """One of two is asked; both leave after the same round, and one process draws what is left and no more."""
+    draw_together(PLAIN, undrawn, 2, rounds=1)
+    assert set(drawn(undrawn, PLAIN)) == {"partial.bin", "partial.json"}
+    record = json.loads(drawn(undrawn, PLAIN)["partial.json"])
+    assert record["done"] == 14 and record["sample_s"] > 0
+    calls: list[tuple[str, int, int]] = []
+    draw(PLAIN, undrawn, lambda *call: calls.append(call))
+    assert calls == [("sample", done, 33) for done in (21, 28, 33)]
+    assert drawn(undrawn, PLAIN) == drawn(trained, PLAIN)
+
+
+def test_stopped_by_one_process_and_finished_on_two(trained, undrawn):
+    def stop(stage: str, done: int, total: int) -> None:
+        raise Stopped("after the first batch")
+
+    with pytest.raises(Stopped):
+        draw(PLAIN, undrawn, stop)
+    draw_together(PLAIN, undrawn, 2)
+    assert drawn(undrawn, PLAIN) == drawn(trained, PLAIN)
+
+
+def test_one_process_is_a_group_of_one():
+    with distributed.together(PLAIN.runtime) as group:
+        assert (group.rank, group.world) == (0, 1)
+        assert group.any(True) and not group.any(False) and group.sum(1.5) == 1.5
+        (part,) = group.gather(torch.arange(3))
+        assert part.tolist() == [0, 1, 2]
+    assert not torch.distributed.is_initialized()
