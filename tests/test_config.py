@@ -1,10 +1,14 @@
 """The configuration tree: identity, overrides, errors."""
 
 import json
+from collections.abc import Iterator
 
 import pytest
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from mvar.config import RunConfig, from_dict, override
+from mvar.config.identity import subsection
 from mvar.errors import UserError
 from mvar.presets import PRESETS
 
@@ -52,6 +56,19 @@ def test_two_spellings_of_one_model_are_one_run():
         assert override(RunConfig(), {"model.depth": depth, "model.replace": "first:2"}) == replaced
     with pytest.raises(UserError, match="10000"):
         override(RunConfig(), {"model.depth": "10001.0"})
+
+
+def fields_of(kind: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
+    """Every field of a section and of the sections in it that holds a value."""
+    for name, info in kind.model_fields.items():
+        inner = subsection(kind, name)
+        yield from fields_of(inner) if inner else [(f"{kind.__name__}.{name}", info)]
+
+
+def test_every_field_says_what_it_is():
+    silent = {name for name, info in fields_of(RunConfig) if not (info.description or "").endswith(".")}
+    assert not silent
+    assert len(dict(fields_of(RunConfig))) > 80
 
 
 def test_overrides_parse_text():

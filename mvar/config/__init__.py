@@ -1,16 +1,15 @@
-"""The configuration tree: `schema` its sections, `parsing` texts and documents in, `identity` what decides an id."""
+"""The configuration: `sections`, `schema` (a whole run), `parsing` (texts in) and `identity` (what decides an id)."""
 
 from mvar.config.parsing import from_dict, override, stored_config
-from mvar.config.schema import (
+from mvar.config.schema import SCHEMA_VERSION, RunConfig
+from mvar.config.sections import (
     IS_SPLITS,
-    SCHEMA_VERSION,
     Config,
     DataConfig,
     EvaluationConfig,
     MambaConfig,
     ModelConfig,
     OptimConfig,
-    RunConfig,
     RuntimeConfig,
     SampleConfig,
     TokenizerConfig,

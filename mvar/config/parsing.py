@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origi
 from pydantic import BaseModel, ValidationError
 
 from mvar.config.identity import FIRST, PATHS, REPINNED, SPLITS, pinned, section_name, subsection
-from mvar.config.schema import SCHEMA_VERSION, Config, RunConfig, SampleConfig
+from mvar.config.schema import SCHEMA_VERSION, RunConfig
+from mvar.config.sections import Config, SampleConfig
 from mvar.errors import UserError, one_of, quoted
 from mvar.escaping import one_line
 
@@ -72,14 +73,7 @@ def _read(name: str, value: Any, annotation: Any) -> Any:
         return ",".join(map(str, value))
     if not isinstance(value, str):
         return value
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # configs are kept as JSON, which is UTF-8
-        raise UserError(
-            f"{name}: {quoted(value)} is not UTF-8; allowed: a name that is, e.g. of a link to it"
-        ) from None
-    if len(value) > MAX_TEXT:
-        raise UserError(f"{name}: a text of {len(value):,} characters; allowed: at most {MAX_TEXT:,}")
+    _check_text(name, value)
     kinds = set(_kinds(annotation))
     if value in NO_VALUE and type(None) in kinds:
         return None
@@ -92,6 +86,20 @@ def _read(name: str, value: Any, annotation: Any) -> Any:
         return value
     if tuple in kinds:
         return whole_numbers(name, value)
+    return _read_json(name, value, kinds)
+
+
+def _check_text(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # configs are kept as JSON, which is UTF-8
+        raise UserError(f"{name}: {quoted(text)} is not UTF-8; allowed: a name that is, e.g. of a link to it") from None
+    if len(text) > MAX_TEXT:
+        raise UserError(f"{name}: a text of {len(text):,} characters; allowed: at most {MAX_TEXT:,}")
+
+
+def _read_json(name: str, value: str, kinds: set[Any]) -> Any:
+    """A text that is a number or a truth value; any other as it is: the field itself complains of it."""
     try:
         found = json.loads(value)
     except (ValueError, RecursionError):

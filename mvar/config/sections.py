@@ -1,0 +1,374 @@
+"""The sections of a run's configuration: every field with its default, unit and limits; frozen, JSON in and out."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from math import gcd
+from typing import Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+
+from mvar.files import expand
+from mvar.pattern import parse_pattern, replace_layers
+from mvar.scales import ScaleSchedule
+
+IS_SPLITS = 10  # of the samples, for the inception score
+
+
+class Config(BaseModel):
+    """Base of every section: immutable, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class DataConfig(Config):
+    """Images and how they are split and cropped."""
+
+    name: Literal["digits", "imagefolder"] = Field(
+        default="digits", description="Source of the images: scikit-learn's 8x8 digits, or folders of one's own."
+    )
+    root: str | None = Field(
+        default=None,
+        description="imagefolder: folder with a subfolder of training images a class; $VARIABLES and ~ are expanded.",
+    )
+    heldout_root: str | None = Field(
+        default=None,
+        description="imagefolder: a separate held-out set with the same classes, e.g. ImageNet's val; none: split.",
+    )
+    image_size: int = Field(default=8, ge=2, description="Side of an image in pixels, after cropping.")
+    channels: Literal[1, 3] = Field(default=1, description="Of the images: 1 grey, 3 colour.")
+    num_classes: int = Field(default=10, ge=2, description="Classes of the labels; checked against the data.")
+    heldout_fraction: float = Field(
+        default=1 / 6, gt=0, lt=1, description="Share of each class that is held out, where there is no heldout_root."
+    )
+    split_seed: int = Field(default=0, ge=0, description="Seed of the choice of held-out images.")
+    resize_factor: float = Field(
+        default=1.125, ge=1, description="Shorter side before cropping, relative to image_size (VAR: 1.125)."
+    )
+    hflip: bool = Field(default=False, description="Mirror training images at random; VAR trains without.")
+    class_order: Literal["name", "number"] = Field(
+        default="name", description="Order of the class folders, and so of the labels: as text, or 2 before 10."
+    )
+    # What launches runs sets 2 where the two readings differ, so that sound data keep their ids.
+    reading: Literal[1, 2] = Field(
+        default=1, description="How folders are read (mvar.data.folders, pictures); 1: as by the first version."
+    )
+
+    @model_validator(mode="after")
+    def _check_root(self) -> Self:
+        if self.name == "imagefolder" and not self.root:
+            raise ValueError(
+                "data.root: not set; allowed: the folder of class subfolders that data.name=imagefolder needs"
+            )
+        return self
+
+    def path(self, root: str) -> str:
+        """A root with `~` and environment variables expanded: the config, and so the run's id, names no machine."""
+        return str(expand(root))
+
+
+class OptimConfig(Config):
+    """One optimisation run; the fields of both objectives. Defaults are VAR's."""
+
+    steps: int = Field(default=600, ge=0, description="Optimizer steps in all.")
+    batch_size: int = Field(
+        default=32, ge=1, description="Images a step, over all processes and micro-batches together."
+    )
+    accumulate: int = Field(
+        default=1, ge=1, description="Only in ids of the first version; what splits a batch is runtime.accumulate."
+    )
+    base_lr: float = Field(
+        default=1e-4, gt=0, description="Learning rate for 256 images a step: the peak is base_lr * batch_size / 256."
+    )
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW: decay of the mean gradient, a step.")
+    beta2: float = Field(default=0.95, ge=0, lt=1, description="AdamW: decay of the mean squared gradient, a step.")
+    weight_decay: float = Field(default=0.05, ge=0, description="AdamW's, at the first step; 0: none.")
+    weight_decay_end: float | None = Field(
+        default=None, ge=0, description="Weight decay at the last step, reached by a cosine; none: constant."
+    )
+    schedule: str = Field(
+        default="lin0",
+        pattern=r"^(lin0|lin|lin00|cos|exp|lin0\.\d+)$",
+        description="Of the learning rate after warm-up, by VAR's names (mvar.training.optimizer.lr_and_decay): "
+        "lin0, lin, lin00, cos, exp, or lin0.X.",
+    )
+    warmup_fraction: float = Field(
+        default=0.02, ge=0, lt=1, description="Share of the steps with a rising learning rate (VAR: epochs / 50)."
+    )
+    warmup_start: float = Field(default=0.005, ge=0, le=1, description="Learning rate at step 0, relative to the peak.")
+    end_ratio: float = Field(
+        default=0.01, ge=0, le=1, description="Learning rate at the last step, relative to the peak; exp: not 0."
+    )
+    clip_norm: float = Field(default=2.0, gt=0, description="Largest norm of the whole gradient; larger is scaled.")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32", description="Of the forward pass (autocast); weights and optimizer are always fp32."
+    )
+
+    @model_validator(mode="after")
+    def _check_split(self, info: ValidationInfo) -> Self:
+        if self.accumulate != 1 and not (info.context or {}).get("stored"):
+            raise ValueError(f"accumulate: {self.accumulate} has moved; allowed: runtime.accumulate={self.accumulate}")
+        return self
+
+    @property
+    def peak_lr(self) -> float:
+        """Learning rate after warm-up."""
+        return self.base_lr * self.batch_size / 256
+
+
+class TokenizerConfig(Config):
+    """The multi-scale residual VQ-VAE. Defaults: the digits demo; `presets` has VAR's released one."""
+
+    patch_sides: tuple[int, ...] = Field(
+        default=(1, 2, 3, 4), description="Tokens a side of every scale, coarse to fine: ascending, 1 or more each."
+    )
+    vocab_size: int = Field(default=96, ge=2, description="V, codes of the codebook.")
+    code_channels: int = Field(default=8, ge=1, description="C, channels of a code.")
+    width: int = Field(default=24, ge=1, description="Channels of the first stage, before its multiplier.")
+    channel_multipliers: tuple[PositiveInt, ...] = Field(
+        default=(1, 2),
+        min_length=1,
+        description="Channels of every stage, relative to width; each stage after the first halves the resolution.",
+    )
+    num_res_blocks: int = Field(
+        default=1, ge=1, description="Residual blocks a stage of the encoder; the decoder has one more."
+    )
+    attention: bool = Field(default=False, description="Self-attention after each block of the coarsest stage.")
+    mid_attention: bool = Field(default=False, description="Self-attention in the bottleneck.")
+    share_phi: int = Field(
+        default=4, ge=0, description="Phi convolutions: 0 one a scale, 1 one for all, K shared by the scales (VAR: 4)."
+    )
+    phi_ratio: float = Field(default=0.5, ge=0, le=1, description="Weight of the convolution in phi; 0: no phi.")
+    beta: float = Field(default=0.1, ge=0, description="Weight of the commitment loss (VAR: 0.25).")
+    checkpoint: str | None = Field(
+        default=None, description="File of a published tokenizer, which is loaded and not trained; none: train one."
+    )
+    shift_px: int = Field(
+        default=1, ge=0, description="Largest random translation of training images in pixels; 0: none."
+    )
+    seed: int = Field(default=0, ge=0, description="Of the tokenizer's initialisation and training.")
+    train: OptimConfig = OptimConfig(steps=600, batch_size=64, base_lr=1.6e-2, warmup_fraction=0.3, clip_norm=1.0)
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> Self:
+        _ = self.schedule
+        if not self.train.steps:
+            raise ValueError("tokenizer.train.steps: 0; allowed: 1 or more")
+        return self
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        """The scales that it writes an image in."""
+        return ScaleSchedule(self.patch_sides)
+
+    @property
+    def downsample(self) -> int:
+        """Pixels a side of the finest token."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+
+class MambaConfig(Config):
+    """Mamba-2's sizes; the defaults are M-VAR's."""
+
+    d_state: int = Field(default=64, ge=1, description="N, size of the SSM state a channel.")
+    d_conv: int = Field(default=4, ge=2, description="K, tokens that the causal convolution sees.")
+    expand: int = Field(default=2, ge=1, description="Inner width, relative to the model's.")
+    headdim: int = Field(default=64, ge=1, description="P, head size; it divides expand * width.")
+
+
+class ModelConfig(Config):
+    """The generator: a VAR backbone whose layers hold the mixers of `pattern`.
+
+    `replace` and `replacement` derive the pattern from a base (M-VAR's Figure 5) and are folded into it, so that two
+    spellings of one model are one config.
+    """
+
+    depth: int = Field(default=8, ge=1, description="Layers.")
+    width: int = Field(default=64, ge=1, description="D, channels of a token.")
+    num_heads: int = Field(default=4, ge=1, description="H, attention heads; they divide width.")
+    pattern: str = Field(
+        default="global", description="Mixers of every layer (mvar.pattern), e.g. intra+mamba or 4*global 4*intra."
+    )
+    mlp_ratio: float = Field(default=4.0, gt=0, description="Hidden width of the feed-forward, relative to width.")
+    attn_l2_norm: bool = Field(
+        default=True, description="Queries and keys of unit length, with a learned temperature a head (qk-norm)."
+    )
+    shared_adaln: bool = Field(
+        default=False, description="One modulation by the class for all layers, and a learned offset in each."
+    )
+    drop_path: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Probability that an image skips a branch of the last layer, linear from 0 at the first "
+        "(VAR: 0.1 * depth / 24).",
+    )
+    init: Literal["official", "fixed"] = Field(
+        default="official", description="fixed: every gate of a layer gets init_adaln_gamma, not only the first two."
+    )
+    init_adaln: float = Field(default=0.5, description="Factor on the initial weights of scales and shifts.")
+    init_adaln_gamma: float = Field(default=1e-3, description="Factor on the initial weights of the gates.")
+    init_head: float = Field(default=0.02, description="Factor on the initial weights of the head.")
+    mamba: MambaConfig = MambaConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _canonical_pattern(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        values = dict(values)
+        rule, replacement = values.pop("replace", "none"), values.pop("replacement", "intra+mamba")
+        depth = values.get("depth", cls.model_fields["depth"].default)
+        with suppress(ValidationError):  # 8.0 and "8" are whole numbers to the field itself
+            depth = TypeAdapter(int).validate_python(depth)
+        if isinstance(depth, int) and depth >= 1:  # otherwise depth's own check speaks
+            base = values.get("pattern", cls.model_fields["pattern"].default)
+            values["pattern"] = replace_layers(str(base), str(rule), str(replacement), depth)
+        return values
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.width % self.num_heads:
+            raise ValueError(f"model.num_heads: {self.num_heads} does not divide model.width {self.width}")
+        if "mamba" in self.pattern and (self.width * self.mamba.expand) % self.mamba.headdim:
+            raise ValueError(
+                f"model.mamba.headdim: {self.mamba.headdim} does not divide expand * width = "
+                f"{self.width * self.mamba.expand}"
+            )
+        return self
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The pattern, one entry a layer."""
+        return parse_pattern(self.pattern, self.depth)
+
+
+class TrainConfig(OptimConfig):
+    """Training of the generator."""
+
+    label_dropout: float = Field(
+        default=0.1, ge=0, lt=1, description="Probability that an image's class is replaced by no class, for guidance."
+    )
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of the target that is spread over all codes."
+    )
+    crops: int = Field(default=1, ge=1, description="Random crops of an image that the token cache holds.")
+    init_from: str | None = Field(
+        default=None,
+        description="File of a generator to start from; layers with the same mixers are taken over, and with steps=0 "
+        "that is the run.",
+    )
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> Self:
+        if not self.steps and not self.init_from:
+            raise ValueError("train.steps: 0; allowed: 1 or more, 0 only with train.init_from")
+        return self
+
+
+class SampleConfig(Config):
+    """How images are drawn. `seed` numbers the set: image i of it has its own stream of random numbers."""
+
+    cfg_scale: float = Field(
+        default=1.5, ge=0, description="Guidance: t = cfg_scale * s / (S - 1) at scale s of S; 0: off."
+    )
+    top_k: int = Field(default=0, ge=0, description="Codes that a token is drawn from, the likeliest; 0: all.")
+    top_p: float = Field(
+        default=0.95, ge=0, le=1, description="Probability of the codes that a token is drawn from; 0 or 1: all."
+    )
+    more_smooth: bool = Field(default=False, description="Mix codes by a Gumbel-softmax; for pictures, never for FID.")
+    candidates: int = Field(
+        default=1, ge=1, description="Rejection sampling: of so many images a classifier's favourite is kept; 1: off."
+    )
+    seed: int = Field(default=0, ge=0, description="Numbers the set of images.")
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Share of the drawn images that is kept."""
+        return 1 / self.candidates
+
+
+class EvaluationConfig(Config):
+    """What is measured on samples, and against what."""
+
+    num_images: int = Field(default=1800, ge=1, description="Samples that are measured; at least `least_images`.")
+    extractor: Literal["classifier", "inception"] = Field(
+        default="classifier", description="What gives features: a classifier trained on the data, or FID's Inception."
+    )
+    inception_weights: str | None = Field(
+        default=None, description="torch-fidelity's file of Inception, for extractor=inception; never downloaded."
+    )
+    classifier_steps: int = Field(default=250, ge=1, description="Optimizer steps of the classifier.")
+    classifier_seed: int = Field(default=0, ge=0, description="Of the classifier's initialisation and training.")
+    kid_subset_size: int = Field(
+        default=500, ge=2, description="Images in each of KID's subsets; fewer where a set is smaller."
+    )
+    prc_neighborhood: int = Field(
+        default=3, ge=1, description="Precision and recall: which nearest neighbour bounds an image's surroundings."
+    )
+
+    @model_validator(mode="after")
+    def _check_count(self) -> Self:
+        if self.num_images < self.least_images:
+            raise ValueError(
+                f"evaluation.num_images: {self.num_images} is too few; allowed: {self.least_images} or more (the "
+                f"inception score is of {IS_SPLITS} splits, precision and recall of prc_neighborhood + 1 images)"
+            )
+        return self
+
+    @property
+    def least_images(self) -> int:
+        """Samples that the metrics need."""
+        return max(IS_SPLITS, self.prc_neighborhood + 1)
+
+
+class RuntimeConfig(Config):
+    """What may differ between two executions of one run: never part of its identity."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU where there is one.")
+    threads: int = Field(default=0, ge=0, description="CPU threads of torch; 0: its own choice.")
+    num_workers: int = Field(default=0, ge=0, description="Threads that load batches ahead; 0: none.")
+    accumulate: int = Field(
+        default=1, ge=1, description="Micro-batches that each process splits its part of a step's batch into."
+    )
+    log_every: int = Field(default=10, ge=1, description="Steps between rows of metrics.jsonl.")
+    checkpoint_every: int = Field(default=200, ge=1, description="Steps between checkpoints.")
+    keep_checkpoints: int = Field(
+        default=2, ge=1, description="Newest checkpoints that an unfinished training keeps; a finished one keeps one."
+    )
+    sample_batch: int = Field(default=100, ge=1, description="Images that are drawn at once.")
+    tensorboard: bool = Field(default=False, description="Write metrics for TensorBoard too.")
+    attention_backend: Literal["auto", "torch", "flash_attn"] = Field(
+        default="auto", description="Kernel of attention; auto: torch's own choice."
+    )
+    scan_backend: Literal["auto", "torch", "mamba_ssm"] = Field(
+        default="auto", description="Kernel of Mamba's scan; auto: mamba_ssm where it can run, else torch."
+    )
+
+    def for_batch(self, batch_size: int) -> Self:
+        """For a shared stage, whose batch is its own: split in as many parts as divide it."""
+        return self.model_copy(update={"accumulate": gcd(self.accumulate, batch_size)})
+
+
+@dataclass(frozen=True)
+class TokenSpace:
+    """What the generator must know of its tokenizer and data: the interface between the two."""
+
+    patch_sides: tuple[int, ...]
+    vocab_size: int  # V
+    code_channels: int  # C
+    num_classes: int
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        """The scale schedule of the token maps."""
+        return ScaleSchedule(self.patch_sides)
