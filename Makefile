@@ -21,6 +21,8 @@ test: $(VENV)/dev $(VENV)/mamba-ssm
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(VENV)/dev
 	$(BIN)/ruff format .

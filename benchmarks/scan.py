@@ -23,7 +23,7 @@ from benchmarks.machine import begin, describe_machine, seconds, with_gemm
 from mvar.config import ModelConfig, RuntimeConfig
 from mvar.errors import UserError
 from mvar.files import write_json
-from mvar.kernels.ssd import ssd_flops, ssd_scan
+from mvar.kernels.scan import ssd_flops, ssd_scan
 from mvar.mixers.mamba import Mamba2
 from mvar.scales import PATCH_SIDES, ScaleSchedule
 

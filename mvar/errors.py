@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def is_mistake(error: BaseException) -> bool:
     return isinstance(error, UserError) and error.exit_code == USER_ERROR
 
 
-def one_of(what: str, value: object, allowed) -> UserError:
+def one_of(what: str, value: object, allowed: Iterable[object]) -> UserError:
     """The error for a name that is not in a list: says the value, what is allowed, and the nearest spelling."""
     from difflib import get_close_matches
 

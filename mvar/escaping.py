@@ -58,8 +58,9 @@ def _plain(character: str) -> str:
 
 def degrade(stream: TextIO | None) -> None:
     """From now on a stream writes what its encoding lacks as `ascii_only` does, instead of raising."""
-    if hasattr(stream, "reconfigure"):
-        stream.reconfigure(errors="mvar.degrade")
+    reconfigure = getattr(stream, "reconfigure", None)
+    if reconfigure:
+        reconfigure(errors="mvar.degrade")
 
 
 def _degraded(error: UnicodeError) -> tuple[str, int]:

@@ -12,8 +12,8 @@ from mvar.errors import UserError, one_of, quoted
 
 # A new mixer is one file and one line here: name -> "module:Class".
 REGISTRY: dict[str, str] = {
-    "global": "mvar.mixers.attention:GlobalAttention",
-    "intra": "mvar.mixers.attention:IntraScaleAttention",
+    "global": "mvar.mixers.global_attention:GlobalAttention",
+    "intra": "mvar.mixers.intra_attention:IntraScaleAttention",
     "mamba": "mvar.mixers.mamba:Mamba2",
 }
 

@@ -205,10 +205,8 @@ def generate(
         smallest = smallest_kept(logits, config.top_k, config.top_p)
         tokens.append(draw(logits, streams.uniform(span.length), smallest))
         if config.more_smooth:
-            logits = filter_logits(logits, config.top_k, config.top_p)
-            noise = streams.gumbel(span.length, space.vocab_size).to(logits.dtype)
-            weights = smooth_probabilities(logits, noise, _ramp(scale, schedule.num_scales))
-            codes = weights @ quantizer.embedding.weight.to(weights.dtype)
+            ratio = _ramp(scale, schedule.num_scales)
+            codes = _smooth_codes(logits, streams, quantizer.embedding.weight, config, ratio)
         else:
             codes = quantizer.embed(tokens[-1])
         latent = quantizer.add(latent, codes.to(latent.dtype), scale)
@@ -222,6 +220,16 @@ def generate(
     if not torch.stack([*sums, latent.sum(dtype=torch.float32)]).isfinite().all():
         raise UserError(_why_not_finite(model, quantizer))
     return Generated(torch.cat(tokens, dim=1), latent)
+
+
+def _smooth_codes(
+    logits: Tensor, streams: ImageStreams, codebook: Tensor, config: SampleConfig, ratio: float
+) -> Tensor:
+    """`more_smooth`: mixtures `(B, n, C)` of the codes that the filters keep of logits `(B, n, V)`."""
+    logits = filter_logits(logits, config.top_k, config.top_p)
+    noise = streams.gumbel(*logits.shape[1:]).to(logits.dtype)
+    weights = smooth_probabilities(logits, noise, ratio)
+    return weights @ codebook.to(weights.dtype)
 
 
 def _why_not_finite(model: ScaleTransformer, quantizer: "ResidualQuantizer") -> str:

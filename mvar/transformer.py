@@ -5,8 +5,8 @@ Shapes: `B` batch, `L` tokens of a span, `D` width, `V` codebook size, `C` code 
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mvar.config import ModelConfig, RuntimeConfig, TokenSpace
 from mvar.kernels.gelu import gelu
-from mvar.mixers.base import mixer_class
+from mvar.mixers.base import Mixer, mixer_class
 from mvar.pattern import parse_layer
 from mvar.scales import Span
 
@@ -92,9 +92,9 @@ class Block(nn.Module):
         else:
             self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(config.width, chunks * config.width))
 
-    def mixers(self) -> list[Any]:
+    def mixers(self) -> list[Mixer]:
         """The mixers, in order."""
-        return [self.get_submodule(name) for name in self.mixer_names]
+        return [cast("Mixer", self.get_submodule(name)) for name in self.mixer_names]
 
     def forward(self, x: Tensor, condition: Tensor, span: Span, state: BlockState | None) -> tuple[Tensor, BlockState]:
         """Run the layer on a span.
@@ -150,8 +150,9 @@ class Block(nn.Module):
                 self.ada_gss.normal_(std=config.width**-0.5)
                 gains = self.ada_gss[0, 0]
             else:
-                _init_linear(self.ada_lin[1], std)
-                gains = self.ada_lin[1].weight.view(3 * self.num_branches, config.width, config.width)
+                linear = _linear_of(self.ada_lin)
+                _init_linear(linear, std)
+                gains = linear.weight.view(3 * self.num_branches, config.width, config.width)
             gains[:small] *= config.init_adaln_gamma
             gains[small:] *= config.init_adaln
 
@@ -175,6 +176,8 @@ class ScaleTransformer(nn.Module):
     The whole image without a state is teacher forcing; scale after scale with the state is sampling: one code path.
     """
 
+    levels: Tensor  # (L,), the scale of every token
+
     def __init__(self, config: ModelConfig, space: TokenSpace, runtime: RuntimeConfig = RuntimeConfig()) -> None:
         super().__init__()
         self.config, self.space = config, space
@@ -190,7 +193,7 @@ class ScaleTransformer(nn.Module):
         layers = zip(config.layers, rates, strict=True)
         self.blocks = nn.ModuleList(Block(config, layer, rate, runtime) for layer, rate in layers)
         if config.shared_adaln:
-            chunks = 3 * max(block.num_branches for block in self.blocks)
+            chunks = 3 * max(block.num_branches for block in self.each_block())
             self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, chunks * width))
         self.head_nm = AdaptiveHeadNorm(width)
         self.head = nn.Linear(width, space.vocab_size)
@@ -206,6 +209,10 @@ class ScaleTransformer(nn.Module):
         model.to_empty(device="cpu")
         model.levels.copy_(torch.tensor(model.schedule.levels))
         return model
+
+    def each_block(self) -> Iterator[Block]:
+        """The layers, in order."""
+        return cast("Iterator[Block]", iter(self.blocks))
 
     def forward(
         self,
@@ -266,15 +273,23 @@ class ScaleTransformer(nn.Module):
         std = math.sqrt(1 / config.width / 3)
         for weight in (self.pos_start, self.pos_1LC, self.lvl_embed.weight, self.class_emb.weight):
             nn.init.trunc_normal_(weight, std=std)
-        for linear in (self.word_embed, self.head, self.head_nm.ada_lin[1]):
+        modulation = _linear_of(self.head_nm.ada_lin)
+        for linear in (self.word_embed, self.head, modulation):
             _init_linear(linear, std)
         if config.shared_adaln:
-            _init_linear(self.shared_ada_lin[1], std)
+            _init_linear(_linear_of(self.shared_ada_lin), std)
         with torch.no_grad():
             self.head.weight.mul_(config.init_head)
-            self.head_nm.ada_lin[1].weight.mul_(config.init_adaln)
-        for block in self.blocks:
+            modulation.weight.mul_(config.init_adaln)
+        for block in self.each_block():
             block.init_weights(std)
+
+
+def _linear_of(modulation: nn.Sequential) -> nn.Linear:
+    """The linear layer of a modulation, which comes after its SiLU."""
+    linear = modulation[1]
+    assert isinstance(linear, nn.Linear)
+    return linear
 
 
 def _init_linear(linear: nn.Linear, std: float) -> None:

@@ -57,8 +57,8 @@ def read_pickle(path: Path, content: bytes | None = None, mapped: bool = True) -
             # torch goes by the name of a file, this project by what it contains
             by_name = mapped and content is None and path.suffix != ".safetensors"
             with warnings.catch_warnings(action="ignore"):  # of foreign pickles: what cannot be read is said below
-                source, mapped = (path, is_zip or None) if by_name else (file, None)
-                return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+                source, mmap = (path, is_zip or None) if by_name else (file, None)
+                return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
     except (UserError, FileNotFoundError):
         raise
     except Exception as error:  # the kinds of damage are many (zip, pickle, storage) and all mean one thing
@@ -157,9 +157,9 @@ def _globals(stream: io.BytesIO) -> Iterator[str]:
             yield ".".join(texts)
         elif opcode.name == "MEMOIZE":
             memo[len(memo)] = texts[-1] if texts else ""
-        elif "PUT" in opcode.name:
+        elif argument is not None and "PUT" in opcode.name:
             memo[int(argument)] = texts[-1] if texts else ""
-        elif "GET" in opcode.name:
+        elif argument is not None and "GET" in opcode.name:
             texts = [*texts[-1:], memo.get(int(argument), "")]
         elif isinstance(argument, str):
             texts = [*texts[-1:], argument]

@@ -45,7 +45,8 @@ class Start:
             found = {field.name: values[field.name] for field in fields(cls)}
         except KeyError as error:
             raise UserError(f"start.json: lacks {error}; allowed: as a run writes it") from None
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
+        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in found.items()}
+        return cls(**plain)
 
     def __str__(self) -> str:
         layers = f"layers {_ranges(self.loaded_layers) or 'none'}"

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from mvar.config import EvaluationConfig
 from mvar.errors import UserError
@@ -13,14 +12,16 @@ from mvar.evaluation.extractor import Extractor
 from mvar.evaluation.images import Images, Progress, in_turn
 from mvar.evaluation.likelihood import heldout_nll
 from mvar.evaluation.metrics import image_metrics
+from mvar.tokenizer.quantizer import ResidualQuantizer
+from mvar.transformer import ScaleTransformer
 
 
 def evaluate(
     samples: Any,
     labels: Any,
     *,
-    model: nn.Module,
-    quantizer: nn.Module,
+    model: ScaleTransformer,
+    quantizer: ResidualQuantizer,
     heldout_tokens: Any,
     heldout_labels: Any,
     train_images: Any,

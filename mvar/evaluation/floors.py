@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mvar.config import EvaluationConfig
 from mvar.data.images import to_float, to_uint8
@@ -29,13 +29,14 @@ from mvar.evaluation.copies import Vectors, copy_rate
 from mvar.evaluation.extractor import Extractor
 from mvar.evaluation.images import Images, Progress, check_same_size, in_turn, spread_indices
 from mvar.evaluation.metrics import frechet_distance, image_metrics
+from mvar.tokenizer.model import Tokenizer
 
 NUM_SPLITS = 5
 BATCH_SIZE = 100
 
 
 def floors(
-    tokenizer: nn.Module,
+    tokenizer: Tokenizer,
     train: Any,
     heldout: Any,
     extractor: Extractor,
@@ -114,7 +115,7 @@ def _over_splits(name: str, features: Tensor, labels: np.ndarray, share: float) 
 
 
 @torch.no_grad()
-def reconstruct(tokenizer: nn.Module, images: Images, progress: Progress | None = None) -> tuple[np.ndarray, set[int]]:
+def reconstruct(tokenizer: Tokenizer, images: Images, progress: Progress | None = None) -> tuple[np.ndarray, set[int]]:
     """Images through their tokens and back, uint8 `(N, ch, H, W)`, and the set of codes that they used."""
     device = next(tokenizer.parameters()).device
     was_training = tokenizer.training

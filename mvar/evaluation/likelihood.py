@@ -6,16 +6,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from mvar.errors import UserError
+from mvar.tokenizer.quantizer import ResidualQuantizer
+from mvar.transformer import ScaleTransformer
 
 
 @torch.no_grad()
 def heldout_nll(
-    model: nn.Module,
-    quantizer: nn.Module,
+    model: ScaleTransformer,
+    quantizer: ResidualQuantizer,
     heldout_tokens: Any,
     labels: Any,
     batch_size: int = 100,
@@ -70,7 +72,7 @@ def heldout_nll(
 
 
 def _token_bits_and_errors(
-    model: nn.Module, quantizer: nn.Module, tokens: Tensor, labels: Tensor
+    model: ScaleTransformer, quantizer: ResidualQuantizer, tokens: Tensor, labels: Tensor
 ) -> tuple[Tensor, ...]:
     logits, _ = model(labels, quantizer.inputs(tokens))
     nll = functional.cross_entropy(logits.double().flatten(0, 1), tokens.flatten(), reduction="none")

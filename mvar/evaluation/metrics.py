@@ -3,6 +3,8 @@
 from functools import cache
 from typing import Any
 
+from torch import Tensor
+
 from mvar.config import IS_SPLITS, EvaluationConfig
 from mvar.errors import UserError
 from mvar.evaluation.extractor import Extractor
@@ -55,7 +57,7 @@ def _registered() -> str:
         def can_be_compiled() -> bool:
             return False
 
-        def forward(self, images):
+        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
             parts = dict(zip(("features", "logits"), self.extractor(images), strict=True))
             self.done += len(images)
             self.progress(self.done, self.total)
@@ -140,7 +142,7 @@ def _check_count(images: Images, least: int) -> None:
         )
 
 
-def frechet_distance(features, reference_features) -> float:
+def frechet_distance(features: Tensor, reference_features: Tensor) -> float:
     """FID between two sets of features `(N, F)`, float64: torch-fidelity's, for features that are already there."""
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 

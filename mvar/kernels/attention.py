@@ -46,7 +46,7 @@ def _torch(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _flash_attn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     try:
-        from flash_attn import flash_attn_func
+        from flash_attn import flash_attn_func  # pyright: ignore[reportMissingImports]  optional
     except ImportError:
         raise UserError(
             "runtime.attention_backend: 'flash_attn' is not installed; allowed here: auto, torch "

@@ -91,15 +91,16 @@ class _CausalConv(torch.autograd.Function):
         width, length = len(taps), x.shape[1]
         dpadded = x.new_zeros(x.shape[0], length + width - 1, x.shape[2], dtype=dtype)
         dtaps, dbias = torch.zeros_like(taps), torch.zeros_like(taps[0])
-        for start, stop in _token_blocks(x) if dy is not None else ():
-            d = dy[:, start:stop].to(dtype)
-            if before is not None:
-                d = torch.ops.aten.silu_backward(d, before[:, start:stop])
-            window = _window(x, tail, start, stop)
-            for k in range(width):
-                dtaps[k] += (d * window[:, k : k + stop - start]).sum((0, 1))
-                dpadded[:, start + k : stop + k].addcmul_(d, taps[k])
-            dbias += d.sum((0, 1))
+        if dy is not None:
+            for start, stop in _token_blocks(x):
+                d = dy[:, start:stop].to(dtype)
+                if before is not None:
+                    d = torch.ops.aten.silu_backward(d, before[:, start:stop])
+                window = _window(x, tail, start, stop)
+                for k in range(width):
+                    dtaps[k] += (d * window[:, k : k + stop - start]).sum((0, 1))
+                    dpadded[:, start + k : stop + k].addcmul_(d, taps[k])
+                dbias += d.sum((0, 1))
         if dtail is not None:
             dpadded[:, length:] += dtail
         dx = dpadded[:, width - 1 :].to(x.dtype)

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvar.config import ModelConfig, RuntimeConfig
+from mvar.kernels.causal_conv import causal_conv
 from mvar.kernels.gated_norm import gated_rms_norm
-from mvar.kernels.ssd import causal_conv, ssd_flops, ssd_scan
+from mvar.kernels.scan import ssd_flops, ssd_scan
 from mvar.mixers.base import Mixer
 from mvar.scales import ScaleSchedule, Span
 
@@ -55,6 +56,12 @@ class GatedRMSNorm(nn.Module):
         return gated_rms_norm(y, z, self.weight, self.eps)
 
 
+class OfficialConv(nn.Conv1d):
+    """Holds the convolution's parameters under their official names; `causal_conv` does the work."""
+
+    bias: nn.Parameter
+
+
 class Mamba2(Mixer):
     """Mamba-2 with one group, a gated RMSNorm and no projection biases, as M-VAR's inter-scale mixer."""
 
@@ -66,8 +73,7 @@ class Mamba2(Mixer):
         mamba, sizes = config.mamba, Sizes.of(config)
         self.sizes = sizes
         self.in_proj = nn.Linear(config.width, sizes.projected, bias=False)
-        # Holds the parameters under their official names; `causal_conv` does the padding.
-        self.conv1d = nn.Conv1d(sizes.channels, sizes.channels, mamba.d_conv, groups=sizes.channels)
+        self.conv1d = OfficialConv(sizes.channels, sizes.channels, mamba.d_conv, groups=sizes.channels)
         self.dt_bias = nn.Parameter(torch.empty(sizes.heads))
         self.A_log = nn.Parameter(torch.empty(sizes.heads))
         self.D = nn.Parameter(torch.empty(sizes.heads))

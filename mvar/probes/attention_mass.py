@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mvar.errors import UserError
-from mvar.mixers.attention import GlobalAttention
+from mvar.mixers.global_attention import GlobalAttention
 from mvar.scales import ScaleSchedule
 from mvar.transformer import ScaleTransformer
 
@@ -67,7 +67,8 @@ def scale_attention(
 
 def global_layers(model: ScaleTransformer) -> list[tuple[int, GlobalAttention]]:
     """Number and mixer of every layer with global attention; a model without one is a `UserError`."""
-    layers = [(i, m) for i, block in enumerate(model.blocks) for m in block.mixers() if isinstance(m, GlobalAttention)]
+    mixers = [(number, mixer) for number, block in enumerate(model.each_block()) for mixer in block.mixers()]
+    layers = [(number, mixer) for number, mixer in mixers if isinstance(mixer, GlobalAttention)]
     if not layers:
         raise UserError(f"model.pattern: {model.config.pattern!r} has no global layer; attention mass needs one")
     return layers
@@ -92,8 +93,11 @@ def observing(model: ScaleTransformer, see: Callable[[int, Tensor, Tensor], None
 
 
 def _project(
-    project: Callable[[Tensor], tuple[Tensor, ...]], see: Callable[[int, Tensor, Tensor], None], number: int, x: Tensor
-) -> tuple[Tensor, ...]:
+    project: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
+    see: Callable[[int, Tensor, Tensor], None],
+    number: int,
+    x: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = project(x)
     see(number, *(t.to(torch.promote_types(t.dtype, torch.float32)) for t in (q, k)))
     return q, k, v

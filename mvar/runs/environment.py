@@ -94,10 +94,10 @@ def describe(backends: dict[str, str]) -> dict[str, Any]:
 
 def kernels_of(runtime: RuntimeConfig, device: "torch.device") -> dict[str, str]:
     """The back ends that `runtime` means on a device."""
-    from mvar.kernels import ssd
+    from mvar.kernels.scan import choose_backend
 
     attention = "torch" if runtime.attention_backend == "auto" else runtime.attention_backend
-    return {"attention": attention, "scan": ssd.choose_backend(runtime.scan_backend, _probe(device))}
+    return {"attention": attention, "scan": choose_backend(runtime.scan_backend, _probe(device))}
 
 
 def _probe(device: "torch.device") -> "torch.Tensor":

@@ -169,8 +169,8 @@ def _new_generator(config: RunConfig) -> tuple[ScaleTransformer, Start | None]:
 
 def _fit(context: Context, directory: RunDirectory, model: ScaleTransformer, progress: "_StatusWriter | None"):
     """Train by the loop, together with the other processes where there are any; its `FitResult`."""
+    from mvar.training.generator import GeneratorObjective
     from mvar.training.loop import fit
-    from mvar.training.objectives import GeneratorObjective
 
     config = context.config
     tokenizer = stages.load_tokenizer(context)

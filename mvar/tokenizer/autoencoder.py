@@ -93,13 +93,17 @@ class Stage(nn.Module):
         widths = [in_channels] + [out_channels] * num_blocks
         self.block = nn.ModuleList(ResnetBlock(a, b) for a, b in pairwise(widths))
         self.attn = nn.ModuleList(AttentionBlock(out_channels) for _ in range(num_blocks if attention else 0))
+        # The keys of checkpoints: a stage has one of them or none.
+        self.downsample: Downsample | None = None
+        self.upsample: Upsample | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         for number, block in enumerate(self.block):
             x = block(x)
             if self.attn:
                 x = self.attn[number](x)
-        return x
+        resize = self.downsample or self.upsample
+        return resize(x) if resize else x
 
 
 class Encoder(nn.Module):
@@ -126,8 +130,6 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for stage in self.down:
             x = stage(x)
-            if hasattr(stage, "downsample"):
-                x = stage.downsample(x)
         return self.conv_out(F.silu(self.norm_out(self.mid(x))))
 
 
@@ -156,6 +158,4 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(x))
         for stage in reversed(self.up):
             x = stage(x)
-            if hasattr(stage, "upsample"):
-                x = stage.upsample(x)
         return self.conv_out(F.silu(self.norm_out(x)))

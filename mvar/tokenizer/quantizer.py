@@ -109,7 +109,11 @@ class ResidualQuantizer(nn.Module):
         index = phi_index(scale, num_scales, self.num_phis)
         if isinstance(self.quant_resi, nn.ModuleList):
             return self.quant_resi[index]
-        return self.quant_resi["qresi"] if self.num_phis == 1 else self.quant_resi["qresi_ls"][index]
+        if self.num_phis == 1:
+            return self.quant_resi["qresi"]
+        shared = self.quant_resi["qresi_ls"]
+        assert isinstance(shared, nn.ModuleList)
+        return shared[index]
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Look codes up: token ids `(B, n)` int64 to `(B, n, C)`."""

@@ -1,7 +1,7 @@
 """What the training loop asks of an objective."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
@@ -53,6 +53,16 @@ class Objective(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  optional
         """Restore what `state_dict` gave."""
+
+
+@runtime_checkable
+class DrawsForBatch(Protocol):
+    """A module that draws random numbers for the whole batch of a step and takes those of its part of it.
+
+    The loop sets `batch_part`, the first row and the size of that batch: `transformer.DropPath` is such a module.
+    """
+
+    batch_part: tuple[int, int] | None
 
 
 class DataOrder:

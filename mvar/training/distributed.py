@@ -27,7 +27,7 @@ from mvar.files import write_json
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-    from torch.distributed import Store
+    from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]  documented there
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # longer than a step of training, or a batch of images and all candidates
 MEETING_TIMEOUT_S = 600.0  # processes of one job are started together
@@ -64,10 +64,11 @@ class Team:
     def together(self, device: str) -> Iterator[None]:
         """While all processes are at one piece of work: what `open_fabric` opens inside is DDP."""
         import torch.distributed as dist
+        from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage]  documented there
 
         if not dist.is_initialized():
             backend = "nccl" if device == "cuda" else "gloo"
-            store = dist.PrefixStore("group", self._store)
+            store = PrefixStore("group", self._store)
             dist.init_process_group(
                 backend, store=store, rank=self.rank, world_size=self.world, timeout=COLLECTIVE_TIMEOUT
             )
@@ -153,7 +154,7 @@ def joined(rank: int, world: int, local_rank: int, local_world: int, meeting: Pa
     Raises:
         UserError: no address was written in time.
     """
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  documented there
 
     if rank == 0:
         host = _own_address()
@@ -174,7 +175,10 @@ def joined_by_torchrun() -> Iterator[Team | None]:
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
         yield None
         return
-    from torch.distributed import PrefixStore, TCPStore
+    from torch.distributed import (
+        PrefixStore,  # pyright: ignore[reportPrivateImportUsage]  documented there
+        TCPStore,  # pyright: ignore[reportPrivateImportUsage]  documented there
+    )
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -252,8 +256,8 @@ def process_grid() -> tuple[int, int]:
 def open_fabric(runtime: RuntimeConfig) -> "Fabric":
     """A launched Fabric: one device, or DDP over the processes that the launcher started."""
     from lightning_fabric import Fabric  # here: it imports slowly, and only training needs it
-    from lightning_fabric.plugins.environments import LightningEnvironment
-    from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning_fabric.strategies.ddp import DDPStrategy
 
     device = resolve_device(runtime)
     local, nodes = process_grid()

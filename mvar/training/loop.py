@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,12 +24,15 @@ from torch import Tensor, nn
 from mvar.config import OptimConfig, RuntimeConfig, identity
 from mvar.errors import UserError, warn
 from mvar.training import checkpoint
-from mvar.training.contract import BATCH_STREAM, BEFORE_STEP_STREAM, FORWARD_STREAM, Objective, Rows
+from mvar.training.contract import BATCH_STREAM, BEFORE_STEP_STREAM, FORWARD_STREAM, DrawsForBatch, Objective, Rows
 from mvar.training.distributed import open_fabric
 from mvar.training.feed import Feed
 from mvar.training.metrics_log import MetricsLog, is_logged
 from mvar.training.optimizer import Schedule, build_adamw
 from mvar.training.skips import SkippedSteps, TrainingDiverged
+
+if TYPE_CHECKING:
+    from lightning_fabric.wrappers import _FabricModule
 
 # The official code's loss scaling for fp16.
 FP16_INIT_SCALE, FP16_GROWTH_INTERVAL, FP16_MAX_SCALE = 2.0**11, 1000, 2.0**15
@@ -115,7 +118,7 @@ class _Training:
                 f"accumulate {self.accumulate}; allowed: multiples of {parts}"
             )
         self.module = objective.module.to(self.device)
-        self.drawing = [m for m in self.module.modules() if hasattr(m, "batch_part")]  # see transformer.DropPath
+        self.drawing = [m for m in self.module.modules() if isinstance(m, DrawsForBatch)]
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.optimizer = build_adamw(self.module, optim)
         self.schedule = Schedule(optim)
@@ -210,7 +213,9 @@ class _Training:
 
     # Steps ---------------------------------------------------------------------------------------------------------
 
-    def run(self, start: int, progress, should_stop) -> tuple[bool, int]:
+    def run(
+        self, start: int, progress: Callable[[int, int], None] | None, should_stop: Callable[[], bool] | None
+    ) -> tuple[bool, int]:
         """Do the steps from `start` on; returns whether all are done, and how many."""
         steps, every = self.optim.steps, self.runtime.log_every
         if start == steps:
@@ -237,15 +242,18 @@ class _Training:
                     self._write_row(done, outcome, logged, logged_s)
                     logged, logged_s = done, self.train_s
                 if done % self.runtime.checkpoint_every == 0 or done == steps:
-                    self._look()
-                    # inside a row of skipped steps nothing is new: it would push out the checkpoint from before it
-                    if not self.skips.in_a_row or done == steps:
-                        self.save(done)
+                    self._save_progress(done)
                 if progress:
                     progress(done, steps)
         if self.skips.total and self.fabric.is_global_zero:
             warn(f"{self.directory}: {self.skips}")
         return True, steps
+
+    def _save_progress(self, done: int) -> None:
+        self._look()
+        # inside a row of skipped steps nothing is new: it would push out the checkpoint from before it
+        if not self.skips.in_a_row or done == self.optim.steps:
+            self.save(done)
 
     def _part(self, step: int) -> list[tuple[int, Rows]]:
         """This process's micro-batches of a step: the number of their first row, and their rows."""
@@ -258,7 +266,7 @@ class _Training:
         starts = [first + i * size for i in range(self.accumulate)]
         return [(a, tuple(tensor[a : a + size] for tensor in rows)) for a in starts]
 
-    def _step(self, model: nn.Module, step: int, feed: Feed) -> "_Outcome":
+    def _step(self, model: "_FabricModule", step: int, feed: Feed) -> "_Outcome":
         rng = np.random.default_rng((self.seed, step, BEFORE_STEP_STREAM))
         self.objective.before_step(step, rng, self.optimizer)
         lr, decay = self.schedule.apply(self.optimizer, step)
@@ -281,7 +289,7 @@ class _Training:
         norm = nn.utils.clip_grad_norm_(self.parameters, self.optim.clip_norm)
         # torch's own way to skip a step without waiting for the device: a fused optimizer changes nothing where this
         # is 1, be there a scaler or not
-        self.optimizer.found_inf = 1 - norm.isfinite().float()
+        self.optimizer.found_inf = 1 - norm.isfinite().float()  # pyright: ignore[reportAttributeAccessIssue]  undeclared
         self.optimizer.step()
         if self.scaler.is_enabled():
             self.scaler.update()
@@ -316,7 +324,7 @@ class _Training:
         if not self.unchecked:
             return
         values = torch.stack([torch.stack((loss.double(), norm.double())) for _, loss, norm in self.unchecked])
-        values = self.fabric.all_reduce(values, reduce_op="mean").tolist()
+        values = self._reduced(values, "mean").tolist()
         steps = [step for step, _, _ in self.unchecked]
         self.unchecked.clear()
         for step, (loss, norm) in zip(steps, values, strict=True):
@@ -327,7 +335,7 @@ class _Training:
         names = list(outcome.metrics[0])
         columns = [torch.stack([m[name].detach().double() for m in outcome.metrics]).mean() for name in names]
         values = torch.stack([outcome.loss.double(), outcome.norm.double(), *columns])
-        values = self.fabric.all_reduce(values, reduce_op="mean").tolist()
+        values = self._reduced(values, "mean").tolist()
         row: dict[str, Any] = {"step": done, "train/loss": values[0], **dict(zip(names, values[2:], strict=True))}
         row |= {"train/grad_norm": values[1], "train/lr": outcome.lr, "train/weight_decay": outcome.decay}
         if self.skips.total:
@@ -339,7 +347,13 @@ class _Training:
     def _any(self, flag: bool) -> bool:
         if self.fabric.world_size == 1:
             return flag
-        return bool(self.fabric.all_reduce(torch.tensor(float(flag), device=self.device), reduce_op="sum") > 0)
+        return bool(self._reduced(torch.tensor(float(flag), device=self.device), "sum") > 0)
+
+    def _reduced(self, values: Tensor, how: str) -> Tensor:
+        """Mean or sum over all processes."""
+        found = self.fabric.all_reduce(values, reduce_op=how)
+        assert isinstance(found, Tensor)
+        return found
 
 
 @dataclass(frozen=True)
@@ -360,11 +374,12 @@ def _reproducible(device: torch.device) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    was, fill = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    deterministic: Any = torch.utils.deterministic  # its one attribute is set behind the back of type checkers
+    was, fill = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    deterministic.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(was)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        deterministic.fill_uninitialized_memory = fill

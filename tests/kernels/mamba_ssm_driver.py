@@ -15,7 +15,8 @@ os.environ["TRITON_INTERPRET"] = "1"
 import torch
 import triton.runtime.autotuner as autotuner
 
-from mvar.kernels import ssd
+from mvar.kernels.scan import _scan_mamba_ssm
+from mvar.kernels.scan_torch import scan as scan_torch
 
 CASES = [  # batch, length, heads, head size, state size, with a state before, kernel's chunk
     (1, 64, 2, 16, 16, False, 32),
@@ -70,8 +71,8 @@ def main():
     errors = []
     for *sizes, chunk in CASES:
         values = tensors(*sizes)
-        theirs = run(ssd._scan_mamba_ssm, values, chunk)
-        ours = run(ssd.scan, values, chunk)
+        theirs = run(_scan_mamba_ssm, values, chunk)
+        ours = run(scan_torch, values, chunk)
         scale = {name: value.detach().abs().max().item() for name, value in ours.items()}
         errors.append({name: (theirs[name] - ours[name]).abs().max().item() / scale[name] for name in ours})
     print(json.dumps(errors))

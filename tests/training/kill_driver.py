@@ -20,9 +20,10 @@ from mvar.data.images import load_images
 from mvar.data.tokens import TokenCache
 from mvar.tokenizer.model import Tokenizer
 from mvar.training.distributed import open_fabric
+from mvar.training.generator import GeneratorObjective
 from mvar.training.loop import fit
-from mvar.training.objectives import GeneratorObjective, TokenizerObjective
 from mvar.training.optimizer import build_adamw
+from mvar.training.tokenizer import TokenizerObjective
 from mvar.transformer import ScaleTransformer
 
 TOKENIZER = TokenizerConfig(

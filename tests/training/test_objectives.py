@@ -13,9 +13,9 @@ from mvar.config import DataConfig, ModelConfig, OptimConfig, TokenSpace, TrainC
 from mvar.data.images import load_images, to_float
 from mvar.data.tokens import TokenCache
 from mvar.tokenizer.model import Tokenizer
-from mvar.training import objectives
+from mvar.training.generator import GeneratorObjective
 from mvar.training.loop import fit
-from mvar.training.objectives import GeneratorObjective, TokenizerObjective, translate
+from mvar.training.tokenizer import TokenizerObjective, translate
 from mvar.transformer import ScaleTransformer
 
 
@@ -71,7 +71,7 @@ def test_labels_are_dropped_at_the_rate_and_only_to_no_class():
 
 def test_inputs_kept_and_made_each_step_are_the_same(monkeypatch):
     kept, *_ = generator()
-    monkeypatch.setattr(objectives, "INPUTS_LIMIT", 0)
+    monkeypatch.setattr("mvar.training.generator.INPUTS_LIMIT", 0)
     made, *_ = generator()
     assert kept.inputs is not None
     assert made.inputs is None

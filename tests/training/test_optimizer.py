@@ -12,8 +12,8 @@ from toy_objective import RUNTIME, rows_of
 from mvar.config import ModelConfig, OptimConfig, TokenSpace, TrainConfig
 from mvar.data.tokens import TokenCache
 from mvar.errors import UserError
+from mvar.training.generator import GeneratorObjective
 from mvar.training.loop import fit
-from mvar.training.objectives import GeneratorObjective
 from mvar.training.optimizer import Schedule, build_adamw, lr_and_decay, param_groups
 from mvar.transformer import ScaleTransformer
 

@@ -139,7 +139,7 @@ def build_tokenizer(context: Context) -> None:
 
 def _train_tokenizer(context: Context, directory: Directory) -> tuple[Tokenizer, float]:
     from mvar.training.loop import fit
-    from mvar.training.objectives import TokenizerObjective
+    from mvar.training.tokenizer import TokenizerObjective
 
     config, settings = context.config, context.config.tokenizer
     torch.manual_seed(settings.seed)

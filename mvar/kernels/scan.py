@@ -1,4 +1,6 @@
-"""Mamba-2's scan and causal convolution, which take and return state; back ends behind one function.
+"""Mamba-2's scan, which takes and returns state: one function in front, which chooses among the back ends.
+
+`scan_torch` runs everywhere and is tuned for CPUs; `mamba_ssm` is the original's Triton kernel for GPUs.
 
 Shapes: `B` batch, `L` tokens, `H` heads, `P` head size, `N` SSM state.
 """
@@ -10,11 +12,8 @@ import torch
 from torch import Tensor
 
 from mvar.errors import UserError, one_of
-from mvar.kernels.causal_conv import causal_conv
-from mvar.kernels.chunked_scan import scan
-from mvar.kernels.chunks import choose_chunk_size, chunk_bounds
-
-__all__ = ["causal_conv", "ssd_flops", "ssd_scan"]
+from mvar.kernels.scan_chunks import choose_chunk_size, chunk_bounds
+from mvar.kernels.scan_torch import scan
 
 Backend = Literal["auto", "torch", "mamba_ssm"]
 
@@ -108,13 +107,25 @@ def choose_backend(backend: str, x: Tensor) -> str:
 @cache
 def _mamba_ssm_kernel() -> Any:
     try:
-        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+        from mamba_ssm.ops.triton.ssd_combined import (  # pyright: ignore[reportMissingImports]  optional
+            mamba_chunk_scan_combined,
+        )
     except Exception:  # a broken build raises anything from ImportError to OSError and AttributeError
         return None
     return mamba_chunk_scan_combined
 
 
-def _scan_mamba_ssm(x, dt, A, B, C, D, state, chunk_size, need_state) -> tuple[Tensor, Tensor | None]:
+def _scan_mamba_ssm(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    state: Tensor | None,
+    chunk_size: int | None,
+    need_state: bool,
+) -> tuple[Tensor, Tensor | None]:
     y, final = _mamba_ssm_kernel()(
         x,
         dt,

@@ -1,4 +1,4 @@
-"""The torch back end of `ssd_scan`: Mamba-2's state-space duality as matrix products, forward and backward.
+"""The torch back end of `scan.ssd_scan`: Mamba-2's state-space duality as matrix products, forward and backward.
 
 With `c` the running sum of `dt A` inside a chunk, `i` the token that reads and `j <= i` the one that wrote, a chunk
 with the state `h` before it does (Dao & Gu 2024, arXiv:2405.21060, Sections 6 and 7)
@@ -10,7 +10,7 @@ Every exponent is at most 0, so no decay is too stiff. `C_i . B_j` is shared by 
 the state is written and read: with heads side by side each is one product a chunk, of `x` weighted by head. Inside,
 states are `(B, N, H, P)` for that reason.
 
-What a chunk is stands in `chunks`.
+What a chunk is stands in `scan_chunks`.
 
 Shapes: `B` batch, `c` chunks, `q` tokens of a chunk, `H` heads, `P` head size, `N` SSM state.
 """
@@ -21,10 +21,20 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mvar.kernels.chunks import Group, Part, choose_chunk_size, split_into_parts, with_state_before
+from mvar.kernels.scan_chunks import Group, Part, choose_chunk_size, split_into_parts, with_state_before
 
 
-def scan(x, dt, A, B, C, D, state, chunk_size: int | None, need_state: bool) -> tuple[Tensor, Tensor | None]:
+def scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    state: Tensor | None,
+    chunk_size: int | None,
+    need_state: bool,
+) -> tuple[Tensor, Tensor | None]:
     """`ssd_scan` without the choice of a back end: same arguments, same results."""
     chunk_size = chunk_size or choose_chunk_size(x.shape[1])
     with torch.autocast(x.device.type, enabled=False):
@@ -50,7 +60,17 @@ def _outer(state: Tensor) -> Tensor:
     return state.permute(0, 2, 3, 1)
 
 
-def _forward(x, dt, A, B, C, D, h, chunk_size, need_state) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
+def _forward(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    h: Tensor | None,
+    chunk_size: int,
+    need_state: bool,
+) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
     """The scan without autograd; for backward also the states before every chunk and what was read of them."""
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     parts, kept = split_into_parts(x, dt, A, B, C, chunk_size), []
@@ -69,7 +89,7 @@ def _forward(x, dt, A, B, C, D, h, chunk_size, need_state) -> tuple[Tensor, Tens
                 ends.append(carry)
         if leaves_state:
             h = ends[0] if len(ends) == 1 else torch.cat(ends)
-    return y, _outer(h) if need_state else None, kept
+    return y, None if h is None or not need_state else _outer(h), kept
 
 
 def _states(part: Part, group: Group, carry: Tensor | None, write: bool) -> tuple[Tensor | None, Tensor | None]:
@@ -90,11 +110,11 @@ def _states(part: Part, group: Group, carry: Tensor | None, write: bool) -> tupl
         if carry is not None:
             states[:, number].addcmul_(carry, keep[:, number])
         carry = states[:, number]
-    before = states[:, :-1] if write else states
+    before, last = states[:, :-1] if write else states, states[:, -1]
     if first is not None:
         before = torch.cat([first, before], dim=1)
-    carry = carry.clone() if write and states.shape[1] > 1 else carry  # a view would keep all of them alive
-    return before if before.shape[1] else None, carry
+    last = last.clone() if write and states.shape[1] > 1 else last  # a view would keep all of them alive
+    return before if before.shape[1] else None, last
 
 
 def _outputs(part: Part, group: Group, D: Tensor | None, before: Tensor | None, out: Tensor) -> Tensor | None:
@@ -119,7 +139,18 @@ class _Scan(torch.autograd.Function):
     """The scan with a backward of its own: it keeps the states between chunks and recomputes what is cheap."""
 
     @staticmethod
-    def forward(ctx: Any, x, dt, A, B, C, D, state, chunk_size, need_state):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        dt: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        state: Tensor | None,
+        chunk_size: int,
+        need_state: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         y, final, kept = _forward(x, dt, A, B, C, D, state, chunk_size, need_state)
         ctx.save_for_backward(x, dt, A, B, C, D, *kept)
         ctx.chunk_size, ctx.need_state = chunk_size, need_state
@@ -150,7 +181,7 @@ class _Scan(torch.autograd.Function):
                 dh = None if starts[0] is None else torch.cat(starts)
                 backward.finish(A, grads, dA, dD)
         dx, ddt, dB, dC = grads
-        dstate = None if ctx.state_dtype is None else _outer(dh).to(ctx.state_dtype)
+        dstate = None if dh is None or ctx.state_dtype is None else _outer(dh).to(ctx.state_dtype)
         return dx, ddt, dA, dB, dC, dD, dstate, None, None
 
 
@@ -180,7 +211,7 @@ class _PartBackward:
         """
         dx, out, first = self._inside(group), self.dx[group], None
         afters = None if after is None else after[:, None]
-        if before is not None:
+        if before is not None and read is not None:
             afters, first = self._through_state(group, before, read, after)
         if afters is None:
             out.copy_(dx)

@@ -1,6 +1,6 @@
 """The chunks of a scan: how a sequence is cut, the decays inside a chunk, and the layouts that products need.
 
-Shapes: see `chunked_scan`.
+Shapes: see `scan_torch`.
 """
 
 import math

@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mvar.errors import UserError
-from mvar.kernels import chunks, ssd
-from mvar.kernels.ssd import ssd_flops, ssd_scan
+from mvar.kernels import scan, scan_chunks
+from mvar.kernels.scan import ssd_flops, ssd_scan
 
 NAMES = ("x", "dt", "A", "B", "C", "D", "state")
 MAX_LENGTH = 700
 # The shortest length of three chunks or more for every chunk size that is chosen by itself.
 LENGTH_OF_SIZE = {
-    size: next(n for n in range(3 * size, MAX_LENGTH) if chunks.choose_chunk_size(n) == size)
-    for size in chunks._NEAR_CHUNK_SIZES
+    size: next(n for n in range(3 * size, MAX_LENGTH) if scan_chunks.choose_chunk_size(n) == size)
+    for size in scan_chunks._NEAR_CHUNK_SIZES
 }
 
 
@@ -73,7 +73,7 @@ def prefix(inputs: dict[str, Tensor], length: int) -> dict[str, Tensor]:
     return {k: v[:, :length] if k in ("x", "dt", "B", "C") else v for k, v in inputs.items()}
 
 
-@pytest.mark.parametrize("chunk", [None, chunks.CHUNK_SIZE], ids=["chosen", "fixed"])
+@pytest.mark.parametrize("chunk", [None, scan_chunks.CHUNK_SIZE], ids=["chosen", "fixed"])
 @pytest.mark.parametrize("optional, step", [({"D", "state"}, 0.01), (set(), 0.1)])
 def test_equals_the_recurrence_at_every_length(chunk, optional, step):
     """Outputs and final state, multiples of the chunk or not, at the size that is chosen for a length and at one."""
@@ -285,7 +285,7 @@ def test_grouping_changes_nothing(monkeypatch, batch, length, chunk, elements, h
     reference = lambda **tensors: recurrence(**tensors)[:count]  # noqa: E731
     weights = tuple(torch.randn(o.shape, generator=g, dtype=torch.float64) for o in reference(**inputs))
     expected = gradients(reference, inputs, weights)
-    monkeypatch.setattr(chunks, "_BLOCK_ELEMENTS_CPU", elements)
+    monkeypatch.setattr(scan_chunks, "_BLOCK_ELEMENTS_CPU", elements)
     scan = lambda **tensors: ssd_scan(**tensors, chunk_size=chunk, need_state=need_state)[:count]  # noqa: E731
     for got, wanted in zip(scan(**inputs), reference(**inputs), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
@@ -333,10 +333,10 @@ def test_forced_backend_that_is_missing(monkeypatch):
     class OnGpu:
         is_cuda, dtype, device = True, torch.float32, torch.device("cuda")
 
-    monkeypatch.setattr(ssd, "_mamba_ssm_kernel", lambda: None)
+    monkeypatch.setattr(scan, "_mamba_ssm_kernel", lambda: None)
     with pytest.raises(UserError, match="'mamba_ssm' is not installed; allowed: pip install mamba-ssm"):
-        ssd.choose_backend("mamba_ssm", OnGpu())
-    assert ssd.choose_backend("auto", OnGpu()) == "torch"
+        scan.choose_backend("mamba_ssm", OnGpu())
+    assert scan.choose_backend("auto", OnGpu()) == "torch"
 
 
 def test_mamba_ssm_backend_calls_the_kernel(monkeypatch):
@@ -346,8 +346,8 @@ def test_mamba_ssm_backend_calls_the_kernel(monkeypatch):
         assert B.shape[2] == C.shape[2] == 1 and return_final_states
         return recurrence(x, dt, A, B[:, :, 0], C[:, :, 0], D, initial_states)
 
-    monkeypatch.setattr(ssd, "_mamba_ssm_kernel", lambda: kernel)
-    monkeypatch.setattr(ssd, "choose_backend", lambda backend, x: "mamba_ssm")
+    monkeypatch.setattr(scan, "_mamba_ssm_kernel", lambda: kernel)
+    monkeypatch.setattr(scan, "choose_backend", lambda backend, x: "mamba_ssm")
     inputs = draw(2, 20, 2, 3, 4, dtype=torch.float32)
     for got, expected in zip(ssd_scan(**inputs), recurrence(**inputs), strict=True):
         torch.testing.assert_close(got, expected)

@@ -1,0 +1,72 @@
+"""The mixer `global`: VAR's block-causal attention over a token's own scale and the coarser ones.
+
+Shapes: `B` batch, `L` tokens of a span, `D` width, `H` heads.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mvar.config import ModelConfig
+from mvar.kernels.attention import attend
+from mvar.mixers.scale_attention import ScaleAttention
+from mvar.scales import ScaleSchedule, Span
+
+
+@dataclass
+class KeyValueState:
+    """Keys and values `(B, H, L, head_dim)` of all scales, allocated once; the first `filled` tokens are known."""
+
+    keys: Tensor
+    values: Tensor
+    filled: int = 0
+
+    @classmethod
+    def allocate(cls, like: Tensor, num_tokens: int) -> "KeyValueState":
+        """Room for a whole image, with the batch, heads, type and device of `like` `(B, H, L, head_dim)`.
+
+        Token by token in memory, as projections write them: appending then copies whole rows.
+        """
+        batch, heads, _, head_dim = like.shape
+        keys, values = (like.new_empty(batch, num_tokens, heads, head_dim).transpose(1, 2) for _ in range(2))
+        return cls(keys, values)
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the tokens that follow; returns the keys and values of all tokens so far."""
+        start, self.filled = self.filled, self.filled + k.shape[2]
+        if k.requires_grad:  # autograd refuses buffers that a later step overwrites, so gradients pay for a copy
+            self.keys = torch.cat((self.keys[:, :, :start], k), dim=2)
+            self.values = torch.cat((self.values[:, :, :start], v), dim=2)
+        else:
+            self.keys[:, :, start : self.filled] = k
+            self.values[:, :, start : self.filled] = v
+        return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
+
+
+class GlobalAttention(ScaleAttention):
+    """VAR's block-causal attention: scale k attends to scales 0..k. State: keys and values."""
+
+    reach = "scales"
+
+    def forward(self, x: Tensor, span: Span, state: KeyValueState | None = None) -> tuple[Tensor, KeyValueState | None]:
+        """See `Mixer.forward`."""
+        if (state.filled if state else 0) != span.start:
+            raise ValueError(f"the span starts at token {span.start}; the state holds {state.filled if state else 0}")
+        q, k, v = self.project(x)
+        if state is None and not span.is_last:
+            state = KeyValueState.allocate(k, span.schedule.num_tokens)
+        if state is not None:
+            k, v = state.append(k, v)
+        y = attend(q, k, v, span, within_scale=False, backend=self.runtime.attention_backend)
+        return self.merge(y), None if span.is_last else state
+
+    @classmethod
+    def score_cells(cls, span: Span) -> int:
+        """See `Mixer.score_cells`: n_k times n_1 + ... + n_k."""
+        return sum(span.schedule.lengths[k] * span.visible(k) for k in span.scales)
+
+    @classmethod
+    def state_bytes(cls, config: ModelConfig, schedule: ScaleSchedule, element_bytes: int) -> int:
+        """See `Mixer.state_bytes`: keys and values of every token."""
+        return 2 * schedule.num_tokens * config.width * element_bytes

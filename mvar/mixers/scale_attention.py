@@ -1,0 +1,82 @@
+"""What the attention mixers `global` and `intra` share: projections, qk-norm, initialisation and counts.
+
+Shapes: `B` batch, `L` tokens of a span, `D` width, `H` heads. Parameter names are the official code's.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mvar.config import ModelConfig, RuntimeConfig
+from mvar.mixers.base import Mixer
+from mvar.scales import Span
+
+MAX_LOG_SCALE = math.log(100)  # official code: the learned temperature of a head stays below 100
+
+
+class ScaleAttention(Mixer):
+    """Attention whose keys are whole scales; which ones a subclass says."""
+
+    key = "attn"
+
+    def __init__(self, config: ModelConfig, runtime: RuntimeConfig) -> None:
+        super().__init__(config, runtime)
+        width = config.width
+        self.mat_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.proj = nn.Linear(width, width)
+        if config.attn_l2_norm:
+            self.scale_mul_1H11 = nn.Parameter(torch.full((1, config.num_heads, 1, 1), 4.0).log())
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values `(B, H, L, head_dim)` of `x` `(B, L, D)`; `softmax(q k^T)` is the attention map.
+
+        The queries carry the temperature: `0.25 / sqrt(head_dim)`, or with qk-norm a learned one per head on unit
+        vectors (official code).
+        """
+        batch, length, width = x.shape
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        qkv = F.linear(x, self.mat_qkv.weight, bias.to(x.dtype))
+        heads = self.config.num_heads
+        q, k, v = qkv.view(batch, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+        if not self.config.attn_l2_norm:
+            return q * (0.25 / math.sqrt(width // heads)), k, v
+        scale = self.scale_mul_1H11.clamp_max(MAX_LOG_SCALE).exp()
+        return _at_length(q, scale), _at_length(k, 1.0), v
+
+    def merge(self, y: Tensor) -> Tensor:
+        """Join the heads of `y` `(B, H, L, head_dim)` and project to `(B, L, D)`."""
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+    def init_weights(self, std: float) -> None:
+        """See `Mixer.init_weights`; the output projection shrinks by `1 / sqrt(2 depth)`."""
+        nn.init.trunc_normal_(self.mat_qkv.weight, std=std)
+        nn.init.trunc_normal_(self.proj.weight, std=std)
+        with torch.no_grad():
+            self.proj.weight.div_(math.sqrt(2 * self.config.depth))
+            for bias in (self.q_bias, self.v_bias, self.proj.bias):
+                bias.zero_()
+            if self.config.attn_l2_norm:
+                self.scale_mul_1H11.fill_(math.log(4))
+
+    @classmethod
+    def num_params(cls, config: ModelConfig) -> int:
+        """See `Mixer.num_params`."""
+        width = config.width
+        return 4 * width * width + 3 * width + (config.num_heads if config.attn_l2_norm else 0)
+
+    @classmethod
+    def flops(cls, config: ModelConfig, span: Span) -> int:
+        """See `Mixer.flops`: four projections, and two products for every query-key pair."""
+        return 8 * span.length * config.width**2 + 4 * config.width * cls.score_cells(span)
+
+
+def _at_length(x: Tensor, length: Tensor | float) -> Tensor:
+    """Vectors `(..., head_dim)` of the given length; as `F.normalize`, a zero stays zero."""
+    # fp32 at least: a half-precision sum of squares over- or underflows
+    x_ = x.to(torch.promote_types(x.dtype, torch.float32))
+    norm = torch.linalg.vector_norm(x_, dim=-1, keepdim=True)
+    return (x_ * (length / norm.clamp_min(1e-12))).to(x.dtype)
