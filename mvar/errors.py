@@ -1,4 +1,7 @@
-"""The one exception that means "the user can mend this": shown as a single line, exit code 2, no traceback."""
+"""What a command tells its user: the one exception that means "you can mend this", and lines on stdout and stderr.
+
+A `UserError` is shown as a single line, with exit code 2 and no traceback.
+"""
 
 import os
 import sys

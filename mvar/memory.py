@@ -1,4 +1,4 @@
-"""What becomes of freed memory on a CPU."""
+"""Lets the C library keep freed memory for the next tensors on a CPU."""
 
 import ctypes
 import sys

@@ -1,1 +1,1 @@
-"""Sequence mixers: the parts that a layer swaps. `base` is the contract, `mvar.pattern.REGISTRY` the list."""
+"""Sequence mixers, one file each: what a layer swaps. `base` is the contract, `mvar.pattern.REGISTRY` the list."""

@@ -1,1 +1,1 @@
-"""Training: one loop, the objectives, the optimizer and its schedule, checkpoints."""
+"""Training: one `loop` for any objective (`contract`; `generator`, `tokenizer`), optimizer, processes, checkpoints."""

@@ -1,4 +1,4 @@
-"""What the training loop asks of an objective."""
+"""The contract of an objective: what the training loop asks of whatever is trained, and the order of the data."""
 
 from abc import ABC, abstractmethod
 from typing import Any, Protocol, runtime_checkable
