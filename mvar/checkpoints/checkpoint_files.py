@@ -188,7 +188,8 @@ def _state_dicts(
 def _attached(content: Mapping[Any, Any]) -> dict[str, Any]:
     """The configuration in `_metadata`, which torch keeps with state dicts and asks for module names only."""
     with suppress(AttributeError, KeyError, TypeError, ValueError):
-        return parse_metadata(content._metadata[METADATA]["json"])  # type: ignore[attr-defined]
+        told = content._metadata  # pyright: ignore[reportAttributeAccessIssue]  torch's own name
+        return parse_metadata(told[METADATA]["json"])
     return {}
 
 

@@ -316,5 +316,6 @@ def write_official(path: Path | str, state: Mapping[str, Tensor], metadata: Mapp
             return
         ordered = OrderedDict(state)
         if metadata:
-            ordered._metadata = {METADATA: {"json": json.dumps(metadata, allow_nan=False)}}  # type: ignore[attr-defined]
+            kept = {METADATA: {"json": json.dumps(metadata, allow_nan=False)}}
+            ordered._metadata = kept  # pyright: ignore[reportAttributeAccessIssue]  torch's own name, see above
         torch.save(ordered, file)
