@@ -29,6 +29,7 @@ LOST = {
     "tokenizer.json": "the run is then held to the tokenizer that is there now",
 }
 ORIGINS = {"tokenizer": ("data", "tokenizer"), "tokens": ("data", "tokenizer"), "extractor": ("data", "evaluation")}
+ORIGIN_REMEDY = "`mvar repair --yes` writes it anew, or deletes it where no run here uses the stage"
 
 
 @dataclass(frozen=True)
@@ -316,6 +317,14 @@ def _is_object(path: Path) -> bool:
         return isinstance(read_json(path), dict)
     except (UserError, OSError):
         return False
+
+
+def damaged_origins(store: Store) -> Iterator[Damaged]:
+    """Each `config.json` of a shared stage that does not hold the sections of a config that it was made from."""
+    for path in sorted(store.root.glob("stages/*/config.json")):
+        sections = ORIGINS.get(path.parent.name.partition("-")[0], ())
+        if sections and not _is_origin(path, sections):
+            yield Damaged(f"{path}: not as this version writes it; {ORIGIN_REMEDY}")
 
 
 def _is_origin(path: Path, sections: tuple[str, ...]) -> bool:
