@@ -17,7 +17,7 @@ LARGEST: dict[str, int] = {
     "tokenizer.width": 1_000_000,
     "tokenizer.num_res_blocks": 10_000,
     "tokenizer.share_phi": 10_000,
-    "tokenizer.train.steps": 10_000_000_000,
+    "tokenizer.train.steps": 10**15,
     "tokenizer.train.batch_size": 100_000_000,
     "model.width": 1_000_000,
     "model.num_heads": 1_000_000,
@@ -26,11 +26,11 @@ LARGEST: dict[str, int] = {
     "model.mamba.d_conv": 10_000,
     "model.mamba.expand": 10_000,
     "model.mamba.headdim": 1_000_000,
-    "train.steps": 10_000_000_000,
+    "train.steps": 10**15,
     "train.batch_size": 100_000_000,
     "sample.candidates": 1_000_000,
     "evaluation.num_images": 10_000_000_000,
-    "evaluation.classifier_steps": 10_000_000_000,
+    "evaluation.classifier_steps": 10**15,
 }
 
 
