@@ -9,12 +9,14 @@ import time
 from fnmatch import fnmatch
 from pathlib import Path
 
+from mvar import shipped
 from mvar.cluster.profile_files import check_owner
 from mvar.errors import UserError, warn
 from mvar.files import STRANGE_AGE_S, digest, file_digest, read_json, write_json
 
-ROOT = Path(__file__).parents[2]
-PACKAGES = ("mvar", "experiments")
+ROOT = shipped.PACKAGE.parent
+# Of an installed wheel the package alone: what lies beside it in site-packages is somebody else's.
+PACKAGES = ("mvar", *shipped.KINDS) if shipped.repository() else ("mvar",)
 WANTED = (*PACKAGES, "pyproject.toml")
 OWN = ("snapshot.json", "diff.patch")  # of a snapshot itself
 # Names of files, and folders, that hold what nobody else is to have; whatever git says of them.

@@ -12,7 +12,7 @@ from mvar.errors import OK, USER_ERROR, complain, existing_directory, say, warn
 from mvar.escaping import one_line
 
 if TYPE_CHECKING:
-    from mvar.analysis.report import Progress
+    from mvar.analysis.writer import Told
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Report:
 
 
 @contextmanager
-def _shown() -> "Iterator[Progress]":
+def _shown() -> "Iterator[Told]":
     """Shows what the report is at: a bar where stderr is a terminal, a line now and then elsewhere."""
     from rich import progress as rich
     from rich.console import Console
