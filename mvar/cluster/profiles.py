@@ -7,7 +7,7 @@ command line.
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 from pydantic.fields import FieldInfo
@@ -16,6 +16,7 @@ from mvar.cluster import profile_files
 from mvar.cluster.profile_files import CONTROL, check_owner, check_values, shown
 from mvar.config import Config, from_dict, override
 from mvar.errors import UserError, one_of, warn
+from mvar.runs.executors import registry
 
 SHELL = ("setup", "env")  # fields that a job's shell runs, or that change what it runs
 SUFFIXES = (".toml", ".yaml", ".yml")
@@ -47,7 +48,7 @@ class Profile(Config):
     """One cluster, and the size of a run's job on it. Fields that are not given are left to SLURM's defaults."""
 
     source: str = ""  # the built-in name or the file that it comes from; set by `load_profile`
-    executor: Literal["slurm", "local", "inprocess"] = "slurm"
+    executor: str = "slurm"  # a name in mvar.runs.executors.registry
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -92,10 +93,11 @@ class Profile(Config):
 
     @model_validator(mode="after")
     def _check_executor(self) -> Self:
-        used = {"slurm": set(type(self).model_fields) - {"workers"}, "local": {"workers"}, "inprocess": set()}
-        changed = {name for name, field in type(self).model_fields.items() if getattr(self, name) != _default(field)}
-        if unused := sorted(changed - used[self.executor] - {"executor", "source"}):
-            allowed = ", ".join(sorted(used[self.executor] - {"source"})) or "none"
+        fields = type(self).model_fields
+        used = set(filter(registry.find(self.executor).uses, fields))
+        changed = {name for name, field in fields.items() if getattr(self, name) != _default(field)}
+        if unused := sorted(changed - used - {"executor", "source"}):
+            allowed = ", ".join(sorted(used - {"source"})) or "none"
             raise ValueError(f"{unused[0]}: the executor {self.executor} does not use it; allowed with it: {allowed}")
         return self
 

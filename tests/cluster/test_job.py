@@ -21,7 +21,8 @@ from mvar.cluster.queue import View, _in_queue, cause_of_death
 from mvar.cluster.submission import Job, Submission
 from mvar.config import override
 from mvar.errors import FAILURE, OK, UserError
-from mvar.runs import environment, inprocess
+from mvar.runs import environment
+from mvar.runs.executors import inprocess
 from mvar.runs.states import DONE, FAILED, QUEUED, RUNNING, STOPPED, Stopped
 from mvar.runs.store import Directory, Store
 
