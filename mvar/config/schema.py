@@ -19,10 +19,11 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
     ValidationInfo,
+    field_validator,
     model_validator,
 )
 
-from mvar.config import identity
+from mvar.config import identity, sources
 from mvar.files import digest, expand
 from mvar.pattern import parse_pattern, replace_layers
 from mvar.scales import ScaleSchedule
@@ -40,7 +41,7 @@ class Config(BaseModel):
 class DataConfig(Config):
     """Images and how they are split and cropped."""
 
-    name: Literal["digits", "imagefolder"] = "digits"
+    name: str = "digits"  # a name in mvar.config.sources
     root: str | None = None  # imagefolder: class subfolders of the training images; $VARIABLES are expanded
     heldout_root: str | None = None  # imagefolder: a separate held-out set with the same classes, e.g. ImageNet's val
     image_size: int = Field(8, ge=2)  # side in pixels
@@ -54,6 +55,11 @@ class DataConfig(Config):
     # How folders are read, see mvar.data.folders and pictures. 1: as by the first version. What launches runs sets 2
     # where the two differ, so that sound data keep their ids.
     reading: Literal[1, 2] = 1
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        return sources.check_name(name)
 
     @model_validator(mode="after")
     def _check_root(self) -> Self:

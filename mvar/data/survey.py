@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mvar.config import DataConfig
+from mvar.data.crops import ImageSet
 from mvar.data.folders import FolderSource
-from mvar.data.images import ImageSet, folder_sources, image_set
 from mvar.data.pictures import is_see_through, read_header, shown
+from mvar.data.sources.registry import find
+from mvar.data.splits import image_set
 from mvar.files import file_digest
 
 SAMPLE = 4096  # pictures: half a minute to decode
@@ -78,13 +80,13 @@ def survey(config: DataConfig, known: Iterable[Mapping[str, Any]] = ()) -> Surve
         UserError: as `load_images`; a picture that was looked at and cannot be used.
     """
     config = config.model_copy(update={"reading": 2})
-    sources = folder_sources(config)
-    roots = [source for source in sources if source]
+    opened = find(config.name).open(config)
+    roots = [pictures for pictures in (opened.train, opened.heldout) if pictures]
     stamp = ":".join(source.stamp() for source in roots)
     for document in known:
         if document.get("stamp") == stamp and (found := _read(document)):
             return found
-    train, heldout = (image_set(config, sources, split) for split in ("train", "heldout"))
+    train, heldout = (image_set(config, opened, split) for split in ("train", "heldout"))
     skipped: Counter[str] = sum((source.listing.skipped for source in roots), Counter())
     differs: Counter[str] = sum((source.listing.differs for source in roots), Counter())
     small = len(train) + len(heldout) <= SAMPLE

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mvar.data.images import ImageSet, to_float
+from mvar.data.crops import ImageSet, to_float
 from mvar.errors import UserError, quoted, warn_once
 from mvar.files import atomic_write, known_digest, read_json, write_json
 from mvar.rows import Rows

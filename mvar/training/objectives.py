@@ -15,7 +15,7 @@ from mvar.training.contract import DataOrder, Objective, Rows
 from mvar.transformer import ScaleTransformer
 
 if TYPE_CHECKING:
-    from mvar.data.images import ImageSet
+    from mvar.data.crops import ImageSet
     from mvar.data.tokens import TokenCache
 
 INPUTS_LIMIT = 2**28  # bytes of teacher-forcing inputs that are computed once and kept; above, they are made each step
@@ -113,7 +113,7 @@ class TokenizerObjective(Objective):
 
     def load(self, rows: Rows) -> Rows:
         """Images `(B, channels, H, W)` in [-1, 1], cropped and translated; what moves in repeats the border."""
-        from mvar.data.images import to_float
+        from mvar.data.crops import to_float
 
         numbers, seeds, shifts = rows
         crops = [
