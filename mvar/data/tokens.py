@@ -8,7 +8,6 @@ codebook size.
 
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mvar.data.crops import ImageSet, to_float
+from mvar.data.prefetch import Prefetched
 from mvar.errors import UserError, quoted, warn_once
 from mvar.files import atomic_write, known_digest, read_json, write_json
 from mvar.rows import Rows
@@ -310,21 +310,9 @@ def prepared_batches(
     def load(row: int) -> np.ndarray:
         return _load(images, crops, seed, row)
 
-    starts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-    if not num_workers:
-        yield from (np.stack([load(row) for row in part]) for part in starts)
-        return
-    with ThreadPoolExecutor(num_workers) as pool:
-        try:
-            ahead = [pool.submit(load, row) for row in starts[0]] if starts else []
-            for number in range(len(starts)):
-                current, ahead = (
-                    ahead,
-                    [pool.submit(load, row) for part in starts[number + 1 : number + 2] for row in part],
-                )
-                yield np.stack([future.result() for future in current])
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with Prefetched(load, rows, num_workers, depth=batch_size) as loaded:
+        for start in range(0, len(rows), batch_size):
+            yield np.stack([next(loaded) for _ in rows[start : start + batch_size]])
 
 
 def _finish(rows: Rows, directory: Path, plan: dict[str, Any], images: ImageSet) -> None:
