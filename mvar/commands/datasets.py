@@ -117,10 +117,13 @@ class DataSets:
 
     def _survey(self, data: "DataConfig") -> "Survey":
         from mvar.data.survey import survey
+        from mvar.runs.display import shown
 
         key = data.model_copy(update={"reading": 1})
         if key not in self._found:
-            self._found[key] = survey(data, (self._document(data, reading) for reading in (1, 2)))
+            known = (self._document(data, reading) for reading in (1, 2))
+            with shown("data", "looking at the pictures") as progress:
+                self._found[key] = survey(data, known, progress)
         return self._found[key]
 
     def _path(self, data: "DataConfig", reading: int) -> Path:
