@@ -2,11 +2,11 @@
 
 The paper does not say which layers it replaces first; here it is the first ones (`first:N`). Its figure is a picture
 of which only the end points are stated, so that the points between have nothing printed.
+
+    mvar run layers
 """
 
-from experiments import mixers
-from mvar.config import RunConfig, override
-from mvar.runs.request import Cell, Sweep, paper_rows
+from mvar import Cell, Experiment, RunConfig, columns, override, paper_rows
 
 QUARTERS = 4
 
@@ -25,4 +25,21 @@ def cells(config: RunConfig) -> list[Cell]:
     return found
 
 
-SWEEP = Sweep("layers", "Figure 5", "0, 1/4, 1/2, 3/4 and all layers intra+mamba", cells, mixers.baseline)
+EXPERIMENT = Experiment(
+    name="layers",
+    artefact="Figure 5",
+    summary="0, 1/4, 1/2, 3/4 and all layers intra+mamba",
+    build=cells,
+    columns=(
+        columns.name("layers replaced"),
+        columns.FID,
+        columns.PAPER_FID,
+        *columns.SCORES,
+        *columns.COSTS,
+    ),
+    compares="trend",
+    along="layers replaced",
+    figures=("layers",),
+    of_paper=True,
+    place=30,
+)

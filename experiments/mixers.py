@@ -2,12 +2,13 @@
 
 Where the config asks for another pattern (`--set model.pattern=...`), it is one row more, beside which nothing is
 printed: a mixer of one's own among the paper's.
+
+    mvar run mixers
 """
 
 from typing import Any
 
-from mvar.config import RunConfig, override
-from mvar.runs.request import Cell, Sweep, paper_rows
+from mvar import Cell, Experiment, RunConfig, columns, override, paper_rows
 
 OWN = "own"  # the row of a pattern that the paper does not have
 COLUMNS = {"global_attention": "global", "intra_attention": "intra", "mamba": "mamba"}
@@ -30,9 +31,22 @@ def cells(config: RunConfig) -> list[Cell]:
     return found
 
 
-def baseline(config: RunConfig) -> RunConfig:
-    """VAR: global attention in every layer, at the preset's size."""
-    return override(config, {"model.pattern": "global"})
-
-
-SWEEP = Sweep("mixers", "Table 6", "VAR, intra only, Mamba only, M-VAR", cells, baseline)
+EXPERIMENT = Experiment(
+    name="mixers",
+    artefact="Table 6",
+    summary="VAR, intra only, Mamba only, M-VAR",
+    build=cells,
+    columns=(
+        columns.name("method"),
+        columns.PATTERN,
+        columns.FID,
+        columns.PAPER_FID,
+        *columns.SCORES,
+        *columns.COSTS,
+    ),
+    pair=("VAR", "M-VAR"),
+    figures=("samples", "likelihood", "loss"),
+    sets_pattern=False,
+    of_paper=True,
+    place=10,
+)

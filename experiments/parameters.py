@@ -1,24 +1,14 @@
-"""Table 5: M-VAR at about VAR's number of parameters, made narrower (M-VAR-W) or shallower (M-VAR-D)."""
+"""Table 5: M-VAR at about VAR's number of parameters, made narrower (M-VAR-W) or shallower (M-VAR-D).
+
+mvar run parameters
+"""
 
 from fractions import Fraction
-from math import gcd
 
-from experiments import mixers
-from mvar.config import RunConfig, override
-from mvar.errors import UserError
-from mvar.runs.request import Cell, Sweep, paper_rows
+from mvar import Cell, Column, Experiment, RunConfig, UserError, columns, override, paper_rows, resize
 
 MVAR = "intra+mamba"
-
-
-def resize(config: RunConfig, depth: int, width: int) -> RunConfig:
-    """The config at another size: head dimensions kept where they divide the width, drop path in step with depth."""
-    model = config.model
-    head_dim = gcd(model.width // model.num_heads, width)
-    headdim = gcd(model.mamba.headdim, width * model.mamba.expand)
-    size = {"depth": depth, "width": width, "num_heads": width // head_dim, "mamba.headdim": headdim}
-    size["drop_path"] = model.drop_path * depth / model.depth  # VAR: 0.1 * depth / 24
-    return override(config, {f"model.{name}": value for name, value in size.items()})
+REFERENCE = "M-VAR"  # the row that cost and time are relative to
 
 
 def _scale(value: int, ratio: Fraction, what: str) -> int:
@@ -40,10 +30,35 @@ def cells(config: RunConfig) -> list[Cell]:
         width = _scale(config.model.width, Fraction(row["width"], reference["width"]), "width")
         layer = "global" if row is reference else MVAR
         sized = resize(override(config, {"model.pattern": layer}), depth, width)
-        columns = ("params", "fid", "relative_training_cost", "relative_inference_time")
-        printed = {column: row[column] for column in columns}
+        names = ("params", "fid", "relative_training_cost", "relative_inference_time")
+        printed = {name: row[name] for name in names}
         found.append(Cell(row["model"], sized, {"pattern": layer, "depth": depth, "width": width}, printed))
     return found
 
 
-SWEEP = Sweep("parameters", "Table 5", "VAR, M-VAR-W, M-VAR-D, M-VAR", cells, mixers.baseline)
+EXPERIMENT = Experiment(
+    name="parameters",
+    artefact="Table 5",
+    summary="VAR, M-VAR-W, M-VAR-D, M-VAR",
+    build=cells,
+    columns=(
+        columns.name("model"),
+        columns.DEPTH,
+        columns.WIDTH,
+        columns.PARAMETERS,
+        Column("paper_params", "parameters", columns.PAPER),
+        columns.FID,
+        columns.PAPER_FID,
+        *columns.SCORES,
+        *columns.RELATIVE,
+        *columns.SPENT,
+    ),
+    notes=(
+        f"Cost and time are relative to {REFERENCE}, as in the paper. Measured: time of a training step and of "
+        "sampling, on a machine that runs may have shared; analytic: FLOPs of a forward pass (training is three of "
+        "them) and of sampling with state, from the config alone.",
+    ),
+    relative_to=REFERENCE,
+    of_paper=True,
+    place=20,
+)

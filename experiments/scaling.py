@@ -3,18 +3,16 @@
 As in VAR, the width grows with the depth (`width = k * depth`, k of the preset; VAR: 64) and everything else stays.
 Every model trains the preset's steps on the same data: each point is one finished training. VAR's frontier of
 compute-optimal trainings would need longer and shorter ones beside it.
+
+    mvar run scaling
 """
 
 from fractions import Fraction
 
-from experiments import mixers
-from experiments.parameters import MVAR, resize
-from mvar.config import RunConfig, override
-from mvar.errors import UserError
-from mvar.runs.request import Cell, Sweep
+from mvar import Cell, Experiment, RunConfig, UserError, columns, override, resize
 
 FRACTIONS = tuple(Fraction(n, 4) for n in (1, 2, 3, 4, 5))  # of the preset's depth
-PATTERNS = {"VAR": "global", "M-VAR": MVAR}
+PATTERNS = {"VAR": "global", "M-VAR": "intra+mamba"}
 
 
 def cells(config: RunConfig) -> list[Cell]:
@@ -35,4 +33,22 @@ def cells(config: RunConfig) -> list[Cell]:
     return found
 
 
-SWEEP = Sweep("scaling", "Scaling laws", "VAR and M-VAR at five depths", cells, mixers.baseline)
+EXPERIMENT = Experiment(
+    name="scaling",
+    artefact="Scaling laws",
+    summary="VAR and M-VAR at five depths",
+    build=cells,
+    columns=(
+        columns.name("model"),
+        columns.DEPTH,
+        columns.WIDTH,
+        columns.NLL,
+        columns.ERROR,
+        columns.FID,
+        columns.COPIES,
+        *columns.COSTS,
+    ),
+    compares="sizes",
+    figures=("scaling",),
+    place=45,
+)

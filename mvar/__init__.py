@@ -1,3 +1,45 @@
-"""Scale-wise autoregressive image generation with swappable sequence mixers: the library."""
+"""Scale-wise autoregressive image generation with swappable sequence mixers.
+
+The public names, which experiments, analyses and users' own files are written on. They are loaded when they are first
+used, so that `import mvar` takes no time and needs nothing optional.
+"""
+
+from typing import TYPE_CHECKING
+
+from mvar.lazy import lazily
+
+if TYPE_CHECKING:
+    from mvar.artefacts import check_artefact
+    from mvar.config import ModelConfig, RunConfig, override
+    from mvar.cost import attention_cost, layer_attention_cost, num_params, sample_flops
+    from mvar.errors import UserError
+    from mvar.files import digest
+    from mvar.presets import PRESETS, imagenet, model_size, resize
+    from mvar.probes.attention_mass import AttentionStats, uniform_share
+    from mvar.runs import columns
+    from mvar.runs.columns import Column
+    from mvar.runs.experiment import Cell, Experiment, paper_rows
+    from mvar.runs.stages.attention import run_attention
+    from mvar.runs.states import DONE
+    from mvar.runs.store import RunDirectory, Store, one_line
+    from mvar.scales import PATCH_SIDES, ScaleSchedule
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "mvar.artefacts": ("check_artefact",),
+    "mvar.config": ("ModelConfig", "RunConfig", "override"),
+    "mvar.cost": ("attention_cost", "layer_attention_cost", "num_params", "sample_flops"),
+    "mvar.errors": ("UserError",),
+    "mvar.files": ("digest",),
+    "mvar.presets": ("PRESETS", "imagenet", "model_size", "resize"),
+    "mvar.probes.attention_mass": ("AttentionStats", "uniform_share"),
+    "mvar.runs": ("columns",),
+    "mvar.runs.columns": ("Column",),
+    "mvar.runs.experiment": ("Cell", "Experiment", "paper_rows"),
+    "mvar.runs.stages.attention": ("run_attention",),
+    "mvar.runs.states": ("DONE",),
+    "mvar.runs.store": ("RunDirectory", "Store", "one_line"),
+    "mvar.scales": ("PATCH_SIDES", "ScaleSchedule"),
+}
+__getattr__, __dir__, __all__ = lazily("mvar", _HOMES)

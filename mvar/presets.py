@@ -3,6 +3,8 @@
 A preset is a `RunConfig`; sweeps derive their cells from it, and `--set` edits it.
 """
 
+from math import gcd
+
 from mvar.config import (
     DataConfig,
     EvaluationConfig,
@@ -14,6 +16,7 @@ from mvar.config import (
     SampleConfig,
     TokenizerConfig,
     TrainConfig,
+    override,
 )
 from mvar.scales import PATCH_SIDES
 
@@ -153,3 +156,13 @@ PRESETS: dict[str, RunConfig] = {
     "imagenet512-d24": imagenet(24, 512),
     "imagenet512-d36": imagenet(36, 512),
 }
+
+
+def resize(config: RunConfig, depth: int, width: int) -> RunConfig:
+    """The config at another size: head dimensions kept where they divide the width, drop path in step with depth."""
+    model = config.model
+    head_dim = gcd(model.width // model.num_heads, width)
+    headdim = gcd(model.mamba.headdim, width * model.mamba.expand)
+    size = {"depth": depth, "width": width, "num_heads": width // head_dim, "mamba.headdim": headdim}
+    size["drop_path"] = model.drop_path * depth / model.depth  # VAR: 0.1 * depth / 24
+    return override(config, {f"model.{name}": value for name, value in size.items()})

@@ -165,10 +165,10 @@ def test_submit_takes_multiples_of_a_sweep(cells):
 
 
 def test_submit_counts_the_cells_of_the_sweep():
-    from experiments.sweeps import SWEEPS
     from mvar.presets import PRESETS
+    from mvar.runs.experiment import find_experiment
 
-    assert len(SWEEPS["layers"].cells(PRESETS["smoke"])) == submit.LAYERS_CELLS
+    assert len(find_experiment("layers").cells(PRESETS["smoke"])) == submit.LAYERS_CELLS
 
 
 def test_submit_says_what_slurm_needs(monkeypatch, tmp_path):

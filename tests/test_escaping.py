@@ -312,7 +312,8 @@ def test_every_category_of_characters_was_tried():
 
 
 def test_csv_gives_every_label_back():
-    from mvar.analysis.render import Column, Table, to_csv
+    from mvar.analysis.render import Table, to_csv
+    from mvar.runs.columns import Column
 
     rows = [{"label": text, "n": number} for number, text in enumerate(HOSTILE.values())]
     text = to_csv(Table("t", "t", [Column("label", "l", is_text=True), Column("n", "n")], rows))

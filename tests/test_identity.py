@@ -8,10 +8,10 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from experiments.sweeps import SWEEPS
 from mvar.config import RunConfig, from_dict, identity, override, schema, stored_config
 from mvar.errors import UserError
 from mvar.presets import PRESETS
+from mvar.runs.experiment import experiment_names, find_experiment
 
 GOLDEN = Path(__file__).parent / "golden/identity.json"
 KINDS = ("run_id", "tokenizer_id", "tokens_id", "extractor_id", "floors_id", "evaluation_id", "data_id")
@@ -33,7 +33,7 @@ def all_ids() -> dict[str, dict[str, list[str]]]:
     """Ids of every cell of every sweep on every preset; the reason where a sweep does not fit a preset."""
     found: dict[str, dict[str, list[str]]] = {}
     for preset, config in PRESETS.items():
-        for name, sweep in SWEEPS.items():
+        for name, sweep in ((name, find_experiment(name)) for name in experiment_names()):
             try:
                 cells = sweep.cells(config)
             except UserError as error:

@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 import pytest
 
 from mvar.analysis.page import TEMPLATE
-from mvar.runs.request import paper_rows
+from mvar.runs.experiment import paper_rows
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("mvar", "experiments")

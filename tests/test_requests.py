@@ -14,11 +14,12 @@ from mvar.commands.checkpoint import CheckpointFiles
 from mvar.commands.request import MAX_SEEDS, with_budget_value
 from mvar.commands.run import Run
 from mvar.config import RunConfig, override
+from mvar.config.parsing import parse_overrides
 from mvar.errors import OK, USER_ERROR, UserError
 from mvar.presets import PRESETS
 from mvar.runs.display import duration
+from mvar.runs.experiment import MAX_STEPS
 from mvar.runs.plan import run_flops, sampling_flops
-from mvar.runs.request import MAX_STEPS, parse_overrides
 from mvar.runs.store import Store
 
 ROOT = Path(__file__).parents[1]

@@ -6,12 +6,13 @@ from typing import Any
 
 from mvar.analysis.compare import Measured
 from mvar.analysis.records import Records
-from mvar.analysis.render import MEASURED, Column, Table
+from mvar.analysis.render import Table
 from mvar.checkpoints.warm_start import Start
 from mvar.config import RunConfig
 from mvar.errors import UserError
 from mvar.escaping import code, markdown
 from mvar.files import digest
+from mvar.runs.columns import MEASURED, Column
 from mvar.runs.documents import read_document
 from mvar.runs.stages import shared as stages
 

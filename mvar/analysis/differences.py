@@ -7,10 +7,11 @@ import pandas as pd
 
 from mvar.analysis.compare import CONFIDENCE, Measured, aggregate, difference
 from mvar.analysis.records import Cell, Manifest, Records
-from mvar.analysis.render import MEASURED, Column, Table
+from mvar.analysis.render import Table
 from mvar.analysis.tables import cell_rows
 from mvar.analysis.verdicts import BETTER, INCONCLUSIVE, WORSE, Pooled, Verdict, judge, pooled
 from mvar.escaping import markdown
+from mvar.runs.columns import MEASURED, Column
 
 COLUMNS = (
     Column("label", "row", is_text=True),
@@ -34,12 +35,8 @@ JUDGED = {"fid", "nll"}  # lower is better
 
 
 def baseline_of(manifest: Manifest, cell: Cell) -> Cell | None:
-    """The cell that another is compared with: VAR (the first row), under rejection the same model's every image."""
-    if manifest.sweep == "rejection":
-        same = [other for other in manifest.cells if other.axes["pattern"] == cell.axes["pattern"]]
-        found = next(other for other in same if other.axes["candidates"] == 1)
-    else:
-        found = manifest.cells[0]
+    """The cell that another is compared with, as its experiment has it; None for that cell itself."""
+    found = manifest.experiment.against(cell, manifest.cells)
     return None if found is cell else found
 
 
@@ -57,7 +54,8 @@ def differences_table(records: Records, manifest: Manifest) -> Table | None:
         base = baseline_of(manifest, cell)
         if base is None or measured[cell.label].empty or measured[base.label].empty:
             continue
-        keys = {k: key for k, key in KEYS.items() if k != "nll" or manifest.sweep != "rejection"}  # one model there
+        is_one_model = set(measured[cell.label]["run_id"]) == set(measured[base.label]["run_id"])
+        keys = {k: key for k, key in KEYS.items() if k != "nll" or not is_one_model}
         found = {k: difference(measured[cell.label], measured[base.label], key) for k, key in keys.items()}
         pairs = [value for value in found.values() if value]
         if pairs:

@@ -1,69 +1,15 @@
-"""Samples side by side: one panel a mixer, the same classes row by row, and real held-out images beside them."""
+"""Samples and real images to be shown side by side: the same classes, the first images of each, as one picture."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from mvar import escaping
-from mvar.analysis.records import Manifest, Records
-from mvar.analysis.style import WIDTH, Figure, canvas
-from mvar.analysis.tables import cell_rows
-from mvar.artefacts import check_artefact
 from mvar.config import RunConfig
-from mvar.errors import UserError
 from mvar.runs import arrays
 from mvar.runs.stages import shared as stages
 
-CLASSES, PER_CLASS, PANELS_A_ROW = 10, 6, 5
-MAX_TITLE = 26  # characters over a panel
-
-
-def samples_figure(records: Records, manifest: Manifest, directory: Path, problems: list[str]) -> Figure:
-    """Sample grids of a sweep: real images, then every cell's first seed; a set that cannot be read is a problem.
-
-    Raises:
-        UserError: there are no samples to show.
-    """
-    name = f"samples-{manifest.name}"
-    panels: list[tuple[str, np.ndarray]] = []
-    config: RunConfig | None = None
-    for cell, rows in cell_rows(records, manifest):
-        if rows.empty:
-            continue
-        row = rows.sort_values(["seed", "sample_seed"]).iloc[0]
-        path = records.store.run(row["run_id"]).samples(row["evaluation_id"]) / "samples.npz"
-        try:
-            check_artefact(path)
-            panels.append((cell.label, read_samples(path)))
-            config = config or records.configs[row["run_id"]]
-        except (UserError, OSError) as error:
-            reason = str(error).removeprefix(f"{path}: ")
-            problems.append(f"{path.relative_to(records.store.root)}: {reason}; its panel is left out")
-    if config is None:
-        raise UserError(f"figure {name}: no samples to show")
-    try:
-        panels.insert(0, ("real, held out", real_images(config)))
-    except (UserError, OSError) as error:
-        problems.append(f"figure {name}: no real images beside the samples: {error}")
-    _draw(panels, directory, name)
-    caption = "The same classes in every panel, one a row: real held-out images, then samples as drawn, not chosen."
-    return Figure(name, f"Samples: {manifest.artefact}, {manifest.title}", caption)
-
-
-def _draw(panels: Sequence[tuple[str, np.ndarray]], directory: Path, name: str) -> None:
-    sheets = [(label, tile(images)) for label, images in panels]
-    columns = min(PANELS_A_ROW, len(sheets))
-    rows = -(-len(sheets) // columns)
-    high, wide = sheets[0][1].shape[:2]
-    height = rows * (0.96 * WIDTH / columns * high / wide + 0.25)
-    with canvas(directory, name, height, nrows=rows, ncols=columns) as (_, axes):
-        for ax in axes.flat:
-            ax.set_axis_off()
-        for ax, (label, sheet) in zip(axes.flat, sheets, strict=False):
-            ax.imshow(sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet, cmap="gray", vmin=0, vmax=255)
-            ax.set_title(escaping.figure(label, MAX_TITLE), loc="center", fontsize="small")
+CLASSES, PER_CLASS = 10, 6
 
 
 def tile(images: np.ndarray) -> np.ndarray:

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from mvar import escaping
-from mvar.analysis.cost_table import uniform_share
 from mvar.analysis.style import WIDTH, despine, mixer_look, page
 from mvar.errors import UserError, one_of
-from mvar.probes.attention_mass import AttentionStats, global_layers, observing
+from mvar.probes.attention_mass import AttentionStats, global_layers, observing, uniform_share
 from mvar.scales import ScaleSchedule
 from mvar.transformer import ScaleTransformer
 

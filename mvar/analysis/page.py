@@ -9,7 +9,7 @@ from typing import Any
 from mvar.analysis import inline
 from mvar.analysis.compare import DASH
 from mvar.analysis.document import Bullets, Section, Text, run_link
-from mvar.analysis.render import Table, short
+from mvar.analysis.render import Table, cell_text, short
 from mvar.analysis.style import Figure
 from mvar.escaping import one_line, printable
 
@@ -73,7 +73,7 @@ def _rows(table: Table) -> list[dict[str, Any]]:
             runs = table.runs_of(number, column.key)
             cells.append(
                 {
-                    "text": one_line(column.text(row.get(column.key))),
+                    "text": one_line(cell_text(column, row.get(column.key))),
                     "marks": table.marks(number, column.key),
                     "kind": _kind(column.group),
                     "is_text": column.is_text,

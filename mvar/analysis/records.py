@@ -18,7 +18,9 @@ from mvar.analysis.frame import frame
 from mvar.config import EvaluationConfig, RunConfig, SampleConfig, from_dict, identity
 from mvar.errors import UserError
 from mvar.files import digest
+from mvar.presets import DIGITS
 from mvar.runs.documents import Damaged, read_document, read_or_empty
+from mvar.runs.experiment import Experiment, experiment_names, find_experiment
 from mvar.runs.states import DONE
 from mvar.runs.store import RunDirectory, Store
 from mvar.training.metrics_log import missing_rows
@@ -65,6 +67,16 @@ class Manifest:
             return f"{self.preset}, equal steps{settings}"
         budget = f" ({self.budget_flops:.3g} FLOPs)" if self.budget_flops else ""
         return f"{self.preset}, equal training budget{budget}{settings}"
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the experiment that was asked for is here."""
+        return self.sweep in experiment_names()
+
+    @property
+    def experiment(self) -> Experiment:
+        """What was asked for; a `UserError` where its file is not here."""
+        return find_experiment(self.sweep)
 
     @property
     def setting(self) -> str:
@@ -307,10 +319,7 @@ def _manifest(path: Path, renamed: Mapping[str, str]) -> Manifest:
 
 def unasked(sweep: str) -> Manifest:
     """A sweep that nobody has asked for yet: what the paper prints, no runs, and the command that makes them."""
-    from experiments.sweeps import find_sweep
-    from mvar.presets import DIGITS
-
-    found = find_sweep(sweep)
+    found = find_experiment(sweep)
     cells = tuple(Cell(cell.label, cell.axes, cell.printed, (), ()) for cell in found.cells(DIGITS))
     return Manifest(f"{sweep}-digits-steps", sweep, found.artefact, "digits", "steps", None, f"mvar run {sweep}", cells)
 

@@ -13,8 +13,8 @@ import pandas as pd
 from mvar.analysis import inline
 from mvar.analysis.compare import DASH, Difference, Measured
 from mvar.escaping import code, file_name, latex, latex_comment, markdown, spreadsheet
+from mvar.runs.columns import MEASURED, Column
 
-MEASURED, ANALYTIC = "measured", "analytic"
 MAX_LINKS = 12  # run links in a row; the CSV has them all
 PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -27,37 +27,20 @@ def si(value: float) -> str:
     return f"{value:.3g}"
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column: the key of its values in a row, its heading, who says so, and how a number is written.
-
-    Columns with `is_text` are aligned left. `group` is `measured`, `analytic`, `paper (...)` or empty. `decimals`
-    applies to floats and `Measured`; None writes them with an SI prefix. `factor` is applied first (100 for shares in
-    percent).
-    """
-
-    key: str
-    heading: str
-    group: str = ""
-    decimals: int | None = 2
-    factor: float = 1.0
-    is_text: bool = False
-    is_code: bool = False  # of a command to type
-    in_print: bool = True  # LaTeX has a page's width: what a reader can do without is left to the other forms
-
-    def text(self, value: Any) -> str:
-        """A cell as text; a dash for what is not there."""
-        if value is None:
-            return DASH
-        if isinstance(value, Measured) and self.decimals is None:
-            return si(value.mean * self.factor)
-        if isinstance(value, Measured | Difference):
-            return value.text(self.decimals, self.factor)
-        if isinstance(value, int | float) and self.decimals is None:
-            return si(value * self.factor)
-        if isinstance(value, float):
-            return f"{value * self.factor:.{self.decimals}f}"
-        return str(value)
+def cell_text(column: Column, value: Any) -> str:
+    """A cell as text; a dash for what is not there."""
+    if value is None:
+        return DASH
+    if isinstance(value, Measured) and column.decimals is None:
+        return si(value.mean * column.factor)
+    if isinstance(value, Measured | Difference):
+        assert column.decimals is not None
+        return value.text(column.decimals, column.factor)
+    if isinstance(value, int | float) and column.decimals is None:
+        return si(value * column.factor)
+    if isinstance(value, float):
+        return f"{value * column.factor:.{column.decimals}f}"
+    return str(value)
 
 
 @dataclass(frozen=True)
@@ -144,7 +127,7 @@ def to_markdown(table: Table, link: Callable[[str], str]) -> str:
 
 
 def _markdown_cell(column: Column, value: Any) -> str:
-    text = column.text(value)
+    text = cell_text(column, value)
     if value is None or isinstance(value, Measured | Difference | int | float):
         return text
     return inline.to_cell(code(text)) if column.is_code else markdown(text)
@@ -208,7 +191,7 @@ def to_latex(table: Table) -> str:
     caption = ". ".join(text.rstrip(".") for text in (table.title, table.caption, *sources) if text)
     columns = pd.MultiIndex.from_tuples(heads)
     cells = [
-        [_tex(column.text(row.get(column.key)), table.marks(number, column.key)) for column in printed]
+        [_tex(cell_text(column, row.get(column.key)), table.marks(number, column.key)) for column in printed]
         for number, row in enumerate(table.rows)
     ]
     style = pd.DataFrame(cells, columns=columns).style.hide(axis="index")

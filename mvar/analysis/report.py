@@ -1,44 +1,34 @@
 """The report: every table and figure that the run directories support, as Markdown, HTML, CSV, LaTeX, PNG and PDF.
 
 What cannot be made is named with the reason, and the rest is written all the same. The same runs give the same bytes.
+Which experiments and analyses there are, and in which order they stand, is said by their own files.
 """
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from mvar.analysis import background, figures, paper_figures
+from mvar.analysis import background
 from mvar.analysis.cache import ReadCache
-from mvar.analysis.cost_table import scored_models, table1
-from mvar.analysis.differences import differences_table
-from mvar.analysis.document import Block, Bullets, Section, Text, document_to_markdown
-from mvar.analysis.grids import samples_figure
-from mvar.analysis.imagenet_tables import ARTEFACTS, Artefact, imagenet_table
+from mvar.analysis.contract import Analysis, analyses
+from mvar.analysis.document import Bullets, Section, Text, document_to_markdown
 from mvar.analysis.inline import prose
 from mvar.analysis.page import document_to_html
 from mvar.analysis.records import Manifest, Records, load_records, unasked
-from mvar.analysis.render import Column, Table, csv_text, latex_document, to_csv, to_latex
-from mvar.analysis.scaling import curves, scaling_table
-from mvar.analysis.style import Figure
+from mvar.analysis.render import Table, csv_text
 from mvar.analysis.summary import summary
-from mvar.analysis.tables import LAYOUTS, sweep_table
-from mvar.analysis.written import Written
+from mvar.analysis.writer import Told, Writer
 from mvar.errors import UserError
-from mvar.files import atomic_write
-from mvar.probes.attention_mass import AttentionStats
-from mvar.runs.stages.attention import run_attention
-from mvar.runs.store import RunDirectory, Store, one_line
+from mvar.runs.columns import Column
+from mvar.runs.experiment import experiment_names, find_experiment
 
-T = TypeVar("T")
-Progress = Callable[[int, int, str], None]
-SWEEP_ORDER = ("mixers", "parameters", "layers", "rejection", "scaling")
-ALWAYS = ("mixers", "parameters", "layers")  # the paper's own: shown with dashes where nobody asked for them
 TITLE = "Measured, beside what the paper prints"
 
 
 def write_report(
     results: Path | str,
-    progress: Progress | None = None,
+    progress: Told | None = None,
     complain: Callable[[str], None] | None = None,
 ) -> Path:
     """Write `report/` (`report.md`, `report.html`, `tables/`, `figures/`) from the run directories under `results`.
@@ -54,107 +44,42 @@ def write_report(
     """
     directory = Path(results) / "report"
     records = load_records(results, ReadCache(directory / "cache.json"), allow_empty=True)
-    writer = _Writer(records, progress or (lambda done, total, what: None))
+    writer = _Report(records, directory, progress)
     path = writer.write()
     for problem in dict.fromkeys(writer.problems) if complain else ():
         complain(problem)
     return path
 
 
-class _Writer:
-    """Collects the sections of the report, writes its files, and remembers which."""
+class _Report(Writer):
+    """The whole report."""
 
-    def __init__(self, records: Records, progress: Progress) -> None:
-        self.records = records
-        self.progress = progress
-        self.done, self.total = 0, 0
-        self.problems = records.problems
-        self.directory = records.store.root / "report"
-        self.figures = self.directory / "figures"
-        self.written = Written(self.directory)
-        self.sections: list[Section] = []
-        self.tables: list[str] = []
+    def __init__(self, records: Records, directory: Path, told: Told | None = None) -> None:
+        super().__init__(records, directory, told)
         self.floors: list[dict[str, Any]] = []
-        self.attention: list[str] = []
-        self.swept: list[tuple[Manifest, Table, Table | None]] = []
 
     def write(self) -> Path:
         """Write everything; the path of `report.md`."""
-        parts = [
-            self._background,
-            self._table1,
-            *self._sweep_sections(),
-            self._more_figures,
-            *[lambda which=which: self._imagenet(which) for which in ARTEFACTS],
-            self._runs,
-        ]
+        parts = [self._background, *self._drawn(), self._runs]
         self.total = len(parts) + 1
         for part in parts:
             self.attempt("report", part)
             self.done += 1
-            self._show("")
+            self.show("")
         self._missing()
         first = Section(TITLE, level=1)
         problems = len(dict.fromkeys(self.problems))
-        found = self.attempt("summary", summary, self.records, self.swept, self.attention, self.floors, problems)
+        found = self.attempt("summary", summary, self.records, self.swept, self.headlines, self.floors, problems)
         first.blocks = found or []
         self.sections.insert(0, first)
         self._problems()
-        self._save("tables/tables.tex", latex_document(self.tables))
-        self.written.finish()
-        self._save("report.md", document_to_markdown(self.sections))
-        self._save("report.html", document_to_html(self.sections, self.directory))
+        self.finish()
+        self.save("report.md", document_to_markdown(self.sections))
+        self.save("report.html", document_to_html(self.sections, self.directory))
         self.records.cache.save()
         self.done = self.total
-        self._show("")
+        self.show("")
         return self.directory / "report.md"
-
-    def _show(self, what: str) -> None:
-        self.progress(self.done, self.total, what)
-
-    def attempt(self, what: str, make: Callable[..., T], *arguments: Any) -> T | None:
-        """What `make` returns; if it fails, None and a line among the problems: one part never stops the rest."""
-        try:
-            return make(*arguments)
-        except Exception as error:  # whatever is wrong with one part: the others are still worth having
-            told = one_line(error)
-            self.problems.append(told if isinstance(error, UserError) else f"{what}: {told}")
-        return None
-
-    def section(self, title: str, *blocks: Block, level: int = 2) -> None:
-        """Begin a section."""
-        self._show(title)
-        self.sections.append(Section(title, list(blocks), level))
-
-    def add(self, block: Block) -> None:
-        """Add to the section that was begun last."""
-        self.sections[-1].blocks.append(block)
-
-    def _save(self, name: str, text: str) -> None:
-        path = self.directory / name
-        with atomic_write(path) as file:
-            file.write(text.encode())
-        if path.parent != self.directory:
-            self.written.add(path)
-
-    # Parts ----------------------------------------------------------------------------------------------------------
-
-    def table(self, table: Table) -> None:
-        """A table in all its forms."""
-        self.add(table)
-        for kind, text in (("csv", to_csv(table)), ("tex", to_latex(table))):
-            self._save(f"tables/{table.file}.{kind}", text)
-        self.tables.append(table.file)
-
-    def figure(self, what: str, make: Callable[..., Figure], *arguments: Any) -> None:
-        """A figure, or a problem."""
-        self._show(f"figure {what}")
-        figure = self.attempt(f"figure {what}", make, *arguments)
-        if figure is None:
-            return
-        for kind in ("png", "pdf"):
-            self.written.add(self.figures / f"{figure.file}.{kind}")
-        self.add(figure)
 
     # Sections -------------------------------------------------------------------------------------------------------
 
@@ -173,86 +98,20 @@ class _Writer:
             self.section("Floors", what, level=3)
             self.table(background.floors_table(self.floors))
 
-    def _table1(self) -> None:
-        self.section("Table 1: attention score and cost")
-        models, problems = scored_models(self.records, self._attention_of)
-        self.problems += problems
-        table = table1(models)
-        self.attention = list(table.reading)
-        self.table(table)
-        self.figure(table.name, figures.table1_figure, table, self.figures)
-        largest = {scored.config.data.name: scored for scored in sorted(models, key=lambda m: m.config.model.width)}
-        for data, scored in largest.items():
-            self.figure(data, figures.flow_figure, scored, f"attention-{data}", self.figures)
-
-    def _attention_of(self, store: Store, run: RunDirectory) -> AttentionStats:
-        return run_attention(
-            store, run, lambda done, total: self._show(f"attention of {run.name}: {done} of {total} images")
-        )
-
-    def _imagenet(self, which: Artefact) -> None:
-        self.section(f"{which.artefact}: {which.title}")
-        table, refused = imagenet_table(self.records, which)
-        if refused:
-            self.problems.append(f"{which.artefact}: {refused}")
-        self.table(table)
-        if which.name == "table2":
-            self.figure("figure2", paper_figures.figure2, table, self.figures)
-
-    def _sweep_sections(self) -> list[Callable[[], None]]:
-        known = [m for sweep in SWEEP_ORDER for m in self.records.sweeps(sweep)]
-        known += [unasked(sweep) for sweep in ALWAYS if not self.records.sweeps(sweep)]
-        known.sort(key=lambda m: (SWEEP_ORDER.index(m.sweep), m.preset, m.mode != "steps", m.name))
-        others = [m for m in self.records.manifests if m.sweep not in LAYOUTS]
-        self.problems += [f"sweep {m.name}: no table is known for {m.sweep!r}" for m in others]
-        return [lambda manifest=manifest: self._sweep(manifest) for manifest in known]
-
-    def _sweep(self, manifest: Manifest) -> None:
-        self.section(f"{manifest.artefact}: {manifest.sweep}, {manifest.title}")
-        try:
-            table = sweep_table(self.records, manifest)
-        except UserError as error:
-            self.add(Text(f"**Not compared.** {prose(str(error))}"))
-            self.problems.append(f"{manifest.name}: {error}")
-            return
-        self.table(table)
-        differences = None
-        if manifest.sweep != "scaling":
-            differences = self.attempt("differences", differences_table, self.records, manifest)
-        if differences:
-            self.table(differences)
-        self.swept.append((manifest, table, differences))
-        if any("n" in row for row in table.rows):
-            self._sweep_figures(manifest, table)
-
-    def _sweep_figures(self, manifest: Manifest, table: Table) -> None:
-        if manifest.sweep == "layers":
-            self.figure(manifest.name, figures.layers_figure, table, manifest, self.figures)
-        if manifest.sweep in ("mixers", "rejection"):
-            self.figure("samples", samples_figure, self.records, manifest, self.figures, self.problems)
-        if manifest.sweep == "mixers":
-            self.figure("likelihood", figures.scale_figure, self.records, manifest, self.figures)
-            self.figure("loss", figures.loss_figure, self.records, manifest, self.figures, self.problems)
-        if manifest.sweep == "scaling":
-            found = curves(self.records, manifest)
-            laws_table, laws = scaling_table(found, manifest)
-            self.table(laws_table)
-            self.figure(manifest.name, paper_figures.scaling_figure, found, laws, manifest, self.figures)
-
-    def _more_figures(self) -> None:
-        groups: dict[str, list[Manifest]] = {}
-        for manifest, table, _ in self.swept:
-            if manifest.sweep in ALWAYS and any("n" in row for row in table.rows):
-                groups.setdefault(manifest.setting, []).append(manifest)
-        if groups:
-            self.section("FID against cost")
-        for manifests in groups.values():
-            self.figure("cost", figures.cost_figure, self.records, manifests, self.figures)
+    def _drawn(self) -> list[Callable[[], None]]:
+        """Requests of experiments and analyses over all results, in their order."""
+        placed: list[tuple[tuple[Any, ...], Callable[[], None]]] = []
+        for manifest in sweeps_to_show(self.records, self.problems):
+            key = (manifest.experiment.place, manifest.sweep, manifest.preset, manifest.mode != "steps", manifest.name)
+            placed.append((key, lambda manifest=manifest: self.sweep(manifest)))
+        for analysis in analyses():
+            placed.append(((analysis.place, analysis.name), lambda analysis=analysis: self.analysis(analysis)))
+        return [draw for _, draw in sorted(placed, key=lambda item: item[0])]
 
     def _runs(self) -> None:
         table = self.records.table
         rows = table.astype(object).itertuples(index=False, name=None)
-        self._save("tables/runs.csv", csv_text(list(table.columns), rows))
+        self.save("tables/runs.csv", csv_text(list(table.columns), rows))
         self.section("All runs", Text("Every metric of every run: [runs.csv](tables/runs.csv)."))
 
     def _missing(self) -> None:
@@ -268,3 +127,52 @@ class _Writer:
         if self.problems:
             here = f"{self.records.store.root}/"  # a report does not depend on where it was made
             self.section("Problems", Bullets([prose(p.replace(here, "")) for p in dict.fromkeys(self.problems)]))
+
+
+def sweeps_to_show(records: Records, problems: list[str]) -> list[Manifest]:
+    """Every request whose experiment is known, and with dashes what the paper has and nobody asked for.
+
+    A request of an experiment whose file is not here becomes a problem.
+    """
+    found = []
+    for manifest in records.manifests:
+        if manifest.is_known:
+            found.append(manifest)
+        else:
+            problems.append(f"sweep {manifest.name}: no table is known for {manifest.sweep!r}")
+    asked = {manifest.sweep for manifest in found}
+    of_paper = [name for name in experiment_names() if find_experiment(name).of_paper]
+    return found + [unasked(name) for name in of_paper if name not in asked]
+
+
+def main(analysis: Analysis, arguments: Sequence[str] | None = None) -> int:
+    """What `python analysis/NAME.py` does: one analysis, written below `RESULTS/analysis/NAME`."""
+    import argparse
+
+    from mvar.errors import FAILURE, OK, USER_ERROR, complain, say, warn
+
+    parser = argparse.ArgumentParser(description=analysis.title)
+    parser.add_argument("--results", type=Path, default=Path("results"), help="where runs are kept")
+    parser.add_argument("--out", type=Path, help="where to write; default: RESULTS/analysis/NAME")
+    given = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    try:
+        records = load_records(given.results, allow_empty=True)
+        page = Writer(records, given.out or given.results / "analysis" / analysis.name)
+        page.sections.append(Section(analysis.title, level=1))
+        for manifest in sweeps_to_show(records, page.problems):
+            if analysis.of == "results" or analysis.name in manifest.experiment.figures:
+                page.sweep(manifest, with_figures=analysis.of == "sweep")
+        if analysis.of == "results":
+            page.sections[1:] = []  # the requests' own tables are of other pages
+            page.analysis(analysis)
+        page.finish()
+        path = page.directory / "page.html"
+        page.save("page.md", document_to_markdown(page.sections))
+        page.save("page.html", document_to_html(page.sections, page.directory))
+    except UserError as error:
+        return complain(str(error), USER_ERROR)
+    for problem in dict.fromkeys(page.problems):
+        warn(problem)
+    say(f"page: {path}")
+    drawn = any(section.blocks for section in page.sections)
+    return OK if drawn else FAILURE

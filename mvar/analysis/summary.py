@@ -7,7 +7,7 @@ from mvar.analysis.compare import Difference, Measured
 from mvar.analysis.document import Block, Bullets, Text
 from mvar.analysis.records import Manifest, Records
 from mvar.analysis.render import Table
-from mvar.escaping import markdown
+from mvar.escaping import code, markdown
 
 FEW_IMAGES = 10_000  # below it FID's bias is a good part of it; the papers use 50,000
 MANY_COPIES = 1.5  # near-copies over those of held-out images, from which on a row is named
@@ -21,21 +21,20 @@ PRINTED = (
 
 
 def summary(
-    records: Records, tables: Tables, attention: Sequence[str], floors: Sequence[dict[str, Any]], num_problems: int
+    records: Records, tables: Tables, headlines: Sequence[str], floors: Sequence[dict[str, Any]], num_problems: int
 ) -> list[Block]:
     """Blocks of the first section.
 
     Args:
         records: all that was read.
         tables: the sweeps' tables.
-        attention: how to read Table 1.
+        headlines: sentences that analyses have for this screen.
         floors: of `background.floor_rows`.
         num_problems: lines under "Problems".
     """
-    scores = [f"Attention, {line}" for line in attention if "inside a scale lie" in line]
     blocks: list[Block] = [
         Bullets(_run_lines(records, tables), "What was run"),
-        Bullets([*_findings(tables), *scores[:MAX_SCORES]], "Main finding"),
+        Bullets([*_findings(tables), *headlines[:MAX_SCORES]], "Main finding"),
     ]
     if floors:
         blocks.append(Bullets(_floor_lines(floors), "Floors"))
@@ -73,40 +72,44 @@ def _count(number: int, what: str) -> str:
 
 
 def _findings(tables: Tables) -> list[str]:
-    lines = []
+    lines, told = [], False
     for manifest, table, differences in tables:
-        title = markdown(manifest.title)
-        if manifest.sweep == "layers":
+        title, experiment = markdown(manifest.title), manifest.experiment
+        if experiment.compares == "trend":
             trend = [line for line in table.reading if line.startswith("FID: ")]
-            lines += [f"{title}, layers replaced: {line}" for line in trend]
-        if manifest.sweep != "mixers":
+            lines += [f"{title}, {experiment.along}: {line}" for line in trend]
+        if not experiment.pair:
             continue
+        told = told or any("n" in row for row in table.rows)
         rows = {row["label"]: row for row in table.rows}
-        var, mvar = rows.get("VAR", {}), rows.get("M-VAR", {})
-        if not (isinstance(var.get("fid"), Measured) and isinstance(mvar.get("fid"), Measured)):
+        base, other = (rows.get(label, {}) for label in experiment.pair)
+        if not (isinstance(base.get("fid"), Measured) and isinstance(other.get("fid"), Measured)):
             continue
-        found = next((row for row in differences.rows if row["label"] == "M-VAR"), {}) if differences else {}
-        lines += [f"{title}: {line}." for line in _pair(var, mvar, found)]
+        found = next((row for row in differences.rows if row["label"] == other["label"]), {}) if differences else {}
+        lines += [f"{title}: {line}." for line in _pair(base, other, found)]
         lines += [f"{title}: {line}" for line in table.reading if line.startswith("Of ")]
-    measured = any(
-        manifest.sweep == "mixers" and any("n" in row for row in table.rows) for manifest, table, _ in tables
-    )
-    return lines if measured else [*lines, "Table 6 is not measured yet: `mvar run mixers` makes its runs."]
+    unmeasured = [m for m, _, _ in tables if m.experiment.pair and m.experiment.of_paper]
+    if unmeasured and not told:
+        first = unmeasured[0]
+        lines.append(f"{first.artefact} is not measured yet: `mvar run {first.sweep}` makes its runs.")
+    return lines
 
 
-def _pair(var: dict[str, Any], mvar: dict[str, Any], found: dict[str, Any]) -> list[str]:
+def _pair(base: dict[str, Any], other: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    names = [markdown(row["label"]) for row in (other, base)]
+    shown = [f"{name} ({code(str(row['pattern']))})" for name, row in zip(names, (other, base), strict=True)]
     printed = ""
-    if var.get("paper_fid") is not None and mvar.get("paper_fid") is not None:
-        printed = f"; the paper prints {mvar['paper_fid']:.2f} and {var['paper_fid']:.2f} on ImageNet"
+    if base.get("paper_fid") is not None and other.get("paper_fid") is not None:
+        printed = f"; the paper prints {other['paper_fid']:.2f} and {base['paper_fid']:.2f} on ImageNet"
     told = [
-        f"FID {mvar['fid'].text(2)} for M-VAR (`intra+mamba`), {var['fid'].text(2)} for VAR (`global`)"
+        f"FID {other['fid'].text(2)} for {shown[0]}, {base['fid'].text(2)} for {shown[1]}"
         f"{_verdict(found, 'fid', 2)}{printed}"
     ]
     cost = ""
-    if var.get("train_flops") and mvar.get("train_flops"):
-        cost = f"; M-VAR spends {mvar['train_flops'] / var['train_flops']:.2f} times VAR's training FLOPs"
-    if isinstance(var.get("nll"), Measured) and isinstance(mvar.get("nll"), Measured):
-        nll = f"held-out NLL {mvar['nll'].text(2)} and {var['nll'].text(2)} bits per token"
+    if base.get("train_flops") and other.get("train_flops"):
+        cost = f"; {names[0]} spends {other['train_flops'] / base['train_flops']:.2f} times {names[1]}'s training FLOPs"
+    if isinstance(base.get("nll"), Measured) and isinstance(other.get("nll"), Measured):
+        nll = f"held-out NLL {other['nll'].text(2)} and {base['nll'].text(2)} bits per token"
         told.append(f"{nll}{_verdict(found, 'nll', 3)}{cost}")
     return told
 

@@ -4,95 +4,19 @@ What must not be compared is refused, what is missing is a dash, and nothing is 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from mvar.analysis.compare import aggregate, check_comparable, ratio, sampling_sd
-from mvar.analysis.reading import order_reading, trend_reading
+from mvar.analysis.reading import Row, order_reading, trend_reading
 from mvar.analysis.records import Cell, Manifest, Missing, Records
-from mvar.analysis.render import ANALYTIC, MEASURED, Column, Note, Table
-from mvar.errors import UserError
+from mvar.analysis.render import Note, Table
 from mvar.escaping import code, markdown
-from mvar.runs.request import paper_rows
+from mvar.runs.experiment import paper_rows
 
-PAPER = "paper (ImageNet 256)"
-REFERENCE_ROW = "M-VAR"  # Table 5 states cost and time relative to this row
-
-FID = Column("fid", "FID ↓", MEASURED)
-PAPER_FID = Column("paper_fid", "FID ↓", PAPER)
-SCORES = (
-    Column("nll", "NLL ↓ (bits/token)", MEASURED),
-    Column("copy_rate", "near-copies (%)", MEASURED, 1, 100),
-    Column("precision", "precision ↑", MEASURED, in_print=False),
-    Column("recall", "recall ↑", MEASURED, in_print=False),
-)
-IS = Column("is", "IS ↑", MEASURED)
-COSTS = (
-    Column("num_params", "parameters", ANALYTIC, None),
-    Column("train_flops", "training FLOPs", ANALYTIC, None),
-    Column("sample_flops", "FLOPs an image", ANALYTIC, None, in_print=False),
-    Column("steps", "steps", "", 0, in_print=False),
-    Column("train_s", "training (s)", MEASURED, 1, in_print=False),
-    Column("sample_s", "sampling (s)", MEASURED, 1, in_print=False),
-    Column("n", "seeds", "", 0),
-)
-RELATIVE = (
-    Column("train_cost", "relative training cost", MEASURED),
-    Column("train_cost_analytic", "relative training cost", ANALYTIC),
-    Column("paper_relative_training_cost", "relative training cost", PAPER, 1),
-    Column("inference", "relative inference time", MEASURED),
-    Column("inference_analytic", "relative inference time", ANALYTIC),
-    Column("paper_relative_inference_time", "relative inference time", PAPER, 1),
-)
-
-
-def _name(heading: str) -> Column:
-    return Column("label", heading, is_text=True)
-
-
-LAYOUTS = {
-    "mixers": (_name("method"), Column("pattern", "layers", is_text=True), FID, PAPER_FID, *SCORES, *COSTS),
-    "layers": (_name("layers replaced"), FID, PAPER_FID, *SCORES, *COSTS),
-    "parameters": (
-        _name("model"),
-        Column("depth", "depth"),
-        Column("width", "width"),
-        COSTS[0],
-        Column("paper_params", "parameters", PAPER),
-        FID,
-        PAPER_FID,
-        *SCORES,
-        *RELATIVE,
-        *COSTS[1:],
-    ),
-    "rejection": (
-        _name("images kept"),
-        Column("acceptance_rate", "acceptance rate (%)", "", 1, 100),
-        FID,
-        PAPER_FID,
-        IS,
-        Column("paper_is", "IS ↑", PAPER, 1),
-        Column("paper_model", "model", PAPER, is_text=True),
-        *SCORES[1:],
-        COSTS[0],
-        *COSTS[2:3],
-        *COSTS[5:],
-    ),
-    "scaling": (
-        _name("model"),
-        Column("depth", "depth"),
-        Column("width", "width"),
-        SCORES[0],
-        Column("error", "token error (%)", MEASURED, 1, 100),
-        FID,
-        SCORES[1],
-        *COSTS,
-    ),
-}
-VARIED = {"rejection": ("sample.candidates",)}  # settings that a sweep varies: its rows are compared all the same
 KEYS = {
     "fid": "eval/fid",
     "is": "eval/is",
@@ -100,6 +24,12 @@ KEYS = {
     "nll": "eval/nll_bits_per_token",
     **{name: f"eval/{name}" for name in ("copy_rate", "precision", "recall")},
     **{name: name for name in ("train_s", "sample_s")},
+}
+SENTENCES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
+    "pairs": order_reading,
+    "trend": trend_reading,
+    "sizes": lambda rows: [],
+    "nothing": lambda rows: [],
 }
 CONSTANTS = ("num_params", "train_flops", "sample_flops", "steps", "acceptance_rate")  # the same for every seed
 
@@ -113,7 +43,7 @@ def cell_rows(records: Records, manifest: Manifest) -> list[tuple[Cell, pd.DataF
     cells = [(cell, records.rows(cell)) for cell in manifest.cells]
     found = pd.concat([rows for _, rows in cells])
     if not found.empty:
-        check_comparable(found, VARIED.get(manifest.sweep, ()))
+        check_comparable(found, manifest.experiment.varied if manifest.is_known else ())
     return cells
 
 
@@ -121,19 +51,18 @@ def sweep_table(records: Records, manifest: Manifest) -> Table:
     """The table of one sweep in one mode.
 
     Raises:
-        UserError: a sweep that has no table, or evaluations that must not be compared.
+        UserError: a sweep whose experiment is not here, or evaluations that must not be compared.
     """
-    if manifest.sweep not in LAYOUTS:
-        raise UserError(f"sweep: {manifest.sweep!r} has no table; allowed: {', '.join(LAYOUTS)}")
+    experiment = manifest.experiment
     cells = cell_rows(records, manifest)
     rows = [_row(cell, found) for cell, found in cells]
     found = pd.concat([found for _, found in cells])
-    if manifest.sweep == "parameters":
-        _add_relative(rows, cells)
+    if experiment.relative_to:
+        _add_relative(rows, cells, experiment.relative_to)
     return Table(
         name=manifest.name,
         title=f"{manifest.artefact} ({manifest.sweep}): {manifest.title}",
-        columns=LAYOUTS[manifest.sweep],
+        columns=experiment.columns,
         rows=rows,
         run_ids=[sorted(set(found["run_id"])) for _, found in cells],
         notes=contradictions(manifest.artefact, rows),
@@ -178,9 +107,9 @@ def _constant(found: pd.DataFrame, name: str) -> int | float | None:
     return values[0].item() if isinstance(values[0], np.generic) else values[0]
 
 
-def _add_relative(rows: list[dict[str, Any]], cells: list[tuple[Cell, pd.DataFrame]]) -> None:
+def _add_relative(rows: list[dict[str, Any]], cells: list[tuple[Cell, pd.DataFrame]], label: str) -> None:
     """Cost and time relative to the reference row: measured (paired by seed) and analytic."""
-    reference = next((found for cell, found in cells if cell.label == REFERENCE_ROW and not found.empty), None)
+    reference = next((found for cell, found in cells if cell.label == label and not found.empty), None)
     if reference is None:
         return
     for row, (_, found) in zip(rows, cells, strict=True):
@@ -213,22 +142,8 @@ def _reading(manifest: Manifest, found: pd.DataFrame, rows: list[dict[str, Any]]
     if found.empty:
         return ["Nothing is measured yet."]
     lines = [_seeds_line(_seeds(rows)), *_sampling_line(found), _settings_line(found)]
-    if manifest.sweep in ("mixers", "parameters"):
-        lines += order_reading(rows)
-    if manifest.sweep == "layers":
-        lines += trend_reading(rows)
-    if manifest.sweep == "rejection":
-        lines.append(
-            "Acceptance rate: images kept over images drawn. The images are picked by the classifier whose features "
-            "and logits FID and IS compare, so neither is an independent judge of picked images: IS rewards them, FID "
-            "may fall or, where picking narrows the set, rise. FLOPs and time an image count every candidate."
-        )
-    if manifest.sweep == "parameters":
-        lines.append(
-            f"Cost and time are relative to {REFERENCE_ROW}, as in the paper. Measured: time of a training step and of "
-            "sampling, on a machine that runs may have shared; analytic: FLOPs of a forward pass (training is three of "
-            "them) and of sampling with state, from the config alone."
-        )
+    lines += SENTENCES[manifest.experiment.compares](rows)
+    lines += manifest.experiment.notes
     if manifest.mode == "budget":
         lines.append(
             "Every row spends the same training FLOPs, so the number of steps differs. The paper trains all rows "

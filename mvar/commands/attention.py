@@ -122,7 +122,7 @@ class Attention(CheckpointFiles):
             raise one_of("layer", self.layer, layers)
 
     def _settings(self) -> dict[str, Any]:
-        from mvar.runs.request import parse_overrides
+        from mvar.config.parsing import parse_overrides
 
         return sampling_preset(self.sampling) | parse_overrides(s for group in self.set for s in group)
 
@@ -196,8 +196,8 @@ def show(stats: "AttentionStats", title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from mvar.analysis.cost_table import uniform_share
     from mvar.analysis.maps import names
+    from mvar.probes.attention_mass import uniform_share
     from mvar.scales import ScaleSchedule
 
     table = Table(title=rich_text(f"{title}: % of attention mass"), title_justify="left", box=box.SIMPLE_HEAD)

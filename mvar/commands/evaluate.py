@@ -65,7 +65,7 @@ class Evaluate(CheckpointFiles):
         return code
 
     def _overrides(self) -> dict[str, object]:
-        from mvar.runs.request import parse_overrides
+        from mvar.config.parsing import parse_overrides
 
         named = {f"sample.{name}": value for name, value in sampling_preset(self.sampling).items()}
         return named | parse_overrides(setting for group in self.set for setting in group)

@@ -50,14 +50,14 @@ class Sweeps:
         Raises:
             UserError: an unknown sweep, preset or field; a value that is not allowed.
         """
-        from experiments.sweeps import SWEEPS, find_sweep
         from mvar.config import RunConfig, override
-        from mvar.config.parsing import NO_VALUE, PATHS, current_name
+        from mvar.config.parsing import NO_VALUE, PATHS, current_name, parse_overrides
         from mvar.presets import PRESETS
-        from mvar.runs.request import BUDGET, STEPS, Request, parse_overrides
+        from mvar.runs.experiment import BUDGET, STEPS, experiment_names, find_experiment
+        from mvar.runs.request import Request
 
         if not self.sweeps:
-            raise UserError(f"sweep: none given; allowed: {', '.join(SWEEPS)}")
+            raise UserError(f"sweep: none given; allowed: {', '.join(experiment_names())}")
         if self.preset not in PRESETS:
             raise one_of("preset", self.preset, PRESETS)
         overrides = parse_overrides(setting for group in self.set for setting in group)
@@ -70,7 +70,7 @@ class Sweeps:
         if "sample.seed" in overrides:
             raise UserError("set: sample.seed is given by --sample-seeds; allowed there: a count or a list such as 0,4")
         config = override(PRESETS[self.preset], overrides)
-        fixed = [sweep.name for sweep in map(find_sweep, self.sweeps) if sweep.name != "mixers"]
+        fixed = [found.name for found in map(find_experiment, self.sweeps) if found.sets_pattern]
         if fixed and (asked := sorted(PATTERN & overrides.keys())):
             raise UserError(f"set: {asked[0]}: sweep {fixed[0]} sets the pattern itself; allowed: with mixers alone")
         mode, budget = (BUDGET, _budget(self.budget)) if self.budget else (STEPS, None)
@@ -79,7 +79,7 @@ class Sweeps:
             asked = f"{len(seeds):,} times {len(sample_seeds):,} sets of images a cell"
             raise UserError(f"seeds, sample-seeds: {asked}; allowed: at most {MAX_SETS:,}")
         return [
-            Request(find_sweep(name), self.preset, config, seeds, overrides, mode, budget, sample_seeds)
+            Request(find_experiment(name), self.preset, config, seeds, overrides, mode, budget, sample_seeds)
             for name in dict.fromkeys(self.sweeps)
         ]
 

@@ -39,7 +39,7 @@ class Sample(CheckpointFiles):
 
     def execute(self, arguments: list[str]) -> int:
         """Draw and write the grid; returns the exit code."""
-        from mvar.runs.request import parse_overrides
+        from mvar.config.parsing import parse_overrides
 
         check_source(self.run, self.checkpoint)
         if not 1 <= self.per_class <= MOST_PER_CLASS:

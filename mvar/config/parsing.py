@@ -6,7 +6,7 @@ Names that have changed stay accepted (`RENAMED`), in `--set`, in configs and in
 import json
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -220,3 +220,22 @@ __all__ = [
     "stored_config",
     "whole_numbers",
 ]
+
+
+def parse_overrides(settings: Iterable[str]) -> dict[str, str]:
+    """`FIELD=VALUE` texts as a mapping; of a field that is given twice, under any of its names, the last counts.
+
+    Raises:
+        UserError: a text without `=`.
+    """
+    overrides: dict[str, str] = {}
+    for setting in settings:
+        name, separator, value = setting.partition("=")
+        name = name.strip()
+        if not separator or not name:
+            raise UserError(f"set: {quoted(setting)} is not FIELD=VALUE; allowed: e.g. train.steps=100")
+        same = [other for other in overrides if current_name(RunConfig, other) == current_name(RunConfig, name)]
+        for other in same:
+            del overrides[other]
+        overrides[name] = value
+    return overrides

@@ -313,3 +313,9 @@ def _over_queries(by_scale: Tensor, sides: tuple[int, ...]) -> Tensor:
     """Mean over queries of what is given by query scale, `(..., S)`: a scale weighs as many as it has tokens."""
     lengths = torch.tensor(ScaleSchedule(sides).lengths, dtype=torch.float64)
     return (by_scale * lengths).sum(-1) / lengths.sum()
+
+
+def uniform_share(schedule: ScaleSchedule) -> float:
+    """Intra-scale share if every query attended evenly to all keys that it may see: the yardstick of the score."""
+    span = schedule.span()
+    return sum(n * n / span.visible(k) for k, n in enumerate(schedule.lengths)) / schedule.num_tokens

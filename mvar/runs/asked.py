@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.sweeps import SWEEPS, find_sweep
 from mvar.config import RunConfig, from_dict, override
 from mvar.errors import UserError
 from mvar.presets import PRESETS
-from mvar.runs.request import BUDGET, STEPS, Request
+from mvar.runs.experiment import BUDGET, STEPS, experiment_names, find_experiment
+from mvar.runs.request import Request
 from mvar.runs.store import RunDirectory, Store
 
 
@@ -22,7 +22,7 @@ def requested(store: Store) -> list[RunConfig]:
             budget = manifest["budget_flops"] if manifest["mode"] == BUDGET else None
             seeds, sample_seeds = manifest.get("seeds", [0]), manifest.get("sample_seeds", ())
             config = override(PRESETS[manifest["preset"]], manifest["overrides"])
-            sweep = find_sweep(manifest["sweep"])
+            sweep = find_experiment(manifest["sweep"])
             overrides, mode = manifest["overrides"], manifest["mode"]
             request = Request(
                 sweep, manifest["preset"], config, tuple(seeds), overrides, mode, budget, tuple(sample_seeds)
@@ -62,7 +62,7 @@ def request_of(store: Store, path: Path) -> Request | None:
 
 
 def _named(stem: str) -> Iterator[tuple[Any, str, str]]:
-    for sweep in SWEEPS.values():
+    for sweep in map(find_experiment, experiment_names()):
         for preset in PRESETS:
             for mode in (STEPS, BUDGET):
                 if f"{stem}-".startswith(f"{sweep.name}-{preset}-{mode}-"):

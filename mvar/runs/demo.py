@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
-from experiments import mixers
 from mvar.config import RunConfig
 from mvar.errors import UserError
 from mvar.presets import PRESETS
+from mvar.runs.experiment import find_experiment
 from mvar.runs.request import Request, write_manifest
 from mvar.runs.store import Store
 
@@ -29,7 +29,7 @@ def demo_runs(results: Path | str | None = None) -> tuple[Store, dict[str, RunCo
         UserError: a run that could not be made; says why.
     """
     store = Store(results or os.environ.get("MVAR_RESULTS") or RESULTS)
-    requests = {preset: Request(mixers.SWEEP, preset, PRESETS[preset]) for preset in ("digits", "smoke")}
+    requests = {preset: Request(find_experiment("mixers"), preset, PRESETS[preset]) for preset in ("digits", "smoke")}
     request = next((r for r in requests.values() if all(map(store.is_done, r.configs()))), None)
     if request is None:
         from mvar.runs.runner import run_all

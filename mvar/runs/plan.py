@@ -10,7 +10,7 @@ from pathlib import Path
 from mvar import cost
 from mvar.config import DataConfig, RunConfig, TokenizerConfig
 from mvar.errors import UserError
-from mvar.runs.request import training_flops
+from mvar.runs.experiment import training_flops
 from mvar.runs.states import DONE
 from mvar.runs.store import RUN, RunDirectory, Store
 from mvar.training.distributed import resolve_device

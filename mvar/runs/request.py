@@ -1,108 +1,24 @@
-"""Cells of a sweep: a config with its place in a table or figure and what the paper prints there.
+"""What is asked for: an experiment on a preset, with seeds and settings, kept as a manifest.
 
-Printed numbers are read from `experiments/paper/*.csv` and never typed in. A sweep asked for is kept as a manifest, the
-list of runs that a report expects.
+A manifest is the list of runs that a report expects.
 """
 
-import csv
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from importlib.resources import files
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from mvar.config import RunConfig, identity, override
-from mvar.config.parsing import current_name
-from mvar.errors import UserError, quoted, warn
+from mvar.errors import UserError, warn
 from mvar.files import digest
 from mvar.presets import PRESETS
 from mvar.runs.documents import Damaged, Foreign, read_document, read_or_empty, write_document
+from mvar.runs.experiment import BUDGET, STEPS, Cell, Experiment, training_flops
 from mvar.runs.store import Store
-
-PAPER = files("experiments") / "paper"
-MAX_STEPS = 10**12  # that a budget may amount to: years on any machine
-STEPS, BUDGET = "steps", "budget"  # the modes: equal steps (the paper's way), equal training FLOPs
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One row of a table or point of a figure, before seeds are given."""
-
-    label: str
-    config: RunConfig
-    axes: Mapping[str, Any] = field(default_factory=dict)
-    printed: Mapping[str, Any] = field(default_factory=dict)  # as the paper prints it; empty where it prints nothing
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A paper artefact: a name for the command line and its cells, derived from a preset."""
-
-    name: str
-    artefact: str  # e.g. "Table 6"
-    summary: str
-    build: Callable[[RunConfig], list[Cell]]
-    baseline: Callable[[RunConfig], RunConfig]  # whose training FLOPs are the default budget
-
-    def cells(self, config: RunConfig, mode: str = STEPS, budget_flops: float | None = None) -> list[Cell]:
-        """The cells for a preset.
-
-        Args:
-            config: the preset, overrides applied.
-            mode: `steps`: every cell trains as many steps as the preset; `budget`: steps are chosen so that every
-                cell spends the same training FLOPs.
-            budget_flops: the budget; None: what the baseline spends at the preset's steps.
-        """
-        cells = self.build(config)
-        if mode == STEPS:
-            return cells
-        budget = training_flops(self.baseline(config)) if budget_flops is None else budget_flops
-        return [replace(cell, config=at_budget(cell.config, budget)) for cell in cells]
-
-
-def training_flops(config: RunConfig) -> int:
-    """FLOPs of the generator's whole training, analytic."""
-    from mvar.cost import train_flops  # here: it imports torch, which `mvar status` does without
-
-    return train_flops(config.model, config.token_space, config.train.steps * config.train.batch_size)
-
-
-def at_budget(config: RunConfig, budget_flops: float) -> RunConfig:
-    """The config with the number of steps whose training FLOPs are nearest to a budget, at least one.
-
-    Raises:
-        UserError: it trains no step, so that there is nothing to make equal; or more than `MAX_STEPS`.
-    """
-    if not config.train.steps:
-        raise UserError(
-            "train.steps: 0 trains nothing, which no budget can make equal; allowed with --budget: 1 or more"
-        )
-    steps = budget_flops / (training_flops(config) / config.train.steps)
-    if steps > MAX_STEPS:
-        raise UserError(
-            f"budget: {budget_flops:g} FLOPs are {steps:.1g} steps of {config.model.pattern}; allowed: at most "
-            f"{budget_flops * (MAX_STEPS / steps):.3g}, {MAX_STEPS:,} steps"
-        )
-    return override(config, {"train.steps": max(1, round(steps))})
-
-
-def paper_rows(table: str) -> list[dict[str, Any]]:
-    """A table of the paper as printed: numbers where a field is a number, else its text; empty fields left out."""
-    with (PAPER / f"{table}.csv").open(newline="") as file:
-        return [{key: _number(text) for key, text in row.items() if text} for row in csv.DictReader(file)]
-
-
-def _number(text: str) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def with_seeds(config: RunConfig, seeds: Iterable[int], sample_seeds: Iterable[int] = ()) -> list[RunConfig]:
@@ -115,7 +31,7 @@ def with_seeds(config: RunConfig, seeds: Iterable[int], sample_seeds: Iterable[i
 class Request:
     """A sweep as asked for on the command line."""
 
-    sweep: Sweep
+    sweep: Experiment
     preset: str
     config: RunConfig  # the preset with `overrides` applied
     seeds: tuple[int, ...] = (0,)
@@ -241,22 +157,3 @@ def unique(configs: Iterable[RunConfig]) -> list[RunConfig]:
         canonical = config.canonical()
         found.setdefault((identity.run_key(canonical), identity.evaluation_key(canonical)), config)
     return list(found.values())
-
-
-def parse_overrides(settings: Iterable[str]) -> dict[str, str]:
-    """`FIELD=VALUE` texts as a mapping; of a field that is given twice, under any of its names, the last counts.
-
-    Raises:
-        UserError: a text without `=`.
-    """
-    overrides: dict[str, str] = {}
-    for setting in settings:
-        name, separator, value = setting.partition("=")
-        name = name.strip()
-        if not separator or not name:
-            raise UserError(f"set: {quoted(setting)} is not FIELD=VALUE; allowed: e.g. train.steps=100")
-        same = [other for other in overrides if current_name(RunConfig, other) == current_name(RunConfig, name)]
-        for other in same:
-            del overrides[other]
-        overrides[name] = value
-    return overrides

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.sweeps import SWEEPS
 from mvar.config import override
 from mvar.files import write_json
 from mvar.presets import PRESETS
 from mvar.probes.attention_mass import AttentionStats
 from mvar.runs.documents import write_document
+from mvar.runs.experiment import find_experiment
 from mvar.runs.pipeline import costs
 from mvar.runs.request import Request, with_seeds, write_manifest
 from mvar.runs.stages.attention import heldout_of_run
@@ -35,7 +35,7 @@ class Fabricated:
     def sweep(self, name, seeds=(0,), mode="steps", overrides=None, make=True, preset="digits"):
         """Ask for a sweep, and make its runs unless told otherwise; returns the manifest and the configs."""
         config = override(PRESETS[preset], overrides or {})
-        request = Request(SWEEPS[name], preset, config, tuple(seeds), overrides or {}, mode)
+        request = Request(find_experiment(name), preset, config, tuple(seeds), overrides or {}, mode)
         write_manifest(self.store, request, ["run", name, "--preset", preset])
         configs = [c for cell in request.cells() for c in with_seeds(cell.config, seeds)]
         for config in configs if make else []:

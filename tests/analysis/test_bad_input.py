@@ -8,7 +8,8 @@ import pytest
 from mvar import cli
 from mvar.analysis.cache import ReadCache
 from mvar.analysis.records import load_records
-from mvar.analysis.report import _Writer, write_report
+from mvar.analysis.report import write_report
+from mvar.analysis.writer import Writer
 from mvar.config import override
 from mvar.presets import DIGITS
 
@@ -16,7 +17,7 @@ from mvar.presets import DIGITS
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch):
     """Without figures, which have tests of their own and take most of the time."""
-    monkeypatch.setattr(_Writer, "figure", lambda self, what, make, *arguments: None)
+    monkeypatch.setattr(Writer, "figure", lambda self, what, make, *arguments: None)
 
 
 def edit(path, change):

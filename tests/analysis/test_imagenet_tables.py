@@ -6,13 +6,15 @@ import shutil
 
 import pytest
 
-from mvar.analysis.imagenet_tables import ARTEFACTS, imagenet_table
-from mvar.analysis.paper_figures import figure2
+from mvar import shipped
 from mvar.analysis.records import load_records
 from mvar.analysis.render import to_markdown
 from mvar.config import override
 from mvar.presets import PRESETS
-from mvar.runs.request import PAPER
+
+PAPER = shipped.folder("experiments") / "paper"
+SCRIPT = shipped.load(shipped.find("analysis", "imagenet"))
+ARTEFACTS, imagenet_table, figure2 = SCRIPT.ARTEFACTS, SCRIPT.imagenet_table, SCRIPT.figure2
 
 TABLE2, TABLE3, TABLE4 = ARTEFACTS
 D16 = PRESETS["imagenet256-d16"]

@@ -9,8 +9,9 @@ import pytest
 from mvar.analysis.compare import Measured
 from mvar.analysis.document import Bullets, Section, Text, document_to_markdown
 from mvar.analysis.page import document_to_html
-from mvar.analysis.render import Column, Note, Table
+from mvar.analysis.render import Note, Table
 from mvar.analysis.report import write_report
+from mvar.runs.columns import Column
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None

@@ -7,8 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from mvar import cli
-from mvar.analysis import figures
+from mvar import cli, shipped
 from mvar.analysis.grids import first_of_each_class, read_samples, tile
 from mvar.analysis.records import load_records
 from mvar.analysis.report import write_report
@@ -110,7 +109,8 @@ def test_the_same_numbers_give_the_same_bytes(whole, everything, tmp_path):
     path, _, _ = whole
     records = load_records(everything.root)
     (manifest,) = records.sweeps("layers")
-    figures.layers_figure(sweep_table(records, manifest), manifest, tmp_path)
+    script = shipped.load(shipped.find("analysis", "layers"))
+    script.layers_figure(sweep_table(records, manifest), manifest, tmp_path)
     for drawn in sorted(tmp_path.iterdir()):
         assert drawn.read_bytes() == (path.parent / "figures" / drawn.name).read_bytes()
     assert len(list(tmp_path.iterdir())) == 2
@@ -185,7 +185,7 @@ def test_what_is_wrong_does_not_stop_the_rest(results, monkeypatch):
     drawn = results.root / "report" / "figures" / "nll-by-scale-digits-steps.png"
     write_report(results.root)
     assert drawn.exists()
-    monkeypatch.setattr(figures, "scale_figure", broken)
+    monkeypatch.setattr(shipped.load(shipped.find("analysis", "likelihood")), "scale_figure", broken)
     text = write_report(results.root).read_text()
     problems = text.split("## Problems")[1]
     for told in ("samples.npz: cannot be read", "attention is not measured", "floors.json", "a bug in one figure"):

@@ -5,16 +5,19 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from experiments.sweeps import SWEEPS
+from mvar import shipped
 from mvar.analysis.compare import Difference, check_comparable, difference, sampling_sd
 from mvar.analysis.differences import differences_table
-from mvar.analysis.paper_figures import scaling_figure
+from mvar.analysis.power_law import MIN_POINTS, fit_law
 from mvar.analysis.records import load_records
-from mvar.analysis.scaling import MIN_POINTS, curves, fit_law, scaling_table
 from mvar.analysis.tables import sweep_table
 from mvar.errors import UserError
 from mvar.presets import DIGITS
+from mvar.runs.experiment import find_experiment
 from mvar.runs.request import Request, with_seeds, write_manifest
+
+SCRIPT = shipped.load(shipped.find("analysis", "scaling"))
+curves, scaling_table, scaling_figure = SCRIPT.curves, SCRIPT.scaling_table, SCRIPT.scaling_figure
 
 
 def rows(values, **columns):
@@ -106,7 +109,7 @@ def test_rejection_is_compared_with_every_image_of_the_same_model(results):
 
 
 def test_sampling_seeds_of_a_request_are_one_row(results):
-    request = Request(SWEEPS["mixers"], "digits", DIGITS, (0, 1), sample_seeds=(0, 7))
+    request = Request(find_experiment("mixers"), "digits", DIGITS, (0, 1), sample_seeds=(0, 7))
     write_manifest(results.store, request, ["run", "mixers"])
     for cell in request.cells():
         for config in with_seeds(cell.config, (0, 1), (0, 7)):

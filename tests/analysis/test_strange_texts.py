@@ -15,8 +15,9 @@ from mvar.analysis import inline
 from mvar.analysis.document import Bullets, Section, Text, document_to_markdown
 from mvar.analysis.frame import frame
 from mvar.analysis.page import document_to_html
-from mvar.analysis.render import Column, Note, Table, csv_text, to_csv, to_latex, to_markdown
+from mvar.analysis.render import Note, Table, csv_text, to_csv, to_latex, to_markdown
 from mvar.analysis.report import write_report
+from mvar.runs.columns import Column
 
 BAD = {
     "=cmd|' /C calc'!A0": "a formula",

@@ -9,18 +9,24 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mvar import shipped
 from mvar.analysis.compare import Measured
-from mvar.analysis.cost_table import scored_models, table1, uniform_share
 from mvar.analysis.reading import order_reading, trend_reading
 from mvar.analysis.records import load_records
-from mvar.analysis.render import Column, Note, Table, si, to_csv, to_latex, to_markdown
+from mvar.analysis.render import Note, Table, si, to_csv, to_latex, to_markdown
 from mvar.analysis.tables import sweep_table
 from mvar.config import TokenSpace
 from mvar.cost import attention_cost, num_params
 from mvar.errors import UserError
 from mvar.presets import DIGITS, model_size
-from mvar.runs.request import PAPER, paper_rows
+from mvar.probes.attention_mass import uniform_share
+from mvar.runs.columns import Column
+from mvar.runs.experiment import paper_rows
 from mvar.scales import PATCH_SIDES, ScaleSchedule
+
+PAPER = shipped.folder("experiments") / "paper"
+SCRIPT = shipped.load(shipped.find("analysis", "attention"))
+scored_models, table1 = SCRIPT.scored_models, SCRIPT.table1
 
 
 def table_of(made, sweep, mode="steps"):

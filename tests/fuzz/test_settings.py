@@ -15,12 +15,12 @@ from mvar.cli import parse
 from mvar.commands.checkpoint import CheckpointFiles
 from mvar.commands.request import with_budget_value
 from mvar.config import RunConfig, override
+from mvar.config.parsing import parse_overrides
 from mvar.cost import num_params
 from mvar.errors import UserError
 from mvar.pattern import format_pattern, parse_pattern, replace_layers
 from mvar.runs.display import duration
 from mvar.runs.plan import run_flops
-from mvar.runs.request import parse_overrides
 
 SECONDS, MEGABYTES = 5.0, 32
 

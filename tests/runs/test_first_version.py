@@ -8,7 +8,6 @@ import first_version as first
 import pytest
 from test_identity import SECTIONS, added
 
-from experiments.sweeps import find_sweep
 from mvar.analysis.compare import check_comparable
 from mvar.analysis.records import load_records
 from mvar.cli import main
@@ -17,6 +16,7 @@ from mvar.errors import FAILURE, OK, USER_ERROR
 from mvar.files import file_digest, read_json, write_json
 from mvar.presets import PRESETS
 from mvar.runs.environment import describe
+from mvar.runs.experiment import find_experiment
 from mvar.runs.pipeline import execute
 from mvar.runs.request import Request, write_manifest
 from mvar.runs.states import DONE, STOPPED
@@ -170,7 +170,7 @@ def test_another_run_under_a_runs_name_does_not_hide_it(store):
 
 
 def test_a_report_and_status_find_a_run_that_was_asked_for_under_another_id(store, capsys):
-    request = Request(find_sweep("mixers"), "smoke", SMOKE, (0,), dict(s.split("=") for s in first.SETTINGS))
+    request = Request(find_experiment("mixers"), "smoke", SMOKE, (0,), dict(s.split("=") for s in first.SETTINGS))
     write_manifest(store, request, [])
     shutil.rmtree(store.run(first.FINISHED).path)
     records = load_records(store.root)

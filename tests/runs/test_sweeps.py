@@ -5,37 +5,32 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from experiments.sweeps import SWEEPS, find_sweep
+from mvar import shipped
 from mvar.cli import parse
 from mvar.config import RunConfig, override
+from mvar.config.parsing import parse_overrides
 from mvar.cost import num_params
 from mvar.errors import UserError
 from mvar.files import digest
 from mvar.presets import PRESETS
 from mvar.runs.documents import read_document
-from mvar.runs.request import (
-    BUDGET,
-    PAPER,
-    STEPS,
-    Request,
-    paper_rows,
-    parse_overrides,
-    training_flops,
-    unique,
-    write_manifest,
-)
+from mvar.runs.experiment import BUDGET, STEPS, experiment_names, find_experiment, paper_rows, training_flops
+from mvar.runs.request import Request, unique, write_manifest
 from mvar.runs.store import Store
+
+MIXERS = find_experiment("mixers")
+PAPER = shipped.folder("experiments") / "paper"
 
 DIGITS = PRESETS["digits"]
 
 
 def labels(name: str, config: RunConfig = DIGITS) -> dict[str, RunConfig]:
-    return {cell.label: cell.config for cell in SWEEPS[name].cells(config)}
+    return {cell.label: cell.config for cell in find_experiment(name).cells(config)}
 
 
 def test_every_preset_is_covered_by_every_sweep():
     for name, config in PRESETS.items():
-        for sweep in SWEEPS.values():
+        for sweep in map(find_experiment, experiment_names()):
             if config.model.depth % 4 and sweep.name == "parameters":
                 with pytest.raises(UserError, match="multiples of 4"):
                     sweep.cells(config)
@@ -71,7 +66,7 @@ def test_mixers_are_those_of_the_printed_table():
 
 
 def test_layers_replace_quarters_of_the_depth():
-    cells = SWEEPS["layers"].cells(DIGITS)
+    cells = find_experiment("layers").cells(DIGITS)
     assert [cell.axes["layers_replaced"] for cell in cells] == [0, 2, 4, 6, 8]
     for cell in cells:
         assert cell.config.model.layers.count("intra+mamba") == cell.axes["layers_replaced"]
@@ -80,7 +75,7 @@ def test_layers_replace_quarters_of_the_depth():
 
 def test_parameters_at_the_papers_size():
     """M-VAR-W and M-VAR-D at depth 16, width 1024 are the paper's models: 263 M and 350 M parameters."""
-    cells = {cell.label: cell for cell in SWEEPS["parameters"].cells(PRESETS["imagenet256-d16"])}
+    cells = {cell.label: cell for cell in find_experiment("parameters").cells(PRESETS["imagenet256-d16"])}
     model = cells["M-VAR-W"].config.model
     assert (model.depth, model.width, model.num_heads) == (16, 768, 12)
     model = cells["M-VAR-D"].config.model
@@ -104,7 +99,7 @@ def test_printed_numbers_are_the_csv_files():
     for sweep, table in (("mixers", "table6_mixers"), ("parameters", "table5_similar_parameters")):
         with (PAPER / f"{table}.csv").open(newline="") as file:
             printed = [float(row["fid"]) for row in csv.DictReader(file)]
-        assert [cell.printed["fid"] for cell in SWEEPS[sweep].cells(DIGITS)] == printed
+        assert [cell.printed["fid"] for cell in find_experiment(sweep).cells(DIGITS)] == printed
 
 
 def test_missing_printed_values_stay_missing():
@@ -112,9 +107,9 @@ def test_missing_printed_values_stay_missing():
     assert gan["model"] == "BigGAN" and "relative_time" not in gan
 
 
-@pytest.mark.parametrize("name", SWEEPS)
+@pytest.mark.parametrize("name", experiment_names())
 def test_budget_spends_equal_flops(name):
-    cells = SWEEPS[name].cells(DIGITS, BUDGET)
+    cells = find_experiment(name).cells(DIGITS, BUDGET)
     target = training_flops(override(DIGITS, {"model.pattern": "global"}))
     for cell in cells:
         per_step = training_flops(cell.config) / cell.config.train.steps
@@ -124,7 +119,7 @@ def test_budget_spends_equal_flops(name):
 
 
 def test_rejection_is_an_evaluation_of_the_same_training():
-    cells = SWEEPS["rejection"].cells(DIGITS)
+    cells = find_experiment("rejection").cells(DIGITS)
     assert [cell.label for cell in cells] == [
         "VAR, every image",
         "VAR, best of 4",
@@ -135,7 +130,7 @@ def test_rejection_is_an_evaluation_of_the_same_training():
     assert plain.run_id == best.run_id == DIGITS.run_id and plain.evaluation_id == DIGITS.evaluation_id
     assert best.evaluation_id != plain.evaluation_id and best.sample.acceptance_rate == 0.25
     assert [cell.printed["fid"] for cell in cells] == [1.97, 1.80, 1.78, 1.67]
-    more = SWEEPS["rejection"].cells(override(DIGITS, {"sample.candidates": 8}))
+    more = find_experiment("rejection").cells(override(DIGITS, {"sample.candidates": 8}))
     assert [cell.config.sample.candidates for cell in more] == [1, 8, 1, 8]
 
 
@@ -146,24 +141,24 @@ def test_plain_sampling_keeps_the_id_that_it_had_before_rejection():
 
 
 def test_scaling_keeps_the_aspect_ratio():
-    cells = SWEEPS["scaling"].cells(DIGITS)
+    cells = find_experiment("scaling").cells(DIGITS)
     assert [cell.config.model.depth for cell in cells] == [2, 4, 6, 8, 10] * 2
     assert {cell.config.model.width // cell.config.model.depth for cell in cells} == {8}
     assert cells[3].config.run_id == DIGITS.run_id  # shared with every other sweep
     sizes = [num_params(cell.config.model, cell.config.token_space) for cell in cells]
     assert sizes[:5] == sorted(sizes[:5]) and sizes[5:] == sorted(sizes[5:])
     with pytest.raises(UserError, match=r"model.width: 60 is no multiple of model.depth 8"):
-        SWEEPS["scaling"].cells(override(DIGITS, {"model.width": 60}))
+        find_experiment("scaling").cells(override(DIGITS, {"model.width": 60}))
 
 
 def test_explicit_budget_scales_steps():
-    (cell, *_) = SWEEPS["mixers"].cells(DIGITS, BUDGET, training_flops(DIGITS) * 2)
+    (cell, *_) = MIXERS.cells(DIGITS, BUDGET, training_flops(DIGITS) * 2)
     assert cell.config.train.steps == 2 * DIGITS.train.steps
 
 
 def test_unknown_sweep():
     with pytest.raises(UserError, match=r"sweep: 'mixer' is unknown \(did you mean 'mixers'\?\)"):
-        find_sweep("mixer")
+        find_experiment("mixer")
 
 
 def test_overrides_are_parsed():
@@ -174,10 +169,10 @@ def test_overrides_are_parsed():
 
 def test_manifest_lists_runs_and_merges_seeds(tmp_path):
     store = Store(tmp_path)
-    request = Request(SWEEPS["mixers"], "digits", DIGITS, (0, 2))
+    request = Request(MIXERS, "digits", DIGITS, (0, 2))
     path = write_manifest(store, request, ["run", "mixers"])
     assert path.name == "mixers-digits-steps.json"
-    write_manifest(store, Request(SWEEPS["mixers"], "digits", DIGITS, (1,)), ["run", "mixers", "--seeds", "1,"])
+    write_manifest(store, Request(MIXERS, "digits", DIGITS, (1,)), ["run", "mixers", "--seeds", "1,"])
     document = read_document(path)
     assert document["seeds"] == [0, 1, 2]
     assert document["command"] == "mvar run mixers --seeds 1,"
@@ -188,7 +183,7 @@ def test_manifest_lists_runs_and_merges_seeds(tmp_path):
 
 
 def test_sampling_seeds_are_sets_of_the_same_runs(tmp_path):
-    request = Request(SWEEPS["mixers"], "digits", DIGITS, (0, 1), sample_seeds=(0, 3))
+    request = Request(MIXERS, "digits", DIGITS, (0, 1), sample_seeds=(0, 3))
     assert len(unique(request.configs())) == 4 * 2 * 2
     cell = read_document(write_manifest(Store(tmp_path), request, []))["cells"][0]
     wanted = [override(DIGITS, {"sample.seed": seed}).evaluation_id for seed in (0, 3)]
@@ -197,12 +192,12 @@ def test_sampling_seeds_are_sets_of_the_same_runs(tmp_path):
 
 def test_manifests_of_different_requests_do_not_mix(tmp_path):
     names = {
-        Request(SWEEPS["mixers"], "digits", override(DIGITS, overrides), (0,), overrides, mode, budget).name
+        Request(MIXERS, "digits", override(DIGITS, overrides), (0,), overrides, mode, budget).name
         for overrides in ({}, {"train.steps": "5"})
         for mode, budget in ((STEPS, None), (BUDGET, None), (BUDGET, 1e12))
     }
     assert len(names) == 6
-    path = write_manifest(Store(tmp_path), Request(SWEEPS["layers"], "digits", DIGITS, mode=BUDGET), [])
+    path = write_manifest(Store(tmp_path), Request(find_experiment("layers"), "digits", DIGITS, mode=BUDGET), [])
     assert read_document(path)["budget_flops"] == training_flops(DIGITS)
 
 
@@ -222,7 +217,7 @@ def test_manifests_of_different_requests_do_not_mix(tmp_path):
 def test_a_second_manifest_is_made_by_another_config_not_by_another_spelling(tmp_path, one, other, same):
     store = Store(tmp_path)
     paths = [
-        write_manifest(store, Request(SWEEPS["mixers"], "digits", override(DIGITS, values), seeds, values), [])
+        write_manifest(store, Request(MIXERS, "digits", override(DIGITS, values), seeds, values), [])
         for values, seeds in ((one, (0,)), (other, (1,)))
     ]
     assert (paths[0] == paths[1]) == same
@@ -231,16 +226,16 @@ def test_a_second_manifest_is_made_by_another_config_not_by_another_spelling(tmp
 
 def test_a_manifest_that_is_named_after_its_spelling_is_gone_on_with(tmp_path):
     """As the first version named them."""
-    request = Request(SWEEPS["mixers"], "digits", override(DIGITS, {"train.steps": 20}), (0,), {"train.steps": "20"})
+    request = Request(MIXERS, "digits", override(DIGITS, {"train.steps": 20}), (0,), {"train.steps": "20"})
     first = write_manifest(Store(tmp_path), request, [])
     first.rename(first.with_name("mixers-digits-steps-0badcafe.json"))
-    again = Request(SWEEPS["mixers"], "digits", override(DIGITS, {"train.steps": 20}), (2,), {"train.steps": "20.0"})
+    again = Request(MIXERS, "digits", override(DIGITS, {"train.steps": 20}), (2,), {"train.steps": "20.0"})
     assert write_manifest(Store(tmp_path), again, []).name == "mixers-digits-steps-0badcafe.json"
 
 
 def test_requests_at_once_lose_no_seeds(tmp_path):
     def ask(seed: int) -> None:
-        write_manifest(Store(tmp_path), Request(SWEEPS["mixers"], "digits", DIGITS, (seed,)), [])
+        write_manifest(Store(tmp_path), Request(MIXERS, "digits", DIGITS, (seed,)), [])
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(ask, range(16)))
@@ -250,13 +245,13 @@ def test_requests_at_once_lose_no_seeds(tmp_path):
 
 def test_an_own_pattern_is_one_row_more_of_table6():
     for config in PRESETS.values():
-        assert len(SWEEPS["mixers"].cells(config)) == 4
+        assert len(MIXERS.cells(config)) == 4
     own = override(DIGITS, {"model.pattern": "global+mamba", "train.steps": 7})
-    *paper, cell = SWEEPS["mixers"].cells(own)
+    *paper, cell = MIXERS.cells(own)
     assert cell.config == own and cell.label == "own" and not cell.printed
-    assert [c.label for c in paper] == [c.label for c in SWEEPS["mixers"].cells(DIGITS)]
+    assert [c.label for c in paper] == [c.label for c in MIXERS.cells(DIGITS)]
     partly = override(DIGITS, {"model.replace": "first:2"})
-    assert SWEEPS["mixers"].cells(partly)[-1].config == partly
+    assert MIXERS.cells(partly)[-1].config == partly
 
 
 @pytest.mark.parametrize("setting", ["model.pattern=global+mamba", "model.replace=first:4"])

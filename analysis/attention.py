@@ -1,38 +1,68 @@
-"""Table 1: what global attention looks at, and what it pays for that; computed for the cost, measured for the score."""
+"""Table 1: what global attention looks at, and what it pays for that; computed for the cost, measured for the score.
 
+python analysis/attention.py --results results
+"""
+
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import seaborn
 
-from mvar.analysis.compare import Measured
-from mvar.analysis.records import Records
-from mvar.analysis.render import ANALYTIC, MEASURED, Column, Note, Table
-from mvar.analysis.tables import contradictions
-from mvar.config import ModelConfig, RunConfig
-from mvar.cost import attention_cost, layer_attention_cost
-from mvar.files import digest
-from mvar.presets import PRESETS
-from mvar.probes.attention_mass import AttentionStats
-from mvar.runs.request import paper_rows
-from mvar.runs.stages.attention import run_attention
-from mvar.runs.states import DONE
-from mvar.runs.store import one_line
-from mvar.scales import PATCH_SIDES, ScaleSchedule
+from mvar import (
+    DONE,
+    PATCH_SIDES,
+    PRESETS,
+    AttentionStats,
+    Column,
+    ModelConfig,
+    RunConfig,
+    RunDirectory,
+    ScaleSchedule,
+    Store,
+    attention_cost,
+    columns,
+    digest,
+    layer_attention_cost,
+    one_line,
+    paper_rows,
+    run_attention,
+    uniform_share,
+)
+from mvar.analysis import (
+    ERROR_BARS,
+    Analysis,
+    Figure,
+    Measured,
+    Note,
+    Records,
+    Table,
+    Writer,
+    canvas,
+    contradictions,
+    despine,
+    draw_flow,
+    figure_text,
+    main,
+    mixer_look,
+)
 
 PAPER = "paper (ImageNet)"
 PUBLISHED = {"256": "imagenet256-d16", "512": "imagenet512-d36"}  # VAR's model whose layer the third accounting takes
 COLUMNS = (
     Column("schedule", "schedule", is_text=True),
     Column("label", "attention", is_text=True),
-    Column("dense", "cells, dense (%)", ANALYTIC, 2, 100),
-    Column("kept", "cells, kept (%)", ANALYTIC, 2, 100),
-    Column("layer", "FLOPs of the layer (%)", ANALYTIC, 2, 100),
+    Column("dense", "cells, dense (%)", columns.ANALYTIC, 2, 100),
+    Column("kept", "cells, kept (%)", columns.ANALYTIC, 2, 100),
+    Column("layer", "FLOPs of the layer (%)", columns.ANALYTIC, 2, 100),
     Column("paper_cost", "cost (%)", PAPER, 1),
-    Column("uniform", "score if uniform (%)", ANALYTIC, 1, 100),
-    Column("score", "score (%)", MEASURED, 1, 100),
+    Column("uniform", "score if uniform (%)", columns.ANALYTIC, 1, 100),
+    Column("score", "score (%)", columns.MEASURED, 1, 100),
     Column("paper_score", "score (%)", PAPER, 1),
     Column("n", "seeds", "", 0),
 )
@@ -68,7 +98,7 @@ def scored_models(
             "Table 1: no finished run has global attention in every layer, so the score is not measured; layers of "
             f"the runs there: {told}; `mvar run mixers` trains one that has"
         )
-    for run_id in sorted(done - _of_depth_sweep_alone(records)):
+    for run_id in sorted(done - _of_size_sweeps_alone(records)):
         config = records.configs[run_id]
         if config.model.pattern != "global":
             continue
@@ -81,18 +111,13 @@ def scored_models(
     return [ScoredModel(configs[key], stats) for key, stats in groups.items() if stats], problems
 
 
-def _of_depth_sweep_alone(records: Records) -> set[str]:
-    """Runs that only the scaling sweep asked for: small models, which the table has no room for beside the others."""
+def _of_size_sweeps_alone(records: Records) -> set[str]:
+    """Runs that only sweeps over sizes asked for: small models, which the table has no room for beside the others."""
     asked: dict[bool, set[str]] = {True: set(), False: set()}
     for manifest in records.manifests:
-        asked[manifest.sweep == "scaling"] |= {run_id for cell in manifest.cells for run_id in cell.run_ids}
+        is_sizes = manifest.is_known and manifest.experiment.compares == "sizes"
+        asked[is_sizes] |= {run_id for cell in manifest.cells for run_id in cell.run_ids}
     return asked[True] - asked[False] if asked[False] else set()
-
-
-def uniform_share(schedule: ScaleSchedule) -> float:
-    """Intra-scale share if every query attended evenly to all keys that it may see: the yardstick of the score."""
-    span = schedule.span()
-    return sum(n * n / span.visible(k) for k, n in enumerate(schedule.lengths)) / schedule.num_tokens
 
 
 def table1(models: list[ScoredModel]) -> Table:
@@ -197,3 +222,94 @@ def _score_reading(scored: ScoredModel) -> list[str]:
         f"{name}: {scored.score.n} seed{'s' if scored.score.n > 1 else ''}, {images:,} images; a layer's share varies "
         f"from image to image by {by_image:.1%} (standard deviation).",
     ]
+
+
+def draw(page: Writer) -> None:
+    """The table, its bars, and where the attention of the widest model on each data set goes."""
+    page.section("Table 1: attention score and cost")
+
+    def measure(store: Store, run: RunDirectory) -> AttentionStats:
+        return run_attention(
+            store, run, lambda done, total: page.show(f"attention of {run.name}: {done} of {total} images")
+        )
+
+    models, problems = scored_models(page.records, measure)
+    page.problems += problems
+    table = table1(models)
+    page.headlines += [f"Attention, {line}" for line in table.reading if "inside a scale lie" in line]
+    page.table(table)
+    page.figure(table.name, table1_figure, table, page.figures)
+    largest = {scored.config.data.name: scored for scored in sorted(models, key=lambda m: m.config.model.width)}
+    for data, scored in largest.items():
+        page.figure(data, flow_figure, scored, f"attention-{data}", page.figures)
+
+
+def flow_figure(scored: ScoredModel, name: str, directory: Path) -> Figure:
+    """Where attention of a `global` model goes: from scale to scale, and the intra share layer by layer."""
+    stats = list(scored.stats.values())
+    matrix = np.mean([s.matrix.mean(0).numpy() for s in stats], axis=0)
+    heads = np.mean([s.intra_per_head.numpy() for s in stats], axis=0)
+    with canvas(directory, name, 3.1, ncols=2, width_ratios=[1.15, 1]) as (_, axes):
+        draw_flow(axes[0, 0], matrix, stats[0].sides)
+        axes[0, 0].set(xlabel="keys of scale", ylabel="queries of scale", title="from scale to scale")
+        ax, layers = axes[0, 1], stats[0].layers
+        colour = mixer_look("global")["color"]
+        for head in heads.T:
+            ax.plot(layers, 100 * head, "o", color=colour, alpha=0.35, markersize=3, label="_")
+        ax.plot(layers, 100 * heads.mean(1), color=colour, marker="o", label="mean over heads (dots)")
+        uniform = 100 * uniform_share(scored.config.token_space.schedule)
+        ax.axhline(uniform, color="0.4", linestyle="--", linewidth=1, label="uniform attention")
+        ax.set(xlabel="layer (0: at the input)", ylabel="mass inside the own scale (%)", ylim=(0, 100))
+        ax.set(title="by layer")
+        ax.set_xticks(layers[:: max(1, len(layers) // 8)])
+        ax.legend(fontsize="small", loc="lower left")
+        despine(ax)
+    data, images = scored.config.data.name, stats[0].num_images
+    caption = f"Mean over layers (left), heads, queries and {images:,} held-out images; {len(stats)} seed(s)."
+    return Figure(name, f"Attention of the global model on {data}, {scored.config.train.steps:,} steps", caption)
+
+
+def table1_figure(table: Table, directory: Path) -> Figure:
+    """Table 1 as bars: the intra-scale share of the score and of the cost."""
+    rows = [row for row in table.rows if row["part"] == "intra"]
+    colours = seaborn.color_palette("colorblind")
+    bars = (
+        ("paper_score", "score, paper", colours[0], "//", 1),
+        ("score", "score, measured", colours[0], None, 100),
+        ("uniform", "score if uniform", "0.75", None, 100),
+        ("paper_cost", "cost, paper", colours[1], "//", 1),
+        ("dense", "cost, dense cells", colours[1], None, 100),
+        ("kept", "cost, kept cells", colours[4], None, 100),
+    )
+    with canvas(directory, table.name, 3.2) as (figure, axes):
+        ax, width = axes[0, 0], 0.8 / len(bars)
+        for number, (key, label, colour, hatch, factor) in enumerate(bars):
+            values = [row.get(key) for row in rows]
+            heights = [np.nan if v is None else (v.mean if isinstance(v, Measured) else v) * factor for v in values]
+            at = [i + (number - (len(bars) - 1) / 2) * width for i in range(len(rows))]
+            edge = {"edgecolor": "white", "linewidth": 0.8, "hatch": hatch}
+            ax.bar(at, heights, width, color=colour, label=label, **edge)
+            deviations = [v.sd * factor if isinstance(v, Measured) and v.sd else 0 for v in values]
+            shown = [d or np.nan for d in deviations]
+            ax.errorbar(at, heights, yerr=shown, fmt="none", ecolor="0.2", **ERROR_BARS)
+            for x, height, deviation in zip(at, heights, deviations, strict=True):
+                if not np.isnan(height):
+                    above = (x, height + deviation)
+                    ax.annotate(f"{height:.0f}", above, (0, 2), textcoords="offset points", ha="center", fontsize=6.5)
+        ax.set_xticks(range(len(rows)), [figure_text(row["schedule"]).replace(", ", "\n") for row in rows])
+        ax.tick_params(axis="x", length=0)
+        ax.set(ylabel="intra-scale share (%)", ylim=(0, 100))
+        ax.grid(axis="x", visible=False)
+        figure.legend(loc="outside lower center", ncols=len(bars) // 2, fontsize="small")
+        despine(ax)
+    caption = (
+        "Share of attention inside a scale: of the score and of the cost. Hatched: printed by the paper (ImageNet)."
+    )
+    return Figure(table.name, "Table 1: attention score and cost", caption)
+
+
+ANALYSIS = Analysis("attention", "Table 1: attention score against cost", draw, place=1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(ANALYSIS))

@@ -1,26 +1,43 @@
 """Scaling laws: how a model's loss and token error fall with its size and its training compute.
 
-`y = c + a (x / x0)^-b`, x0 the smallest size, by least squares on log y; the correlation of log x and log y that VAR
-states; an interval of the exponent from a bootstrap of the residuals. The offset c is what no size takes away; with few
-points c and b trade off against each other, which the interval shows.
+python analysis/scaling.py --results results
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
 
-from mvar.analysis.compare import DASH, Measured, aggregate
-from mvar.analysis.records import Manifest, Records
-from mvar.analysis.render import MEASURED, Column, Table
-from mvar.analysis.tables import cell_rows
-from mvar.escaping import code
+from mvar import Column, UserError, columns
+from mvar.analysis import (
+    BOOTSTRAP,
+    DASH,
+    MIN_POINTS,
+    Analysis,
+    Figure,
+    Law,
+    Manifest,
+    Measured,
+    Records,
+    Table,
+    Writer,
+    aggregate,
+    canvas,
+    cell_rows,
+    code,
+    despine,
+    fit_law,
+    main,
+    mixer_look,
+    points,
+)
 
-MIN_POINTS = 4  # sizes: one more than the law has parameters
-BOOTSTRAP = 500
-EXPONENTS = np.geomspace(0.005, 10, 400)
+MODELS = {"VAR": "global", "M-VAR": "intra+mamba"}  # a row's model -> whose colour it has
 METRICS = {  # key of the evaluation -> heading; the last scale's key is filled in from the data
     "eval/nll_bits_per_token": "NLL (bits/token), all scales",
     "eval/nll_bits_scale": "NLL (bits/token), last scale",
@@ -33,11 +50,11 @@ COLUMNS = (
     Column("metric", "metric", is_text=True),
     Column("axis", "against", is_text=True),
     Column("points", "sizes"),
-    Column("exponent", "exponent b", MEASURED, 3),
-    Column("interval", "95 % interval of b", MEASURED, is_text=True),
-    Column("offset", "offset c", MEASURED, 3),
-    Column("factor", "factor a (at the smallest)", MEASURED, 3),
-    Column("correlation", "correlation of the logs", MEASURED, 3),
+    Column("exponent", "exponent b", columns.MEASURED, 3),
+    Column("interval", "95 % interval of b", columns.MEASURED, is_text=True),
+    Column("offset", "offset c", columns.MEASURED, 3),
+    Column("factor", "factor a (at the smallest)", columns.MEASURED, 3),
+    Column("correlation", "correlation of the logs", columns.MEASURED, 3),
 )
 
 
@@ -55,73 +72,6 @@ class Curve:
     def ys(self) -> np.ndarray:
         """Means over seeds."""
         return np.array([value.mean for value in self.values])
-
-
-@dataclass(frozen=True)
-class Law:
-    """`y = offset + factor * (x / smallest)^-exponent`; `low` and `high` bound the exponent.
-
-    The factor is what the smallest size has above the offset; exponent and factor are 0 where y does not fall.
-    """
-
-    offset: float
-    factor: float
-    exponent: float
-    smallest: float
-    low: float
-    high: float
-    correlation: float  # of log x and log y
-
-    @property
-    def resolved(self) -> bool:
-        """Whether the points bound the exponent on both sides."""
-        return EXPONENTS[0] < self.low and self.high < EXPONENTS[-1]
-
-    def __call__(self, xs: np.ndarray) -> np.ndarray:
-        """The law at sizes `xs`."""
-        return self.offset + self.factor * (xs / self.smallest) ** -self.exponent
-
-
-def fit_law(xs: np.ndarray, ys: np.ndarray, seed: int = 0, resamples: int = BOOTSTRAP) -> Law:
-    """Fit the law to at least `MIN_POINTS` positive points `(n,)`, with a bootstrap interval of the exponent."""
-    from scipy.optimize import least_squares
-
-    smallest = float(xs.min())
-    sizes = xs / smallest
-    start = [float(part[0]) for part in _fit(sizes, ys[None])]
-    if start[1] > 0:  # the grid's answer, refined
-        bounds = ([0, 0, EXPONENTS[0] / 2], [float(ys.max()), np.inf, EXPONENTS[-1] * 2])
-        inside = np.clip(start, np.array(bounds[0]) + 1e-12, np.array(bounds[1]) * (1 - 1e-9))
-        found = least_squares(lambda p: np.log(p[0] + p[1] * sizes ** -p[2]) - np.log(ys), inside, bounds=bounds)
-        start = [float(value) for value in found.x]
-    offset, factor, exponent = start
-    fitted = offset + factor * sizes**-exponent
-    residuals = np.log(ys / fitted)
-    residuals = (residuals - residuals.mean()) * np.sqrt(len(xs) / max(1, len(xs) - 3))  # three parameters were fitted
-    drawn = np.random.default_rng(seed).choice(residuals, (resamples, len(xs)))
-    low, high = np.quantile(_fit(sizes, fitted * np.exp(drawn))[2], (0.025, 0.975))
-    correlation = float(np.corrcoef(np.log(xs), np.log(ys))[0, 1])
-    return Law(offset, factor, exponent, smallest, float(low), float(high), correlation)
-
-
-def _fit(sizes: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Offset, factor and exponent of sets of points `(sets, n)` by least relative squares, exponents from a grid.
-
-    Given the exponent the law is linear in the other two; neither may be negative.
-    """
-    basis = sizes ** -EXPONENTS[:, None]  # (exponents, n)
-    weights = 1 / ys**2
-    total, wy = weights.sum(1)[:, None], (weights * ys).sum(1)[:, None]
-    wf, wff, wfy = weights @ basis.T, weights @ (basis**2).T, (weights * ys) @ basis.T  # (sets, exponents)
-    factor = (total * wfy - wf * wy) / (total * wff - wf**2)
-    offset = (wy - factor * wf) / total
-    factor, offset = np.where(offset < 0, wfy / wff, factor), np.maximum(offset, 0)
-    factor, offset = np.maximum(factor, 0), np.where(factor < 0, wy / total, offset)
-    predicted = offset[..., None] + factor[..., None] * basis
-    best = ((predicted / ys[:, None] - 1) ** 2).sum(-1).argmin(1)
-    rows = np.arange(len(ys))
-    exponent = np.where(factor[rows, best] > 0, EXPONENTS[best], 0.0)
-    return offset[rows, best], factor[rows, best], exponent
 
 
 def curves(records: Records, manifest: Manifest) -> list[Curve]:
@@ -194,3 +144,66 @@ def _reading(found: Sequence[Curve], few: int, manifest: Manifest) -> list[str]:
     if sizes["eval/error"] < sizes["eval/nll_bits_per_token"]:
         lines.append("Some evaluations were made before token error was measured: those sizes lack it.")
     return lines
+
+
+def scaling_figure(found: Sequence[Curve], laws: Mapping[int, Law], manifest: Manifest, directory: Path) -> Figure:
+    """Loss and token error against parameters and training FLOPs, log-log, with the fitted laws: VAR's plot.
+
+    Raises:
+        UserError: no point to draw.
+    """
+    metrics = [metric for metric in METRICS if any(curve.metric == metric for curve in found)]
+    if not metrics:
+        raise UserError(f"figure {manifest.name}: no finished run to draw")
+    size = {"nrows": len(metrics), "ncols": len(AXES), "sharex": "col", "sharey": "row"}
+    with canvas(directory, manifest.name, 0.5 + 1.75 * len(metrics), **size) as (figure, axes):
+        for number, curve in enumerate(found):
+            ax = axes[metrics.index(curve.metric), list(AXES).index(curve.axis)]
+            look = mixer_look(MODELS[curve.model])
+            law = laws.get(number)
+            points(ax, curve.xs, curve.values, **{**look, "linestyle": "none", "label": curve.model})
+            if law and law.resolved:
+                xs = np.geomspace(curve.xs.min(), curve.xs.max(), 100)
+                ax.plot(xs, law(xs), color=look["color"], linewidth=1.2, label="_")
+            if law:
+                at = (0.03, 0.06 if curve.model == "VAR" else 0.18)
+                exponent = f"b = {law.exponent:.3f}" if law.resolved else "b not resolved"
+                told = f"{exponent}, r = {law.correlation:.3f}"
+                ax.annotate(told, at, xycoords="axes fraction", fontsize=6.5, color=look["color"])
+            _log_axes(ax)
+        for row, metric in enumerate(metrics):
+            axes[row, 0].set(ylabel=METRICS[metric].replace(", ", "\n"))
+        for column, label in enumerate(AXES.values()):
+            axes[-1, column].set(xlabel=label)
+        handles, names = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize="small")
+        despine(*axes.flat)
+    caption = (
+        "Held-out loss and token error over a depth sweep, both axes logarithmic. Lines: y = c + a x^-b, where the "
+        "exponent is resolved; r: correlation of the logs; bars: standard deviation over seeds."
+    )
+    return Figure(manifest.name, f"Scaling laws: {manifest.title}", caption)
+
+
+def _log_axes(ax: Any) -> None:
+    ax.set(xscale="log", yscale="log")
+    ax.yaxis.set_major_locator(MaxNLocator(5))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(ScalarFormatter())
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.margins(y=0.15)
+
+
+def draw(page: Writer, manifest: Manifest, table: Table) -> None:
+    """Laws as a table and as lines, for each request of the experiment `scaling`."""
+    found = curves(page.records, manifest)
+    laws_table, laws = scaling_table(found, manifest)
+    page.table(laws_table)
+    page.figure(manifest.name, scaling_figure, found, laws, manifest, page.figures)
+
+
+ANALYSIS = Analysis("scaling", "Scaling laws", draw, of="sweep")
+
+
+if __name__ == "__main__":
+    sys.exit(main(ANALYSIS))

@@ -1,28 +1,55 @@
-"""Tables 2, 3 and 4 (ImageNet): every row that the paper prints, and ours where runs of that model exist.
+"""Tables 2, 3 and 4 (ImageNet) and Figure 2: every row that the paper prints, and ours where runs of that model exist.
 
 A run fills a printed row when it is the published model on 1000 classes at that resolution, trained by the published
 recipe (`mvar.presets`); another training of the model, and published weights, get rows of their own below it.
 Parameters and relative time of VAR and M-VAR are also counted from the config alone, for which no run is needed.
+
+    python analysis/imagenet.py --results results
 """
 
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from mvar.analysis.compare import aggregate, check_comparable, ratio
-from mvar.analysis.inline import prose
-from mvar.analysis.records import Records
-from mvar.analysis.render import ANALYTIC, MEASURED, Column, Table
-from mvar.analysis.tables import KEYS, contradictions
-from mvar.config import ModelConfig, RunConfig, override
-from mvar.cost import num_params, sample_flops
-from mvar.errors import UserError
-from mvar.files import digest
-from mvar.presets import PRESETS, imagenet, model_size
-from mvar.runs.request import paper_rows
+from mvar import (
+    PRESETS,
+    Column,
+    ModelConfig,
+    RunConfig,
+    UserError,
+    columns,
+    digest,
+    imagenet,
+    model_size,
+    num_params,
+    override,
+    paper_rows,
+    sample_flops,
+)
+from mvar.analysis import (
+    KEYS,
+    Analysis,
+    Figure,
+    Measured,
+    Records,
+    Table,
+    Writer,
+    aggregate,
+    canvas,
+    check_comparable,
+    contradictions,
+    despine,
+    main,
+    mixer_look,
+    points,
+    prose,
+    ratio,
+)
 
 PATTERNS = {"VAR": "global", "M-VAR": "intra+mamba"}
 CLASSES = 1000
@@ -104,11 +131,11 @@ def imagenet_table(records: Records, which: Artefact) -> tuple[Table, str | None
         rows[number] |= _values(measured)
         run_ids[number] = sorted(set(measured["run_id"]))
     _add_relative_time(rows, run_ids, found, which)
-    columns = _columns(which, printed)
+    shown = _columns(which, printed)
     table = Table(
         which.name,
         f"{which.artefact}: {which.title}",
-        columns,
+        shown,
         rows,
         run_ids,
         contradictions(which.artefact, rows),
@@ -131,19 +158,19 @@ def _columns(which: Artefact, printed: Sequence[dict[str, Any]]) -> tuple[Column
     if which.rejection:
         first.append(Column("acceptance_rate", "acceptance rate (%)", "", 1, 100))
     pairs = (
-        ("fid", "FID ↓", Column("fid", "FID ↓", MEASURED)),
-        ("is", "IS ↑", Column("is", "IS ↑", MEASURED, 1)),
-        ("precision", "precision ↑", Column("precision", "precision ↑", MEASURED)),
-        ("recall", "recall ↑", Column("recall", "recall ↑", MEASURED)),
-        ("params", "parameters", Column("num_params", "parameters", ANALYTIC, None)),
+        ("fid", "FID ↓", Column("fid", "FID ↓", columns.MEASURED)),
+        ("is", "IS ↑", Column("is", "IS ↑", columns.MEASURED, 1)),
+        ("precision", "precision ↑", Column("precision", "precision ↑", columns.MEASURED)),
+        ("recall", "recall ↑", Column("recall", "recall ↑", columns.MEASURED)),
+        ("params", "parameters", Column("num_params", "parameters", columns.ANALYTIC, None)),
         ("steps", "steps", None),
-        ("relative_time", "relative time", Column("time", "relative time", MEASURED)),
+        ("relative_time", "relative time", Column("time", "relative time", columns.MEASURED)),
     )
     for name, heading, ours in pairs:
         if name in names:
             first += [Column(f"paper_{name}", heading, which.paper), *([ours] if ours else [])]
     if "relative_time" in names:
-        first.append(Column("time_analytic", "relative time", ANALYTIC))
+        first.append(Column("time_analytic", "relative time", columns.ANALYTIC))
     return (*first, Column("n", "seeds", "", 0))
 
 
@@ -267,3 +294,86 @@ def _missing(rows: list[dict[str, Any]], run_ids: list[list[str]], which: Artefa
         command = f"mvar evaluate --checkpoint MODEL.pth --tokenizer VAE.pth --preset {preset}{best}"
         lines.append(f"Published weights get a row without training: `{command}`")
     return lines
+
+
+MODELS = {"VAR": "global", "M-VAR": "intra+mamba"}  # a row's model -> whose colour it has
+UNITS = {"M": 1e6, "B": 1e9}
+
+
+def figure2(table: Table, directory: Path) -> Figure:
+    """Figure 2: FID of Table 2's rows against parameters and against relative time; measured points filled.
+
+    Printed points are hollow, at printed sizes and times; the other families are grey.
+    """
+    panels = (("paper_params", "num_params", "parameters"), ("paper_relative_time", "time", "relative time"))
+    with canvas(directory, "figure2", 3.4, ncols=2, sharey=True) as (figure, axes):
+        for ax, (printed, measured, label) in zip(axes[0], panels, strict=True):
+            others = [row for row in table.rows if _model(row) is None]
+            _scatter(ax, others, printed, {"color": "0.7", "marker": "x", "label": "other families, paper"})
+            for model, pattern in MODELS.items():
+                rows = [row for row in table.rows if _model(row) == model]
+                look = mixer_look(pattern)
+                hollow = {
+                    "marker": look["marker"],
+                    "color": look["color"],
+                    "markerfacecolor": "white",
+                    "linestyle": ":",
+                }
+                _scatter(ax, rows, printed, hollow | {"label": f"{model}, paper"})
+                ours = [
+                    (_as_number(row.get(measured)), row["fid"]) for row in rows if isinstance(row.get("fid"), Measured)
+                ]
+                ours = [(x, fid) for x, fid in ours if x is not None]
+                if ours:
+                    filled = {**look, "label": f"{model}, measured", "linestyle": "none"}
+                    points(ax, [x for x, _ in ours], [fid for _, fid in ours], **filled)
+            ax.set(xscale="log", xlabel=label, ylim=(1, 8))
+            despine(ax)
+        axes[0, 0].set(ylabel="FID ↓ (ImageNet 256 × 256)")
+        handles, names = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=min(5, len(names)), fontsize="small")
+    there = any(isinstance(row.get("fid"), Measured) for row in table.rows)
+    caption = (
+        "Hollow and grey: as printed in Table 2 (FID above 8 is outside). Time is relative to M-VAR-d32. "
+        f"{'Filled: measured here.' if there else 'No run of ours on ImageNet is there.'}"
+    )
+    return Figure("figure2", "Figure 2: FID against parameters and time", caption)
+
+
+def _model(row: Mapping[str, Any]) -> str | None:
+    match = re.match(r"(M-VAR|VAR)-d\d+", str(row["label"]))
+    return match[1] if match else None
+
+
+def _scatter(ax: Any, rows: Sequence[Mapping[str, Any]], key: str, look: dict[str, Any]) -> None:
+    found = [(_as_number(row.get(key)), row.get("paper_fid")) for row in rows]
+    found = [(x, y) for x, y in found if x is not None and isinstance(y, int | float)]
+    if found:
+        ax.plot(*zip(*found, strict=True), **({"linestyle": "none", "markersize": 5, "linewidth": 1} | look))
+
+
+def _as_number(value: Any) -> float | None:
+    """A printed size or time as a number; None for what is a bound (">32") or not there."""
+    if isinstance(value, Measured):
+        return value.mean
+    match = re.fullmatch(r"([\d.]+)([MB]?)", str(value))
+    return float(match[1]) * UNITS.get(match[2], 1) if match else None
+
+
+def draw(page: Writer) -> None:
+    """The three tables, and Figure 2 under the first."""
+    for which in ARTEFACTS:
+        page.section(f"{which.artefact}: {which.title}")
+        table, refused = imagenet_table(page.records, which)
+        if refused:
+            page.problems.append(f"{which.artefact}: {refused}")
+        page.table(table)
+        if which.name == "table2":
+            page.figure("figure2", figure2, table, page.figures)
+
+
+ANALYSIS = Analysis("imagenet", "Tables 2, 3 and 4 (ImageNet)", draw, place=70)
+
+
+if __name__ == "__main__":
+    sys.exit(main(ANALYSIS))

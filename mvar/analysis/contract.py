@@ -1,0 +1,52 @@
+"""What an analysis is: a figure, a table or several that belong together, over whatever runs a results directory has.
+
+One file of `analysis/` each, with an `ANALYSIS`; it runs by itself (`python analysis/layers.py --results R`) and in
+`mvar report`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mvar import shipped
+from mvar.errors import UserError
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One analysis.
+
+    Args:
+        name: of its file.
+        title: what it shows, in a line.
+        draw: `draw(page)` once for all results, or `draw(page, manifest, table)` for each request of an experiment
+            that names it among its `figures`; `page` is a `mvar.analysis.writer.Writer`. It raises `UserError` where
+            there is nothing to draw.
+        of: `results` or `sweep`.
+        place: of one over all results: its place in the report among experiments' and others', small numbers first.
+    """
+
+    name: str
+    title: str
+    draw: Callable[..., Any]
+    of: Literal["results", "sweep"] = "results"
+    place: int = 100
+
+
+def find_analysis(name: str) -> Analysis:
+    """The analysis of a name or of a file.
+
+    Raises:
+        UserError: an unknown name; a file that cannot be loaded or has no `ANALYSIS`.
+    """
+    path = shipped.find("analysis", name)
+    found = getattr(shipped.load(path), "ANALYSIS", None)
+    if not isinstance(found, Analysis):
+        raise UserError(f"{path}: has no ANALYSIS; allowed: a file that sets one, as those of `analysis/` do")
+    return found
+
+
+def analyses() -> list[Analysis]:
+    """Those over all results, in the order of the report."""
+    found = [find_analysis(name) for name in shipped.names("analysis")]
+    return sorted((a for a in found if a.of == "results"), key=lambda a: (a.place, a.name))

@@ -1,0 +1,168 @@
+"""What an experiment is: all of one table or figure of a paper, from the runs it needs to the sentences under it.
+
+Printed numbers are read from `experiments/paper/*.csv` and never typed in.
+"""
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
+
+from mvar import shipped
+from mvar.config import RunConfig, override
+from mvar.errors import UserError, one_of
+from mvar.runs import columns
+from mvar.runs.columns import Column
+
+MAX_STEPS = 10**12  # that a budget may amount to: years on any machine
+STEPS, BUDGET = "steps", "budget"  # the modes: equal steps (the paper's way), equal training FLOPs
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of a table or point of a figure, before seeds are given."""
+
+    label: str
+    config: RunConfig
+    axes: Mapping[str, Any] = field(default_factory=dict)
+    printed: Mapping[str, Any] = field(default_factory=dict)  # as the paper prints it; empty where it prints nothing
+
+
+class Placed(Protocol):
+    """What a row is known by: of a `Cell`, and of the rows that a report reads back."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def axes(self) -> Mapping[str, Any]: ...
+
+
+def var(config: RunConfig) -> RunConfig:
+    """VAR: global attention in every layer, at the config's size."""
+    return override(config, {"model.pattern": "global"})
+
+
+def first_row(cell: Placed, cells: Sequence[Placed]) -> Placed:
+    """What a row is compared with: the first one, which is VAR in the paper's tables."""
+    return cells[0]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A grid of runs and the table that they fill.
+
+    Args:
+        name: for the command line and the file of its requests.
+        artefact: what it reproduces, e.g. "Table 6".
+        summary: its rows in a few words, for `--help`.
+        build: the cells, given a preset with its overrides.
+        columns: of the table, see `mvar.runs.columns`.
+        baseline: the run whose training FLOPs are the default budget.
+        against: which row each row's differences are from.
+        compares: `pairs`: rows stand beside each other, every two are compared; `trend`: rows are points along an
+            axis; `sizes`: rows are sizes of models, of which nothing is said in a sentence.
+        notes: sentences under the table that no number decides.
+        pair: two rows that the report's first screen tells of, e.g. VAR and M-VAR.
+        along: what varies along the axis of a `trend`, in words.
+        relative_to: the row that cost and time are relative to (`columns.RELATIVE`).
+        varied: settings that rows may differ in and are compared all the same.
+        figures: scripts of `analysis/` that draw it, in order.
+        sets_pattern: False: `--set model.pattern=...` adds a row of one's own.
+        of_paper: shown with dashes where nobody has asked for it.
+        place: where it stands in the report, small numbers first.
+    """
+
+    name: str
+    artefact: str
+    summary: str
+    build: Callable[[RunConfig], list[Cell]]
+    columns: Sequence[Column] = (columns.name("row"), columns.FID, *columns.SCORES, *columns.COSTS)
+    baseline: Callable[[RunConfig], RunConfig] = var
+    against: Callable[[Any, Sequence[Any]], Any] = first_row
+    compares: Literal["pairs", "trend", "sizes", "nothing"] = "pairs"
+    notes: Sequence[str] = ()
+    pair: tuple[str, str] | None = None
+    along: str = ""
+    relative_to: str = ""
+    varied: Sequence[str] = ()
+    figures: Sequence[str] = ()
+    sets_pattern: bool = True
+    of_paper: bool = False
+    place: int = 50
+
+    def cells(self, config: RunConfig, mode: str = STEPS, budget_flops: float | None = None) -> list[Cell]:
+        """The cells for a preset.
+
+        Args:
+            config: the preset, overrides applied.
+            mode: `steps`: every cell trains as many steps as the preset; `budget`: steps are chosen so that every
+                cell spends the same training FLOPs.
+            budget_flops: the budget; None: what the baseline spends at the preset's steps.
+        """
+        cells = self.build(config)
+        if mode == STEPS:
+            return cells
+        budget = training_flops(self.baseline(config)) if budget_flops is None else budget_flops
+        return [replace(cell, config=at_budget(cell.config, budget)) for cell in cells]
+
+
+def training_flops(config: RunConfig) -> int:
+    """FLOPs of the generator's whole training, analytic."""
+    from mvar.cost import train_flops  # here: it imports torch, which `mvar status` does without
+
+    return train_flops(config.model, config.token_space, config.train.steps * config.train.batch_size)
+
+
+def at_budget(config: RunConfig, budget_flops: float) -> RunConfig:
+    """The config with the number of steps whose training FLOPs are nearest to a budget, at least one.
+
+    Raises:
+        UserError: it trains no step, so that there is nothing to make equal; or more than `MAX_STEPS`.
+    """
+    if not config.train.steps:
+        raise UserError(
+            "train.steps: 0 trains nothing, which no budget can make equal; allowed with --budget: 1 or more"
+        )
+    steps = budget_flops / (training_flops(config) / config.train.steps)
+    if steps > MAX_STEPS:
+        raise UserError(
+            f"budget: {budget_flops:g} FLOPs are {steps:.1g} steps of {config.model.pattern}; allowed: at most "
+            f"{budget_flops * (MAX_STEPS / steps):.3g}, {MAX_STEPS:,} steps"
+        )
+    return override(config, {"train.steps": max(1, round(steps))})
+
+
+def paper_rows(table: str) -> list[dict[str, Any]]:
+    """A table of the paper as printed: numbers where a field is a number, else its text; empty fields left out."""
+    with (shipped.folder("experiments") / "paper" / f"{table}.csv").open(newline="") as file:
+        return [{key: _number(text) for key, text in row.items() if text} for row in csv.DictReader(file)]
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def experiment_names() -> list[str]:
+    """What `mvar run NAME` accepts, in the order of the report."""
+    found = {name: find_experiment(name) for name in shipped.names("experiments")}
+    return sorted(found, key=lambda name: (found[name].place, name))
+
+
+def find_experiment(name: str) -> Experiment:
+    """The experiment of a name, or of a file with an `EXPERIMENT`.
+
+    Raises:
+        UserError: an unknown name; a file that is not there, cannot be loaded, or has no `EXPERIMENT`.
+    """
+    if "/" not in name and not name.endswith(".py") and name not in shipped.names("experiments"):
+        raise one_of("sweep", name, experiment_names())
+    path = shipped.find("experiments", name)
+    found = getattr(shipped.load(path), "EXPERIMENT", None)
+    if not isinstance(found, Experiment):
+        raise UserError(f"{path}: has no EXPERIMENT; allowed: a file that sets one, as those of `experiments/` do")
+    return found

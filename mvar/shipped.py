@@ -1,0 +1,78 @@
+"""Files that users read, edit and copy: `experiments/`, `analysis/`, `slurm/`, `notebooks/`, and how they are loaded.
+
+A file is named by its path, or by its name alone: then it is the one of the repository in an editable install (or in
+a submission's snapshot of it), else the copy inside the wheel. The working directory is never looked at by name: a
+user's own `experiments/` there is theirs.
+"""
+
+import hashlib
+import importlib.util
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from mvar.errors import UserError, one_of
+
+PACKAGE = Path(__file__).parent
+KINDS = ("experiments", "analysis", "slurm", "notebooks")
+
+
+def repository() -> Path | None:
+    """The root of the repository, or of a snapshot of it, that this code is part of; None for an installed wheel."""
+    return PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else None
+
+
+def folder(kind: str) -> Path:
+    """Where the files of a kind lie: in the repository, else in the wheel.
+
+    Raises:
+        UserError: a kind that is none of `KINDS`.
+    """
+    if kind not in KINDS:
+        raise one_of("kind", kind, KINDS)
+    root = repository()
+    return root / kind if root and (root / kind).is_dir() else PACKAGE / "_shipped" / kind
+
+
+def names(kind: str, suffix: str = ".py") -> list[str]:
+    """The files of a kind by their names without suffix, in order."""
+    return sorted(path.stem for path in folder(kind).glob(f"[a-z]*{suffix}"))
+
+
+def find(kind: str, name: str, suffix: str = ".py") -> Path:
+    """The file of a name, or of a path (with the suffix, or with a separator in it).
+
+    Raises:
+        UserError: no such file; lists the names.
+    """
+    if "/" in name or name.endswith(suffix):
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise UserError(f"{kind}: no file {name!r}; allowed: a path, or one of {', '.join(names(kind, suffix))}")
+        return path
+    if name not in names(kind, suffix):
+        raise one_of(kind, name, names(kind, suffix))
+    return folder(kind) / f"{name}{suffix}"
+
+
+@cache
+def load(path: Path) -> ModuleType:
+    """The module of a file, loaded once, under a name that no import statement can mean.
+
+    Raises:
+        UserError: the file raises; says what and where.
+    """
+    tag = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:8]
+    spec = importlib.util.spec_from_file_location(f"mvar_loaded.{path.stem}_{tag}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses of the file look there
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:
+        del sys.modules[spec.name]
+        raise UserError(f"{path}: cannot be loaded ({type(error).__name__}: {error})") from error
+    return module
