@@ -1,7 +1,7 @@
 """Cluster profiles: what one job of a sweep asks of its cluster.
 
-A profile is built in, or a user's own TOML or YAML file with the same fields, and single fields are overridden on the
-command line.
+A profile is built in, one of the files in `slurm/`, or a user's own TOML or YAML file with the same fields, and single
+fields are overridden on the command line. `slurm/template.toml` says of each field what it means.
 """
 
 import os
@@ -12,6 +12,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 from pydantic.fields import FieldInfo
 
+from mvar import shipped
 from mvar.cluster import profile_files
 from mvar.cluster.profile_files import CONTROL, check_owner, check_values, shown
 from mvar.config import Config, from_dict, override
@@ -20,6 +21,7 @@ from mvar.runs.executors import registry
 
 SHELL = ("setup", "env")  # fields that a job's shell runs, or that change what it runs
 SUFFIXES = (".toml", ".yaml", ".yml")
+TEMPLATE = "template"  # in `slurm/`: every field, commented out
 # Options of sbatch that the submission itself depends on.
 OURS = {
     "array", "dependency", "error", "export", "export-file", "input", "job-name", "no-kill", "no-requeue", "open-mode",
@@ -47,7 +49,7 @@ def _default(field: FieldInfo) -> Any:
 class Profile(Config):
     """One cluster, and the size of a run's job on it. Fields that are not given are left to SLURM's defaults."""
 
-    source: str = ""  # the built-in name or the file that it comes from; set by `load_profile`
+    source: str = ""  # the name or the file that it comes from; set by `load_profile`
     executor: str = "slurm"  # a name in mvar.runs.executors.registry
     partition: str | None = None
     account: str | None = None
@@ -123,10 +125,20 @@ _BUILT_IN = {
 PROFILES: dict[str, Profile] = {n: p.model_copy(update={"source": n}) for n, p in _BUILT_IN.items()}
 
 
-def load_profile(name: str, settings: Iterable[str] = ()) -> Profile:
-    """The built-in profile of a name or a user's file, with `FIELD=VALUE` settings applied.
+def profile_names() -> list[str]:
+    """Every name of a profile: the built-in ones, then the files of `slurm/`."""
+    return [*PROFILES, *_shipped_names()]
 
-    A file may name a built-in profile in `base`, whose fields it then changes.
+
+def _shipped_names() -> list[str]:
+    return [name for name in shipped.names("slurm", ".toml") if name != TEMPLATE and name not in PROFILES]
+
+
+def load_profile(name: str, settings: Iterable[str] = ()) -> Profile:
+    """The profile of a name, or a user's file, with `FIELD=VALUE` settings applied.
+
+    A name is a built-in profile's or that of a file in `slurm/` (`mvar.shipped.folder`), never that of a file in the
+    working directory. A file may name such a profile in `base`, whose fields it then changes.
 
     Raises:
         UserError: an unknown name, a file that cannot be read, a field or value that is not allowed.
@@ -135,14 +147,30 @@ def load_profile(name: str, settings: Iterable[str] = ()) -> Profile:
         raise UserError(f"cluster: {shown(name)} has a control character; allowed: {', '.join(PROFILES)}, or a file")
     path = Path(os.path.expanduser(name))
     if path.suffix not in SUFFIXES:
-        return with_settings(_builtin(name), settings)
+        return with_settings(_named(name), settings)
+    return with_settings(_of_file(path).model_copy(update={"source": str(path.absolute())}), settings)
+
+
+def _named(name: Any, inside: tuple[Path, ...] = ()) -> Profile:
+    """The profile of a name; `inside` are the files that name each other up to here."""
+    if isinstance(name, str) and name in PROFILES:
+        return PROFILES[name]
+    if not isinstance(name, str) or name not in _shipped_names():
+        allowed = [*profile_names(), "a .toml or .yaml file"]
+        raise one_of("cluster", name if isinstance(name, str) else shown(name), allowed)
+    path = shipped.folder("slurm") / f"{name}.toml"
+    if path in inside:
+        raise UserError(f"cluster: {path}: base: {name!r} leads back to itself; allowed: another profile")
+    return _of_file(path, inside).model_copy(update={"source": name})
+
+
+def _of_file(path: Path, inside: tuple[Path, ...] = ()) -> Profile:
     values = profile_files.read(path)
     base = values.pop("base", "slurm")
     try:
-        profile = from_dict(Profile, _known(_builtin(base).model_dump(mode="json"), values))
+        return from_dict(Profile, _known(_named(base, (*inside, path)).model_dump(mode="json"), values))
     except UserError as error:
         raise UserError(f"cluster: {path}: {_cut(str(error))}") from None
-    return with_settings(profile.model_copy(update={"source": str(path.absolute())}), settings)
 
 
 def _known(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
@@ -186,7 +214,7 @@ def with_own_shell(stored: Profile) -> Profile:
     """A stored profile, with the shell lines and variables of the profile that it came from, as that is now.
 
     What is stored among results may have been edited by others; what a job's shell runs is taken from the profile's
-    own file, or from the built-in profile, and a difference is said.
+    own file, or from the profile of its name, and a difference is said.
 
     Raises:
         UserError: the file is gone although there were shell lines, or others may write it.
@@ -220,12 +248,6 @@ def with_own_shell(stored: Profile) -> Profile:
 def _flag(text: str) -> str | bool:
     """Options of sbatch that take no value are given as true."""
     return text == "true" if text in ("true", "false") else text
-
-
-def _builtin(name: Any) -> Profile:
-    if not isinstance(name, str) or name not in PROFILES:
-        raise one_of("cluster", name if isinstance(name, str) else shown(name), [*PROFILES, "a .toml or .yaml file"])
-    return PROFILES[name]
 
 
 def user_sbatch_variables(profile: Profile) -> dict[str, str]:

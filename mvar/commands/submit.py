@@ -23,8 +23,8 @@ class Submit(Sweeps):
     """
 
     cluster: str = ""
-    """slurm, slurm-gpu, slurm-node (8 GPUs a run), local (processes of this machine), inprocess, or a .toml or .yaml
-    file with the fields of mvar/cluster/profiles.py."""
+    """A .toml or .yaml file with the fields of slurm/template.toml, or a name: of a file in slurm/ (one-gpu,
+    node-of-eight, several-nodes, preemptible, cpu), slurm, local (processes of this machine) or inprocess."""
     cluster_set: Settings = ()
     """FIELD=VALUE ...: fields that differ from the profile, e.g. partition=gpu timeout_min=120 env.NAME=value."""
 
@@ -51,8 +51,8 @@ class Submit(Sweeps):
 
 def named_profile(cluster: str, settings: tuple[tuple[str, ...], ...]) -> "Profile":
     """The profile that `--cluster` and `--cluster-set` ask for."""
-    from mvar.cluster.profiles import PROFILES, load_profile
+    from mvar.cluster.profiles import load_profile, profile_names
 
     if not cluster:
-        raise UserError(f"cluster: none given; allowed: {', '.join(PROFILES)}, or a .toml or .yaml file")
+        raise UserError(f"cluster: none given; allowed: {', '.join(profile_names())}, or a .toml or .yaml file")
     return load_profile(cluster, [setting for group in settings for setting in group])

@@ -267,6 +267,17 @@ def test_a_snapshot_has_what_git_tracks_new_files_and_the_difference(tmp_path, m
     assert json.loads((snapshot.take(tmp_path / "code") / "snapshot.json").read_text())["commit"] is None
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_snapshot_has_no_profiles_nor_what_lies_beside_an_installed_wheel(tmp_path, monkeypatch, installed):
+    names = ["mvar/_shipped/experiments/a.py", "experiments/a.py", "analysis/b.py", "slurm/mine.toml", "torch/c.py"]
+    checkout(tmp_path / "site", monkeypatch, *names, *([] if installed else ["pyproject.toml"]))
+    shutil.rmtree(tmp_path / "site" / ".git")
+    folder = snapshot.take(tmp_path / "code")
+    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - set(snapshot.OWN)
+    own = {"mvar/old.py", "mvar/_shipped/experiments/a.py"}
+    assert found == (own if installed else own | {"experiments/a.py", "analysis/b.py", "pyproject.toml"})
+
+
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
