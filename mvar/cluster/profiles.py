@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from mvar import shipped
 from mvar.cluster import profile_files
-from mvar.cluster.profile_files import CONTROL, check_owner, check_values, shown
+from mvar.cluster.profile_files import CONTROL, check_owner, check_values, cited
 from mvar.config import Config, from_dict, override
 from mvar.errors import UserError, one_of, warn
 from mvar.runs.executors import registry
@@ -144,7 +144,7 @@ def load_profile(name: str, settings: Iterable[str] = ()) -> Profile:
         UserError: an unknown name, a file that cannot be read, a field or value that is not allowed.
     """
     if CONTROL.search(name):
-        raise UserError(f"cluster: {shown(name)} has a control character; allowed: {', '.join(PROFILES)}, or a file")
+        raise UserError(f"cluster: {cited(name)} has a control character; allowed: {', '.join(PROFILES)}, or a file")
     path = Path(os.path.expanduser(name))
     if path.suffix not in SUFFIXES:
         return with_settings(_named(name), settings)
@@ -157,7 +157,7 @@ def _named(name: Any, inside: tuple[Path, ...] = ()) -> Profile:
         return PROFILES[name]
     if not isinstance(name, str) or name not in _shipped_names():
         allowed = [*profile_names(), "a .toml or .yaml file"]
-        raise one_of("cluster", name if isinstance(name, str) else shown(name), allowed)
+        raise one_of("cluster", name if isinstance(name, str) else cited(name), allowed)
     path = shipped.folder("slurm") / f"{name}.toml"
     if path in inside:
         raise UserError(f"cluster: {path}: base: {name!r} leads back to itself; allowed: another profile")
@@ -192,9 +192,9 @@ def with_settings(profile: Profile, settings: Iterable[str]) -> Profile:
     for setting in settings:
         field, separator, value = setting.partition("=")
         if not separator:
-            raise UserError(f"cluster-set: {shown(setting)} is not FIELD=VALUE; allowed: e.g. timeout_min=60")
+            raise UserError(f"cluster-set: {cited(setting)} is not FIELD=VALUE; allowed: e.g. timeout_min=60")
         if field == "source" or len(setting) > profile_files.MAX_TEXT:
-            raise UserError(f"cluster-set: {shown(setting)} cannot be set; allowed: other fields, and shorter values")
+            raise UserError(f"cluster-set: {cited(setting)} cannot be set; allowed: other fields, and shorter values")
         if field.startswith(("env.", "sbatch.")):  # new names are allowed there
             section, _, key = field.partition(".")
             values = profile.model_dump(mode="json")

@@ -16,7 +16,7 @@ from typing import Any
 from mvar.config import DataConfig
 from mvar.data.crops import ImageSet
 from mvar.data.folders import FolderSource
-from mvar.data.pictures import is_see_through, read_header, shown
+from mvar.data.pictures import is_see_through, plain, read_header
 from mvar.data.sources.registry import find
 from mvar.data.splits import image_set
 from mvar.files import file_digest
@@ -49,7 +49,7 @@ class Survey:
 
     def line(self, config: DataConfig) -> str:
         """The summary in one line."""
-        roots = [shown(config.path(root)) for root in (config.root, config.heldout_root) if root]
+        roots = [plain(config.path(root)) for root in (config.root, config.heldout_root) if root]
         sampled = "" if self.looked_at == self.train + self.heldout else f" of {self.looked_at:,} looked at"
         parts = [
             f"{self.train:,} training and {self.heldout:,} held-out images of {self.classes:,} classes "

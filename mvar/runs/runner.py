@@ -11,6 +11,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mvar.config import RunConfig, RuntimeConfig
 from mvar.cost import train_flops
 from mvar.errors import print_to_nowhere, warn_once
@@ -72,8 +74,6 @@ def worker_places(runtime: RuntimeConfig, num_workers: int | None) -> list[dict[
 
 
 def _visible_gpus() -> list[str]:
-    import torch
-
     count = torch.cuda.device_count()
     listed = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     return listed[:count] if listed else [str(i) for i in range(count)]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from mvar.config import DataConfig
 from mvar.data.folders import LAYOUT, FolderSource, class_folders, in_order, one_form, spelled
-from mvar.data.pictures import shown
+from mvar.data.pictures import plain
 from mvar.data.sources.contract import DataSource, Opened, Split, check_num_classes
 from mvar.errors import UserError, warn
 
@@ -61,7 +61,7 @@ def folder_classes(config: DataConfig) -> _Classes:
         raise UserError(f"data.root: not set; allowed: {LAYOUT}, which data.name=imagefolder needs")
     root = config.path(config.root)
     names = class_folders(Path(root), "data.root", config.reading, config.class_order)
-    check_num_classes(names, config, shown(root))
+    check_num_classes(names, config, plain(root))
     if not config.heldout_root:
         return _Classes(names, [])
     heldout = class_folders(Path(config.path(config.heldout_root)), "data.heldout_root", config.reading)
@@ -83,12 +83,12 @@ def warn_of_order(names: Sequence[str], given: str, allowed: str) -> None:
 def _lie_together(config: DataConfig) -> str | None:
     """What is wrong where one root is the other, or lies in it, links followed."""
     train, heldout = (Path(os.path.realpath(config.path(root or ""))) for root in (config.root, config.heldout_root))
-    given = f"data.heldout_root: {shown(config.path(config.heldout_root or ''))}"
+    given = f"data.heldout_root: {plain(config.path(config.heldout_root or ''))}"
     if train == heldout or (train.stat().st_dev, train.stat().st_ino) == (heldout.stat().st_dev, heldout.stat().st_ino):
         return f"{given} is data.root"
     if train in heldout.parents:
-        return f"{given} lies in data.root ({shown(train)})"
-    return f"{given} holds data.root ({shown(train)})" if heldout in train.parents else None
+        return f"{given} lies in data.root ({plain(train)})"
+    return f"{given} holds data.root ({plain(train)})" if heldout in train.parents else None
 
 
 def _matched(trained: Sequence[str], heldout: Sequence[str], config: DataConfig) -> list[str]:
@@ -102,8 +102,8 @@ def _matched(trained: Sequence[str], heldout: Sequence[str], config: DataConfig)
         differing = differing or sorted(set(trained) ^ set(heldout))
         shown_names = ", ".join(map(spelled, differing[:5])) + (", ..." if len(differing) > 5 else "")
         raise UserError(
-            f"data.heldout_root: {shown(config.path(config.heldout_root or ''))} and "
-            f"{shown(config.path(config.root or ''))} differ in {len(differing)} classes ({shown_names}); allowed: the "
+            f"data.heldout_root: {plain(config.path(config.heldout_root or ''))} and "
+            f"{plain(config.path(config.root or ''))} differ in {len(differing)} classes ({shown_names}); allowed: the "
             "same class subfolders"
         )
     return [names[form] for form in forms]
