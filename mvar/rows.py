@@ -148,6 +148,29 @@ class Rows:
         return sha256 in (None, found.hexdigest())
 
 
+def shortfall(partial: Path, record: Path, row_bytes: int | None, header_bytes: int = 0) -> str:
+    """What is wrong with a record of rows, by their size alone: a line; empty where they are as it says.
+
+    Args:
+        partial: the rows.
+        record: what says how many there are.
+        row_bytes: size of one row; None where it is not known: then only a file that is missing is told.
+        header_bytes: before the first row.
+    """
+    try:
+        done = int(_of_any_version(read_json(record))["done"])
+    except (OSError, UserError, KeyError, AttributeError, TypeError, ValueError, OverflowError):
+        return "not as this version writes it"
+    try:
+        size = partial.stat().st_size
+    except OSError:
+        return f"{partial.name}, whose {done} rows it tells of, is not there" if done else ""
+    wanted = header_bytes + done * (row_bytes or 0)
+    if size < wanted:
+        return f"{partial.name} has {size:,} bytes where its {done} rows have {wanted:,}"
+    return ""
+
+
 def as_json(plan: Mapping[str, Any]) -> dict[str, Any]:
     """A plan as it comes back from a file: tuples are lists there."""
     return json.loads(json.dumps(plan))

@@ -192,3 +192,68 @@ def test_what_is_made_needs_its_file_no_more(trained, tmp_path):
     stage.write_status(DONE, "tokenizer")
     (stage.path / "tokenizer.safetensors").write_bytes(b"weights")
     check_files([config], store)
+
+
+# What was ignored without a word ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+@pytest.mark.parametrize(
+    "option", [("--weights", "ema"), ("--num-heads", "2"), ("--patch-sides", "1,2"), ("--tokenizer", "vae.pth")]
+)
+def test_what_tells_of_a_checkpoint_with_a_run(command, option, trained, nothing_is_loaded, capsys):
+    store, config = trained
+    assert main([command, config.run_id, "--results", str(store.root), *option]) == USER_ERROR
+    name = option[0].removeprefix("--")
+    assert complaint(capsys) == f"{name}: a run has its own; allowed: --{name} with --checkpoint only"
+
+
+def test_a_list_of_no_classes(trained, nothing_is_loaded, tmp_path, capsys):
+    store, config = trained
+    command = ["sample", config.run_id, "--results", str(store.root), "--out", str(tmp_path / "grid.png")]
+    assert main([*command, "--classes", ",, ,"]) == USER_ERROR
+    assert complaint(capsys).startswith("classes: ',, ,' names none; allowed: ")
+    assert not (tmp_path / "grid.png").exists()
+
+
+def test_a_field_of_sampling_by_its_whole_name(trained):
+    """`--set sample.top_p=0` is `--set top_p=0`: off, as the config has it."""
+    from mvar.runs import gallery
+
+    store, config = trained
+    for name in ("top_p", "sample.top_p"):
+        generator = gallery.of_run(store, store.run(config.run_id), {name: "0"})
+        assert generator.config.sample == config.sample.model_copy(update={"top_p": 0.0})
+
+
+@pytest.mark.parametrize("command", [["run"], ["run", "--dry-run"], ["submit", "--cluster", "local"]])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ["data.heldout_root=/x"],
+            "data.heldout_root: data.name=digits has held-out images of its own; allowed: with ",
+        ),
+        (["model.width=1000000000000000000"], "model.width: 1,000,000,000,000,000,000 is too large; allowed: at most "),
+        (["model.width=1000016"], "model.width: 1,000,016 is too large; allowed: at most 1,000,000"),
+        (["train.steps=1000000000000001"], "train.steps: 1,000,000,000,000,001 is too large; allowed: at most "),
+        (["tokenizer.vocab_size=1000000000"], "tokenizer.vocab_size: 1,000,000,000 is too large; allowed: at most "),
+        (["model.mlp_ratio=1e90"], "model.mlp_ratio: "),
+    ],
+)
+def test_beyond_reason(command, settings, message, nothing_is_loaded, tmp_path, capsys):
+    words = [*command, "mixers", "--preset", "smoke", "--results", str(tmp_path / "results"), "--set", *settings]
+    assert main(words) == USER_ERROR
+    assert complaint(capsys).startswith(message)
+    assert not (tmp_path / "results").exists()
+
+
+def test_bounds_are_of_launches_alone(tmp_path, capsys):
+    """The bound itself is allowed, and a config that is stored is read whatever its sizes."""
+    words = ["run", "mixers", "--dry-run", "--preset", "smoke", "--results", str(tmp_path), "--set"]
+    assert main([*words, "model.width=1000000"]) == OK
+    capsys.readouterr()
+    stored = override(PRESETS["smoke"], {"model.width": 10**18, "data.heldout_root": "/x"})
+    run = Store(tmp_path).run(stored.run_id)
+    run.write_config(stored)
+    assert run.config() == stored

@@ -21,6 +21,7 @@ from mvar.files import digest
 from mvar.presets import DIGITS
 from mvar.runs.documents import Damaged, read_document, read_or_empty
 from mvar.runs.experiment import Experiment, experiment_names, find_experiment
+from mvar.runs.repair import damaged_origins
 from mvar.runs.states import DONE
 from mvar.runs.store import RunDirectory, Store
 from mvar.training.metrics_log import missing_rows
@@ -28,6 +29,7 @@ from mvar.training.metrics_log import missing_rows
 MAKE_RUNS = "`mvar run mixers` trains some (`make demo` runs every sweep)"
 NO_RUN = "holds no readable run"
 READ = ("config.json", "status.json", "eval.json")  # of a run directory
+TIMINGS = "samples/*/timing.json"
 MAX_POINTS = 500  # of a training curve that is kept: more cannot be seen in a figure
 
 
@@ -146,7 +148,7 @@ def load_records(root: Path | str, cache: ReadCache | None = None, allow_empty: 
     configs: dict[str, RunConfig] = {}
     schema = digest(RunConfig.model_json_schema())  # what another version of the code has kept is read anew
     for path in sorted(path for path in (store.root / "runs").glob("*") if path.is_dir()):
-        files = [path / name for name in READ]
+        files = [*(path / name for name in READ), *sorted(path.glob(TIMINGS))]
         read = cache.value(f"run {path.name} {schema}", files, lambda path=path: _read_run(store.run(path.name)))
         problems += read["problems"]
         if read["config"] is not None:
@@ -154,6 +156,7 @@ def load_records(root: Path | str, cache: ReadCache | None = None, allow_empty: 
             rows += read["rows"]
     for path in sorted(store.root.glob("stages/*/status.json")):
         _attempt(problems, f"stages/{path.parent.name}", lambda path=path: read_document(path))
+    problems += map(str, damaged_origins(store))
     if not rows:
         told = "; ".join(["", *problems])
         error = f"results: {store.root} {NO_RUN}{told}; {MAKE_RUNS}"
@@ -169,6 +172,8 @@ def _read_run(run: RunDirectory) -> dict[str, Any]:
     """Config, rows and problems of one run as JSON values."""
     problems: list[str] = []
     config = _attempt(problems, f"runs/{run.name}", run.config)
+    for path in sorted(run.path.glob(TIMINGS)):
+        _attempt(problems, f"runs/{run.name}", lambda path=path: read_document(path))
     rows = [] if config is None else _run_rows(run, config, problems)
     return {"config": config and config.model_dump(mode="json"), "rows": rows, "problems": problems}
 

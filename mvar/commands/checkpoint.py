@@ -57,6 +57,14 @@ def check_source(run: str, checkpoint: str) -> None:
         raise UserError(f"run, checkpoint: {given}; allowed: one of RUN and --checkpoint FILE")
 
 
+def check_unused(files: CheckpointFiles) -> None:
+    """Refuse what tells of a checkpoint where a run is given, which knows all that itself."""
+    for name in ("tokenizer", "patch_sides", "num_heads", "weights"):
+        if getattr(files, name):
+            option = name.replace("_", "-")
+            raise UserError(f"{option}: a run has its own; allowed: --{option} with --checkpoint only")
+
+
 def sampling_preset(name: str) -> dict[str, object]:
     """The fields of a named sampling setting; none for an empty name."""
     from mvar.presets import SAMPLING

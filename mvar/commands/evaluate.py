@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from mvar.commands.checkpoint import CheckpointFiles, check_source, sampling_preset
+from mvar.commands.checkpoint import CheckpointFiles, check_source, check_unused, sampling_preset
 from mvar.commands.datasets import DataSets
 from mvar.commands.outcome import conclude
 from mvar.errors import OK, UserError, one_of
@@ -39,6 +39,8 @@ class Evaluate(CheckpointFiles):
     def execute(self, arguments: list[str]) -> int:
         """Evaluate and print the metrics; returns the exit code."""
         check_source(self.run, self.checkpoint)
+        if self.run:
+            check_unused(self)
         from mvar.commands.needed import check_files
         from mvar.runs.store import Store, check_writable
 
@@ -76,8 +78,6 @@ class Evaluate(CheckpointFiles):
         from mvar.config.parsing import current_name
         from mvar.runs.sources import need_tokenizer
 
-        if self.tokenizer:
-            raise UserError("tokenizer: a run has its own; allowed: --tokenizer with --checkpoint only")
         overrides = self._overrides()
         for name in overrides:
             if not current_name(RunConfig, name).startswith(OF_A_RUN):

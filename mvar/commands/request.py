@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from mvar.commands.bounds import check_launched
 from mvar.errors import UserError, one_of, quoted
 from mvar.files import portable
 
@@ -70,6 +71,7 @@ class Sweeps:
         if "sample.seed" in overrides:
             raise UserError("set: sample.seed is given by --sample-seeds; allowed there: a count or a list such as 0,4")
         config = override(PRESETS[self.preset], overrides)
+        check_launched(config, overrides)
         fixed = [found.name for found in map(find_experiment, self.sweeps) if found.sets_pattern]
         if fixed and (asked := sorted(PATTERN & overrides.keys())):
             raise UserError(f"set: {asked[0]}: sweep {fixed[0]} sets the pattern itself; allowed: with mixers alone")

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from mvar.commands.checkpoint import CheckpointFiles, check_source, sampling_preset
-from mvar.errors import OK, UserError, say
+from mvar.commands.checkpoint import CheckpointFiles, check_source, check_unused, sampling_preset
+from mvar.errors import OK, UserError, quoted, say
 from mvar.files import check_place
 
 if TYPE_CHECKING:
@@ -42,12 +42,16 @@ class Sample(CheckpointFiles):
         from mvar.config.parsing import parse_overrides
 
         check_source(self.run, self.checkpoint)
+        if self.run:
+            check_unused(self)
         if not 1 <= self.per_class <= MOST_PER_CLASS:
             raise UserError(f"per-class: {self.per_class}; allowed: 1 to {MOST_PER_CLASS:,}")
         if self.seed < 0:
             raise UserError(f"seed: {self.seed}; allowed: 0 or more")
         settings = sampling_preset(self.sampling) | parse_overrides(s for group in self.set for s in group)
         classes = [name.strip() for name in self.classes.split(",") if name.strip()]
+        if self.classes.strip() and not classes:
+            raise UserError(f"classes: {quoted(self.classes)} names none; allowed: e.g. 0,3 (empty: the first ten)")
         check_place("out", self.out)
         from mvar.runs.gallery import draw_grid
 

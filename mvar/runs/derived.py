@@ -5,12 +5,14 @@ the command that made it goes on from the last checkpoint.
 """
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from mvar.runs.documents import Damaged, read_document
+from mvar.training.metrics_log import MISSING
 
 # Kind of a shared stage -> its files that are there once it is done; documents among them must be readable.
 FINISHED = {
@@ -19,6 +21,7 @@ FINISHED = {
     "extractor": ("extractor.json",),
     "vectors": ("meta.json",),
 }
+END_BYTES = 1 << 13  # of metrics.jsonl: a row has some hundred
 
 
 def run_status(path: Path, evaluations: Mapping[str, Any], steps: int) -> dict[str, Any]:
@@ -72,6 +75,37 @@ def last_row(path: Path) -> dict[str, Any]:
         if row:
             return row
     return {}
+
+
+def metrics_problem(path: Path, finished: Callable[[], bool]) -> str:
+    """What is wrong with the ends of `metrics.jsonl`; empty where nothing is, or no such file is there.
+
+    The quick look of `mvar status`, over thousands of runs: it reads `END_BYTES` of either end and parses the first
+    and the last whole line, which tells a file that is empty, cut, or of another shape. What is damaged in between is
+    found by `mvar repair`, which reads every line.
+
+    Args:
+        path: the file.
+        finished: whether training is over, asked only where it matters: until then a file may have no row yet, and
+            its last line may be half written.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = tail = file.read(END_BYTES)
+            if len(head) == END_BYTES:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - END_BYTES))
+                tail = file.read()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if not head:
+        return "holds no row" if not path.with_name(MISSING).exists() and finished() else ""
+    *lines, rest = tail.split(b"\n")
+    whole = [head.partition(b"\n")[0], lines[-1]] if lines else [rest] if len(rest) == END_BYTES else []
+    if not all(metrics_row(line.decode(errors="replace")) for line in whole):
+        return "its first or last line cannot be read"
+    return "its last line is cut" if rest and finished() else ""
 
 
 def metrics_row(line: str) -> dict[str, Any]:

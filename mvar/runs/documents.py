@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 
 from mvar.config import SCHEMA_VERSION
 from mvar.errors import FAILURE, USER_ERROR, UserError, warn_once
+from mvar.escaping import one_line
 from mvar.files import read_json, write_json
 
 OPEN = ConfigDict(extra="allow")  # fields of a newer version are kept
@@ -237,7 +238,7 @@ def read_document(path: Path) -> dict[str, Any]:
             _adapter(name).validate_python(document, strict=True)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
+            where = one_line(".".join(map(str, first["loc"])))
             told = f"{path}: not as this version writes it ({where}: {first['msg']}); {remedy(path)}"
             raise Damaged(told) from None
     return document

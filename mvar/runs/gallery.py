@@ -84,7 +84,7 @@ def of_checkpoint(
 
 
 def _sample_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"sample.{name}": value for name, value in settings.items()}
+    return {f"sample.{name.removeprefix('sample.')}": value for name, value in settings.items()}
 
 
 def draw_grid(generator: Generator, classes: Sequence[str], per_class: int, seed: int, out: Path) -> list[str]:

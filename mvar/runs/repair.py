@@ -4,20 +4,20 @@ Nothing is written before somebody calls `Finding.mend`. A directory that a livi
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from mvar.artefacts import RECORD, record_problem
 from mvar.config import SCHEMA_VERSION, RunConfig, from_dict, identity
 from mvar.errors import UserError
-from mvar.files import atomic_write, read_json, write_json
+from mvar.files import read_json, write_json
 from mvar.runs.asked import config_of, request_of, requested
-from mvar.runs.derived import metrics_row
+from mvar.runs.derived import metrics_problem
 from mvar.runs.documents import Damaged, Foreign, is_evaluation, read_document, write_document
+from mvar.runs.finding import Finding, finished_steps, image_findings, metrics_findings
 from mvar.runs.index import INDEX
 from mvar.runs.store import Directory, RunDirectory, StageDirectory, Store
 
@@ -29,25 +29,24 @@ LOST = {
     "tokenizer.json": "the run is then held to the tokenizer that is there now",
 }
 ORIGINS = {"tokenizer": ("data", "tokenizer"), "tokens": ("data", "tokenizer"), "extractor": ("data", "evaluation")}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that is wrong, and what can be done."""
-
-    path: Path
-    problem: str  # one line, with the path
-    action: str  # what `mend` does, or why there is none
-    mend: Callable[[], Any] | None = None
+METRICS_REMEDY = "`mvar repair --yes` drops what cannot be read, the rest of its training curve is lost"
+ORIGIN_REMEDY = "`mvar repair --yes` writes it anew, or deletes it where no run here uses the stage"
 
 
 def damaged_documents(store: Store) -> list[Damaged]:
-    """Documents of runs, stages and sweeps that cannot be read: the quick look of `mvar status`."""
+    """What cannot be read of runs, stages and sweeps: the quick look of `mvar status`.
+
+    Documents are read whole, of each `metrics.jsonl` only both ends (`derived.metrics_problem`).
+    """
     found = []
     patterns = ("runs/*/status.json", "runs/*/eval.json", "stages/*/status.json", "sweeps/*.json")
     shared = ("stages/*/quality.json", "stages/*/extractor.json", "stages/*/floors.json")
     paths = [path for pattern in (*patterns, *shared) for path in sorted(store.root.glob(pattern))]
     found = [damaged for path in paths if (damaged := damage(path))]
+    for path in sorted(store.root.glob("runs/*/metrics.jsonl")):
+        run = RunDirectory(path.parent)
+        if problem := metrics_problem(path, lambda run=run: finished_steps(run) > 0):
+            found.append(Damaged(f"{path}: {problem}; {METRICS_REMEDY}"))
     for folder in store.index.unreadable:
         with suppress(FileNotFoundError):
             try:
@@ -149,7 +148,8 @@ class _Look:
         path = run.path / "attention.json"
         if path.is_file() and not _is_object(path):
             yield Finding(path, f"{path}: damaged", "is deleted; `mvar attention` makes it anew", path.unlink)
-        yield from _rows(run)
+        yield from image_findings(run)
+        yield from metrics_findings(run)
         yield from self._evaluations(run)
         yield from _status(run)
 
@@ -291,31 +291,20 @@ def _status(directory: Directory) -> Iterator[Finding]:
         yield Finding(path, str(found), "is written anew from what is there", directory.restore_status)
 
 
-def _rows(run: RunDirectory) -> Iterator[Finding]:
-    """Lines of `metrics.jsonl` that are none; the last one may have been cut by a kill."""
-    try:
-        lines = run.metrics.read_bytes().splitlines(keepends=True)
-    except OSError:
-        return
-    kept = [line for line in lines if metrics_row(line.decode(errors="replace"))]
-    if len(kept) == len(lines):
-        return
-
-    def write() -> None:
-        with atomic_write(run.metrics) as file:
-            file.write(b"".join(kept))
-
-    count = len(lines) - len(kept)
-    problem = f"{run.metrics}: {count} of {len(lines)} lines cannot be read"
-    yield Finding(run.metrics, problem, "these lines are dropped; their points of the training curve are lost", write)
-
-
 def _is_object(path: Path) -> bool:
     """Whether a file holds a JSON object."""
     try:
         return isinstance(read_json(path), dict)
     except (UserError, OSError):
         return False
+
+
+def damaged_origins(store: Store) -> Iterator[Damaged]:
+    """Each `config.json` of a shared stage that does not hold the sections of a config that it was made from."""
+    for path in sorted(store.root.glob("stages/*/config.json")):
+        sections = ORIGINS.get(path.parent.name.partition("-")[0], ())
+        if sections and not _is_origin(path, sections):
+            yield Damaged(f"{path}: not as this version writes it; {ORIGIN_REMEDY}")
 
 
 def _is_origin(path: Path, sections: tuple[str, ...]) -> bool:

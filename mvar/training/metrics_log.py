@@ -10,7 +10,7 @@ from typing import Any
 from mvar.errors import UserError, warn
 from mvar.files import atomic_write, naming, own_file, read_json, write_json
 
-MISSING = "metrics_missing.json"  # beside metrics.jsonl, where a resumed training found fewer rows than were written
+MISSING = "metrics_missing.json"  # beside metrics.jsonl, where fewer rows were found than were written
 Cadence = Sequence[Sequence[int]]  # (step, every) pairs: from that step on a row was written every so many
 
 
@@ -31,17 +31,24 @@ def logged_steps(cadence: Cadence, step: int) -> set[int]:
 
 
 def missing_rows(directory: Path) -> str:
-    """One line on the rows that a resumed training found missing; empty where there were all."""
+    """One line on the rows that a resumed training, or `mvar repair`, found missing; empty where there were all."""
     try:
         found = read_json(directory / MISSING)
+        if found.get("all"):
+            return f"metrics.jsonl: all rows up to step {found['step']} are missing: removed or damaged"
         return (
             f"metrics.jsonl: {found['missing']} of {found['rows']} rows up to step {found['step']} were missing when "
             f"the training went on (steps {found['first']} to {found['last']}): removed, cut or damaged"
         )
     except FileNotFoundError:
         return ""
-    except (OSError, UserError, KeyError, TypeError):
+    except (OSError, UserError, KeyError, TypeError, AttributeError):
         return f"{MISSING}: cannot be read; rows of metrics.jsonl were missing when the training went on"
+
+
+def note_all_missing(directory: Path, step: int) -> None:
+    """Record in `MISSING` that a training that ended at `step` has no rows left."""
+    write_json(directory / MISSING, {"step": step, "all": True})
 
 
 def cut_rows(path: Path, step: int) -> set[int]:

@@ -151,3 +151,7 @@ def test_any_value_of_a_stored_config_for_longer(number, value, remove):
 def test_any_value_as_a_stored_config(value):
     with pytest.raises(UserError):
         stored_config(value)
+
+
+def test_a_line_break_in_a_key_stays_out_of_the_line(tmp_path):
+    check_document(tmp_path, "env.json", b'{"versions": {"a\\nb": null}}')

@@ -8,6 +8,8 @@ import pytest
 from damages import DAMAGES
 from tiny_runs import CONFIG, TINY
 
+from mvar.analysis.cache import ReadCache
+from mvar.analysis.records import load_records
 from mvar.cli import main
 from mvar.errors import FAILURE, OK
 from mvar.runs.pipeline import execute
@@ -161,6 +163,34 @@ def test_a_report_lists_it(whole, tmp_path, capfd, file, damage):
     assert sum(name in line for line in err.splitlines()) == 1, err
     if file != "manifest":  # which says what the tables are of
         assert all(other.name in text for other in Store(root).runs() if other.name != run)
+
+
+ORIGINS = ("tokenizer", "tokens", "extractor")
+KINDS = ["empty", "cut", "not UTF-8", "a list", "wrong types"]
+
+
+@pytest.mark.parametrize("damage", ["wrong types", *(pytest.param(d, marks=pytest.mark.slow) for d in KINDS[:-1])])
+def test_a_report_lists_what_stages_are_of_and_how_long_drawing_took(whole, tmp_path, capfd, damage):
+    """`config.json` of each kind of stage and `timing.json`: a line each, with what mends it; then none."""
+    shutil.copytree(whole, root := tmp_path / "results")
+    cache = ReadCache(root / "report/cache.json")  # what was read is kept: later damage is seen all the same
+    assert load_records(root, cache).problems == []
+    cache.save()
+    paths = [next(root.glob(f"stages/{kind}-*/config.json")) for kind in ORIGINS]
+    paths.append(next(root.glob("runs/*/samples/*/timing.json")))
+    for path in paths:
+        path.write_bytes(DAMAGES[damage](path.read_bytes()))
+
+    code, _, err = said(capfd, ["report", "--results", str(root)])
+    assert code == OK
+    problems = (root / "report/report.md").read_text().partition("## Problems")[2].replace("\\", "").splitlines()
+    for path in paths:
+        (line,) = [line for line in problems if str(path.relative_to(root)) in line]
+        assert "mvar repair --yes" in line
+        assert sum(str(path) in line for line in err.splitlines()) == 1, err
+
+    assert said(capfd, ["repair", "--yes", "--results", str(root)])[0] == OK
+    assert load_records(root, ReadCache(root / "report/cache.json")).problems == []
 
 
 UNFINISHED = ["run status", "config", "metrics", "tokenizer of a run", "execution", "environment"]

@@ -1,0 +1,62 @@
+"""What is refused when runs are launched, and never when a stored config is read."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from mvar.errors import UserError
+
+if TYPE_CHECKING:
+    from mvar.config import RunConfig
+
+# Far above all that anybody trains; what is larger is a slip of the hand. Depth is bounded by the pattern.
+LARGEST: dict[str, int] = {
+    "data.image_size": 100_000,
+    "data.num_classes": 100_000_000,
+    "tokenizer.vocab_size": 100_000_000,
+    "tokenizer.code_channels": 1_000_000,
+    "tokenizer.width": 1_000_000,
+    "tokenizer.num_res_blocks": 10_000,
+    "tokenizer.share_phi": 10_000,
+    "tokenizer.train.steps": 10**15,
+    "tokenizer.train.batch_size": 100_000_000,
+    "model.width": 1_000_000,
+    "model.num_heads": 1_000_000,
+    "model.mlp_ratio": 10_000,
+    "model.mamba.d_state": 1_000_000,
+    "model.mamba.d_conv": 10_000,
+    "model.mamba.expand": 10_000,
+    "model.mamba.headdim": 1_000_000,
+    "train.steps": 10**15,
+    "train.batch_size": 100_000_000,
+    "sample.candidates": 1_000_000,
+    "evaluation.num_images": 10_000_000_000,
+    "evaluation.classifier_steps": 10**15,
+}
+
+
+def check_launched(config: "RunConfig", asked: Iterable[str]) -> None:
+    """Look at the fields that a command sets.
+
+    Args:
+        config: what it asks for.
+        asked: dotted names of the fields that it sets, as today's.
+
+    Raises:
+        UserError: a size beyond reason; held-out images for a data set that has its own.
+    """
+    for name in asked:
+        largest = LARGEST.get(name)
+        if largest is not None and (value := _value(config, name)) > largest:
+            raise UserError(f"{name}: {value:,} is too large; allowed: at most {largest:,}")
+    if "data.heldout_root" in asked and config.data.heldout_root and config.data.name != "imagefolder":
+        raise UserError(
+            f"data.heldout_root: data.name={config.data.name} has held-out images of its own; allowed: with "
+            "data.name=imagefolder"
+        )
+
+
+def _value(config: "RunConfig", name: str) -> Any:
+    found: Any = config
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
