@@ -31,7 +31,7 @@ def examine(results: Path, profile: Profile | None = None) -> list[Finding]:
     """Look at everything; with a SLURM profile its request is checked too, and SLURM is needed."""
     needs_slurm = profile is not None and isinstance(registry.find(profile.executor), Slurm)
     findings = [*_slurm(needs_slurm)]
-    if needs_slurm and all(f.state == "ok" for f in findings):
+    if profile is not None and needs_slurm and all(f.state == "ok" for f in findings):
         findings.append(_request(profile))
     findings += [_torch(), _gpus(profile), *_kernels(), _disk(results)]
     return findings

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mvar.cluster.submit import Plan
 
 
-class Slurm(Executor):
+class Slurm(Executor["Profile"]):
     """Sends what is missing and neither queued nor running; profiles find this class, so it loads the rest late."""
 
     is_queue = True

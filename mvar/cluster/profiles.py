@@ -55,21 +55,21 @@ class Profile(Config):
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    nodes: int = Field(1, ge=1, le=100_000)
-    gpus_per_node: int = Field(0, ge=0, le=1024)
-    tasks_per_node: int = Field(0, ge=0, le=65536)  # processes of a run; 0: one a GPU, or one
-    cpus_per_task: int = Field(4, ge=1, le=65536)
-    mem_gb: float | None = Field(None, ge=1 / 1024, le=1e6)  # of a node; SLURM would take 0 MB for all of it
-    timeout_min: int = Field(240, ge=1, le=10_000_000)  # of one job; a run that needs more is requeued and goes on
-    array_parallelism: int = Field(64, ge=1, le=1_000_000)  # jobs at a time
-    runs_per_job: int = Field(1, ge=1, le=1_000_000)  # one after the other: for runs shorter than a job's start or wait
-    signal_delay_s: int = Field(120, ge=1, le=65535)  # warning before the limit: a step and a checkpoint must fit in
+    nodes: int = Field(default=1, ge=1, le=100_000)
+    gpus_per_node: int = Field(default=0, ge=0, le=1024)
+    tasks_per_node: int = Field(default=0, ge=0, le=65536)  # processes of a run; 0: one a GPU, or one
+    cpus_per_task: int = Field(default=4, ge=1, le=65536)
+    mem_gb: float | None = Field(default=None, ge=1 / 1024, le=1e6)  # of a node; SLURM would take 0 MB for all of it
+    timeout_min: int = Field(default=240, ge=1, le=10_000_000)  # of one job; a longer run is requeued and goes on
+    array_parallelism: int = Field(default=64, ge=1, le=1_000_000)  # jobs at a time
+    runs_per_job: int = Field(default=1, ge=1, le=1_000_000)  # one after the other
+    signal_delay_s: int = Field(default=120, ge=1, le=65535)  # a step and a checkpoint must fit in
     setup: tuple[str, ...] = ()  # shell lines before Python starts: modules, scratch folders
     env: dict[str, str] = Field(default_factory=dict)
     sbatch: dict[str, str | int | bool] = Field(
         default_factory=dict
     )  # any other option of sbatch, e.g. {"reservation": "july"}
-    workers: int = Field(0, ge=0, le=65536)  # executor local: processes at a time; 0: one a core or a GPU
+    workers: int = Field(default=0, ge=0, le=65536)  # executor local: processes at a time; 0: one a core or a GPU
 
     @model_validator(mode="before")
     @classmethod

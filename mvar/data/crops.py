@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from mvar.config import DataConfig
+from mvar.data.folders import FolderSource
 from mvar.data.pictures import resized
 from mvar.data.sources.contract import Pictures
 
@@ -52,6 +53,7 @@ class ImageSet:
 
     def path(self, i: int) -> Path:
         """The file of image i of a folder."""
+        assert isinstance(self._pictures, FolderSource)
         return self._pictures.root / self._pictures.name(self._indices[i])
 
     def image(self, i: int, rng: np.random.Generator | None) -> np.ndarray:

@@ -80,7 +80,8 @@ class FolderSource:
         class_order: ClassOrder = "name",
         class_names: Sequence[str] | None = None,
     ) -> None:
-        self.root, self.field, self.reading = Path(root), where, reading
+        self.root, self.field = Path(root), where
+        self.reading: Reading = reading
         self.class_names = list(class_names or class_folders(self.root, where, reading, class_order))
         if reading == 1:
             self.listing = _first_listing(self.root, self.class_names, where)

@@ -67,7 +67,7 @@ def is_see_through(path: Path, field: str) -> bool:
     """Whether a picture with transparency has a pixel that is not opaque; it is decoded."""
     with _opened(path, field, None) as picture:
         low, _ = picture.convert("RGBA").getchannel("A").getextrema()
-        return bool(low < 255)
+        return low != 255
 
 
 def decode(path: Path, field: str, mode: str, side: int | None = None, reading: Reading = 2) -> Image.Image:

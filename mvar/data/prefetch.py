@@ -7,7 +7,8 @@ from typing import Generic, Self, TypeVar
 
 LOOKAHEAD = 2  # items in flight for each worker
 
-A, B = TypeVar("A"), TypeVar("B")
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 class Prefetched(Generic[A, B], Iterator[B]):

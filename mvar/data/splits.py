@@ -33,6 +33,7 @@ def check_classes(config: DataConfig, stored: bool = False, order_is_asked: bool
 def image_set(config: DataConfig, opened: Opened, split: Split) -> ImageSet:
     """The images of a split of a data set that is open."""
     pictures = opened.heldout if opened.apart and split == "heldout" else opened.train
+    assert pictures is not None  # the split that it was opened for
     indices = range(len(pictures.labels)) if opened.apart else indices_of(pictures, config, split)
     return ImageSet(pictures, indices, config, find(config.name).resizes(config))
 

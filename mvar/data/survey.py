@@ -85,7 +85,7 @@ def survey(
     """
     config = config.model_copy(update={"reading": 2})
     opened = find(config.name).open(config)
-    roots = [pictures for pictures in (opened.train, opened.heldout) if pictures]
+    roots = [pictures for pictures in (opened.train, opened.heldout) if isinstance(pictures, FolderSource)]
     stamp = ":".join(source.stamp() for source in roots)
     for document in known:
         if document.get("stamp") == stamp and (found := _read(document)):
@@ -166,7 +166,7 @@ def _same_pixels(train: ImageSet, heldout: ImageSet, step: Callable[[], None]) -
 
     def digests(images: ImageSet) -> Iterator[bytes]:
         for i in range(len(images)):
-            yield hashlib.sha256(images.image(i, None)).digest()
+            yield hashlib.sha256(images.image(i, None).data).digest()
             step()
 
     known = set(digests(train))

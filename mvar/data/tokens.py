@@ -116,7 +116,8 @@ def open_token_cache(directory: Path | str, expected_ids: dict[str, Any], verify
         num_bytes = dtype.itemsize * math.prod(shape)  # of any size: not numpy's, which wraps around
         _check_file(directory / name, num_bytes, meta["sha256"][name] if verify else None)
         arrays.append(np.memmap(directory / name, dtype, "r", shape=shape))
-    return TokenCache(directory, *arrays, meta)
+    tokens, labels = arrays
+    return TokenCache(directory, tokens, labels, meta)
 
 
 def is_complete(directory: Path | str) -> bool:

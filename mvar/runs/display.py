@@ -13,6 +13,7 @@ from mvar.escaping import one_line, rich_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
 
     from mvar.runs.plan import Task
     from mvar.runs.workers import Outcome
@@ -42,8 +43,8 @@ class Display(Protocol):
 
 def make_display(tasks: "Sequence[Task]", stream: TextIO | None = None) -> Display:
     """Bars where the stream (stderr) is a terminal, lines elsewhere."""
-    stream = stream or sys.stderr
-    return Bars(tasks, stream) if stream.isatty() else Lines(tasks, stream)
+    out = stream or sys.stderr
+    return Bars(tasks, out) if out.isatty() else Lines(tasks, out)
 
 
 def duration(seconds: float) -> str:
@@ -74,9 +75,9 @@ def shown(name: str, label: str = "", stream: TextIO | None = None) -> Iterator[
         label: of the bar, if another.
         stream: None: stderr.
     """
-    stream = stream or sys.stderr
-    if stream.isatty():
-        with _bars(stream, transient=True) as bars:
+    out = stream or sys.stderr
+    if out.isatty():
+        with _bars(out, transient=True) as bars:
             bar = bars.add_task(one_line(label or name), total=None, note="")
 
             def move(done: int, total: int, what: str = "") -> None:
@@ -91,7 +92,7 @@ def shown(name: str, label: str = "", stream: TextIO | None = None) -> Iterator[
         now = time.monotonic()
         if total and now - printed >= LINE_INTERVAL_S:
             printed = now
-            _print_line(stream, now - began, f"{name}: {done / total:.0%} done" + (f" | {what}" if what else ""))
+            _print_line(out, now - began, f"{name}: {done / total:.0%} done" + (f" | {what}" if what else ""))
 
     yield write
 
@@ -161,7 +162,7 @@ class Bars:
         self._progress.start()
         self._began = time.monotonic()
         self._num_tasks, self._ended = len(tasks), 0
-        self._bars: dict[str, int] = {}
+        self._bars: dict[str, TaskID] = {}
         self._all = self._progress.add_task("everything", total=1.0, note="")
 
     def begin(self, task: "Task") -> None:

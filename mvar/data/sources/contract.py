@@ -22,12 +22,15 @@ class Pictures(Protocol):
 
     def picture(self, i: int, mode: str, side: int | None) -> Image.Image:
         """Image i as it is stored, in mode `L` or `RGB`; `side` is what its shorter side will be resized to."""
+        ...
 
     def name(self, i: int) -> str:
         """A name of image i that stays when others are added."""
+        ...
 
     def fingerprint(self, indices: Sequence[int]) -> str:
         """Digest of what is stored for these images."""
+        ...
 
 
 class Opened(NamedTuple):
@@ -42,7 +45,8 @@ class DataSource(ABC):
     """A kind of data set. It is made without arguments; what it needs to know stands in the config."""
 
     is_folder: ClassVar[bool] = False
-    """Whether its images are files below `data.root`, which a survey looks at before runs are launched."""
+    """Whether its images are files below `data.root`, as `FolderSource` reads them: a survey looks at them before runs
+    are launched, and what is decoded of them once is kept."""
 
     @abstractmethod
     def check(self, config: DataConfig, stored: bool = False, order_is_asked: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -38,7 +39,7 @@ class DigitsPictures:
     def __init__(self) -> None:
         from sklearn.datasets import load_digits
 
-        data = load_digits()
+        data: Any = load_digits()
         self.pixels = np.round(data.images * 255 / 16).astype(np.uint8)
         self.labels = data.target.astype(np.int64)
         self.class_names = [str(name) for name in data.target_names]

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 from mvar.config import RunConfig
 from mvar.runs.states import FAILED
@@ -50,7 +50,7 @@ class Settings(Protocol):
 S = TypeVar("S", bound=Settings)
 
 
-class Executor(ABC):
+class Executor(ABC, Generic[S]):
     """Has runs made. A name in `mvar.runs.executors.registry` stands for a class; it is made without arguments."""
 
     is_queue: ClassVar[bool] = False
@@ -61,7 +61,7 @@ class Executor(ABC):
     def uses(self, field: str) -> bool:
         """Whether a field of a profile means something to it; one that does not is refused."""
 
-    def check_results(self, results: Path) -> None:  # noqa: B027
+    def check_results(self, results: Path) -> None:
         """Refuse a results directory that it could not work in, before anything is read or written.
 
         Raises:

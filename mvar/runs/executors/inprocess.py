@@ -13,7 +13,7 @@ from mvar.runs.store import Store, one_line
 from mvar.runs.workers import Outcome
 
 
-class InProcess(Executor):
+class InProcess(Executor[Settings]):
     """One run after the other, here; under torchrun all processes train each run together."""
 
     def uses(self, field: str) -> bool:

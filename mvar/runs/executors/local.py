@@ -15,7 +15,7 @@ class Workers:
     workers: int = 0
 
 
-class Local(Executor):
+class Local(Executor[Settings]):
     """Shared stages first, then runs, longest first, in a bounded number of processes; GPUs are shared out."""
 
     def uses(self, field: str) -> bool:

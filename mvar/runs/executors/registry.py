@@ -1,6 +1,7 @@
 """Executors by name. A new one is a file with a class, and its name here; or `register`ed from a file of the user's."""
 
 from importlib import import_module
+from typing import Any
 
 from mvar.errors import UserError, one_of
 from mvar.runs.executors.contract import Executor
@@ -11,7 +12,7 @@ REGISTRY: dict[str, str] = {
     "local": "mvar.runs.executors.local:Local",
     "inprocess": "mvar.runs.executors.inprocess:InProcess",
 }
-_own: dict[str, type[Executor]] = {}  # classes that were registered themselves
+_own: dict[str, type[Executor[Any]]] = {}  # classes that were registered themselves
 
 
 def names() -> list[str]:
@@ -19,7 +20,7 @@ def names() -> list[str]:
     return [*REGISTRY, *_own]
 
 
-def register(name: str, kind: type[Executor]) -> None:
+def register(name: str, kind: type[Executor[Any]]) -> None:
     """Give a class a name, by which a profile's `executor` finds it.
 
     Raises:
@@ -30,7 +31,7 @@ def register(name: str, kind: type[Executor]) -> None:
     _own[name] = kind
 
 
-def find(name: str) -> Executor:
+def find(name: str) -> Executor[Any]:
     """The executor of a name.
 
     Raises:
