@@ -19,6 +19,7 @@ import tyro
 from mvar import __version__
 from mvar.commands.attention import Attention
 from mvar.commands.cancel import Cancel
+from mvar.commands.copy import Copy
 from mvar.commands.doctor import Doctor
 from mvar.commands.evaluate import Evaluate
 from mvar.commands.export import Export
@@ -51,6 +52,7 @@ COMMANDS = (
     Evaluate,
     Inspect,
     Export,
+    Copy,
 )
 
 

@@ -1,83 +1,147 @@
-"""The house: imports go one way, files and functions stay small, importing the library needs nothing optional."""
+"""The house: rooms stand in one order and imports go down, files and functions stay small, importing needs nothing."""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+import mvar
+import mvar.analysis
+from mvar import shipped
+
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("mvar", "experiments")
-SOURCES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
+LIBRARY = sorted((ROOT / "mvar").rglob("*.py"))
+USERS = sorted(path for kind in ("experiments", "analysis") for path in (ROOT / kind).rglob("*.py"))
 
-# Low to high: a module imports its own layer and those below.
-LAYERS = (
-    (
-        "mvar.errors",
-        "mvar.escaping",
-        "mvar.files",
-        "mvar.memory",
-        "mvar.rows",
-        "mvar.artefacts",
-        "mvar.scales",
-        "mvar.pattern",
-        "mvar.config",
-        "mvar.presets",
-    ),
-    ("mvar.kernels",),
-    ("mvar.mixers",),
-    ("mvar.transformer", "mvar.cost", "mvar.tokenizer"),
-    ("mvar.checkpoints",),
-    ("mvar.sampling", "mvar.data"),
-    ("mvar.training",),
-    ("mvar.evaluation", "mvar.probes"),
-    ("mvar.runs", "experiments"),
-    ("mvar.cluster", "mvar.analysis"),
-    ("mvar.commands",),
-    ("mvar.cli",),
+# Floor by floor, low to high, and in each floor room by room: a room imports rooms before it, and itself.
+ROOMS = (
+    *("escaping", "errors", "lazy", "shipped", "memory", "files", "artefacts", "rows"),
+    *("scales", "pattern", "config", "presets"),
+    "kernels",
+    "mixers",
+    *("tokenizer", "transformer", "cost"),
+    *("checkpoints", "sampling", "data"),
+    "training",
+    *("evaluation", "probes"),
+    "runs",
+    *("cluster", "analysis"),
+    *("commands", "cli"),
 )
+PUBLIC = {"mvar": set(mvar.__all__), "mvar.analysis": set(mvar.analysis.__all__)}  # names, loaded when they are used
 
 
-def layer_of(module: str) -> int | None:
-    for number, names in enumerate(LAYERS):
-        if any(module == name or module.startswith(name + ".") for name in names):
-            return number
-    return None
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imports_of(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+MODULES = {module_of(path) for path in LIBRARY}
+
+
+def for_type_checkers(tree: ast.AST) -> set[ast.AST]:
+    guarded = (n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
+    return {inner for node in guarded for inner in ast.walk(node)}
+
+
+@cache
+def imports_of(path: Path, also_of_types: bool = True) -> frozenset[str]:
+    """Modules of the library that a file imports anywhere, in functions too."""
+    tree = ast.parse(path.read_text())
+    left_out = set() if also_of_types else for_type_checkers(tree)
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if node in left_out:
+            continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in found if name.split(".")[0] in PACKAGES}
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in MODULES else str(node.module))
+    return frozenset(name for name in found if name.split(".")[0] == "mvar")
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_go_one_way(path):
-    module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    if module in PACKAGES:
-        assert not imports_of(path)
+def room_of(module: str) -> int:
+    return ROOMS.index(module.split(".")[1])
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down(path):
+    module = module_of(path)
+    if module == "mvar":  # the public names: of everything, for type checkers
+        assert imports_of(path, also_of_types=False) == {"mvar.lazy"}
         return
-    own = layer_of(module)
-    assert own is not None, f"{module} is in no layer"
     for name in imports_of(path):
-        other = layer_of(name)
-        assert other is None or other <= own, f"{module} imports {name} from above"
+        assert name != "mvar" or module in ("mvar.cli",), f"{module} imports the public names"
+        assert name == "mvar" or room_of(name) <= room_of(module), f"{module} imports {name} from above"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_files_and_functions_are_small(path):
+def circles() -> Iterator[list[str]]:
+    """Sets of modules that import each other, in functions or not (Tarjan's strongly connected components)."""
+    edges = {module_of(path): imports_of(path, also_of_types=False) - {"mvar"} for path in LIBRARY}
+    number: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+
+    def visit(module: str) -> Iterator[list[str]]:
+        number[module] = lowest[module] = len(number)
+        stack.append(module)
+        for other in edges[module] & edges.keys():
+            if other not in number:
+                yield from visit(other)
+                lowest[module] = min(lowest[module], lowest[other])
+            elif other in stack:
+                lowest[module] = min(lowest[module], number[other])
+        if lowest[module] == number[module]:
+            found = stack[stack.index(module) :]
+            del stack[stack.index(module) :]
+            if len(found) > 1:
+                yield sorted(found)
+
+    for module in edges:
+        if module not in number:
+            yield from visit(module)
+
+
+def test_no_modules_import_each_other():
+    assert list(circles()) == []
+
+
+@pytest.mark.parametrize("path", USERS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_what_users_edit_stands_on_public_names(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "mvar":
+            assert node.module in PUBLIC, f"{path}: {node.module}"
+            assert {alias.name for alias in node.names} <= PUBLIC[str(node.module)]
+        elif isinstance(node, ast.Import):
+            assert not any(alias.name.startswith("mvar") for alias in node.names)
+
+
+@pytest.mark.parametrize("package", [mvar, mvar.analysis], ids=lambda p: p.__name__)
+def test_public_names_are_there_and_known_to_type_checkers(package):
+    tree = ast.parse(Path(str(package.__file__)).read_text())
+    typed = {a.asname or a.name for n in for_type_checkers(tree) if isinstance(n, ast.ImportFrom) for a in n.names}
+    assert typed == set(package.__all__)
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        package.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("path", [*LIBRARY, *USERS], ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_are_small_and_say_what_they_are(path):
     text = path.read_text()
+    tree = ast.parse(text)
     assert len(text.splitlines()) <= 400
     assert path.name not in ("utils.py", "helpers.py", "misc.py")
-    for node in ast.walk(ast.parse(text)):
+    assert ast.get_docstring(tree), "says nothing of itself"
+    for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno - node.lineno < 65, f"{node.name} is too long"
+            assert node.end_lineno - node.lineno < 60, f"{node.name} is too long"
 
 
 def test_importing_the_library_needs_nothing_optional():
@@ -87,5 +151,18 @@ import importlib, pkgutil, sys
 for name in {heavy!r}: sys.modules[name] = None  # any import of it now fails
 import mvar
 for module in pkgutil.walk_packages(mvar.__path__, 'mvar.'): importlib.import_module(module.name)
+from mvar import shipped
+for kind in ("experiments", "analysis"):
+    for name in shipped.names(kind): shipped.load(shipped.find(kind, name))
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_public_names_cost_nothing_until_they_are_used():
+    code = "import sys, mvar; assert not {'torch', 'numpy', 'pandas', 'pydantic'} & sys.modules.keys(); mvar.RunConfig"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_all_that_users_edit_is_loaded():
+    assert {path.parent.name for path in USERS} == {"experiments", "analysis"}
+    assert shipped.folder("analysis") == ROOT / "analysis"

@@ -9,11 +9,12 @@ import time
 from fnmatch import fnmatch
 from pathlib import Path
 
+from mvar import shipped
 from mvar.cluster.profile_files import check_owner
 from mvar.errors import UserError, warn
 from mvar.files import STRANGE_AGE_S, digest, file_digest, read_json, write_json
 
-ROOT = Path(__file__).parents[2]
+ROOT = shipped.PACKAGE.parent
 # Not slurm/: a site's profiles may hold what nobody else is to read, and jobs need none.
 WANTED = ("mvar", "experiments", "analysis", "pyproject.toml")
 OWN = ("snapshot.json", "diff.patch")  # of a snapshot itself

@@ -1,6 +1,6 @@
 """Scaling laws: how a model's loss and token error fall with its size and its training compute.
 
-python mvar/analysis/scaling.py --results results
+python analysis/scaling.py --results results
 """
 
 import sys

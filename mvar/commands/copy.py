@@ -1,0 +1,42 @@
+"""`mvar copy`: a file of the ones that users edit, into the working directory."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from mvar.errors import OK, UserError, say
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Copy a file that is there to be edited: an experiment, an analysis, a cluster profile, a notebook."""
+
+    file: Annotated[str, tyro.conf.Positional]
+    """E.g. experiments/mixers.py."""
+    to: Annotated[str, tyro.conf.Positional] = ""
+    """Where to; default: the same path below the working directory."""
+
+    def execute(self, arguments: list[str]) -> int:
+        """Copy it; a file that is there is never replaced."""
+        from mvar import shipped
+
+        kind, _, name = self.file.partition("/")
+        there = {f"{k}/{p.name}": p for k in shipped.KINDS for p in sorted(shipped.folder(k).glob("[a-z]*.*"))}
+        if self.file not in there:
+            near = [known for known in there if known.startswith(f"{kind}/")] or list(there)
+            raise UserError(f"file: {self.file!r} is not there; allowed: {', '.join(near)}")
+        target = Path(self.to) if self.to else Path(kind, name)
+        if target.is_dir():
+            target /= name
+        if target.exists() or target.is_symlink():
+            raise UserError(f"to: {target} is there already; allowed: a new name")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(there[self.file], target)
+        except OSError as error:
+            raise UserError(f"to: {target} cannot be written ({error.strerror})") from None
+        say(f"copied: {target}")
+        return OK
