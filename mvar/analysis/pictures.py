@@ -15,7 +15,7 @@ from mvar import escaping
 from mvar.analysis.maps import names
 from mvar.analysis.style import mixer_look, page
 from mvar.config import SampleConfig
-from mvar.data.images import to_uint8
+from mvar.data.crops import to_uint8
 from mvar.sampling import generate
 from mvar.scales import ScaleSchedule
 from mvar.tokenizer.model import Tokenizer

@@ -9,7 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from mvar.cluster import scheduler
+from mvar.cluster.executor import Slurm
 from mvar.cluster.profiles import Profile
+from mvar.runs.executors import registry
 
 COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 LOW_DISK_GB = 5
@@ -27,9 +29,9 @@ class Finding:
 
 def examine(results: Path, profile: Profile | None = None) -> list[Finding]:
     """Look at everything; with a SLURM profile its request is checked too, and SLURM is needed."""
-    needs_slurm = profile is not None and profile.executor == "slurm"
+    needs_slurm = profile is not None and isinstance(registry.find(profile.executor), Slurm)
     findings = [*_slurm(needs_slurm)]
-    if needs_slurm and all(f.state == "ok" for f in findings):
+    if profile is not None and needs_slurm and all(f.state == "ok" for f in findings):
         findings.append(_request(profile))
     findings += [_torch(), _gpus(profile), *_kernels(), _disk(results)]
     return findings
@@ -119,7 +121,9 @@ def _gpus(profile: Profile | None) -> Finding:
         )
         return Finding("GPUs here", "missing", "none that torch can use", advice)
     advice = (
-        "fine on a login node: jobs see their own" if profile and profile.executor == "slurm" else "the CPU is used"
+        "fine on a login node: jobs see their own"
+        if profile and registry.find(profile.executor).is_queue
+        else "the CPU is used"
     )
     return Finding("GPUs here", "missing", "none", advice)
 

@@ -82,7 +82,7 @@ def _yaml(text: str) -> Any:
         def compose_node(self, parent, index):
             if self.check_event(yaml.AliasEvent):
                 name = self.peek_event().anchor
-                raise yaml.YAMLError(f"alias *{shown(name)[1:-1]}; allowed: the value itself, written out")
+                raise yaml.YAMLError(f"alias *{cited(name)[1:-1]}; allowed: the value itself, written out")
             return super().compose_node(parent, index)
 
     return yaml.load(text, Loader)  # Loader is a safe one
@@ -102,7 +102,7 @@ def check_owner(path: Path, what: str, remedy: str) -> None:
         raise UserError(f"{what}: {path} has mode {mode:04o}, others may write it; allowed: chmod go-w; {remedy}")
 
 
-def shown(value: Any) -> str:
+def cited(value: Any) -> str:
     """A value in a message: cut, and never an error of its own."""
     try:
         text = repr(value)
@@ -131,12 +131,12 @@ def check_values(values: Any) -> None:
         elif name == "env" and isinstance(value, dict):
             for variable, text in value.items():
                 if not VARIABLE.fullmatch(variable):
-                    raise ValueError(f"env: {shown(variable)} is no name of a variable; allowed: letters, digits and _")
+                    raise ValueError(f"env: {cited(variable)} is no name of a variable; allowed: letters, digits and _")
                 _check_text(f"env.{variable}", text)
         elif name == "sbatch" and isinstance(value, dict):
             for option in value:
                 if not OPTION.fullmatch(option):
-                    raise ValueError(f"sbatch: {shown(option)} is no option of sbatch; allowed: letters, digits and -")
+                    raise ValueError(f"sbatch: {cited(option)} is no option of sbatch; allowed: letters, digits and -")
         elif isinstance(value, bool):
             raise ValueError(f"{name}: {value} is a boolean; allowed: a number, or what the field holds")
 
@@ -144,7 +144,7 @@ def check_values(values: Any) -> None:
 def _check_text(where: str, value: Any) -> None:
     if not isinstance(value, str):
         kind = {bool: "a boolean", int: "a number", float: "a number"}.get(type(value), "no text")
-        raise ValueError(f'{where}: {shown(value)} is {kind}; allowed: a text, in quotes: "{value}"')
+        raise ValueError(f'{where}: {cited(value)} is {kind}; allowed: a text, in quotes: "{value}"')
 
 
 def _check_plain(where: str, value: Any, depth: int) -> None:
@@ -153,12 +153,12 @@ def _check_plain(where: str, value: Any, depth: int) -> None:
         found = CONTROL.search(value.replace("\t", "") if where.startswith(("env.", "setup")) else value)
         if found:
             what = f"the control character {found[0]!r}"
-            raise ValueError(f"{where}: {shown(value)} has {what}; allowed: text on one line")
+            raise ValueError(f"{where}: {cited(value)} has {what}; allowed: text on one line")
         if len(value) > MAX_TEXT:
-            raise ValueError(f"{where}: {shown(value)} has {len(value)} characters; allowed: up to {MAX_TEXT}")
+            raise ValueError(f"{where}: {cited(value)} has {len(value)} characters; allowed: up to {MAX_TEXT}")
     elif isinstance(value, int):
         if abs(value) >= 1 << 63:
-            raise ValueError(f"{where}: {shown(value)} is out of range; allowed: less than 2**63")
+            raise ValueError(f"{where}: {cited(value)} is out of range; allowed: less than 2**63")
     elif isinstance(value, dict | list | tuple):
         if depth > MAX_DEPTH - 1:
             raise ValueError(f"{where}: values in values; allowed: a value, a list or a table of values")
@@ -168,12 +168,12 @@ def _check_plain(where: str, value: Any, depth: int) -> None:
                 _check_name(where, name)
             _check_plain(f"{where}.{name}" if where else str(name), inner, depth + 1)
     elif value is not None and not isinstance(value, float):
-        raise ValueError(f'{where}: {shown(value)} is a {type(value).__name__}; allowed: a text, in quotes: "{value}"')
+        raise ValueError(f'{where}: {cited(value)} is a {type(value).__name__}; allowed: a text, in quotes: "{value}"')
 
 
 def _check_name(where: str, name: Any) -> None:
     inside = f" in {where}" if where else ""
     if not isinstance(name, str):
-        raise ValueError(f"field {shown(name)}{inside}: no text; allowed: a name, in quotes if it is a number")
+        raise ValueError(f"field {cited(name)}{inside}: no text; allowed: a name, in quotes if it is a number")
     if CONTROL.search(name) or len(name) > MAX_NAME:
-        raise ValueError(f"field {shown(name)}{inside}: has a control character or is too long; allowed: a name")
+        raise ValueError(f"field {cited(name)}{inside}: has a control character or is too long; allowed: a name")

@@ -1,24 +1,27 @@
 """Cluster profiles: what one job of a sweep asks of its cluster.
 
-A profile is built in, or a user's own TOML or YAML file with the same fields, and single fields are overridden on the
-command line.
+A profile is built in, one of the files in `slurm/`, or a user's own TOML or YAML file with the same fields, and single
+fields are overridden on the command line. `slurm/template.toml` says of each field what it means.
 """
 
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 from pydantic.fields import FieldInfo
 
+from mvar import shipped
 from mvar.cluster import profile_files
-from mvar.cluster.profile_files import CONTROL, check_owner, check_values, shown
+from mvar.cluster.profile_files import CONTROL, check_owner, check_values, cited
 from mvar.config import Config, from_dict, override
 from mvar.errors import UserError, one_of, warn
+from mvar.runs.executors import registry
 
 SHELL = ("setup", "env")  # fields that a job's shell runs, or that change what it runs
 SUFFIXES = (".toml", ".yaml", ".yml")
+TEMPLATE = "template"  # in `slurm/`: every field, commented out
 # Options of sbatch that the submission itself depends on.
 OURS = {
     "array", "dependency", "error", "export", "export-file", "input", "job-name", "no-kill", "no-requeue", "open-mode",
@@ -46,27 +49,27 @@ def _default(field: FieldInfo) -> Any:
 class Profile(Config):
     """One cluster, and the size of a run's job on it. Fields that are not given are left to SLURM's defaults."""
 
-    source: str = ""  # the built-in name or the file that it comes from; set by `load_profile`
-    executor: Literal["slurm", "local", "inprocess"] = "slurm"
+    source: str = ""  # the name or the file that it comes from; set by `load_profile`
+    executor: str = "slurm"  # a name in mvar.runs.executors.registry
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    nodes: int = Field(1, ge=1, le=100_000)
-    gpus_per_node: int = Field(0, ge=0, le=1024)
-    tasks_per_node: int = Field(0, ge=0, le=65536)  # processes of a run; 0: one a GPU, or one
-    cpus_per_task: int = Field(4, ge=1, le=65536)
-    mem_gb: float | None = Field(None, ge=1 / 1024, le=1e6)  # of a node; SLURM would take 0 MB for all of it
-    timeout_min: int = Field(240, ge=1, le=10_000_000)  # of one job; a run that needs more is requeued and goes on
-    array_parallelism: int = Field(64, ge=1, le=1_000_000)  # jobs at a time
-    runs_per_job: int = Field(1, ge=1, le=1_000_000)  # one after the other: for runs shorter than a job's start or wait
-    signal_delay_s: int = Field(120, ge=1, le=65535)  # warning before the limit: a step and a checkpoint must fit in
+    nodes: int = Field(default=1, ge=1, le=100_000)
+    gpus_per_node: int = Field(default=0, ge=0, le=1024)
+    tasks_per_node: int = Field(default=0, ge=0, le=65536)  # processes of a run; 0: one a GPU, or one
+    cpus_per_task: int = Field(default=4, ge=1, le=65536)
+    mem_gb: float | None = Field(default=None, ge=1 / 1024, le=1e6)  # of a node; SLURM would take 0 MB for all of it
+    timeout_min: int = Field(default=240, ge=1, le=10_000_000)  # of one job; a longer run is requeued and goes on
+    array_parallelism: int = Field(default=64, ge=1, le=1_000_000)  # jobs at a time
+    runs_per_job: int = Field(default=1, ge=1, le=1_000_000)  # one after the other
+    signal_delay_s: int = Field(default=120, ge=1, le=65535)  # a step and a checkpoint must fit in
     setup: tuple[str, ...] = ()  # shell lines before Python starts: modules, scratch folders
     env: dict[str, str] = Field(default_factory=dict)
     sbatch: dict[str, str | int | bool] = Field(
         default_factory=dict
     )  # any other option of sbatch, e.g. {"reservation": "july"}
-    workers: int = Field(0, ge=0, le=65536)  # executor local: processes at a time; 0: one a core or a GPU
+    workers: int = Field(default=0, ge=0, le=65536)  # executor local: processes at a time; 0: one a core or a GPU
 
     @model_validator(mode="before")
     @classmethod
@@ -92,10 +95,11 @@ class Profile(Config):
 
     @model_validator(mode="after")
     def _check_executor(self) -> Self:
-        used = {"slurm": set(type(self).model_fields) - {"workers"}, "local": {"workers"}, "inprocess": set()}
-        changed = {name for name, field in type(self).model_fields.items() if getattr(self, name) != _default(field)}
-        if unused := sorted(changed - used[self.executor] - {"executor", "source"}):
-            allowed = ", ".join(sorted(used[self.executor] - {"source"})) or "none"
+        fields = type(self).model_fields
+        used = set(filter(registry.find(self.executor).uses, fields))
+        changed = {name for name, field in fields.items() if getattr(self, name) != _default(field)}
+        if unused := sorted(changed - used - {"executor", "source"}):
+            allowed = ", ".join(sorted(used - {"source"})) or "none"
             raise ValueError(f"{unused[0]}: the executor {self.executor} does not use it; allowed with it: {allowed}")
         return self
 
@@ -121,26 +125,52 @@ _BUILT_IN = {
 PROFILES: dict[str, Profile] = {n: p.model_copy(update={"source": n}) for n, p in _BUILT_IN.items()}
 
 
-def load_profile(name: str, settings: Iterable[str] = ()) -> Profile:
-    """The built-in profile of a name or a user's file, with `FIELD=VALUE` settings applied.
+def profile_names() -> list[str]:
+    """Every name of a profile: the built-in ones, then the files of `slurm/`."""
+    return [*PROFILES, *_shipped_names()]
 
-    A file may name a built-in profile in `base`, whose fields it then changes.
+
+def _shipped_names() -> list[str]:
+    return [name for name in shipped.names("slurm", ".toml") if name != TEMPLATE and name not in PROFILES]
+
+
+def load_profile(name: str, settings: Iterable[str] = ()) -> Profile:
+    """The profile of a name, or a user's file, with `FIELD=VALUE` settings applied.
+
+    A name is a built-in profile's or that of a file in `slurm/` (`mvar.shipped.folder`), never that of a file in the
+    working directory. A file may name such a profile in `base`, whose fields it then changes.
 
     Raises:
         UserError: an unknown name, a file that cannot be read, a field or value that is not allowed.
     """
     if CONTROL.search(name):
-        raise UserError(f"cluster: {shown(name)} has a control character; allowed: {', '.join(PROFILES)}, or a file")
+        raise UserError(f"cluster: {cited(name)} has a control character; allowed: {', '.join(PROFILES)}, or a file")
     path = Path(os.path.expanduser(name))
     if path.suffix not in SUFFIXES:
-        return with_settings(_builtin(name), settings)
+        return with_settings(_named(name), settings)
+    return with_settings(_of_file(path).model_copy(update={"source": str(path.absolute())}), settings)
+
+
+def _named(name: Any, inside: tuple[Path, ...] = ()) -> Profile:
+    """The profile of a name; `inside` are the files that name each other up to here."""
+    if isinstance(name, str) and name in PROFILES:
+        return PROFILES[name]
+    if not isinstance(name, str) or name not in _shipped_names():
+        allowed = [*profile_names(), "a .toml or .yaml file"]
+        raise one_of("cluster", name if isinstance(name, str) else cited(name), allowed)
+    path = shipped.folder("slurm") / f"{name}.toml"
+    if path in inside:
+        raise UserError(f"cluster: {path}: base: {name!r} leads back to itself; allowed: another profile")
+    return _of_file(path, inside).model_copy(update={"source": name})
+
+
+def _of_file(path: Path, inside: tuple[Path, ...] = ()) -> Profile:
     values = profile_files.read(path)
     base = values.pop("base", "slurm")
     try:
-        profile = from_dict(Profile, _known(_builtin(base).model_dump(mode="json"), values))
+        return from_dict(Profile, _known(_named(base, (*inside, path)).model_dump(mode="json"), values))
     except UserError as error:
         raise UserError(f"cluster: {path}: {_cut(str(error))}") from None
-    return with_settings(profile.model_copy(update={"source": str(path.absolute())}), settings)
 
 
 def _known(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
@@ -162,9 +192,9 @@ def with_settings(profile: Profile, settings: Iterable[str]) -> Profile:
     for setting in settings:
         field, separator, value = setting.partition("=")
         if not separator:
-            raise UserError(f"cluster-set: {shown(setting)} is not FIELD=VALUE; allowed: e.g. timeout_min=60")
+            raise UserError(f"cluster-set: {cited(setting)} is not FIELD=VALUE; allowed: e.g. timeout_min=60")
         if field == "source" or len(setting) > profile_files.MAX_TEXT:
-            raise UserError(f"cluster-set: {shown(setting)} cannot be set; allowed: other fields, and shorter values")
+            raise UserError(f"cluster-set: {cited(setting)} cannot be set; allowed: other fields, and shorter values")
         if field.startswith(("env.", "sbatch.")):  # new names are allowed there
             section, _, key = field.partition(".")
             values = profile.model_dump(mode="json")
@@ -184,7 +214,7 @@ def with_own_shell(stored: Profile) -> Profile:
     """A stored profile, with the shell lines and variables of the profile that it came from, as that is now.
 
     What is stored among results may have been edited by others; what a job's shell runs is taken from the profile's
-    own file, or from the built-in profile, and a difference is said.
+    own file, or from the profile of its name, and a difference is said.
 
     Raises:
         UserError: the file is gone although there were shell lines, or others may write it.
@@ -218,12 +248,6 @@ def with_own_shell(stored: Profile) -> Profile:
 def _flag(text: str) -> str | bool:
     """Options of sbatch that take no value are given as true."""
     return text == "true" if text in ("true", "false") else text
-
-
-def _builtin(name: Any) -> Profile:
-    if not isinstance(name, str) or name not in PROFILES:
-        raise one_of("cluster", name if isinstance(name, str) else shown(name), [*PROFILES, "a .toml or .yaml file"])
-    return PROFILES[name]
 
 
 def user_sbatch_variables(profile: Profile) -> dict[str, str]:

@@ -15,9 +15,8 @@ from mvar.errors import UserError, warn
 from mvar.files import STRANGE_AGE_S, digest, file_digest, read_json, write_json
 
 ROOT = shipped.PACKAGE.parent
-# Of an installed wheel the package alone: what lies beside it in site-packages is somebody else's.
-PACKAGES = ("mvar", *shipped.KINDS) if shipped.repository() else ("mvar",)
-WANTED = (*PACKAGES, "pyproject.toml")
+# Not slurm/: a site's profiles may hold what nobody else is to read, and jobs need none.
+WANTED = ("mvar", "experiments", "analysis", "pyproject.toml")
 OWN = ("snapshot.json", "diff.patch")  # of a snapshot itself
 # Names of files, and folders, that hold what nobody else is to have; whatever git says of them.
 SECRETS = (
@@ -31,10 +30,10 @@ SECRETS = (
 def take(folder: Path) -> Path:
     """Copy the code into `folder/<id>`, once for each state of it; returns that directory.
 
-    Tracked files as they are in the working tree, and new ones that git does not ignore; without git the installed
-    packages; never keys and the like, what `.mvarignore` lists, or what a link takes from elsewhere. `snapshot.json`
-    holds commit, whether files differ from it, and the files' digest; `diff.patch` how they differ. A copy that is
-    there is used again if its files are those of now; one that was changed is put aside.
+    Tracked files as they are in the working tree, and new ones that git does not ignore; without git all files of the
+    same folders; never keys and the like, what `.mvarignore` lists, or what a link takes from elsewhere.
+    `snapshot.json` holds commit, whether files differ from it, and the files' digest; `diff.patch` how they differ. A
+    copy that is there is used again if its files are those of now; one that was changed is put aside.
 
     Raises:
         UserError: the copy that is there belongs to another user, or others may write it.
@@ -128,7 +127,9 @@ def _files() -> list[Path]:
     if listed is not None:
         names = [Path(name) for name in listed.split("\0") if name]
     else:
-        names = [p.relative_to(ROOT) for package in PACKAGES for p in (ROOT / package).rglob("*")]
+        # beside an installed wheel, folders of the same names are somebody else's
+        wanted = WANTED if (ROOT / "pyproject.toml").is_file() else ("mvar",)
+        names = [p.relative_to(ROOT) for name in wanted for p in (ROOT / name, *(ROOT / name).rglob("*"))]
     ignored, root = _ignored_patterns(), ROOT.resolve()
     found = []
     for path in sorted(set(names)):

@@ -66,15 +66,11 @@ class Attention(CheckpointFiles):
             if (value := getattr(self, name)) < -1:
                 raise UserError(f"{name}: {value}; allowed: 0 or more, -1 for none in particular")
         source, name, folder = self._of_run() if self.run else self._of_checkpoint()
-        from rich.console import Console
-        from rich.progress import Progress
-
+        from mvar.runs.display import shown
         from mvar.runs.stages.attention import measure
 
-        console = Console(stderr=True)
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task("measuring", total=None)
-            stats = measure(source, folder, lambda done, total: bar.update(task, completed=done, total=total))
+        with shown("attention", "measuring") as progress:
+            stats = measure(source, folder, progress)
         show(stats, f"{name}, {stats.num_images:,} images ({self.source})")
         draw(stats, folder)
         if self.picture >= 0:

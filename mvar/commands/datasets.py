@@ -60,7 +60,8 @@ class DataSets:
                 images that lie in the training folder, or most of which are training images; a picture that cannot be
                 used.
         """
-        from mvar.data.images import check_classes
+        from mvar.data.sources.registry import find
+        from mvar.data.splits import check_classes
 
         for config in {config.data: config for config in configs}.values():
             data = config.data
@@ -69,7 +70,7 @@ class DataSets:
                 warn(f"{'; '.join(missing)} is no folder here; a run would fail, and its classes are not checked")
                 continue
             check_classes(data, self.stored, self._order_is_asked)
-            if data.name != "imagefolder":
+            if not find(data.name).is_folder:
                 continue
             try:
                 found = self._survey(data)
@@ -100,7 +101,9 @@ class DataSets:
 
     def _reading(self, data: "DataConfig") -> int:
         """The reading that new runs on these data get; where the data are not here, that of the results."""
-        if data.name != "imagefolder":
+        from mvar.data.sources.registry import find
+
+        if not find(data.name).is_folder:
             return data.reading
         try:
             return 2 if not _missing(data) and self._survey(data).differs else self._kept_reading(data)
@@ -114,10 +117,13 @@ class DataSets:
 
     def _survey(self, data: "DataConfig") -> "Survey":
         from mvar.data.survey import survey
+        from mvar.runs.display import shown
 
         key = data.model_copy(update={"reading": 1})
         if key not in self._found:
-            self._found[key] = survey(data, (self._document(data, reading) for reading in (1, 2)))
+            known = (self._document(data, reading) for reading in (1, 2))
+            with shown("data", "looking at the pictures") as progress:
+                self._found[key] = survey(data, known, progress)
         return self._found[key]
 
     def _path(self, data: "DataConfig", reading: int) -> Path:
@@ -146,7 +152,9 @@ class DataSets:
 
 def _missing(data: "DataConfig") -> list[str]:
     """Roots of a folder data set that are not there, as `field: path`."""
+    from mvar.data.sources.registry import find
+
     roots = {"data.root": data.root, "data.heldout_root": data.heldout_root}
-    if data.name != "imagefolder":
+    if not find(data.name).is_folder:
         return []
     return [f"{name}: {root}" for name, root in roots.items() if root and not expand(root).is_dir()]

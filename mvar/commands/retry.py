@@ -2,11 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
-from mvar.commands.submit import Settings, named_profile, send
+from mvar.commands.submit import Settings, named_profile
 from mvar.errors import FAILURE, OK, UserError, complain, existing_directory
+
+if TYPE_CHECKING:
+    from mvar.cluster.profiles import Profile
+    from mvar.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Retry:
         """Submit them; returns the exit code."""
         from mvar.cluster.find import to_retry
         from mvar.cluster.profiles import with_own_shell, with_settings
+        from mvar.runs.executors import registry
         from mvar.runs.store import Store
 
         if bool(self.runs) == self.failed:
@@ -48,12 +54,16 @@ class Retry:
             return code
         if self.cluster:
             profile = named_profile(self.cluster, self.cluster_set)
-            if profile.executor != "slurm":
-                raise UserError(
-                    f"cluster: {self.cluster} is no SLURM profile; allowed there: `mvar run` goes on itself"
-                )
             changed = [(profile, [config for _, configs in groups for config in configs])]
-            return send(changed, store, self.dry_run) or code
-        settings = [setting for group in self.cluster_set for setting in group]
-        changed = [(with_settings(with_own_shell(profile), settings), configs) for profile, configs in groups]
-        return send(changed, store, self.dry_run) or code
+        else:
+            settings = [setting for group in self.cluster_set for setting in group]
+            changed = [(with_settings(with_own_shell(profile), settings), configs) for profile, configs in groups]
+        by_executor: dict[str, list[tuple[Profile, list[RunConfig]]]] = {}
+        for profile, configs in changed:
+            if not registry.find(profile.executor).is_queue:
+                name = self.cluster or profile.source or profile.executor
+                raise UserError(f"cluster: {name} is no SLURM profile; allowed there: `mvar run` goes on itself")
+            by_executor.setdefault(profile.executor, []).append((profile, configs))
+        for name, requests in by_executor.items():
+            registry.find(name).execute(requests, store, self.dry_run)
+        return code

@@ -39,9 +39,9 @@ class Run(Sweeps):
         for request in requests:
             write_manifest(store, request, arguments)
 
-        from mvar.runs.runner import run_all
+        from mvar.runs.executors.local import Local, Workers
 
-        return conclude(run_all(configs, store, self.workers or None), store)
+        return conclude(Local().execute([(Workers(self.workers), configs)], store), store)
 
 
 def _processes() -> int:

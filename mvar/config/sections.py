@@ -14,9 +14,11 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
     ValidationInfo,
+    field_validator,
     model_validator,
 )
 
+from mvar.config import sources
 from mvar.files import expand
 from mvar.pattern import parse_pattern, replace_layers
 from mvar.scales import ScaleSchedule
@@ -33,8 +35,9 @@ class Config(BaseModel):
 class DataConfig(Config):
     """Images and how they are split and cropped."""
 
-    name: Literal["digits", "imagefolder"] = Field(
-        default="digits", description="Source of the images: scikit-learn's 8x8 digits, or folders of one's own."
+    name: str = Field(
+        default="digits",
+        description="Source of the images, a name in mvar.config.sources: scikit-learn's digits, or one's own folders.",
     )
     root: str | None = Field(
         default=None,
@@ -62,6 +65,11 @@ class DataConfig(Config):
     reading: Literal[1, 2] = Field(
         default=1, description="How folders are read (mvar.data.folders, pictures); 1: as by the first version."
     )
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        return sources.check_name(name)
 
     @model_validator(mode="after")
     def _check_root(self) -> Self:

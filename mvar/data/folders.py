@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from mvar.data.pictures import Reading, decode, shown
+from mvar.data.pictures import Reading, decode, plain
 from mvar.errors import UserError, warn
 from mvar.files import digest
 
@@ -80,7 +80,8 @@ class FolderSource:
         class_order: ClassOrder = "name",
         class_names: Sequence[str] | None = None,
     ) -> None:
-        self.root, self.field, self.reading = Path(root), where, reading
+        self.root, self.field = Path(root), where
+        self.reading: Reading = reading
         self.class_names = list(class_names or class_folders(self.root, where, reading, class_order))
         if reading == 1:
             self.listing = _first_listing(self.root, self.class_names, where)
@@ -92,7 +93,7 @@ class FolderSource:
         if not counts.all():
             folder = self.root / self.class_names[int(np.argmin(counts))]
             known = EXTENSIONS if reading == 1 else sorted(EXTENSIONS + MORE_EXTENSIONS)
-            raise UserError(f"{where}: {shown(folder)} has no images; allowed: files {', '.join(known)}")
+            raise UserError(f"{where}: {plain(folder)} has no images; allowed: files {', '.join(known)}")
 
     def picture(self, i: int, mode: str, side: int | None) -> Image.Image:
         """Image i as `L` or `RGB`; a file that cannot be decoded is a `UserError` that names it (`decode`)."""
@@ -125,13 +126,13 @@ def class_folders(root: Path, where: str, reading: Reading = 2, class_order: Cla
             one text in Unicode's two forms.
     """
     if not root.is_dir():
-        raise UserError(f"{where}: {shown(root)} is not a folder; allowed: {LAYOUT}")
+        raise UserError(f"{where}: {plain(root)} is not a folder; allowed: {LAYOUT}")
     names = [path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
     if reading == 2:
         names = [name for name in names if not leads_back(root, name)]
         _check_distinct(root, names, where)
     if not names:
-        raise UserError(f"{where}: {shown(root)} has no class subfolders; allowed: {LAYOUT}")
+        raise UserError(f"{where}: {plain(root)} has no class subfolders; allowed: {LAYOUT}")
     return in_order(names, class_order)
 
 
@@ -169,7 +170,7 @@ def _check_distinct(root: Path, names: list[str], where: str) -> None:
         for known, key, why in ((forms, one_form(name), "one name"), (places, place, "one folder")):
             if (other := known.setdefault(key, name)) != name:
                 raise UserError(
-                    f"{where}: {shown(root)} has two class subfolders that are {why}: {spelled(other)} and "
+                    f"{where}: {plain(root)} has two class subfolders that are {why}: {spelled(other)} and "
                     f"{spelled(name)}; allowed: one of them"
                 )
 
@@ -190,7 +191,7 @@ def _first_listing(root: Path, class_names: Sequence[str], where: str) -> Listin
             repeats += real in known
             known.add(real)
             if repeats > MAX_REPEATS:
-                raise UserError(f"{where}: {shown(root / name)} has links back to itself; allowed: data.reading=2")
+                raise UserError(f"{where}: {plain(root / name)} has links back to itself; allowed: data.reading=2")
         listing.files += sorted(found)
         listing.labels += [label] * len(found)
     if repeats:
@@ -201,7 +202,7 @@ def _first_listing(root: Path, class_names: Sequence[str], where: str) -> Listin
 @cache
 def _say_that_pictures_repeat(where: str, root: str) -> None:  # once a process
     warn(
-        f"{where}: {shown(root)} has links back: pictures count many times; allowed: data.reading=2, which counts once"
+        f"{where}: {plain(root)} has links back: pictures count many times; allowed: data.reading=2, which counts once"
     )
 
 
@@ -255,7 +256,7 @@ class _Walk:
                     for entry in entries:
                         self._entry(entry, f"{relative}/{entry.name}", label, waiting)
             except OSError as error:
-                path = shown(self.root / relative)
+                path = plain(self.root / relative)
                 message = f"{self.where}: {path} cannot be listed ({error.strerror}); allowed: readable folders"
                 raise UserError(message) from None
 

@@ -42,7 +42,7 @@ class Header:
     rotated: bool  # its EXIF orientation is not upright
 
 
-def shown(path: Path | str) -> str:
+def plain(path: Path | str) -> str:
     """A path as text that can be printed: bytes that are not UTF-8 as escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
@@ -67,7 +67,7 @@ def is_see_through(path: Path, field: str) -> bool:
     """Whether a picture with transparency has a pixel that is not opaque; it is decoded."""
     with _opened(path, field, None) as picture:
         low, _ = picture.convert("RGBA").getchannel("A").getextrema()
-        return bool(low < 255)
+        return low != 255
 
 
 def decode(path: Path, field: str, mode: str, side: int | None = None, reading: Reading = 2) -> Image.Image:
@@ -118,7 +118,7 @@ def _opened(path: Path, field: str, side: int | None) -> Iterator[Image.Image]:
     """An open picture whose sizes are checked; whatever its decoder raises inside the block is one line."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
-            raise UserError(f"{field}: {shown(path)} is not a regular file; allowed: a picture")
+            raise UserError(f"{field}: {plain(path)} is not a regular file; allowed: a picture")
         with Image.open(path, formats=_formats()) as picture:
             _check(picture, path, field, side)
             yield picture
@@ -131,7 +131,7 @@ def _opened(path: Path, field: str, side: int | None) -> Iterator[Image.Image]:
         if isinstance(error, OSError) and error.strerror:
             reason = error.strerror
         reason = reason.replace(repr(str(path)), "the file")
-        raise UserError(f"{field}: {shown(path)} is not a readable image ({reason}); mend or remove it") from None
+        raise UserError(f"{field}: {plain(path)} is not a readable image ({reason}); mend or remove it") from None
 
 
 @cache
@@ -150,14 +150,14 @@ def _check(picture: Image.Image, path: Path, field: str, side: int | None) -> No
             now = f"{width:,} x {height:,} pixels, {new_width:,} x {new_height:,} with the shorter side resized"
             raise _too_large(path, field, now)
     if picture.mode.startswith(("I", "F")):  # conversion would saturate nearly every pixel without a word
-        raise UserError(f"{field}: {shown(path)} has more than 8 bits a channel (mode {picture.mode}); allowed: 8 bits")
+        raise UserError(f"{field}: {plain(path)} has more than 8 bits a channel (mode {picture.mode}); allowed: 8 bits")
     least = width * height * PNG_BITS.get(picture.mode, 1) // 8  # bytes
     if picture.format == "PNG" and least > DEFLATE_RATIO * os.path.getsize(path):
         raise UserError(
-            f"{field}: {shown(path)} is not a readable image ({width:,} x {height:,} pixels cannot be in so few "
+            f"{field}: {plain(path)} is not a readable image ({width:,} x {height:,} pixels cannot be in so few "
             "bytes); mend or remove it"
         )
 
 
 def _too_large(path: Path, field: str, found: str) -> UserError:
-    return UserError(f"{field}: {shown(path)} is too large ({found}); allowed: at most {MAX_PIXELS:,} pixels")
+    return UserError(f"{field}: {plain(path)} is too large ({found}); allowed: at most {MAX_PIXELS:,} pixels")

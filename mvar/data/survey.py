@@ -8,14 +8,17 @@ their size. What was looked at is said.
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from typing import Any
 
 from mvar.config import DataConfig
+from mvar.data.crops import ImageSet
 from mvar.data.folders import FolderSource
-from mvar.data.images import ImageSet, folder_sources, image_set
-from mvar.data.pictures import is_see_through, read_header, shown
+from mvar.data.pictures import is_see_through, plain, read_header
+from mvar.data.sources.registry import find
+from mvar.data.splits import image_set
 from mvar.files import file_digest
 
 SAMPLE = 4096  # pictures: half a minute to decode
@@ -46,7 +49,7 @@ class Survey:
 
     def line(self, config: DataConfig) -> str:
         """The summary in one line."""
-        roots = [shown(config.path(root)) for root in (config.root, config.heldout_root) if root]
+        roots = [plain(config.path(root)) for root in (config.root, config.heldout_root) if root]
         sampled = "" if self.looked_at == self.train + self.heldout else f" of {self.looked_at:,} looked at"
         parts = [
             f"{self.train:,} training and {self.heldout:,} held-out images of {self.classes:,} classes "
@@ -67,29 +70,41 @@ def _counts(counted: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in counted.items())
 
 
-def survey(config: DataConfig, known: Iterable[Mapping[str, Any]] = ()) -> Survey:
+def survey(
+    config: DataConfig, known: Iterable[Mapping[str, Any]] = (), progress: Callable[[int, int], None] | None = None
+) -> Survey:
     """Look at a folder data set.
 
     Args:
         config: of a folder; its `reading` does not matter.
         known: documents of earlier surveys: the one of the same files is taken, and nothing is opened.
+        progress: called with (pictures looked at, and compared; in all).
 
     Raises:
         UserError: as `load_images`; a picture that was looked at and cannot be used.
     """
     config = config.model_copy(update={"reading": 2})
-    sources = folder_sources(config)
-    roots = [source for source in sources if source]
+    opened = find(config.name).open(config)
+    roots = [pictures for pictures in (opened.train, opened.heldout) if isinstance(pictures, FolderSource)]
     stamp = ":".join(source.stamp() for source in roots)
     for document in known:
         if document.get("stamp") == stamp and (found := _read(document)):
             return found
-    train, heldout = (image_set(config, sources, split) for split in ("train", "heldout"))
+    train, heldout = (image_set(config, opened, split) for split in ("train", "heldout"))
     skipped: Counter[str] = sum((source.listing.skipped for source in roots), Counter())
     differs: Counter[str] = sum((source.listing.differs for source in roots), Counter())
     small = len(train) + len(heldout) <= SAMPLE
-    modes, details = _headers(roots, train.shorter_side)
-    overlap, compared = _same_pixels(train, heldout) if small else _same_files(train, heldout)
+    done, total = (
+        count(1),
+        sum(map(len, _sampled(roots))) + (len(train) + len(heldout) if small else _compared(heldout)),
+    )
+
+    def step() -> None:
+        if progress:
+            progress(next(done), total)
+
+    modes, details = _headers(roots, train.shorter_side, step)
+    overlap, compared = (_same_pixels if small else _same_files)(train, heldout, step)
     differs += details
     if overlap:
         differs[OVERLAP] = overlap
@@ -122,41 +137,58 @@ def _read(document: Mapping[str, Any]) -> Survey | None:
     return Survey(**values) if whole else None
 
 
-def _headers(roots: list[FolderSource], side: int | None) -> tuple[Counter[str], Counter[str]]:
+def _sampled(roots: list[FolderSource]) -> list[range]:
+    """The numbers, in units of their count, of the pictures of each root that are looked at."""
+    total = sum(len(source.files) for source in roots)
+    wanted = (min(len(r.files), max(SAMPLE * len(r.files) // max(total, SAMPLE), 1)) for r in roots)
+    return [range(number) for number in wanted]
+
+
+def _headers(
+    roots: list[FolderSource], side: int | None, step: Callable[[], None] = lambda: None
+) -> tuple[Counter[str], Counter[str]]:
     """Modes of a sample of the pictures, and what the first reading does otherwise."""
     modes: Counter[str] = Counter()
     details: Counter[str] = Counter()
-    total = sum(len(source.files) for source in roots)
-    for source in roots:
-        count = len(source.files)
-        wanted = min(count, max(SAMPLE * count // max(total, SAMPLE), 1))
-        for number in range(wanted):
-            path = source.root / source.files[number * count // wanted]
+    for source, numbers in zip(roots, _sampled(roots), strict=True):
+        for number in numbers:
+            path = source.root / source.files[number * len(source.files) // len(numbers)]
             header = read_header(path, source.field, side)
             modes[header.mode] += 1
             details[ROTATED] += header.rotated
             details[TRANSPARENT] += header.transparent and is_see_through(path, source.field)
+            step()
     return modes, +details
 
 
-def _same_pixels(train: ImageSet, heldout: ImageSet) -> tuple[int, int]:
+def _same_pixels(train: ImageSet, heldout: ImageSet, step: Callable[[], None]) -> tuple[int, int]:
     """How many held-out images are also training images, by their prepared pixels, of how many compared."""
 
     def digests(images: ImageSet) -> Iterator[bytes]:
-        return (hashlib.sha256(images.image(i, None)).digest() for i in range(len(images)))
+        for i in range(len(images)):
+            yield hashlib.sha256(images.image(i, None).data).digest()
+            step()
 
     known = set(digests(train))
     return sum(digest in known for digest in digests(heldout)), len(heldout)
 
 
-def _same_files(train: ImageSet, heldout: ImageSet) -> tuple[int, int]:
+def _compared(heldout: ImageSet) -> int:
+    return min(len(heldout), HELDOUT_SAMPLE)
+
+
+def _same_files(train: ImageSet, heldout: ImageSet, step: Callable[[], None]) -> tuple[int, int]:
     """The same of a sample of the held-out files, by their bytes."""
-    count = min(len(heldout), HELDOUT_SAMPLE)
-    sample = [heldout.path(number * len(heldout) // count) for number in range(count)]
+    num_compared = _compared(heldout)
+    sample = [heldout.path(number * len(heldout) // num_compared) for number in range(num_compared)]
     sizes = [os.path.getsize(path) for path in sample]
     same_size: dict[int, list[int]] = {size: [] for size in sizes}
     for number in range(len(train)):
         if (found := same_size.get(os.path.getsize(train.path(number)))) is not None and len(found) < SAME_SIZE:
             found.append(number)
     digests = {size: {file_digest(train.path(i)) for i in numbers} for size, numbers in same_size.items()}
-    return sum(file_digest(path) in digests[size] for path, size in zip(sample, sizes, strict=True)), count
+    overlap = 0
+    for path, size in zip(sample, sizes, strict=True):
+        overlap += file_digest(path) in digests[size]
+        step()
+    return overlap, num_compared

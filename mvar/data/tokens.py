@@ -8,7 +8,6 @@ codebook size.
 
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mvar.data.images import ImageSet, to_float
+from mvar.data.crops import ImageSet, to_float
+from mvar.data.prefetch import Prefetched
 from mvar.errors import UserError, quoted, warn_once
 from mvar.files import atomic_write, known_digest, read_json, write_json
 from mvar.rows import Rows
@@ -116,7 +116,8 @@ def open_token_cache(directory: Path | str, expected_ids: dict[str, Any], verify
         num_bytes = dtype.itemsize * math.prod(shape)  # of any size: not numpy's, which wraps around
         _check_file(directory / name, num_bytes, meta["sha256"][name] if verify else None)
         arrays.append(np.memmap(directory / name, dtype, "r", shape=shape))
-    return TokenCache(directory, *arrays, meta)
+    tokens, labels = arrays
+    return TokenCache(directory, tokens, labels, meta)
 
 
 def is_complete(directory: Path | str) -> bool:
@@ -310,21 +311,9 @@ def prepared_batches(
     def load(row: int) -> np.ndarray:
         return _load(images, crops, seed, row)
 
-    starts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-    if not num_workers:
-        yield from (np.stack([load(row) for row in part]) for part in starts)
-        return
-    with ThreadPoolExecutor(num_workers) as pool:
-        try:
-            ahead = [pool.submit(load, row) for row in starts[0]] if starts else []
-            for number in range(len(starts)):
-                current, ahead = (
-                    ahead,
-                    [pool.submit(load, row) for part in starts[number + 1 : number + 2] for row in part],
-                )
-                yield np.stack([future.result() for future in current])
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with Prefetched(load, rows, num_workers, depth=batch_size) as loaded:
+        for start in range(0, len(rows), batch_size):
+            yield np.stack([next(loaded) for _ in rows[start : start + batch_size]])
 
 
 def _finish(rows: Rows, directory: Path, plan: dict[str, Any], images: ImageSet) -> None:

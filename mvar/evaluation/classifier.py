@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from mvar.checkpoints.weights import load_weights, save_weights
 from mvar.config import OptimConfig, RunConfig
-from mvar.data.images import ImageSet, load_images, to_float
+from mvar.data.crops import ImageSet, to_float
+from mvar.data.splits import load_images
 from mvar.errors import UserError
 from mvar.evaluation.extractor import Extractor, inception_extractor
 from mvar.evaluation.images import Images

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from mvar.config import EvaluationConfig
-from mvar.data.images import to_float, to_uint8
+from mvar.data.crops import to_float, to_uint8
 from mvar.errors import UserError
 from mvar.evaluation.copies import Vectors, copy_rate
 from mvar.evaluation.extractor import Extractor

@@ -1,13 +1,20 @@
-"""What a user sees while runs are made: bars on a terminal, a line now and then elsewhere."""
+"""What a user sees while something takes its time: bars on a terminal, a line now and then elsewhere.
+
+`make_display` shows the tasks of runs, `shown` any other work that knows how far it is.
+"""
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from mvar.escaping import one_line, rich_text
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
     from mvar.runs.plan import Task
     from mvar.runs.workers import Outcome
 
@@ -36,8 +43,8 @@ class Display(Protocol):
 
 def make_display(tasks: "Sequence[Task]", stream: TextIO | None = None) -> Display:
     """Bars where the stream (stderr) is a terminal, lines elsewhere."""
-    stream = stream or sys.stderr
-    return Bars(tasks, stream) if stream.isatty() else Lines(tasks, stream)
+    out = stream or sys.stderr
+    return Bars(tasks, out) if out.isatty() else Lines(tasks, out)
 
 
 def duration(seconds: float) -> str:
@@ -52,6 +59,62 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
+class Shown(Protocol):
+    """Says how far a piece of work is."""
+
+    def __call__(self, done: int, total: int, what: str = "") -> None:
+        """`done` of `total` (0: not known), and what is being done."""
+
+
+@contextmanager
+def shown(name: str, label: str = "", stream: TextIO | None = None) -> Iterator[Shown]:
+    """Inside the block: a bar where the stream (stderr) is a terminal, which then goes; elsewhere a line every 15 s.
+
+    Args:
+        name: of the work, in lines.
+        label: of the bar, if another.
+        stream: None: stderr.
+    """
+    out = stream or sys.stderr
+    if out.isatty():
+        with _bars(out, transient=True) as bars:
+            bar = bars.add_task(one_line(label or name), total=None, note="")
+
+            def move(done: int, total: int, what: str = "") -> None:
+                bars.update(bar, completed=done, total=total or None, note=one_line(what))
+
+            yield move
+        return
+    began = printed = time.monotonic()
+
+    def write(done: int, total: int, what: str = "") -> None:
+        nonlocal printed
+        now = time.monotonic()
+        if total and now - printed >= LINE_INTERVAL_S:
+            printed = now
+            _print_line(out, now - began, f"{name}: {done / total:.0%} done" + (f" | {what}" if what else ""))
+
+    yield write
+
+
+def _print_line(stream: TextIO, elapsed_s: float, text: str) -> None:
+    print(f"[{elapsed_s:6.0f} s] {one_line(text)}", file=stream, flush=True)
+
+
+def _bars(stream: TextIO, transient: bool = False) -> "RichProgress":
+    """Bars with a name, a share in percent, and the field `note`. No markup in any of them."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
+    return Progress(*columns, console=Console(file=stream), refresh_per_second=4, transient=transient)
+
+
 class Lines:
     """One line a change of state, and one of progress every 15 s."""
 
@@ -62,8 +125,7 @@ class Lines:
         self._began = self._printed = time.monotonic()
 
     def _print(self, text: str) -> None:
-        elapsed = time.monotonic() - self._began
-        print(f"[{elapsed:6.0f} s] {one_line(text)}", file=self._stream, flush=True)
+        _print_line(self._stream, time.monotonic() - self._began, text)
 
     def begin(self, task: "Task") -> None:
         self._running[task.key] = ""
@@ -93,23 +155,14 @@ class Lines:
 
 
 class Bars:
-    """A bar for each running task and one for everything, by rich."""
+    """A bar for each running task and one for everything."""
 
     def __init__(self, tasks: "Sequence[Task]", stream: TextIO) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TextColumn("{task.fields[note]}", markup=False),
-        )
-        self._progress = Progress(*columns, console=Console(file=stream), refresh_per_second=4)
+        self._progress = _bars(stream)
         self._progress.start()
         self._began = time.monotonic()
         self._num_tasks, self._ended = len(tasks), 0
-        self._bars: dict[str, int] = {}
+        self._bars: dict[str, TaskID] = {}
         self._all = self._progress.add_task("everything", total=1.0, note="")
 
     def begin(self, task: "Task") -> None:

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from mvar.checkpoints import published
 from mvar.checkpoints.weights import load_weights
 from mvar.config import RunConfig, override
 from mvar.errors import UserError, one_of
+from mvar.runs.display import shown
 from mvar.runs.pipeline import load_generator
 from mvar.runs.sources import need_tokenizer, published_tokenizer
 from mvar.runs.stages.drawing import draw_images, save_grid
@@ -111,9 +110,11 @@ def draw_grid(generator: Generator, classes: Sequence[str], per_class: int, seed
     seeds = [(seed, i) for i in range(len(labels))]
     batches = [slice(i, i + config.runtime.sample_batch) for i in range(0, len(labels), config.runtime.sample_batch)]
     parts = []
-    for part in track(batches, "drawing", console=Console(stderr=True), transient=True):
-        model, tokenizer = generator.model, generator.tokenizer
-        parts.append(draw_images(model, tokenizer, labels[part], seeds[part], config, generator.score))
+    model, tokenizer = generator.model, generator.tokenizer
+    with shown("sample", "drawing") as progress:
+        for part in batches:
+            progress(part.start, len(labels))
+            parts.append(draw_images(model, tokenizer, labels[part], seeds[part], config, generator.score))
     images = np.concatenate(parts)
     save_grid(out, images.reshape(len(numbers), per_class, *images.shape[1:]))
     return [names[number] for number in numbers]

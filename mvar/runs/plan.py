@@ -7,13 +7,17 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+import torch
+
 from mvar import cost
 from mvar.config import DataConfig, RunConfig, TokenizerConfig
 from mvar.errors import UserError
 from mvar.runs.experiment import training_flops
 from mvar.runs.states import DONE
 from mvar.runs.store import RUN, RunDirectory, Store
+from mvar.tokenizer.model import Tokenizer
 from mvar.training.distributed import resolve_device
+from mvar.transformer import ScaleTransformer
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,7 @@ def tokenizer_flops(config: RunConfig) -> float:
 
 @cache  # by what it depends on: the runs of a sweep share it
 def _tokenizer_flops(tokenizer_config: TokenizerConfig, data: DataConfig) -> float:
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from mvar.tokenizer.model import Tokenizer
+    from torch.utils.flop_counter import FlopCounterMode  # as slow to import as the rest together
 
     if tokenizer_config.checkpoint:
         return 0.0
@@ -151,8 +152,6 @@ class Clock:
         return Estimate((run_flops(config) if flops is None else flops) / rate, source)
 
     def _rate(self, config: RunConfig) -> tuple[float, str]:
-        import torch
-
         if config.model in self._finished:
             return self._finished[config.model], "finished runs"
         before = torch.get_num_threads()
@@ -167,10 +166,6 @@ class Clock:
 
 def step_rate(config: RunConfig, repeats: int = 2) -> float:
     """FLOP/s of a training step (forward and backward, random tokens) of a run's model, in fp32."""
-    import torch
-
-    from mvar.transformer import ScaleTransformer
-
     space, batch = config.token_space, config.train.batch_size // config.runtime.accumulate
     device = resolve_device(config.runtime)
     with torch.random.fork_rng(devices=[]):
@@ -191,8 +186,6 @@ def step_rate(config: RunConfig, repeats: int = 2) -> float:
 @cache
 def gemm_rate(device: str, precision: str, budget_s: float = 0.3) -> float:
     """FLOP/s of large matrix products on a device: what no model can exceed there."""
-    import torch
-
     size = 1024 if device == "cpu" else 8192
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
@@ -209,6 +202,4 @@ def gemm_rate(device: str, precision: str, budget_s: float = 0.3) -> float:
 def _wait(device: str) -> None:
     """Until a GPU has done what it was given."""
     if device == "cuda":
-        import torch
-
         torch.cuda.synchronize()

@@ -7,16 +7,18 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from mvar.config import RunConfig, RuntimeConfig
 from mvar.cost import train_flops
 from mvar.errors import print_to_nowhere, warn_once
 from mvar.runs import workers
 from mvar.runs.display import Display, make_display
+from mvar.runs.executors.contract import Summary
 from mvar.runs.pace import Pace
 from mvar.runs.plan import RUN, Task, run_flops, tasks_of
 from mvar.runs.signals import handled
@@ -26,32 +28,6 @@ from mvar.runs.workers import Board, Outcome
 
 POLL_S = 0.25
 SKIPPED = "skipped"
-
-
-@dataclass
-class Summary:
-    """How a list of runs ended."""
-
-    outcomes: dict[str, Outcome] = field(default_factory=dict)  # by the task's key: of a run each evaluation has one
-    num_runs: int = 0
-    num_done: int = 0
-    interrupted: bool = False
-
-    @property
-    def failures(self) -> dict[str, Outcome]:
-        """What failed, by the name of the run or stage; a run that lacks a failed stage is not among them."""
-        failed: dict[str, Outcome] = {}
-        for key, outcome in self.outcomes.items():
-            if outcome.state == FAILED:
-                failed.setdefault(key.partition("/")[0], outcome)
-        return failed
-
-    def complaints(self) -> list[str]:
-        """One line a reason, with the names of all that failed for it."""
-        names: dict[str, list[str]] = {}
-        for name, outcome in self.failures.items():
-            names.setdefault(outcome.reason, []).append(name)
-        return [f"{', '.join(failed)}: {reason}" for reason, failed in names.items()]
 
 
 def run_all(
@@ -98,8 +74,6 @@ def worker_places(runtime: RuntimeConfig, num_workers: int | None) -> list[dict[
 
 
 def _visible_gpus() -> list[str]:
-    import torch
-
     count = torch.cuda.device_count()
     listed = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     return listed[:count] if listed else [str(i) for i in range(count)]

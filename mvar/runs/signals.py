@@ -26,7 +26,7 @@ def handled(stop: Callable[[int], None], hang_up: Callable[[int], None]) -> Iter
             previous[number] = signal.SIG_IGN
         numbers[signal.Signals(number)](number)
 
-    previous = {number: signal.signal(number, handle) for number in numbers}
+    previous: dict[int, Any] = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:

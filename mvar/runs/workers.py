@@ -83,6 +83,7 @@ class _Worker:
     threads: int
     terminated = False
     orphaned = False
+    busy = threading.Event()  # with a task
 
     @classmethod
     def should_stop(cls) -> bool:
@@ -114,9 +115,6 @@ def _watch_parent(parent: int) -> None:
     while _Worker.busy.is_set() and time.monotonic() < deadline:
         time.sleep(0.1)
     os._exit(1)
-
-
-_Worker.busy = threading.Event()
 
 
 def work(kind: str, config_values: dict[str, Any], root: str, run: str = "") -> Outcome:

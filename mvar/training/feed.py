@@ -1,15 +1,12 @@
 """Micro-batches in order, loaded ahead of time by threads."""
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from typing import Self
 
 import torch
 
+from mvar.data.prefetch import Prefetched
 from mvar.training.contract import Objective, Rows
-
-LOOKAHEAD = 2  # micro-batches in flight for each worker
 
 
 class Feed:
@@ -27,32 +24,21 @@ class Feed:
         num_workers: int,
         device: torch.device,
     ) -> None:
-        self._load, self._device = objective.load, device
-        self._pending = self._micro_batches(part, steps)
-        self._pool = ThreadPoolExecutor(num_workers) if num_workers else None
-        self._depth = num_workers * LOOKAHEAD
-        self._queue: deque[tuple[int, Future[Rows]]] = deque()
+        def load(item: tuple[int, Rows]) -> tuple[int, Rows]:
+            first, rows = item
+            return first, objective.load(rows)
 
-    @staticmethod
-    def _micro_batches(part, steps) -> Iterator[tuple[int, Rows]]:
-        for step in steps:
-            yield from part(step)
+        self._device = device
+        self._loaded = Prefetched(load, (item for step in steps for item in part(step)), num_workers)
 
     def __enter__(self) -> Self:
+        self._loaded.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._pool:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+    def __exit__(self, *error: object) -> None:
+        self._loaded.__exit__(*error)
 
     def next(self) -> tuple[int, Rows]:
         """The number of the next micro-batch's first row in its step's batch, and its loaded rows."""
-        if not self._pool:
-            first, rows = next(self._pending)
-            loaded = self._load(rows)
-        else:
-            while len(self._queue) < self._depth and (item := next(self._pending, None)):
-                self._queue.append((item[0], self._pool.submit(self._load, item[1])))
-            first, future = self._queue.popleft()
-            loaded = future.result()
-        return first, tuple(tensor.to(self._device, non_blocking=True) for tensor in loaded)
+        first, rows = next(self._loaded)
+        return first, tuple(tensor.to(self._device, non_blocking=True) for tensor in rows)

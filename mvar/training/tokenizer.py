@@ -14,7 +14,7 @@ from mvar.tokenizer.quantizer import Phi
 from mvar.training.contract import DataOrder, Objective, Rows
 
 if TYPE_CHECKING:
-    from mvar.data.images import ImageSet
+    from mvar.data.crops import ImageSet
 
 
 class TokenizerObjective(Objective):
@@ -46,7 +46,7 @@ class TokenizerObjective(Objective):
 
     def load(self, rows: Rows) -> Rows:
         """Images `(B, channels, H, W)` in [-1, 1], cropped and translated; what moves in repeats the border."""
-        from mvar.data.images import to_float
+        from mvar.data.crops import to_float
 
         numbers, seeds, shifts = rows
         crops = [

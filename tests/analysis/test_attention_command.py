@@ -13,7 +13,7 @@ from mvar.checkpoints import published
 from mvar.checkpoints.weights import save_weights
 from mvar.cli import main
 from mvar.config import override
-from mvar.data.images import to_float
+from mvar.data.crops import to_float
 from mvar.errors import OK, USER_ERROR
 from mvar.presets import PRESETS
 from mvar.probes.attention_mass import attention_stats

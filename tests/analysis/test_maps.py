@@ -97,7 +97,7 @@ def small(channels=3):
 
 
 def test_an_image_grows_into_what_is_drawn():
-    from mvar.data.images import to_uint8
+    from mvar.data.crops import to_uint8
     from mvar.sampling import generate
 
     model, tokenizer = small()

@@ -1,5 +1,6 @@
 """Damaged files of submissions: the others are still seen, nothing is sent twice, and what is lost is said."""
 
+import json
 import shutil
 
 import pytest
@@ -132,3 +133,19 @@ def test_nothing_is_sent_beside_jobs_that_nobody_knows(fake, sent, capfd):
     shutil.rmtree(path.parent)
     fake.set_lines(*(line for line in queued if path.parent.name not in line))
     assert submit(sent, "0,") == OK
+
+
+@pytest.mark.parametrize(
+    ("executor", "what"),
+    [("local", "is no SLURM profile"), ("slrum", "executor: 'slrum' is unknown (did you mean 'slurm'?)")],
+)
+def test_an_edited_executor_sends_nothing(fake, sent, capfd, executor, what):
+    """Neither to SLURM, which the profile no longer asks for, nor to another executor."""
+    for submission in submissions(sent):
+        path = submission.folder / "submission.json"
+        values = json.loads(path.read_text())
+        values["profile"]["executor"] = executor
+        path.write_text(json.dumps(values))
+    fake.set_lines()
+    code, _, err = said(capfd, "retry", "--failed", "--results", str(sent.root))
+    assert code != OK and what in err and fake.lines == []

@@ -21,7 +21,8 @@ from mvar.cluster.queue import View, _in_queue, cause_of_death
 from mvar.cluster.submission import Job, Submission
 from mvar.config import override
 from mvar.errors import FAILURE, OK, UserError
-from mvar.runs import environment, inprocess
+from mvar.runs import environment
+from mvar.runs.executors import inprocess
 from mvar.runs.states import DONE, FAILED, QUEUED, RUNNING, STOPPED, Stopped
 from mvar.runs.store import Directory, Store
 
@@ -136,7 +137,7 @@ def test_equal_code_shares_one_snapshot_and_knows_its_commit(tmp_path, monkeypat
 
 def checkout(root: Path, monkeypatch, *names: str) -> list[str]:
     """Code of its own, with some files, under git."""
-    for name in ("slurm/old.py", *names):
+    for name in ("mvar/old.py", *names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(f"{name} = 1\n")
     git = ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@b"]
@@ -153,18 +154,18 @@ SECRETS = (".env", "site.pem", "id_ed25519", "id_rsa.pub", "server.key", ".netrc
 def test_a_snapshot_has_no_keys_nor_what_a_link_takes_from_elsewhere(tmp_path, monkeypatch, with_git):
     root = tmp_path / "checkout"
     names = [*SECRETS, "id_map.py", "notes/a.txt", "notes/b.txt", "big.bin", "deep/er/c.dat", "c.dat"]
-    checkout(root, monkeypatch, *(f"slurm/{name}" for name in names))
-    (root / ".mvarignore").write_text("# not for nodes\nnotes/\n!b.txt\n*.bin\n/slurm/c.dat\n")
+    checkout(root, monkeypatch, *(f"mvar/{name}" for name in names))
+    (root / ".mvarignore").write_text("# not for nodes\nnotes/\n!b.txt\n*.bin\n/mvar/c.dat\n")
     (tmp_path / "outside.txt").write_text("private")
-    (root / "slurm/outside.txt").symlink_to(tmp_path / "outside.txt")
-    (root / "slurm/beside.txt").symlink_to("old.py")
-    (root / "slurm/hidden.txt").symlink_to(".env")
+    (root / "mvar/outside.txt").symlink_to(tmp_path / "outside.txt")
+    (root / "mvar/beside.txt").symlink_to("old.py")
+    (root / "mvar/hidden.txt").symlink_to(".env")
     for name in (*SECRETS, "notes/a.txt", "old.py"):
-        (root / "slurm" / name).write_text("geheim" if name != "old.py" else "old = 2\n")
+        (root / "mvar" / name).write_text("geheim" if name != "old.py" else "old = 2\n")
     if not with_git:
         shutil.rmtree(root / ".git")
     folder = snapshot.take(tmp_path / "code")
-    found = {str(p.relative_to(folder / "slurm")) for p in (folder / "slurm").rglob("*") if p.is_file()}
+    found = {str(p.relative_to(folder / "mvar")) for p in (folder / "mvar").rglob("*") if p.is_file()}
     assert found == {"old.py", "id_map.py", "notes/b.txt", "deep/er/c.dat", "beside.txt"}
     assert not any(path.is_symlink() for path in folder.rglob("*"))
     diff = (folder / "diff.patch").read_text()
@@ -172,7 +173,7 @@ def test_a_snapshot_has_no_keys_nor_what_a_link_takes_from_elsewhere(tmp_path, m
 
 
 def changed_file(folder: Path) -> None:
-    (folder / "slurm/old.py").write_text("import os\n")
+    (folder / "mvar/old.py").write_text("import os\n")
 
 
 def more_code(folder: Path) -> None:
@@ -180,14 +181,14 @@ def more_code(folder: Path) -> None:
 
 
 def less_code(folder: Path) -> None:
-    (folder / "slurm/old.py").unlink()
+    (folder / "mvar/old.py").unlink()
 
 
 def linked_code(folder: Path) -> None:
-    text = (folder / "slurm/old.py").read_text()
+    text = (folder / "mvar/old.py").read_text()
     (folder.parent / "old.py").write_text(text)
-    (folder / "slurm/old.py").unlink()
-    (folder / "slurm/old.py").symlink_to(folder.parent / "old.py")
+    (folder / "mvar/old.py").unlink()
+    (folder / "mvar/old.py").symlink_to(folder.parent / "old.py")
 
 
 def other_digest(folder: Path) -> None:
@@ -198,15 +199,15 @@ def other_digest(folder: Path) -> None:
 def test_a_changed_snapshot_is_made_anew(tmp_path, monkeypatch, capsys, change):
     checkout(tmp_path / "checkout", monkeypatch)
     folder = snapshot.take(tmp_path / "code")
-    (folder / "slurm/__pycache__").mkdir()
-    (folder / "slurm/__pycache__/old.cpython-311.pyc").write_bytes(b"of a job that ran it")
+    (folder / "mvar/__pycache__").mkdir()
+    (folder / "mvar/__pycache__/old.cpython-311.pyc").write_bytes(b"of a job that ran it")
     assert snapshot.take(tmp_path / "code") == folder and capsys.readouterr().err == ""
     change(folder)
     assert snapshot.take(tmp_path / "code") == folder
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "was changed after it was made" in said and str(folder) in said
     assert {p.name for p in folder.rglob("*.py")} == {"old.py"}
-    assert (folder / "slurm/old.py").read_text() == "slurm/old.py = 1\n"
+    assert (folder / "mvar/old.py").read_text() == "mvar/old.py = 1\n"
     assert snapshot.take(tmp_path / "code") == folder and capsys.readouterr().err == ""
 
 
@@ -221,7 +222,7 @@ def test_half_a_snapshot_of_a_killed_process_goes_after_a_day(tmp_path, monkeypa
     assert [folder.exists() for folder in folders] == [False, True]
 
 
-@pytest.mark.parametrize(("name", "mode"), [("", 0o777), ("slurm", 0o775), ("slurm/old.py", 0o666), ("..", 0o777)])
+@pytest.mark.parametrize(("name", "mode"), [("", 0o777), ("mvar", 0o775), ("mvar/old.py", 0o666), ("..", 0o777)])
 def test_a_snapshot_that_others_may_write_is_refused(tmp_path, monkeypatch, name, mode):
     checkout(tmp_path / "checkout", monkeypatch)
     previous = os.umask(0o002)
@@ -239,31 +240,42 @@ def test_a_snapshot_that_others_may_write_is_refused(tmp_path, monkeypatch, name
 def test_a_snapshot_of_another_user_is_refused(tmp_path, monkeypatch):
     checkout(tmp_path / "checkout", monkeypatch)
     folder = snapshot.take(tmp_path / "code")
-    os.chown(folder / "slurm/old.py", 12345, 12345)
+    os.chown(folder / "mvar/old.py", 12345, 12345)
     with pytest.raises(UserError, match="belongs to user 12345"):
         snapshot.take(tmp_path / "code")
 
 
 def test_a_snapshot_has_what_git_tracks_new_files_and_the_difference(tmp_path, monkeypatch):
     root = tmp_path / "checkout"
-    (root / "slurm").mkdir(parents=True)
-    (root / "slurm/old.py").write_text("old = 1\n")
+    (root / "mvar").mkdir(parents=True)
+    (root / "mvar/old.py").write_text("old = 1\n")
     (root / ".gitignore").write_text("*.log\n")
     git = ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@b"]
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
         subprocess.run([*git, *words], check=True)
-    (root / "slurm/old.py").write_text("old = 2\n")
-    (root / "slurm/new.py").write_text("new = 1\n")
-    (root / "slurm/junk.log").write_text("")
+    (root / "mvar/old.py").write_text("old = 2\n")
+    (root / "mvar/new.py").write_text("new = 1\n")
+    (root / "mvar/junk.log").write_text("")
     monkeypatch.setattr(snapshot, "ROOT", root)
     folder = snapshot.take(tmp_path / "code")
-    assert {p.name for p in (folder / "slurm").iterdir()} == {"old.py", "new.py"}
+    assert {p.name for p in (folder / "mvar").iterdir()} == {"old.py", "new.py"}
     assert "+old = 2" in (folder / "diff.patch").read_text()
     assert json.loads((folder / "snapshot.json").read_text())["dirty"] is True
-    (root / "slurm/new.py").write_text("new = 2\n")
+    (root / "mvar/new.py").write_text("new = 2\n")
     assert snapshot.take(tmp_path / "code") != folder
     shutil.rmtree(root / ".git")  # an installed package: no repository
     assert json.loads((snapshot.take(tmp_path / "code") / "snapshot.json").read_text())["commit"] is None
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_snapshot_has_no_profiles_nor_what_lies_beside_an_installed_wheel(tmp_path, monkeypatch, installed):
+    names = ["mvar/_shipped/experiments/a.py", "experiments/a.py", "analysis/b.py", "slurm/mine.toml", "torch/c.py"]
+    checkout(tmp_path / "site", monkeypatch, *names, *([] if installed else ["pyproject.toml"]))
+    shutil.rmtree(tmp_path / "site" / ".git")
+    folder = snapshot.take(tmp_path / "code")
+    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - set(snapshot.OWN)
+    own = {"mvar/old.py", "mvar/_shipped/experiments/a.py"}
+    assert found == (own if installed else own | {"experiments/a.py", "analysis/b.py", "pyproject.toml"})
 
 
 @pytest.mark.parametrize(

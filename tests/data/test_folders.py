@@ -10,7 +10,7 @@ from PIL import Image
 
 from mvar.config import DataConfig
 from mvar.data.folders import AGAIN, BROKEN, EMPTY, HIDDEN, OTHER, SPECIAL, FolderSource, in_order
-from mvar.data.images import check_classes, load_images
+from mvar.data.splits import check_classes, load_images
 from mvar.errors import UserError
 
 

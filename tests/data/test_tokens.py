@@ -15,7 +15,8 @@ from mvar import files
 from mvar import rows as rows_module
 from mvar.config import DataConfig, TokenizerConfig
 from mvar.data import tokens as tokens_module
-from mvar.data.images import load_images, to_float
+from mvar.data.crops import to_float
+from mvar.data.splits import load_images
 from mvar.data.tokens import build_token_cache, open_token_cache, token_dtype
 from mvar.errors import UserError
 from mvar.files import file_digest

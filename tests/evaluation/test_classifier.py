@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from mvar.config import RunConfig, override
-from mvar.data.images import load_images
+from mvar.data.splits import load_images
 from mvar.errors import UserError
 from mvar.evaluation.classifier import (
     WEIGHTS,

@@ -188,6 +188,18 @@ def test_of_large_sets_a_sample_is_looked_at_and_that_is_said(root, monkeypatch)
     assert survey(data).compared == 3
 
 
+@pytest.mark.parametrize(("sample", "total"), [(survey_module.SAMPLE, 12 + 21 + 12 + 21), (8, 7 + 21)])
+def test_how_far_the_look_is(root, monkeypatch, sample, total):
+    """Headers and comparisons: all of a small set, of a large one those of the sample."""
+    data = base(root).data.model_copy(update={"heldout_root": str(overlap(root))})
+    os.replace(root.parent / "val" / "cat" / "twin.bmp", root.parent / "val" / "cat" / "twin.txt")
+    (root.parent / "val" / "cat" / "twin.png").write_bytes((root / "cat" / "0.png").read_bytes())
+    monkeypatch.setattr(survey_module, "SAMPLE", sample)
+    steps = []
+    survey(data, progress=lambda *step: steps.append(step))
+    assert steps == [(done, total) for done in range(1, total + 1)]
+
+
 def test_a_reading_that_is_asked_for_is_kept(root, capsys):
     transparent(root)
     (request,), configs, _ = command(root, "data.reading=1").planned()

@@ -10,7 +10,7 @@ import pytest
 
 from mvar.config import override
 from mvar.presets import PRESETS
-from mvar.runs.display import Bars, Lines, duration, make_display
+from mvar.runs.display import Bars, Lines, duration, make_display, shown
 from mvar.runs.plan import RUN, Task, run_flops
 from mvar.runs.runner import _Runner, task_share
 from mvar.runs.states import DONE, FAILED
@@ -136,6 +136,28 @@ def test_strange_names_and_reasons_are_shown_and_not_obeyed(terminal, clock):
     written = terminal.getvalue()
     assert "\x1b[2J" not in written and "\x1b]0" not in written and "\x07" not in written
     assert f"failed {shown}: {shown}" in terminal.look()
+
+
+def test_other_work_is_a_line_every_15_s(clock):
+    stream = io.StringIO()
+    with shown("report", "writing the report", stream) as progress:
+        for second in range(41):
+            progress(second, 40, STRANGE if second >= 30 else "")
+            clock.now += 1
+        clock.now += 60
+        progress(3, 0)  # of a total that is not known there is nothing to say
+    what = "a�[2J�]0;t� [red]b[/red] [/] � c"
+    assert stream.getvalue() == f"[    15 s] report: 38% done\n[    30 s] report: 75% done | {what}\n"
+
+
+def test_other_work_is_a_bar_on_a_terminal_that_then_goes(terminal):
+    with shown("report", "writing the report", terminal) as progress:
+        progress(1, 4, STRANGE)
+    written = terminal.getvalue()
+    assert "\x1b[2J" not in written and "\x1b]0" not in written and "\x07" not in written
+    text = terminal.look()
+    assert "writing the report" in text and " 25 % a�[2J�]0;t� [red]b[/red] [/] � c" in text
+    assert written.endswith("\x1b[2K")  # its line is taken back
 
 
 def test_what_never_ran_ends_too(terminal):

@@ -15,7 +15,7 @@ from mvar.checkpoints.weights import load_weights, save_weights
 from mvar.cli import main
 from mvar.commands.run import Run
 from mvar.config import override
-from mvar.data.images import ImageSet
+from mvar.data.crops import ImageSet
 from mvar.errors import USER_ERROR, UserError
 from mvar.files import file_digest, known_digest
 from mvar.runs.pipeline import execute

@@ -9,7 +9,7 @@ from PIL import Image
 
 from mvar import rows
 from mvar.config import RunConfig, override
-from mvar.data.images import ImageSet
+from mvar.data.crops import ImageSet
 from mvar.errors import UserError
 from mvar.evaluation.copies import compared
 from mvar.presets import PRESETS

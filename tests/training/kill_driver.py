@@ -16,7 +16,7 @@ import torch
 from toy_objective import RUNTIME, Toy, assert_identical, split, toy_optim
 
 from mvar.config import DataConfig, MambaConfig, ModelConfig, OptimConfig, TokenizerConfig, TokenSpace, TrainConfig
-from mvar.data.images import load_images
+from mvar.data.splits import load_images
 from mvar.data.tokens import TokenCache
 from mvar.tokenizer.model import Tokenizer
 from mvar.training.distributed import open_fabric

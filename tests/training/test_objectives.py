@@ -10,7 +10,8 @@ from kill_driver import TOKENIZER, generator, tokenizer
 from toy_objective import RUNTIME, rows_of
 
 from mvar.config import DataConfig, ModelConfig, OptimConfig, TokenSpace, TrainConfig
-from mvar.data.images import load_images, to_float
+from mvar.data.crops import to_float
+from mvar.data.splits import load_images
 from mvar.data.tokens import TokenCache
 from mvar.tokenizer.model import Tokenizer
 from mvar.training.generator import GeneratorObjective

@@ -20,8 +20,10 @@ from mvar.artefacts import note
 from mvar.checkpoints import published
 from mvar.checkpoints.checkpoint_files import split_choice
 from mvar.config import DataConfig, RuntimeConfig, SampleConfig
+from mvar.data.crops import to_float
 from mvar.data.folders import FolderSource
-from mvar.data.images import load_images, to_float, warn_of_order
+from mvar.data.sources.imagefolder import warn_of_order
+from mvar.data.splits import load_images
 from mvar.data.survey import readings_differ
 from mvar.errors import UserError
 from mvar.evaluation.images import spread_indices

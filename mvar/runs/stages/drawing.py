@@ -15,7 +15,7 @@ import torch
 
 from mvar.artefacts import complain_of, write_artefact
 from mvar.config import RunConfig
-from mvar.data.images import to_uint8
+from mvar.data.crops import to_uint8
 from mvar.errors import UserError, warn
 from mvar.files import atomic_write, known_digest, write_json
 from mvar.rows import Rows

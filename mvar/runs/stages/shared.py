@@ -87,7 +87,7 @@ def recorded(directory: Directory, stage: str) -> Iterator[None]:
 
 def images(config: RunConfig, split: Split):
     """The images of a split."""
-    from mvar.data.images import load_images
+    from mvar.data.splits import load_images
 
     return load_images(config.data, split)
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mvar.data.images import ImageSet
+from mvar.data.crops import ImageSet
+from mvar.data.sources.registry import find
 from mvar.data.tokens import prepared_batches
 from mvar.errors import UserError
 from mvar.evaluation.copies import Vectors, compared
@@ -34,13 +35,13 @@ def training_vectors(context: Context, report: Callable[[int, int], None]) -> Ve
         report: called with images decoded and in all; what it raises ends the work, which the next call goes on with.
 
     Returns:
-        None for digits, which are in memory anyway.
+        None for what is no folder (digits), and in memory anyway.
 
     Raises:
         UserError: an image that cannot be read; a damaged file.
     """
     config = context.config
-    if config.data.name == "digits":
+    if not find(config.data.name).is_folder:
         return None
     directory = context.store.stage("vectors", config.data_id)
     train = images(config, "train")

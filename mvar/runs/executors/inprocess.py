@@ -6,13 +6,26 @@ from contextlib import contextmanager
 from mvar import escaping
 from mvar.config import RunConfig
 from mvar.errors import is_mistake
-from mvar.runs.pipeline import execute, follow
-from mvar.runs.runner import Summary
+from mvar.runs.executors.contract import Executor, Settings, Summary
 from mvar.runs.signals import handled
 from mvar.runs.states import DONE, FAILED, STOPPED
 from mvar.runs.store import Store, one_line
 from mvar.runs.workers import Outcome
-from mvar.training.distributed import joined_by_torchrun
+
+
+class InProcess(Executor[Settings]):
+    """One run after the other, here; under torchrun all processes train each run together."""
+
+    def uses(self, field: str) -> bool:
+        """Nothing: what there is to say, torchrun is told."""
+        return False
+
+    def execute(
+        self, requests: Sequence[tuple[Settings, Sequence[RunConfig]]], store: Store, dry_run: bool = False
+    ) -> Summary:
+        """Make them; returns how they ended."""
+        ((_, configs),) = requests
+        return run_all(configs, store)
 
 
 def run_all(configs: Sequence[RunConfig], store: Store) -> Summary:
@@ -21,6 +34,9 @@ def run_all(configs: Sequence[RunConfig], store: Store) -> Summary:
     Under torchrun the processes train each run together. A failure of one run does not stop the others, unless there
     are several processes: they may be out of step, so all end with the exception.
     """
+    from mvar.runs.pipeline import follow  # and torch, which a profile is read without
+    from mvar.training.distributed import joined_by_torchrun
+
     with _signals() as received, joined_by_torchrun() as team:
         if team and team.rank:
             follow(store, lambda: bool(received))
@@ -32,6 +48,8 @@ def run_all(configs: Sequence[RunConfig], store: Store) -> Summary:
 
 
 def _run_all(configs: Sequence[RunConfig], store: Store, received: list[int], raising: bool) -> Summary:
+    from mvar.runs.pipeline import execute
+
     summary = Summary(num_runs=len(configs))
     for config in configs:
         try:

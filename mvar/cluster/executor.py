@@ -1,0 +1,71 @@
+"""The executor `slurm`: runs are sent to SLURM's queue, shared stages first, and made there."""
+
+import shlex
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mvar.config import RunConfig
+from mvar.errors import say
+from mvar.runs.executors.contract import Executor
+from mvar.runs.store import Store
+
+if TYPE_CHECKING:
+    from mvar.cluster.profiles import Profile
+    from mvar.cluster.submit import Plan
+
+
+class Slurm(Executor["Profile"]):
+    """Sends what is missing and neither queued nor running; profiles find this class, so it loads the rest late."""
+
+    is_queue = True
+
+    def uses(self, field: str) -> bool:
+        """All but the number of processes of this machine."""
+        return field != "workers"
+
+    def check_results(self, results: Path) -> None:
+        """Refuse names that SLURM would not take as they are."""
+        from mvar.cluster.submit import check_place
+
+        check_place(results)
+
+    def execute(
+        self, requests: "Sequence[tuple[Profile, Sequence[RunConfig]]]", store: Store, dry_run: bool = False
+    ) -> None:
+        """Submit, and say what was sent. Every request is checked before the first is submitted."""
+        from mvar.cluster.submission import exclusive
+        from mvar.cluster.submit import check, plan
+
+        with nullcontext() if dry_run else exclusive(store):
+            plans = [plan(configs, store, profile.runs_per_job, act=not dry_run) for profile, configs in requests]
+            for (profile, _), found in zip(requests, plans, strict=True):
+                if found.runs:
+                    check(found, profile)
+            for number, (profile, configs) in enumerate(requests):
+                # planned anew after the first: stages that were submitted just now are not submitted again
+                found = plan(configs, store, profile.runs_per_job, act=not dry_run) if number else plans[0]
+                _send(found, len(configs), store, profile, dry_run)
+
+
+def _send(found: "Plan", num_runs: int, store: Store, profile: "Profile", dry_run: bool) -> None:
+    from mvar.cluster.submission import describe
+    from mvar.cluster.submit import submit
+
+    count = sum(map(len, found.runs))
+    say(f"{num_runs} runs: {found.num_done} done, {found.num_active} queued or running, {count} to submit")
+    if not found.runs:
+        return
+    if dry_run:
+        for tasks in found.stages:
+            say("stages: " + ", ".join(task.name for task in tasks))
+        for tasks in found.runs:
+            say("run: " + ", ".join(dict.fromkeys(task.name for task in tasks)))
+        say(f"would call sbatch {found.num_jobs} times; SLURM accepts the requests")
+        return
+    submission = submit(found, store, profile)
+    for job in submission.jobs:
+        say(f"{'stages' if job.is_stages else 'runs'}: job {describe(job)}")
+    say(f"submission {submission.id}, code in {submission.code}")
+    say(f"next: mvar status --results {shlex.quote(str(store.root))}")

@@ -1,0 +1,84 @@
+"""What a data source is: the pictures behind a `data.name`, as they are stored, before they are split and cropped."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Literal, NamedTuple, Protocol
+
+import numpy as np
+from PIL import Image
+
+from mvar.config import DataConfig
+from mvar.data.folders import spelled
+from mvar.errors import UserError
+
+Split = Literal["train", "heldout"]
+
+
+class Pictures(Protocol):
+    """Pictures in a fixed order, with labels `(len,)` int64; `class_names[label]` is a class's name."""
+
+    labels: np.ndarray
+    class_names: list[str]
+
+    def picture(self, i: int, mode: str, side: int | None) -> Image.Image:
+        """Image i as it is stored, in mode `L` or `RGB`; `side` is what its shorter side will be resized to."""
+        ...
+
+    def name(self, i: int) -> str:
+        """A name of image i that stays when others are added."""
+        ...
+
+    def fingerprint(self, indices: Sequence[int]) -> str:
+        """Digest of what is stored for these images."""
+        ...
+
+
+class Opened(NamedTuple):
+    """The pictures of a data set: all of them in `train`, unless the held-out ones lie apart."""
+
+    train: Pictures | None
+    heldout: Pictures | None = None
+    apart: bool = False
+
+
+class DataSource(ABC):
+    """A kind of data set. It is made without arguments; what it needs to know stands in the config."""
+
+    is_folder: ClassVar[bool] = False
+    """Whether its images are files below `data.root`, as `FolderSource` reads them: a survey looks at them before runs
+    are launched, and what is decoded of them once is kept."""
+
+    @abstractmethod
+    def check(self, config: DataConfig, stored: bool = False, order_is_asked: bool = False) -> None:
+        """Compare a config with the data: what is found before an image is listed.
+
+        Args:
+            config: whose `name` is this source's.
+            stored: of a run that there is: what was allowed when it was made is a warning.
+            order_is_asked: whether `class_order` was asked for.
+
+        Raises:
+            UserError: the data are missing, or their classes are not those of the config.
+        """
+
+    @abstractmethod
+    def open(self, config: DataConfig, split: Split | None = None) -> Opened:
+        """The pictures; of a split only what that needs.
+
+        Raises:
+            UserError: as `check`, and no pictures.
+        """
+
+    def resizes(self, config: DataConfig) -> bool:
+        """Whether pictures are resized before they are cropped; not where they have the very size."""
+        return True
+
+
+def check_num_classes(names: Sequence[str], config: DataConfig, where: str) -> None:
+    count = len(names)
+    if count == 1:
+        raise UserError(f"data.root: {where} has one class only ({spelled(names[0])}); allowed: two or more")
+    if count != config.num_classes:
+        raise UserError(
+            f"data.num_classes: {config.num_classes} does not fit {where}, which has {count} classes; allowed: {count}"
+        )

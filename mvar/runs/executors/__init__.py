@@ -1,0 +1,1 @@
+"""How a list of runs gets made: in this process, in worker processes, by a cluster. A registry of names."""

@@ -1,0 +1,87 @@
+"""What an executor is: whatever takes a list of runs and has them made, here and now or elsewhere and later."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Generic, Protocol, TypeVar
+
+from mvar.config import RunConfig
+from mvar.runs.states import FAILED
+from mvar.runs.store import Store
+from mvar.runs.workers import Outcome
+
+
+@dataclass
+class Summary:
+    """How a list of runs ended."""
+
+    outcomes: dict[str, Outcome] = field(default_factory=dict)  # by the task's key: of a run each evaluation has one
+    num_runs: int = 0
+    num_done: int = 0
+    interrupted: bool = False
+
+    @property
+    def failures(self) -> dict[str, Outcome]:
+        """What failed, by the name of the run or stage; a run that lacks a failed stage is not among them."""
+        failed: dict[str, Outcome] = {}
+        for key, outcome in self.outcomes.items():
+            if outcome.state == FAILED:
+                failed.setdefault(key.partition("/")[0], outcome)
+        return failed
+
+    def complaints(self) -> list[str]:
+        """One line a reason, with the names of all that failed for it."""
+        names: dict[str, list[str]] = {}
+        for name, outcome in self.failures.items():
+            names.setdefault(outcome.reason, []).append(name)
+        return [f"{', '.join(failed)}: {reason}" for reason, failed in names.items()]
+
+
+class Settings(Protocol):
+    """What every executor is given beside the runs: `mvar.cluster.profiles.Profile`, or as much of it."""
+
+    @property
+    def workers(self) -> int:
+        """Processes at a time; 0: one a core or a GPU."""
+        ...
+
+
+S = TypeVar("S", bound=Settings)
+
+
+class Executor(ABC, Generic[S]):
+    """Has runs made. A name in `mvar.runs.executors.registry` stands for a class; it is made without arguments."""
+
+    is_queue: ClassVar[bool] = False
+    """Whether runs are only sent: `execute` returns at once, `mvar retry` may send them again, and `mvar submit
+    --dry-run` is the executor's own."""
+
+    @abstractmethod
+    def uses(self, field: str) -> bool:
+        """Whether a field of a profile means something to it; one that does not is refused."""
+
+    def check_results(self, results: Path) -> None:
+        """Refuse a results directory that it could not work in, before anything is read or written.
+
+        Raises:
+            UserError: names the path and what is allowed.
+        """
+
+    @abstractmethod
+    def execute(
+        self, requests: Sequence[tuple[S, Sequence[RunConfig]]], store: Store, dry_run: bool = False
+    ) -> Summary | None:
+        """Make the runs that are not done, by profile, or send them to where they will be made.
+
+        Args:
+            requests: profiles, and the runs of each.
+            store: where runs are kept.
+            dry_run: of a queue: only say what would be sent.
+
+        Returns:
+            How they ended; None of a queue.
+
+        Raises:
+            UserError: what was asked for is not possible.
+        """

@@ -1,0 +1,101 @@
+"""Executors by name: an unknown one is an error that lists what is there, never another one."""
+
+import subprocess
+import sys
+
+import pytest
+import tiny_runs
+
+from mvar.cli import main
+from mvar.cluster.profiles import PROFILES, load_profile
+from mvar.errors import OK, USER_ERROR, UserError
+from mvar.runs.executors import registry
+from mvar.runs.executors.contract import Executor, Summary
+
+NAMES = ("slurm", "local", "inprocess")
+SETTINGS = [f"{name}={value}" for name, value in tiny_runs.TINY.items()]
+
+
+@pytest.fixture(autouse=True)
+def own(monkeypatch):
+    monkeypatch.setattr(registry, "_own", {})
+
+
+class Noted(Executor):
+    """Notes what it is given."""
+
+    requests = None
+
+    def uses(self, field):
+        return field == "env"
+
+    def execute(self, requests, store, dry_run=False):
+        type(self).requests = requests
+        return Summary(num_runs=len(requests[0][1]), num_done=len(requests[0][1]))
+
+
+def submit(root, *words):
+    words = ["submit", "layers", "--preset", "smoke", "--results", str(root), *words, "--set", *SETTINGS]
+    return main(words)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_is_one_executor(name):
+    assert registry.names() == list(NAMES)
+    assert isinstance(registry.find(name), Executor)
+    assert registry.find(name).is_queue == (name == "slurm")
+
+
+def test_profiles_are_read_without_torch():
+    """`mvar status` reads them: each executor loads what makes runs only when it does."""
+    code = "import sys, mvar.cluster.profiles as p; print(len(p.PROFILES), 'torch' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said == f"{len(PROFILES)} False\n"
+
+
+def test_an_unknown_name_lists_what_is_there(tmp_path, capsys):
+    path = tmp_path / "site.toml"
+    path.write_text('executor = "slrum"')
+    with pytest.raises(
+        UserError, match=r"executor: 'slrum' is unknown \(did you mean 'slurm'\?\); allowed: slurm, loc"
+    ):
+        registry.find("slrum")
+    with pytest.raises(UserError, match=r"site.toml: executor: 'slrum' is unknown"):
+        load_profile(str(path))
+    assert submit(tmp_path / "results", "--cluster", "local", "--cluster-set", "executor=loacl") == USER_ERROR
+    assert (
+        "executor: 'loacl' is unknown (did you mean 'local'?); allowed: slurm, local, inproc" in capsys.readouterr().err
+    )
+
+
+def test_no_run_falls_through_to_another_executor(tmp_path, monkeypatch, capsys):
+    """A profile that was not validated, e.g. put together by a caller."""
+    for module in ("runner", "executors.inprocess"):
+        monkeypatch.setattr(f"mvar.runs.{module}.run_all", lambda *_: pytest.fail("another executor has the runs"))
+    monkeypatch.setitem(PROFILES, "local", PROFILES["local"].model_copy(update={"executor": "nowhere"}))
+    assert submit(tmp_path, "--cluster", "local") == USER_ERROR
+    assert "executor: 'nowhere' is unknown; allowed: slurm, local, inprocess" in capsys.readouterr().err
+
+
+def test_one_of_the_users_own_gets_the_runs(tmp_path, capsys):
+    registry.register("noted", Noted)
+    registry.register("noted", Noted)  # a file that is loaded twice
+    path = tmp_path / "site.toml"
+    path.write_text('executor = "noted"\n[env]\nA = "1"\n')
+    assert submit(tmp_path / "results", "--cluster", str(path)) == OK
+    ((profile, configs),) = Noted.requests
+    assert profile.env == {"A": "1"} and len(configs) == 3 == len({config.run_id for config in configs})
+    assert "3 of 3 runs done" in capsys.readouterr().out
+    path.write_text('executor = "noted"\nworkers = 2\n')
+    with pytest.raises(UserError, match="workers: the executor noted does not use it; allowed with it: env"):
+        load_profile(str(path))
+
+
+def test_a_name_has_one_executor():
+    class Other(Noted):
+        pass
+
+    registry.register("noted", Noted)
+    for name in ("noted", "local"):
+        with pytest.raises(UserError, match=f"executor: '{name}' is taken; allowed: another name than slurm, local"):
+            registry.register(name, Other)
