@@ -18,6 +18,7 @@ LAYERS = (
         "mvar.escaping",
         "mvar.files",
         "mvar.memory",
+        "mvar.progress",
         "mvar.rows",
         "mvar.artefacts",
         "mvar.scales",

@@ -39,7 +39,7 @@ def nothing_is_loaded(monkeypatch):
         pytest.fail("work has begun")
 
     for name in (
-        "mvar.runs.gallery.load_generator",
+        "mvar.runs.stages.train.trained_generator",
         "mvar.runs.gallery.draw_images",
         "mvar.runs.gallery.published",
     ):

@@ -12,9 +12,9 @@ from mvar.analysis.style import WIDTH, Figure, canvas
 from mvar.analysis.tables import cell_rows
 from mvar.artefacts import check_artefact
 from mvar.config import RunConfig
+from mvar.data.images import load_images
 from mvar.errors import UserError
 from mvar.runs import arrays
-from mvar.runs.stages import shared as stages
 
 CLASSES, PER_CLASS, PANELS_A_ROW = 10, 6, 5
 MAX_TITLE = 26  # characters over a panel
@@ -99,6 +99,6 @@ def read_samples(path: Path) -> np.ndarray:
 
 def real_images(config: RunConfig) -> np.ndarray:
     """The first held-out images of the first classes, as `read_samples` gives samples."""
-    images = stages.images(config, "heldout")
+    images = load_images(config.data, "heldout")
     chosen = first_of_each_class(np.asarray(images.labels))
     return np.stack([np.stack([np.moveaxis(images.image(int(i), None), 0, -1) for i in row]) for row in chosen])

@@ -14,9 +14,9 @@ from mvar.files import write_json
 from mvar.presets import PRESETS
 from mvar.probes.attention_mass import AttentionStats
 from mvar.runs.documents import write_document
-from mvar.runs.pipeline import costs
 from mvar.runs.request import Request, with_seeds, write_manifest
 from mvar.runs.stages.attention import heldout_of_run
+from mvar.runs.stages.evaluate import costs
 from mvar.runs.store import Store
 
 # FID and NLL by pattern; a seed adds 0.1 (seed 0 nothing), so that means and deviations are known.

@@ -15,9 +15,9 @@ from mvar.errors import UserError
 from mvar.presets import PRESETS
 from mvar.probes.attention_mass import attention_stats, observing
 from mvar.runs.stages import attention as attention_runs
-from mvar.runs.stages import shared as stages
 from mvar.runs.stages.attention import drawn_by_run, heldout_of_run, measure, run_attention
 from mvar.runs.store import Store
+from mvar.runs.wiring import Stages
 from mvar.sampling import generate
 from mvar.tokenizer.model import Tokenizer
 from mvar.transformer import ScaleTransformer
@@ -32,7 +32,7 @@ def trained(tmp_path_factory):
     stage = store.stage("tokenizer", config.tokenizer_id)
     save_weights(stage.path / "tokenizer.safetensors", Tokenizer(config.tokenizer, config.data.channels), {})
     stage.write_status("done", "tokenizer")
-    stages.build_tokens(context(config, store))
+    Stages(config, store).tokens.run()
     run = store.run(config.run_id)
     run.write_config(config)
     model = ScaleTransformer(config.model, config.token_space)
@@ -40,21 +40,17 @@ def trained(tmp_path_factory):
     return store, run, model
 
 
-def context(config, store):
-    return stages.Context(config, store, progress=lambda stage, done, total: None, should_stop=lambda: False)
-
-
 def test_measured_on_heldout_tokens_once(trained, monkeypatch):
     store, run, model = trained
     calls = []
     found = run_attention(store, run, lambda *a: calls.append(a))
-    here = context(run.config(), store)
-    tokens, tokenizer = stages.open_tokens(here, "heldout"), stages.load_tokenizer(here)
+    here = Stages.of_run(store, run)
+    tokens, tokenizer = here.tokens.open("heldout"), here.tokenizer.load()
     codes, labels = (torch.tensor(a[:]).long() for a in (tokens.tokens, tokens.labels))
     expected = attention_stats(model, [(labels, tokenizer.quantize.inputs(codes))])
     assert found.layers == (0, 2, 3) and found.num_images == len(codes) == calls[-1][0] == calls[-1][1]
     torch.testing.assert_close(found.mean, expected.mean, rtol=0, atol=1e-6)
-    monkeypatch.setattr(attention_runs, "load_generator", None)  # the second time nothing is loaded
+    monkeypatch.setattr("mvar.runs.stages.train.trained_generator", None)  # the second time nothing is loaded
     assert torch.equal(run_attention(store, run).mean, found.mean)
 
 
@@ -173,7 +169,7 @@ def test_drawn_images_are_measured_on_what_the_model_saw(trained, tmp_path):
     """Attention observed while images are drawn, scale by scale, is what teacher forcing on them gives."""
     store, run, model = trained
     config = override(run.config(), {"sample.cfg_scale": 0, "sample.more_smooth": True})
-    tokenizer = stages.load_tokenizer(context(config, store))
+    tokenizer = Stages(config, store).tokenizer.load()
     opened = attention_runs.drawn_images(model, tokenizer, 4, config.sample)
     labels, inputs = opened.batch(range(4))
     stats = attention_stats(model, [(labels, inputs)])

@@ -29,9 +29,8 @@ from mvar.files import file_digest, read_json, write_json
 from mvar.presets import SAMPLING
 from mvar.probes.attention_mass import AttentionStats, attention_rows, global_layers, summarise
 from mvar.rows import Rows
-from mvar.runs.pipeline import load_generator
-from mvar.runs.stages import shared as stages
 from mvar.runs.store import RunDirectory, Store
+from mvar.runs.wiring import Stages
 from mvar.sampling import balanced_labels, generate
 from mvar.tokenizer.model import Tokenizer
 from mvar.tokenizer.quantizer import ResidualQuantizer
@@ -164,14 +163,14 @@ def heldout_of_run(store: Store, run: RunDirectory, limit: int = MAX_IMAGES, bat
 
     def open_run() -> Opened:
         with _named_if_missing():
-            context = _context(store, run)
-            tokens, tokenizer = stages.open_tokens(context, "heldout"), stages.load_tokenizer_of(context, run)
-            model = load_generator(run, context.device)
+            stages = Stages.of_run(store, run)
+            tokens, tokenizer = stages.tokens.open("heldout"), stages.train.load_tokenizer()
+            model = stages.train.generator
         chosen = spread_indices(len(tokens.tokens), limit)
 
         def batch(numbers: range) -> Batch:
             codes, labels = (
-                torch.from_numpy(np.asarray(a[chosen[numbers]], dtype=np.int64)).to(context.device)
+                torch.from_numpy(np.asarray(a[chosen[numbers]], dtype=np.int64)).to(model.pos_1LC.device)
                 for a in (tokens.tokens, tokens.labels)
             )
             return labels, tokenizer.quantize.inputs(codes)
@@ -194,8 +193,8 @@ def drawn_by_run(
 
     def open_run() -> Opened:
         with _named_if_missing():
-            context = _context(store, run)
-            model, tokenizer = load_generator(run, context.device), stages.load_tokenizer_of(context, run)
+            stages = Stages.of_run(store, run)
+            model, tokenizer = stages.train.generator, stages.train.load_tokenizer()
         return drawn_images(model, tokenizer, num_images, sample)
 
     return Source(identity, open_run)
@@ -330,10 +329,6 @@ def _run_identity(run: RunDirectory, source: str, limit: int, batch_size: int) -
 def _plain(sample: SampleConfig) -> SampleConfig:
     """The settings without rejection: every image that is drawn counts."""
     return sample.model_copy(update={"candidates": 1})
-
-
-def _context(store: Store, run: RunDirectory) -> stages.Context:
-    return stages.Context(run.config(), store, progress=lambda stage, done, total: None, should_stop=lambda: False)
 
 
 @contextmanager
