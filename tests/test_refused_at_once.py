@@ -44,7 +44,7 @@ def nothing_is_loaded(monkeypatch):
         "mvar.runs.gallery.published",
     ):
         monkeypatch.setattr(name, fail)
-    monkeypatch.setattr("mvar.runs.stages.attention.measure", fail)
+    monkeypatch.setattr("mvar.probes.attention_kept.measure", fail)
     monkeypatch.setattr("mvar.runs.runner.run_all", fail)
 
 

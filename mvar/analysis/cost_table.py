@@ -17,9 +17,9 @@ from mvar.files import digest
 from mvar.presets import PRESETS
 from mvar.probes.attention_mass import AttentionStats
 from mvar.runs.request import paper_rows
-from mvar.runs.stages.attention import run_attention
 from mvar.runs.states import DONE
 from mvar.runs.store import one_line
+from mvar.runs.wiring import run_attention
 from mvar.scales import PATCH_SIDES, ScaleSchedule
 
 PAPER = "paper (ImageNet)"

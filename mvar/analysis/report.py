@@ -26,8 +26,8 @@ from mvar.analysis.written import Written
 from mvar.errors import UserError
 from mvar.files import atomic_write
 from mvar.probes.attention_mass import AttentionStats
-from mvar.runs.stages.attention import run_attention
 from mvar.runs.store import RunDirectory, Store, one_line
+from mvar.runs.wiring import run_attention
 
 T = TypeVar("T")
 Progress = Callable[[int, int, str], None]

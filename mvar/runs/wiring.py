@@ -4,6 +4,9 @@ from functools import cached_property
 
 from mvar.config import RunConfig
 from mvar.errors import one_of
+from mvar.probes.attention_mass import AttentionStats
+from mvar.progress import Progress
+from mvar.runs.stages.attention import AttentionStage
 from mvar.runs.stages.contract import LockedStage, Watch
 from mvar.runs.stages.evaluate import EvaluateStage
 from mvar.runs.stages.extractor import ExtractorStage
@@ -117,3 +120,18 @@ class Stages:
         """The evaluation's record."""
         needs = (self.train, self.sample, self.tokens, self.extractor, self._vectors("evaluate"))
         return EvaluateStage(self.run, self.watch, self.config, *needs)
+
+    @cached_property
+    def attention(self) -> AttentionStage:
+        """Where the generator's attention goes."""
+        return AttentionStage(self.run, self.watch, self.config, self.train, self.tokens)
+
+
+def run_attention(store: Store, run: RunDirectory, progress: Progress | None = None) -> AttentionStats:
+    """Attention of a finished run on its held-out images, measured once and kept in the run's directory.
+
+    Raises:
+        UserError: no weights, no tokenizer or no tokens, or a model without global attention.
+    """
+    watch = Watch(lambda _, done, total: progress(done, total)) if progress else Watch()
+    return Stages.of_run(store, run, watch).attention.load()
