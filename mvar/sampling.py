@@ -16,12 +16,12 @@ from torch import Tensor
 from mvar.checkpoints.weights import INFINITE, is_finite
 from mvar.config import SampleConfig
 from mvar.errors import UserError
+from mvar.progress import Progress
 from mvar.transformer import ScaleTransformer
 
 if TYPE_CHECKING:
     from mvar.tokenizer.quantizer import ResidualQuantizer
 
-Progress = Callable[[int, int], None]
 DRAW_GROUP = 64  # codes, or the largest power of two below it that divides the codebook
 
 

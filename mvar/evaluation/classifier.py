@@ -18,7 +18,8 @@ from mvar.config import OptimConfig, RunConfig
 from mvar.data.images import ImageSet, load_images, to_float
 from mvar.errors import UserError
 from mvar.evaluation.extractor import Extractor, inception_extractor
-from mvar.evaluation.images import Images, Progress
+from mvar.evaluation.images import Images
+from mvar.progress import Progress
 from mvar.training.contract import DataOrder, Objective, Rows
 from mvar.training.distributed import resolve_device
 from mvar.training.loop import fit
@@ -101,7 +102,7 @@ def classifier_optim(steps: int) -> OptimConfig:
 def train_classifier(
     config: RunConfig,
     directory: Path,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
     measured: Progress | None = None,
 ) -> bool:

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from mvar.errors import UserError, warn
-from mvar.evaluation.images import Images, Progress, check_same_size, in_turn
+from mvar.evaluation.images import Images, check_same_size, in_turn
+from mvar.progress import Progress
 
 HELDOUT_QUANTILE = 0.05
 MAX_SIDE = 32  # larger images are compared by their area averages: a pixel of noise does not hide a copy

@@ -10,12 +10,13 @@ from mvar.config import EvaluationConfig
 from mvar.errors import UserError
 from mvar.evaluation.copies import copy_rate
 from mvar.evaluation.extractor import Extractor
-from mvar.evaluation.images import Images, Progress, in_turn
+from mvar.evaluation.images import Images, in_turn
 from mvar.evaluation.likelihood import heldout_nll
 from mvar.evaluation.metrics import image_metrics
+from mvar.progress import Progress
 
 
-def evaluate(
+def measure_samples(
     samples: Any,
     labels: Any,
     *,

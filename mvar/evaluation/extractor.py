@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from mvar.checkpoints.pickles import complain_of_tensors, read_pickle
 from mvar.checkpoints.weights import complain_of_values
 from mvar.errors import UserError
-from mvar.evaluation.images import Images, Progress
+from mvar.evaluation.images import Images
 from mvar.files import expand
+from mvar.progress import Progress
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 MAX_INCEPTION_BYTES = 512 << 20  # the file has 92 MiB

@@ -27,8 +27,9 @@ from mvar.data.images import to_float, to_uint8
 from mvar.errors import UserError
 from mvar.evaluation.copies import Vectors, copy_rate
 from mvar.evaluation.extractor import Extractor
-from mvar.evaluation.images import Images, Progress, check_same_size, in_turn, spread_indices
+from mvar.evaluation.images import Images, check_same_size, in_turn, spread_indices
 from mvar.evaluation.metrics import frechet_distance, image_metrics
+from mvar.progress import Progress
 
 NUM_SPLITS = 5
 BATCH_SIZE = 100

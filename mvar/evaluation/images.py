@@ -1,7 +1,7 @@
 """Image sets as the evaluation reads them: uint8 `(ch, H, W)` by index, from memory or decoded when asked for."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mvar.errors import UserError
+from mvar.progress import Progress
 
-Progress = Callable[[int, int], None]  # (images done, images in all); what it raises ends the work
 HASH_BATCH = 256
 
 

@@ -1,7 +1,6 @@
 """Held-out likelihood and token error of the generator under teacher forcing."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mvar.errors import UserError
+from mvar.progress import Progress
 
 
 @torch.no_grad()
@@ -19,7 +19,7 @@ def heldout_nll(
     heldout_tokens: Any,
     labels: Any,
     batch_size: int = 100,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """Likelihood and error of held-out tokens given all coarser scales and the true label.
 

@@ -6,7 +6,8 @@ from typing import Any
 from mvar.config import IS_SPLITS, EvaluationConfig
 from mvar.errors import UserError
 from mvar.evaluation.extractor import Extractor
-from mvar.evaluation.images import Images, Progress, check_same_size, in_turn
+from mvar.evaluation.images import Images, check_same_size, in_turn
+from mvar.progress import Progress
 
 RNG_SEED = 2020  # torch-fidelity's own default, written down: KID's subsets and IS's shuffle hang on it
 BATCH_SIZE = 64

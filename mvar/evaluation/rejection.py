@@ -1,6 +1,5 @@
 """What rejection sampling keeps images by: how surely a classifier gives an image the class it was drawn for."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from mvar.errors import UserError
 from mvar.evaluation.extractor import Extractor
+from mvar.progress import Progress
 
 PER_CLASS = 10  # training images a class that tell which of a classifier's outputs means the class
 
@@ -18,7 +18,7 @@ def class_outputs(
     images: Any,
     num_classes: int,
     per_class: int = PER_CLASS,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[int]:
     """The number of the classifier's output that stands for each class of a data set.
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mvar.errors import UserError
 from mvar.mixers.attention import GlobalAttention
+from mvar.progress import Progress
 from mvar.scales import ScaleSchedule
 from mvar.transformer import ScaleTransformer
 
@@ -283,7 +284,7 @@ def summarise(rows: Iterable[Tensor], layers: tuple[int, ...], sides: tuple[int,
 def attention_stats(
     model: ScaleTransformer,
     batches: Iterable[tuple[Tensor, Tensor]],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     total: int = 0,
 ) -> AttentionStats:
     """Attention statistics of a model's global layers under teacher forcing, streamed over batches of images.

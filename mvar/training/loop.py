@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from mvar.config import OptimConfig, RuntimeConfig, identity
 from mvar.errors import UserError, warn
+from mvar.progress import Progress
 from mvar.training import checkpoint
 from mvar.training.contract import BATCH_STREAM, BEFORE_STEP_STREAM, FORWARD_STREAM, Objective, Rows
 from mvar.training.distributed import open_fabric
@@ -52,7 +53,7 @@ def fit(
     runtime: RuntimeConfig,
     *,
     seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> FitResult:
     """Train `objective.module` in place, going on from the newest checkpoint in `directory/checkpoints`.
