@@ -41,5 +41,5 @@ EXPERIMENT = Experiment(
     along="layers replaced",
     figures=("layers",),
     of_paper=True,
-    place=20,
+    place=30,
 )

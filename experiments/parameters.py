@@ -60,5 +60,5 @@ EXPERIMENT = Experiment(
     ),
     relative_to=REFERENCE,
     of_paper=True,
-    place=30,
+    place=20,
 )

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from mvar.runs import columns
     from mvar.runs.columns import Column
     from mvar.runs.experiment import Cell, Experiment, paper_rows
-    from mvar.runs.stages.attention import run_attention
     from mvar.runs.states import DONE
     from mvar.runs.store import RunDirectory, Store, one_line
+    from mvar.runs.wiring import run_attention
     from mvar.scales import PATCH_SIDES, ScaleSchedule
 
 __version__ = "0.1.0"
@@ -37,7 +37,7 @@ _HOMES = {
     "mvar.runs": ("columns",),
     "mvar.runs.columns": ("Column",),
     "mvar.runs.experiment": ("Cell", "Experiment", "paper_rows"),
-    "mvar.runs.stages.attention": ("run_attention",),
+    "mvar.runs.wiring": ("run_attention",),
     "mvar.runs.states": ("DONE",),
     "mvar.runs.store": ("RunDirectory", "Store", "one_line"),
     "mvar.scales": ("PATCH_SIDES", "ScaleSchedule"),

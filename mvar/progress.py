@@ -1,5 +1,5 @@
-"""How work says how far it is: one signature for every callback that counts."""
+"""How far work is: the one shape of the callbacks that are told."""
 
 from collections.abc import Callable
 
-Progress = Callable[[int, int], None]  # (done, of so many); what it raises ends the work
+Progress = Callable[[int, int], None]  # (done, in all), e.g. images; what it raises ends the work

@@ -63,7 +63,7 @@ def linked(tmp_path):
 
 
 def write_png(path):
-    from mvar.runs.stages.drawing import save_grid
+    from mvar.runs.stages.sample import save_grid
 
     save_grid(path, np.zeros((1, 1, 4, 4, 3), np.uint8))
 

@@ -39,12 +39,12 @@ def nothing_is_loaded(monkeypatch):
         pytest.fail("work has begun")
 
     for name in (
-        "mvar.runs.gallery.load_generator",
+        "mvar.runs.stages.train.trained_generator",
         "mvar.runs.gallery.draw_images",
         "mvar.runs.gallery.published",
     ):
         monkeypatch.setattr(name, fail)
-    monkeypatch.setattr("mvar.runs.stages.attention.measure", fail)
+    monkeypatch.setattr("mvar.probes.attention_kept.measure", fail)
     monkeypatch.setattr("mvar.runs.runner.run_all", fail)
 
 

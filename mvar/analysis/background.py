@@ -9,12 +9,12 @@ from mvar.analysis.records import Records
 from mvar.analysis.render import Table
 from mvar.checkpoints.warm_start import Start
 from mvar.config import RunConfig
+from mvar.data.splits import load_images
 from mvar.errors import UserError
 from mvar.escaping import code, markdown
 from mvar.files import digest
 from mvar.runs.columns import MEASURED, Column
 from mvar.runs.documents import read_document
-from mvar.runs.stages import shared as stages
 
 # Floor metric -> what it is; those with a standard deviation have it under the same key with `_sd`.
 FLOORS = {
@@ -41,7 +41,7 @@ def data_lines(records: Records, problems: list[str]) -> list[str]:
     for config in _distinct(records, lambda config: [config.data.model_dump(mode="json")]):
         data = config.data
         try:
-            sizes = [len(stages.images(config, split)) for split in ("train", "heldout")]
+            sizes = [len(load_images(config.data, split)) for split in ("train", "heldout")]
             told = f"{sizes[0]:,} training and {sizes[1]:,} held-out images"
         except (UserError, OSError) as error:
             problems.append(f"data {data.name}: sizes are not known here: {error}")

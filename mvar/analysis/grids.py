@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from mvar.config import RunConfig
+from mvar.data.splits import load_images
 from mvar.runs import arrays
-from mvar.runs.stages import shared as stages
 
 CLASSES, PER_CLASS = 10, 6
 
@@ -45,6 +45,6 @@ def read_samples(path: Path) -> np.ndarray:
 
 def real_images(config: RunConfig) -> np.ndarray:
     """The first held-out images of the first classes, as `read_samples` gives samples."""
-    images = stages.images(config, "heldout")
+    images = load_images(config.data, "heldout")
     chosen = first_of_each_class(np.asarray(images.labels))
     return np.stack([np.stack([np.moveaxis(images.image(int(i), None), 0, -1) for i in row]) for row in chosen])

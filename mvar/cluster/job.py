@@ -166,13 +166,14 @@ class _Process:
 
     def _make(self, work: Work, store: Store) -> None:
         from mvar.runs.pipeline import execute
-        from mvar.runs.stages.shared import BUILDERS, Context
+        from mvar.runs.stages.contract import Watch
+        from mvar.runs.wiring import Stages
 
         self._progress = (work.name, "", 0)
         self._run, self._was_ours = store.run(work.name) if work.kind == RUN else None, False
         self._refuse_second(store, work)
         if work.kind != RUN:
-            BUILDERS[work.kind](Context(work.config, store, self.progress, self.should_stop))
+            Stages(work.config, store, Watch(self.progress, self.should_stop)).shared(work.kind).run()
         elif execute(work.config, store, self.progress, self.should_stop, store.run(work.name)) == STOPPED:
             raise Stopped("asked to stop")
 

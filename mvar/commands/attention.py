@@ -15,7 +15,7 @@ from mvar.pattern import mixers_of
 if TYPE_CHECKING:
     from mvar.config import ModelConfig, TokenSpace
     from mvar.probes.attention_mass import AttentionStats
-    from mvar.runs.stages.attention import Source
+    from mvar.probes.measurable import Measurable
 
 RUN_IMAGES, CHECKPOINT_IMAGES = 1000, 64  # unless said otherwise
 
@@ -65,27 +65,27 @@ class Attention(CheckpointFiles):
         for name in ("picture", "layer", "head", "query"):
             if (value := getattr(self, name)) < -1:
                 raise UserError(f"{name}: {value}; allowed: 0 or more, -1 for none in particular")
-        source, name, folder = self._of_run() if self.run else self._of_checkpoint()
+        what, name, folder = self._of_run() if self.run else self._of_checkpoint()
+        from mvar.probes.attention_kept import measure
         from mvar.runs.display import shown
-        from mvar.runs.stages.attention import measure
 
         with shown("attention", "measuring") as progress:
-            stats = measure(source, folder, progress)
+            stats = measure(what, folder, progress)
         show(stats, f"{name}, {stats.num_images:,} images ({self.source})")
         draw(stats, folder)
         if self.picture >= 0:
-            self._draw_picture(source, stats, folder)
+            self._draw_picture(what, stats, folder)
         say(f"{folder}: {', '.join(sorted(path.name for path in folder.glob('attention*')))}")
         return OK
 
-    def _draw_picture(self, source: "Source", stats: "AttentionStats", folder: Path) -> None:
+    def _draw_picture(self, what: "Measurable", stats: "AttentionStats", folder: Path) -> None:
         """One image that the model draws: growing, one map, and one query over the image."""
         import torch
 
         from mvar.analysis import maps, pictures, style
-        from mvar.runs.stages.attention import drawn_inputs
+        from mvar.probes.measurable import drawn_inputs
 
-        opened = source.open()
+        opened = what.open()
         model, tokenizer, schedule = opened.model, opened.tokenizer, opened.model.schedule
         layer = self.layer if self.layer >= 0 else stats.layers[int(stats.layer_relative_entropy.argmin())]
         head = self.head if self.head >= 0 else None
@@ -126,7 +126,7 @@ class Attention(CheckpointFiles):
 
         return sampling_preset(self.sampling) | parse_overrides(s for group in self.set for s in group)
 
-    def _of_run(self) -> "tuple[Source, str, Path]":
+    def _of_run(self) -> "tuple[Measurable, str, Path]":
         from mvar.runs.store import Store
 
         if not Path(self.run, "config.json").is_file():  # a run's own directory says where it lies
@@ -138,18 +138,18 @@ class Attention(CheckpointFiles):
         config = run.config()
         self._check_picture(config.model, config.token_space)
         from mvar.config import override
-        from mvar.runs.stages.attention import drawn_by_run, heldout_of_run
+        from mvar.runs.wiring import Stages
 
-        limit = self.images or RUN_IMAGES
+        limit, attention = self.images or RUN_IMAGES, Stages.of_run(store, run).attention
         if self.source == "self":
             sample = override(config.sample, self._settings())
-            source = drawn_by_run(store, run, limit, self.batch, sample)
+            what = attention.drawn(limit, self.batch, sample)
         else:
-            source = heldout_of_run(store, run, limit, self.batch)
+            what = attention.heldout(limit, self.batch)
         is_default = self.source == "heldout" and limit == RUN_IMAGES and not self.batch
-        return source, run.name, self._folder(run.name, source, store.root, run.path if is_default else None)
+        return what, run.name, self._folder(run.name, what, store.root, run.path if is_default else None)
 
-    def _of_checkpoint(self) -> "tuple[Source, str, Path]":
+    def _of_checkpoint(self) -> "tuple[Measurable, str, Path]":
         if not self.tokenizer:
             raise UserError("tokenizer: not given; allowed: the tokenizer's file, which --checkpoint needs")
         if bool(self.images_from) != (self.source == "heldout"):
@@ -161,33 +161,33 @@ class Attention(CheckpointFiles):
         from mvar.checkpoints.checkpoint_files import with_choice
         from mvar.config import override
         from mvar.presets import SAMPLING
-        from mvar.runs.stages import attention as attention_runs
+        from mvar.probes.checkpoint_pair import CheckpointPair, drawn_by_checkpoint, images_for_checkpoint
 
-        files = attention_runs.CheckpointFiles(
+        pair = CheckpointPair(
             Path(with_choice(self.checkpoint, self.weights)), Path(self.tokenizer), self.sides(), self.num_heads or None
         )
         if self.picture >= 0:
             from mvar.checkpoints.checkpoint_files import read_checkpoint
             from mvar.checkpoints.published import infer_generator
 
-            found = read_checkpoint(files.checkpoint, "generator")
-            facts = infer_generator(found, patch_sides=files.patch_sides, num_heads=files.num_heads)
+            found = read_checkpoint(pair.checkpoint, "generator")
+            facts = infer_generator(found, patch_sides=pair.patch_sides, num_heads=pair.num_heads)
             self._check_picture(facts.config, facts.space)
         limit = self.images or CHECKPOINT_IMAGES
         if self.source == "self":
             sample = override(SAMPLING["fid"], self._settings())
-            source = attention_runs.drawn_by_checkpoint(files, limit, self.batch, sample)
+            what = drawn_by_checkpoint(pair, limit, self.batch, sample)
         else:
-            source = attention_runs.images_for_checkpoint(files, Path(self.images_from), limit, self.batch)
+            what = images_for_checkpoint(pair, Path(self.images_from), limit, self.batch)
         name = Path(self.checkpoint).stem
-        return source, name, self._folder(name, source, self.results)
+        return what, name, self._folder(name, what, self.results)
 
-    def _folder(self, name: str, source: "Source", root: Path, default: Path | None = None) -> Path:
+    def _folder(self, name: str, what: "Measurable", root: Path, default: Path | None = None) -> Path:
         if self.out:
             return Path(self.out)
         from mvar.files import digest
 
-        return default or root / "attention" / f"{name}-{self.source}-{digest(source.identity)}"
+        return default or root / "attention" / f"{name}-{self.source}-{digest(what.identity)}"
 
 
 def show(stats: "AttentionStats", title: str) -> None:

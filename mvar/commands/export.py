@@ -28,8 +28,9 @@ class Export:
         """Write the file; returns the exit code."""
         from mvar.checkpoints.published import load_generator, load_tokenizer, official_state, write_official
         from mvar.checkpoints.weights import read_safetensors
-        from mvar.runs.stages.shared import Context, check_tokenizer, way_out
+        from mvar.runs.stages.contract import way_out
         from mvar.runs.store import Store
+        from mvar.runs.wiring import Stages
 
         run, store = Store.locate(self.results, self.run)
         stage = store.stage("tokenizer", run.config().tokenizer_id)
@@ -37,8 +38,7 @@ class Export:
         if not source.is_file():
             raise UserError(f"run: {run.name} is not trained yet ({run.state()}); allowed: a trained run")
         if self.tokenizer:
-            context = Context(run.config(), store, lambda *_: None, lambda: False)
-            check_tokenizer(context, run, keep=False)
+            Stages.of_run(store, run).train.check_tokenizer(keep=False)
         with way_out():
             metadata = read_safetensors(source)[1]  # with the whole configuration that the run has
         state = load_tokenizer(source).state_dict() if self.tokenizer else official_state(load_generator(source)[0])

@@ -21,6 +21,7 @@ from mvar.data.crops import ImageSet, to_float
 from mvar.data.prefetch import Prefetched
 from mvar.errors import UserError, quoted, warn_once
 from mvar.files import atomic_write, known_digest, read_json, write_json
+from mvar.progress import Progress
 from mvar.rows import Rows
 from mvar.tokenizer.model import Tokenizer
 
@@ -55,7 +56,7 @@ def build_token_cache(
     ids: dict[str, Any],
     batch_size: int = 128,
     num_workers: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> TokenCache:
     """Write the tokens of `crops` random crops an image, or go on where a killed build was.
 
@@ -284,7 +285,7 @@ def _fill(
     tokenizer: Tokenizer,
     batch_size: int,
     num_workers: int,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> None:
     total, dtype = plan["shape"][0], np.dtype(plan["dtype"])
     device = next(tokenizer.parameters()).device

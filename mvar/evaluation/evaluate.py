@@ -17,7 +17,7 @@ from mvar.tokenizer.quantizer import ResidualQuantizer
 from mvar.transformer import ScaleTransformer
 
 
-def evaluate(
+def measure_samples(
     samples: Any,
     labels: Any,
     *,

@@ -148,9 +148,10 @@ def _number(text: str) -> int | float | str:
 
 
 def experiment_names() -> list[str]:
-    """What `mvar run NAME` accepts, in the order of the report."""
-    found = {name: find_experiment(name) for name in shipped.names("experiments")}
-    return sorted(found, key=lambda name: (found[name].place, name))
+    """What `mvar run NAME` accepts: the first one of the report, then the others by name."""
+    names = shipped.names("experiments")
+    first = min(names, key=lambda name: (find_experiment(name).place, name), default=None)
+    return sorted(names, key=lambda name: (name != first, name))
 
 
 def find_experiment(name: str) -> Experiment:

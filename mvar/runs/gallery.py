@@ -13,12 +13,12 @@ from mvar.checkpoints.weights import load_weights
 from mvar.config import RunConfig, override
 from mvar.errors import UserError, one_of
 from mvar.runs.display import shown
-from mvar.runs.pipeline import load_generator
 from mvar.runs.sources import need_tokenizer, published_tokenizer
-from mvar.runs.stages.drawing import draw_images, save_grid
-from mvar.runs.stages.selection import LabelScore, scorer
-from mvar.runs.stages.shared import Context, load_tokenizer_of, way_out
+from mvar.runs.stages.contract import way_out
+from mvar.runs.stages.reject import LabelScore
+from mvar.runs.stages.sample import draw_images, save_grid
 from mvar.runs.store import RunDirectory, Store
+from mvar.runs.wiring import Stages
 from mvar.tokenizer.model import Tokenizer
 from mvar.training.distributed import resolve_device
 from mvar.transformer import ScaleTransformer
@@ -57,9 +57,10 @@ def of_run(store: Store, run: RunDirectory, settings: Mapping[str, Any], classes
     class_numbers(classes, names)
     if not (store.stage("tokenizer", config.tokenizer_id).path / "tokenizer.safetensors").is_file():
         need_tokenizer(store, config, run)
-    context = Context(config, store, lambda stage, done, total: None, lambda: False)
-    model, tokenizer = load_generator(run, context.device), load_tokenizer_of(context, run)
-    return Generator(model, tokenizer, names, config, scorer(context))
+    stages = Stages(config, store, run=run)
+    model, tokenizer = stages.train.generator, stages.train.load_tokenizer()
+    stages.reject.run()
+    return Generator(model, tokenizer, names, config, stages.reject.load())
 
 
 def of_checkpoint(
@@ -80,7 +81,9 @@ def of_checkpoint(
     model, _ = published.load_generator(
         config.train.init_from, patch_sides=sides, num_heads=num_heads, runtime=config.runtime
     )
-    return Generator(model.to(device), published_tokenizer(config).to(device), names, config)
+    return Generator(
+        model.to(device), published_tokenizer(config.tokenizer, config.data.channels).to(device), names, config
+    )
 
 
 def _sample_fields(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -233,9 +233,9 @@ class _Look:
     def _stage(self, stage: StageDirectory) -> Iterator[Finding]:
         kind, _, stage_id = stage.name.partition("-")
         users = [c for c in self._configs.values() if self._store.stage(kind, stage_id).name in _stages(c)]
-        for name, remake in REMADE.items():
+        for name in REMADE:
             if found := damage(stage.path / name):
-                yield self._remade(stage.path / name, str(found), users, remake)
+                yield self._remade(stage.path / name, str(found), users)
         if kind == "tokens":
             yield from self._caches(stage, users)
         for name in ("meta.json",) if kind == "vectors" else ("summary.json",) if kind == "data" else ():
@@ -255,29 +255,24 @@ class _Look:
 
         for path in sorted(stage.path.glob("*/meta.json")):
             if not is_complete(path.parent):
-                yield self._remade(path, f"{path}: damaged", users, "build_tokens")
+                yield self._remade(path, f"{path}: damaged", users)
 
-    def _remade(self, path: Path, problem: str, users: list[RunConfig], remake: str) -> Finding:
+    def _remade(self, path: Path, problem: str, users: list[RunConfig]) -> Finding:
         if not users:
             return Finding(path, problem, "no run here says what it is of; delete its folder and it is made again")
 
         def make() -> None:
-            from mvar.runs import remade
-            from mvar.runs.stages.shared import Context
+            from mvar.runs.remade import BY_DOCUMENT  # here: it imports torch
+            from mvar.runs.wiring import Stages
 
             path.unlink(missing_ok=True)
             for config in users:
-                getattr(remade, remake)(Context(config, self._store, lambda *_: None, lambda: False))
+                BY_DOCUMENT[path.name](Stages(config, self._store))
 
         return Finding(path, problem, "is made anew from the stage's weights and the data", make)
 
 
-REMADE = {
-    "quality.json": "write_quality",
-    "extractor.json": "write_extractor",
-    "floors.json": "build_floors",
-    "class_outputs.json": "prepare_scorer",
-}
+REMADE = ("quality.json", "extractor.json", "floors.json", "class_outputs.json")  # of a stage, by `remade`
 
 
 def _stages(config: RunConfig) -> set[str]:

@@ -138,10 +138,11 @@ def _work(kind: str, config: RunConfig, store: Store, run: str) -> tuple[str, st
 
     torch.set_num_threads(_Worker.threads)
     from mvar.runs.pipeline import execute
-    from mvar.runs.stages.shared import BUILDERS, Context
+    from mvar.runs.stages.contract import Watch
+    from mvar.runs.wiring import Stages
 
     if kind == "run":
         directory = RunDirectory(Path(run))
         return execute(config, store, _Worker.progress, _Worker.should_stop, directory), "", False
-    BUILDERS[kind](Context(config, store, _Worker.progress, _Worker.should_stop))
+    Stages(config, store, Watch(_Worker.progress, _Worker.should_stop)).shared(kind).run()
     return DONE, "", False

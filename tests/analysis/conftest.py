@@ -14,10 +14,10 @@ from mvar.presets import PRESETS
 from mvar.probes.attention_mass import AttentionStats
 from mvar.runs.documents import write_document
 from mvar.runs.experiment import find_experiment
-from mvar.runs.pipeline import costs
 from mvar.runs.request import Request, with_seeds, write_manifest
-from mvar.runs.stages.attention import heldout_of_run
+from mvar.runs.stages.evaluate import costs
 from mvar.runs.store import Store
+from mvar.runs.wiring import Stages
 
 # FID and NLL by pattern; a seed adds 0.1 (seed 0 nothing), so that means and deviations are known.
 FID = {"global": 1.6, "intra": 1.5, "mamba": 0.9, "intra+mamba": 1.0}
@@ -155,7 +155,7 @@ class Fabricated:
             layer_entropy_sd=by_layer,
             share_sd=0.02,
         )
-        values = {**stats.to_json(), "measured": heldout_of_run(self.store, run).identity}
+        values = {**stats.to_json(), "measured": Stages.of_run(self.store, run).attention.heldout().identity}
         write_json(run.path / "attention.json", values)
 
 

@@ -17,8 +17,8 @@ from mvar.data.crops import to_float
 from mvar.errors import OK, USER_ERROR
 from mvar.presets import PRESETS
 from mvar.probes.attention_mass import attention_stats
-from mvar.runs.stages import shared as stages
 from mvar.runs.store import Store
+from mvar.runs.wiring import Stages
 from mvar.tokenizer.model import Tokenizer
 from mvar.transformer import ScaleTransformer
 
@@ -38,7 +38,7 @@ def results(tmp_path_factory):
         stage = store.stage("tokenizer", config.tokenizer_id)
         save_weights(stage.path / "tokenizer.safetensors", Tokenizer(config.tokenizer, config.data.channels), {})
         stage.write_status("done", "tokenizer")
-        stages.build_tokens(stages.Context(config, store, lambda stage, done, total: None, lambda: False))
+        Stages(config, store).tokens.run()
         run = store.run(config.run_id)
         run.write_config(config)
         save_weights(run.weights, ScaleTransformer(config.model, config.token_space), {})

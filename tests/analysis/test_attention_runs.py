@@ -13,11 +13,12 @@ from mvar.checkpoints.weights import save_weights
 from mvar.config import override
 from mvar.errors import UserError
 from mvar.presets import PRESETS
+from mvar.probes.attention_kept import measure
 from mvar.probes.attention_mass import attention_stats, observing
-from mvar.runs.stages import attention as attention_runs
-from mvar.runs.stages import shared as stages
-from mvar.runs.stages.attention import drawn_by_run, heldout_of_run, measure, run_attention
+from mvar.probes.measurable import drawn_images
+from mvar.runs.stages.attention import AttentionStage
 from mvar.runs.store import Store
+from mvar.runs.wiring import Stages, run_attention
 from mvar.sampling import generate
 from mvar.tokenizer.model import Tokenizer
 from mvar.transformer import ScaleTransformer
@@ -32,7 +33,7 @@ def trained(tmp_path_factory):
     stage = store.stage("tokenizer", config.tokenizer_id)
     save_weights(stage.path / "tokenizer.safetensors", Tokenizer(config.tokenizer, config.data.channels), {})
     stage.write_status("done", "tokenizer")
-    stages.build_tokens(context(config, store))
+    Stages(config, store).tokens.run()
     run = store.run(config.run_id)
     run.write_config(config)
     model = ScaleTransformer(config.model, config.token_space)
@@ -40,21 +41,21 @@ def trained(tmp_path_factory):
     return store, run, model
 
 
-def context(config, store):
-    return stages.Context(config, store, progress=lambda stage, done, total: None, should_stop=lambda: False)
+def attention(store, run) -> AttentionStage:
+    return Stages.of_run(store, run).attention
 
 
 def test_measured_on_heldout_tokens_once(trained, monkeypatch):
     store, run, model = trained
     calls = []
     found = run_attention(store, run, lambda *a: calls.append(a))
-    here = context(run.config(), store)
-    tokens, tokenizer = stages.open_tokens(here, "heldout"), stages.load_tokenizer(here)
+    here = Stages.of_run(store, run)
+    tokens, tokenizer = here.tokens.open("heldout"), here.tokenizer.load()
     codes, labels = (torch.tensor(a[:]).long() for a in (tokens.tokens, tokens.labels))
     expected = attention_stats(model, [(labels, tokenizer.quantize.inputs(codes))])
     assert found.layers == (0, 2, 3) and found.num_images == len(codes) == calls[-1][0] == calls[-1][1]
     torch.testing.assert_close(found.mean, expected.mean, rtol=0, atol=1e-6)
-    monkeypatch.setattr(attention_runs, "load_generator", None)  # the second time nothing is loaded
+    monkeypatch.setattr("mvar.runs.stages.train.trained_generator", None)  # the second time nothing is loaded
     assert torch.equal(run_attention(store, run).mean, found.mean)
 
 
@@ -80,12 +81,12 @@ def test_other_weights_are_measured_anew(trained):
 
 def test_at_most_so_many_images(trained, tmp_path):
     store, run, _ = trained
-    assert measure(heldout_of_run(store, run, limit=7), tmp_path).num_images == 7
+    assert measure(attention(store, run).heldout(limit=7), tmp_path).num_images == 7
 
 
 def test_every_image_is_kept(trained, tmp_path):
     store, run, _ = trained
-    stats = measure(heldout_of_run(store, run, limit=7), tmp_path)
+    stats = measure(attention(store, run).heldout(limit=7), tmp_path)
     rows = np.load(tmp_path / "attention_images.npy")
     assert rows.shape == (7, 3, 2, 4, 5) and rows.dtype == np.float32
     torch.testing.assert_close(torch.tensor(rows[..., :4]).double().mean(0), stats.mean)
@@ -96,11 +97,11 @@ class Killed(BaseException):
     """As a signal would."""
 
 
-@pytest.mark.parametrize("source", [heldout_of_run, drawn_by_run])
+@pytest.mark.parametrize("source", [AttentionStage.heldout, AttentionStage.drawn])
 @pytest.mark.parametrize("kills", [[1], [2, 3]])
 def test_a_killed_measurement_goes_on_and_ends_in_the_same_bytes(trained, tmp_path, source, kills):
     store, run, _ = trained
-    what, done = source(store, run, 10, 3), []  # batches of 3, 3, 3, 1
+    what, done = source(attention(store, run), 10, 3), []  # batches of 3, 3, 3, 1
     measure(what, tmp_path / "whole")
 
     def kill_at(number):
@@ -125,11 +126,12 @@ def test_a_killed_measurement_goes_on_and_ends_in_the_same_bytes(trained, tmp_pa
 DRIVER = """
 import sys, time
 from pathlib import Path
-from mvar.runs.stages.attention import heldout_of_run, measure
+from mvar.probes.attention_kept import measure
 from mvar.runs.store import Store
+from mvar.runs.wiring import Stages
 store = Store(sys.argv[1])
-source = heldout_of_run(store, store.find_run(sys.argv[2]), 10, 3)
-measure(source, Path(sys.argv[3]), lambda done, total: time.sleep(60))
+what = Stages.of_run(store, store.find_run(sys.argv[2])).attention.heldout(10, 3)
+measure(what, Path(sys.argv[3]), lambda done, total: time.sleep(60))
 """
 
 
@@ -142,7 +144,7 @@ def test_a_process_that_was_killed_is_gone_on_from(trained, tmp_path):
         while not record.exists() and time.monotonic() < until:
             time.sleep(0.05)
         process.kill()  # after the first batch: it sleeps then
-    what, done = heldout_of_run(store, run, 10, 3), []
+    what, done = attention(store, run).heldout(10, 3), []
     measure(what, tmp_path / "killed", lambda images, total: done.append(images))
     measure(what, tmp_path / "whole")
     assert done == [6, 9, 10]
@@ -152,7 +154,7 @@ def test_a_process_that_was_killed_is_gone_on_from(trained, tmp_path):
 
 def test_rows_of_something_else_or_cut_short_are_not_gone_on_from(trained, tmp_path):
     store, run, _ = trained
-    what = heldout_of_run(store, run, 10, 3)
+    what = attention(store, run).heldout(10, 3)
     whole = measure(what, tmp_path / "whole")
     for damage in ("other", "short"):
         folder = tmp_path / damage
@@ -173,8 +175,8 @@ def test_drawn_images_are_measured_on_what_the_model_saw(trained, tmp_path):
     """Attention observed while images are drawn, scale by scale, is what teacher forcing on them gives."""
     store, run, model = trained
     config = override(run.config(), {"sample.cfg_scale": 0, "sample.more_smooth": True})
-    tokenizer = stages.load_tokenizer(context(config, store))
-    opened = attention_runs.drawn_images(model, tokenizer, 4, config.sample)
+    tokenizer = Stages(config, store).tokenizer.load()
+    opened = drawn_images(model, tokenizer, 4, config.sample)
     labels, inputs = opened.batch(range(4))
     stats = attention_stats(model, [(labels, inputs)])
     assert labels.tolist() == [0, 1, 2, 3] and stats.num_images == 4

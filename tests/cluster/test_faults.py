@@ -24,9 +24,9 @@ from mvar.cluster.submission import submissions
 from mvar.cluster.submit import plan, submit
 from mvar.config import override
 from mvar.errors import OK, USER_ERROR
-from mvar.runs.stages.shared import BUILDERS, Context
 from mvar.runs.states import DONE, FAILED, QUEUED, RUNNING, STOPPED
 from mvar.runs.store import Store
+from mvar.runs.wiring import Stages
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
@@ -366,7 +366,7 @@ def test_stages_are_warned_too(slurm, tmp_path):
     """The job of the shared stages is queued again and goes on; the run waits for it all the while."""
     config = override(CONFIG, {"tokenizer.train.steps": 200, "train.steps": 10})
     undisturbed = Store(tmp_path / "undisturbed")
-    BUILDERS["tokenizer"](Context(config, undisturbed, lambda *_: None, lambda: False))
+    Stages(config, undisturbed).tokenizer.run()
     store = Store(tmp_path / "results")
     sent = send(store, config)
     stages = sent.submission.jobs[0]

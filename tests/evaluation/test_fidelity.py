@@ -11,7 +11,7 @@ from torch import nn
 from mvar.config import EvaluationConfig, ModelConfig, TokenizerConfig, TokenSpace
 from mvar.errors import UserError
 from mvar.evaluation.copies import copy_rate
-from mvar.evaluation.evaluate import evaluate
+from mvar.evaluation.evaluate import measure_samples
 from mvar.evaluation.extractor import INCEPTION_FILE, Extractor, inception_extractor
 from mvar.evaluation.images import Images
 from mvar.evaluation.metrics import image_metrics
@@ -254,7 +254,7 @@ def test_the_whole_evaluation(extractor, tokenizer):
         "config": CONFIG,
     }
     calls = []
-    found = evaluate(samples, labels, extractor=extractor, progress=lambda *c: calls.append(c), **parts)
+    found = measure_samples(samples, labels, extractor=extractor, progress=lambda *c: calls.append(c), **parts)
     assert found["eval/label_accuracy"] == 0.9
     assert {"eval/fid", "eval/nll_bits_per_token", "eval/nll_bits_scale_01", "eval/copy_rate"} < set(found)
     assert all(isinstance(value, float) and np.isfinite(value) for value in found.values())
@@ -263,14 +263,14 @@ def test_the_whole_evaluation(extractor, tokenizer):
     assert len(calls) > 4 and calls == sorted(set(calls))
     more = []
     parts["train_images"] = draw(80 + 3 * 2048, 1)
-    evaluate(samples, labels, extractor=extractor, progress=lambda *c: more.append(c), **parts)
+    measure_samples(samples, labels, extractor=extractor, progress=lambda *c: more.append(c), **parts)
     assert len(more) == len(calls) + 3  # a call a batch
     parts["train_images"] = train
-    assert evaluate(samples, labels, extractor=extractor, **parts) == found
+    assert measure_samples(samples, labels, extractor=extractor, **parts) == found
     unlabelled = Extractor(Toy(), toy_forward, id="toy", channels=1)
-    assert set(found) - set(evaluate(samples, labels, extractor=unlabelled, **parts)) == {"eval/label_accuracy"}
+    assert set(found) - set(measure_samples(samples, labels, extractor=unlabelled, **parts)) == {"eval/label_accuracy"}
     with pytest.raises(UserError, match=r"labels: shape \(49,\); allowed: \(50,\)"):
-        evaluate(samples, labels[1:], extractor=extractor, **parts)
+        measure_samples(samples, labels[1:], extractor=extractor, **parts)
 
 
 @pytest.fixture(scope="module")

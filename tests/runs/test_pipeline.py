@@ -14,13 +14,16 @@ import torch
 from mvar import rows
 from mvar.checkpoints.weights import load_weights
 from mvar.config import RunConfig, override
+from mvar.data.splits import load_images
 from mvar.errors import UserError
 from mvar.presets import PRESETS
 from mvar.runs.pipeline import execute
-from mvar.runs.stages import drawing
-from mvar.runs.stages import shared as stages
+from mvar.runs.stages.contract import Watch
+from mvar.runs.stages.sample import SampleStage
+from mvar.runs.stages.tokenizer import TokenizerStage
 from mvar.runs.states import DONE, FAILED, STOPPED
 from mvar.runs.store import Store
+from mvar.runs.wiring import SHARED, Stages
 
 TINY = {
     "tokenizer.train.steps": 8,
@@ -192,10 +195,10 @@ def test_an_evaluation_stops_at_any_batch(finished, tmp_path):
     def stopped() -> bool:
         return bool(calls) and calls[-1][0] == stop_at[0] and calls[-1][1] >= stop_at[1]
 
-    heldout = len(stages.images(CONFIG, "heldout"))
+    heldout = len(load_images(CONFIG.data, "heldout"))
     in_metrics, in_likelihood = 45, 80 + heldout + 1
     in_copies = 80 + 2 * heldout + 1
-    in_labels = in_copies + 40 + heldout + len(stages.images(CONFIG, "train"))
+    in_labels = in_copies + 40 + heldout + len(load_images(CONFIG.data, "train"))
     for stop_at in [
         *(("floors", 1), ("floors", 1000)),
         *(("evaluate", at) for at in (1, in_metrics, in_likelihood, in_copies, in_labels)),
@@ -245,7 +248,7 @@ def test_failure_is_recorded_raised_and_mended(finished, tmp_path, monkeypatch):
         raise ZeroDivisionError("first line\nsecond line")
 
     with monkeypatch.context() as patch:
-        patch.setattr(drawing, "sample", broken)
+        patch.setattr(SampleStage, "run", broken)
         with pytest.raises(ZeroDivisionError):
             execute(CONFIG, store)
     status = store.run(CONFIG.run_id).status()
@@ -294,9 +297,9 @@ def test_a_published_tokenizer_is_loaded_not_trained(finished, tmp_path, monkeyp
 
     def build(name: str) -> Path:
         config = override(CONFIG, {"tokenizer.checkpoint": f"$VAE_DIR/{name}"})
-        context = stages.Context(config, Store(tmp_path), lambda *_: None, lambda: False)
-        stages.build_tokenizer(context)
-        return context.store.stage("tokenizer", config.tokenizer_id).path
+        stage = Stages(config, Store(tmp_path)).tokenizer
+        stage.run()
+        return stage.directory.path
 
     loaded, _ = load_weights(build("vae.pth") / "tokenizer.safetensors")
     assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
@@ -311,8 +314,8 @@ def test_stages_are_made_once(finished, monkeypatch):
     def refuse(*_):
         raise AssertionError("a finished stage was made again")
 
-    for name in ("_train_tokenizer", "load_tokenizer"):
-        monkeypatch.setattr(stages, name, refuse)
-    context = stages.Context(override(CONFIG, {"seed": 1}), Store(finished), refuse, lambda: False)
-    for build in stages.BUILDERS.values():
-        build(context)
+    for name in ("_train", "load"):
+        monkeypatch.setattr(TokenizerStage, name, refuse)
+    stages = Stages(override(CONFIG, {"seed": 1}), Store(finished), Watch(refuse))
+    for kind in SHARED:
+        stages.shared(kind).run()

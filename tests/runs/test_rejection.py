@@ -9,9 +9,8 @@ import torch
 from mvar.config import override
 from mvar.presets import PRESETS
 from mvar.runs.pipeline import execute
-from mvar.runs.stages.selection import scorer
-from mvar.runs.stages.shared import Context
 from mvar.runs.store import Store
+from mvar.runs.wiring import Stages
 
 PLAIN = override(
     PRESETS["smoke"],
@@ -56,8 +55,7 @@ def test_the_run_keeps_the_settings_that_it_was_made_with(store):
 
 
 def test_every_kept_image_is_at_least_as_surely_of_its_class_as_the_plain_one(store):
-    context = Context(BEST, store, lambda stage, done, total: None, lambda: False)
-    score = scorer(context)
+    score = Stages(BEST, store).reject.load()
     plain, best = drawn(store, PLAIN), drawn(store, BEST)
     assert np.array_equal(plain["labels"], best["labels"])
     labels = torch.from_numpy(best["labels"])
@@ -65,7 +63,7 @@ def test_every_kept_image_is_at_least_as_surely_of_its_class_as_the_plain_one(st
     assert (gain >= 0).all()
     same = (plain["arr_0"] == best["arr_0"]).all((1, 2, 3))
     assert 0 < same.sum() < len(same) and (gain[~same] > 0).all()  # the plain image is a candidate: some stay
-    assert scorer(Context(PLAIN, store, context.progress, context.should_stop)) is None
+    assert Stages(PLAIN, store).reject.load() is None
 
 
 def test_batches_do_not_matter(store, tmp_path):

@@ -11,11 +11,10 @@ import torch
 from mvar.config import RunConfig, override
 from mvar.presets import PRESETS
 from mvar.runs import pipeline
-from mvar.runs.stages import drawing
-from mvar.runs.stages import shared as stages
-from mvar.runs.stages.selection import prepare_scorer
+from mvar.runs.stages.contract import Watch, nobody
 from mvar.runs.states import Stopped
 from mvar.runs.store import Store
+from mvar.runs.wiring import Stages
 from mvar.training import distributed
 
 PLAIN = override(
@@ -35,14 +34,8 @@ PLAIN = override(
 BEST = override(PLAIN, {"sample.candidates": 2})
 
 
-def context_of(config: RunConfig, root: Path, progress=None, should_stop=None) -> stages.Context:
-    return stages.Context(config, Store(root), progress or (lambda *_: None), should_stop or (lambda: False))
-
-
 def draw(config: RunConfig, root: Path, progress=None) -> None:
-    context = context_of(config, root, progress)
-    run = context.store.run(config.run_id)
-    drawing.sample(context, run, pipeline.load_generator(run, context.device), stages.load_tokenizer(context))
+    Stages(config, Store(root), Watch(progress or nobody)).sample.run()
 
 
 def take_part(config: RunConfig, root: Path, rank: int, world: int, rounds: int | None) -> None:
@@ -74,14 +67,11 @@ def draw_together(config: RunConfig, root: Path, world: int, rounds: int | None 
 def trained(tmp_path_factory) -> Path:
     """Trained weights, and the images that one process draws with them."""
     root = tmp_path_factory.mktemp("trained")
-    context = context_of(BEST, root)
-    run = context.store.run(BEST.run_id)
-    run.path.mkdir(parents=True)
-    run.write_config(PLAIN)
-    stages.build_tokenizer(context)
-    stages.build_tokens(context)
-    pipeline.train(context, run)
-    prepare_scorer(context)
+    stages = Stages(BEST, Store(root))
+    stages.run.path.mkdir(parents=True)
+    stages.run.write_config(PLAIN)
+    for stage in (stages.tokenizer, stages.tokens, stages.train, stages.reject):
+        stage.run()
     for config in (PLAIN, BEST):
         draw(config, root)
     return root

@@ -19,23 +19,18 @@ from mvar.data.crops import ImageSet
 from mvar.errors import USER_ERROR, UserError
 from mvar.files import file_digest, known_digest
 from mvar.runs.pipeline import execute
-from mvar.runs.stages import shared as stages
 from mvar.runs.states import DONE, STOPPED
 from mvar.runs.store import Store
+from mvar.runs.wiring import Stages
 
 
 def snapshot(folder: Path) -> dict[Path, tuple[int, bytes]]:
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
 
 
-def context(store: Store, config=CONFIG) -> stages.Context:
-    return stages.Context(config, store, lambda *_: None, lambda: False)
-
-
 def swap_weights(store: Store, config=CONFIG) -> None:
     """What remains after the tokenizer's folder was deleted and the tokenizer trained differently."""
-    here = context(store, config)
-    tokenizer = stages.load_tokenizer(here)
+    tokenizer = Stages(config, store).tokenizer.load()
     with torch.no_grad():
         for parameter in tokenizer.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
@@ -64,7 +59,9 @@ def test_another_tokenizer_of_the_same_config_is_found_before_training(store, mo
     finished = snapshot(store.run(CONFIG.run_id).path)
     assert execute(CONFIG, Store(store.root)) == DONE  # finished: nothing is looked at
     other = override(CONFIG, {"seed": 1})
-    monkeypatch.setattr("mvar.runs.pipeline.train", lambda *_: pytest.fail("trained on the tokens of another"))
+    monkeypatch.setattr(
+        "mvar.runs.stages.train.TrainStage.run", lambda *_: pytest.fail("trained on the tokens of another")
+    )
     with pytest.raises(UserError, match=r"token cache: .*train was built .*tokenizer_sha256 is .* needed is"):
         execute(other, store)
     assert snapshot(store.run(CONFIG.run_id).path) == finished
@@ -134,7 +131,7 @@ def test_a_cache_of_an_earlier_version_is_adopted_where_its_tokens_agree(store):
 def test_a_cache_of_an_earlier_version_and_another_tokenizer_is_refused(store):
     metas = forget_weights(store)
     swap_weights(store)
-    for attempt in (lambda: stages.build_tokens(context(store)), lambda: stages.open_tokens(context(store), "heldout")):
+    for attempt in (lambda: Stages(CONFIG, store).tokens.run(), lambda: Stages(CONFIG, store).tokens.open("heldout")):
         with pytest.raises(UserError, match=r"built by another tokenizer .* tokens of 64 rows agree; remove the"):
             attempt()
     assert not any("tokenizer_sha256" in path.read_text() for path in metas)
@@ -147,14 +144,14 @@ def test_another_file_behind_the_checkpoints_path(store, tmp_path, monkeypatch):
     torch.save({name: tensor + 1 for name, tensor in state.items()}, tmp_path / "other.pth")
     monkeypatch.setenv("VAE", str(tmp_path / "vae.pth"))
     config = override(CONFIG, {"tokenizer.checkpoint": "$VAE"})
-    stages.build_tokenizer(context(store, config))
+    Stages(config, store).tokenizer.run()
     os.utime(tmp_path / "vae.pth")  # touched: the same bytes
-    stages.build_tokenizer(context(store, config))
+    Stages(config, store).tokenizer.run()
     monkeypatch.setenv("VAE", str(tmp_path / "other.pth"))
     with pytest.raises(UserError, match=r"tokenizer.checkpoint: \$VAE is another file .* allowed: that file"):
-        stages.build_tokenizer(context(store, config))
+        Stages(config, store).tokenizer.run()
     monkeypatch.setenv("VAE", str(tmp_path / "gone.pth"))
-    stages.build_tokenizer(context(store, config))  # the stage holds its weights
+    Stages(config, store).tokenizer.run()  # the stage holds its weights
 
 
 def test_images_are_decoded_by_the_threads_that_are_asked_for(store, tmp_path, monkeypatch):
@@ -163,7 +160,7 @@ def test_images_are_decoded_by_the_threads_that_are_asked_for(store, tmp_path, m
     other = Store(tmp_path / "other")
     tokenizer, copy = (s.stage("tokenizer", CONFIG.tokenizer_id).path for s in (store, other))
     shutil.copytree(tokenizer, copy)
-    stages.build_tokens(context(other, override(CONFIG, {"runtime.num_workers": 3})))
+    Stages(override(CONFIG, {"runtime.num_workers": 3}), other).tokens.run()
     assert decoders and threading.main_thread() not in decoders
     caches = [s.stage("tokens", CONFIG.tokens_id).path for s in (store, other)]
     for name in ("train/tokens.bin", "train/labels.bin", "train/meta.json", "heldout/tokens.bin", "heldout/meta.json"):

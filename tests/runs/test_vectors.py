@@ -10,12 +10,13 @@ from PIL import Image
 from mvar import rows
 from mvar.config import RunConfig, override
 from mvar.data.crops import ImageSet
+from mvar.data.splits import load_images
 from mvar.errors import UserError
 from mvar.evaluation.copies import compared
 from mvar.presets import PRESETS
-from mvar.runs.stages import shared as stages
 from mvar.runs.stages import vectors
-from mvar.runs.stages.vectors import training_vectors
+from mvar.runs.stages.contract import Watch
+from mvar.runs.stages.vectors import VectorStage
 from mvar.runs.states import DONE, STOPPED, Stopped
 from mvar.runs.store import Store
 
@@ -51,11 +52,13 @@ def decoded(monkeypatch) -> list[int]:
 
 
 def make(config: RunConfig, store: Store, report=lambda done, total: None):
-    return training_vectors(stages.Context(config, store, lambda *_: None, lambda: False), report)
+    watch = Watch(lambda stage, done, total: report(done, total))
+    directory = store.stage("vectors", config.data_id)
+    return VectorStage(directory, watch, config.data, config.runtime.num_workers).load()
 
 
 def rows_of(config: RunConfig) -> np.ndarray:
-    train = stages.images(config, "train")
+    train = load_images(config.data, "train")
     return compared(torch.from_numpy(np.stack([train.image(i, None) for i in range(len(train))]))).numpy()
 
 

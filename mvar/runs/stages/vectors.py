@@ -5,75 +5,103 @@ that form, and hours to be decoded anew. One stage a data set: `vectors.bin`, `m
 `vectors.bin.partial` and `progress.json`, from which an interrupted build goes on.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from mvar.config import Config, DataConfig
 from mvar.data.crops import ImageSet
 from mvar.data.sources.registry import find
+from mvar.data.splits import load_images
 from mvar.data.tokens import prepared_batches
 from mvar.errors import UserError
 from mvar.evaluation.copies import Vectors, compared
 from mvar.files import known_digest
 from mvar.rows import Rows
 from mvar.runs.documents import read_document, write_document
-from mvar.runs.stages.shared import Context, images, recorded, write_origin
-from mvar.runs.states import DONE
+from mvar.runs.stages.contract import SharedStage
 
 ROWS, META, PARTIAL, PROGRESS = "vectors.bin", "meta.json", "vectors.bin.partial", "progress.json"
 BATCH_SIZE = 256
 
 
-def training_vectors(context: Context, report: Callable[[int, int], None]) -> Vectors | None:
-    """All training images of a folder, as `Vectors`; made where they are missing or of other files.
+@dataclass(frozen=True)
+class VectorStage(SharedStage):
+    """Writes all training images of a folder in that form; nothing of digits, which are in memory anyway.
 
     Args:
-        context: whose data.
-        report: called with images decoded and in all; what it raises ends the work, which the next call goes on with.
-
-    Returns:
-        None for what is no folder (digits), and in memory anyway.
-
-    Raises:
-        UserError: an image that cannot be read; a damaged file.
+        data: whose training images.
+        num_workers: threads that decode images; 0 decodes between batches.
     """
-    config = context.config
-    if not find(config.data.name).is_folder:
-        return None
-    directory = context.store.stage("vectors", config.data_id)
-    train = images(config, "train")
-    image_shape = (config.data.channels, config.data.image_size, config.data.image_size)
-    shape = [len(train), compared(torch.zeros(1, *image_shape, dtype=torch.uint8)).shape[1]]
-    plan = {"data": train.fingerprint, "shape": shape}
-    with directory.lock(context.should_stop):
-        meta = _read(directory.path / META)
-        if {name: meta.get(name) for name in plan} != plan:
-            with recorded(directory, "vectors"):
-                write_origin(directory, data=config.data)
-                _build(directory.path, plan, train, config.runtime.num_workers, report)
-                directory.write_status(DONE, "vectors")
-            meta = read_document(directory.path / META)
-    path = directory.path / ROWS
-    if not path.is_file() or path.stat().st_size != shape[0] * shape[1] or known_digest(path) != meta["sha256"]:
-        raise UserError(f"{path}: missing or damaged (wrong checksum); remove its folder and it is made again")
-    return Vectors(np.memmap(path, np.uint8, "r", shape=(shape[0], shape[1])), image_shape)
 
+    data: DataConfig
+    num_workers: int
+    name = "vectors"
 
-def _build(
-    folder: Path, plan: dict[str, Any], train: ImageSet, num_workers: int, report: Callable[[int, int], None]
-) -> None:
-    total, width = plan["shape"]
-    (folder / META).unlink(missing_ok=True)  # of other files: it must not vouch for these rows
-    with Rows(folder / PARTIAL, folder / PROGRESS, plan, width, final=folder / ROWS) as rows:
-        for pixels in prepared_batches(train, 0, 0, range(rows.done, total), BATCH_SIZE, num_workers):
-            data = compared(torch.from_numpy(pixels)).numpy().tobytes()
-            rows.append(data, is_last=rows.done + len(pixels) == total)
-            report(rows.done, total)
-        write_document(folder / META, {**plan, "sha256": rows.finish()})
-        rows.forget()
+    @property
+    def origin(self) -> Mapping[str, Config]:
+        """The data."""
+        return {"data": self.data}
+
+    def is_done(self) -> bool:
+        """Whether they are there, and of the files that are there now."""
+        if not find(self.data.name).is_folder:
+            return True
+        meta = _read(self.directory.path / META)
+        return {name: meta.get(name) for name in self._plan} == self._plan
+
+    def build(self) -> Mapping[str, float]:
+        """Decode what is missing.
+
+        Raises:
+            UserError: an image that cannot be read.
+        """
+        folder, (total, width) = self.directory.path, self._plan["shape"]
+        report = self.watch.heed(self.name)
+        (folder / META).unlink(missing_ok=True)  # of other files: it must not vouch for these rows
+        with Rows(folder / PARTIAL, folder / PROGRESS, self._plan, width, final=folder / ROWS) as rows:
+            left = range(rows.done, total)
+            for pixels in prepared_batches(self._train, 0, 0, left, BATCH_SIZE, self.num_workers):
+                data = compared(torch.from_numpy(pixels)).numpy().tobytes()
+                rows.append(data, is_last=rows.done + len(pixels) == total)
+                report(rows.done, total)
+            write_document(folder / META, {**self._plan, "sha256": rows.finish()})
+            rows.forget()
+        return {}
+
+    def load(self) -> Vectors | None:
+        """All training images, as `Vectors`; made where they are missing or of other files. None for digits.
+
+        Raises:
+            UserError: an image that cannot be read; a damaged file.
+        """
+        self.run()
+        if not find(self.data.name).is_folder:
+            return None
+        path, (total, width) = self.directory.path / ROWS, self._plan["shape"]
+        sha256 = read_document(self.directory.path / META)["sha256"]
+        if not path.is_file() or path.stat().st_size != total * width or known_digest(path) != sha256:
+            raise UserError(f"{path}: missing or damaged (wrong checksum); remove its folder and it is made again")
+        return Vectors(np.memmap(path, np.uint8, "r", shape=(total, width)), self._image_shape)
+
+    @property
+    def _image_shape(self) -> tuple[int, int, int]:
+        return (self.data.channels, self.data.image_size, self.data.image_size)
+
+    @cached_property
+    def _train(self) -> ImageSet:
+        return load_images(self.data, "train")
+
+    @cached_property
+    def _plan(self) -> dict[str, Any]:
+        """What the rows are of."""
+        width = compared(torch.zeros(1, *self._image_shape, dtype=torch.uint8)).shape[1]
+        return {"data": self._train.fingerprint, "shape": [len(self._train), width]}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,0 +1,73 @@
+"""What is measured on a model: its images, and all that decides the result; images that it draws itself too."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mvar.config import SampleConfig
+from mvar.sampling import balanced_labels, generate
+from mvar.tokenizer.model import Tokenizer
+from mvar.tokenizer.quantizer import ResidualQuantizer
+from mvar.transformer import ScaleTransformer
+
+MAX_IMAGES = 1000  # of the held-out ones, evenly spread
+Batch = tuple[Tensor, Tensor]  # labels (B,), inputs (B, L - n_0, C)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model in evaluation mode and its images: `batch(numbers)` gives labels and inputs on the model's device.
+
+    `sample` says how it draws images, whether those are measured or others.
+    """
+
+    model: ScaleTransformer
+    tokenizer: Tokenizer
+    sample: SampleConfig
+    num_images: int
+    batch: Callable[[range], Batch]
+
+
+@dataclass(frozen=True)
+class Measurable:
+    """A model and images of it. `identity` (JSON values) is all that decides the result; `open` loads what it takes."""
+
+    identity: dict[str, Any]
+    open: Callable[[], Opened]
+
+
+def drawn_images(model: ScaleTransformer, tokenizer: Tokenizer, num_images: int, sample: SampleConfig) -> Opened:
+    """Images that a model draws: teacher forcing on what it saw while drawing gives the attention of the drawing.
+
+    With guidance that is the half with the class; the half without one is not measured.
+    """
+    all_labels = balanced_labels(num_images, model.space.num_classes)
+
+    def batch(numbers: range) -> Batch:
+        labels = all_labels[list(numbers)].to(model.pos_1LC.device)
+        seeds = [(sample.seed, number) for number in numbers]
+        return labels, drawn_inputs(model, tokenizer.quantize, labels, seeds, sample)
+
+    return Opened(model, tokenizer, sample, num_images, batch)
+
+
+def drawn_inputs(
+    model: ScaleTransformer,
+    quantizer: ResidualQuantizer,
+    labels: Tensor,
+    seeds: list[tuple[int, int]],
+    sample: SampleConfig,
+) -> Tensor:
+    """Draw an image a label; the inputs `(B, L - n_0, C)` that the model saw, also where codes were mixed."""
+    last = model.schedule.num_scales - 1
+    inputs = [quantizer.embedding.weight.new_empty(len(labels), 0, model.space.code_channels)]
+
+    def keep(scale: int, latent: Tensor) -> None:
+        if scale < last:
+            inputs.append(quantizer.next_input(latent, scale + 1))
+
+    generate(model, quantizer, labels, seeds, sample, on_latent=keep)
+    return torch.cat(inputs, 1)

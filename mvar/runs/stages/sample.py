@@ -1,0 +1,245 @@
+"""The images of an evaluation: drawn in rounds by all processes of a run, written by the first one.
+
+A round gives each process one batch. An image depends on its number alone and the batches are those of one process, so
+the bytes do not depend on how many processes there are; one alone is a team of one and takes the same way.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mvar.artefacts import complain_of, write_artefact
+from mvar.config import RunConfig
+from mvar.data.crops import to_uint8
+from mvar.errors import UserError, warn
+from mvar.files import atomic_write, known_digest, write_json
+from mvar.rows import Rows
+from mvar.runs import arrays
+from mvar.runs.documents import read_or_warn
+from mvar.runs.environment import execution_of
+from mvar.runs.stages.contract import Stage
+from mvar.runs.stages.reject import LabelScore, RejectStage
+from mvar.runs.stages.train import TrainStage
+from mvar.runs.states import Stopped
+from mvar.runs.store import RunDirectory
+from mvar.sampling import balanced_labels, generate, keep_best
+from mvar.tokenizer.model import Tokenizer
+from mvar.training import distributed
+from mvar.transformer import ScaleTransformer
+
+GRID_ROWS = 8
+
+
+def draw_images(
+    model: ScaleTransformer,
+    tokenizer: Tokenizer,
+    labels: torch.Tensor,
+    seeds: list[tuple[int, int]],
+    config: RunConfig,
+    score: LabelScore | None = None,
+) -> np.ndarray:
+    """Draw and decode one image a label, `(B, H, W, channels)` uint8; with a `score`, the best of the candidates."""
+
+    def draw(streams: list[tuple[int, ...]]) -> np.ndarray:
+        drawn = generate(model, tokenizer.quantize, labels, streams, config.sample)
+        with torch.no_grad():
+            pixels = tokenizer.decode(drawn.latent).cpu()
+        return np.ascontiguousarray(to_uint8(pixels).permute(0, 2, 3, 1).numpy())
+
+    if score is None:
+        return draw(seeds)
+    return keep_best(draw, lambda images: score(images, labels), seeds, config.sample.candidates)
+
+
+@dataclass(frozen=True)
+class SampleStage(Stage):
+    """Draws the class-balanced images of an evaluation; a killed call, or a stopped one, is gone on with by the next.
+
+    Writes `samples.npz` (`arr_0` uint8 `(N, H, W, channels)`, the layout of ADM's evaluator, and `labels`),
+    `grid.png` and `timing.json`.
+
+    Args:
+        directory: of the run.
+        config: the run, with the settings of the evaluation.
+        train: the generator, and the tokenizer that it draws with.
+        reject: what picks an image of several candidates.
+    """
+
+    directory: RunDirectory
+    config: RunConfig
+    train: TrainStage
+    reject: RejectStage
+    name = "sample"
+
+    @property
+    def folder(self) -> Path:
+        """Of the evaluation's images."""
+        return self.directory.samples(self.config.evaluation_id)
+
+    def is_done(self) -> bool:
+        """Whether the images are there, and can be read where somebody is going to look at them."""
+        if not self._finished.is_file():
+            return False
+        if self.config.evaluation_id in self.directory.evaluations():
+            return True
+        try:
+            self.read()
+        except UserError as error:
+            warn(f"{error}; they are drawn again")
+            return False
+        return True
+
+    def make(self) -> None:
+        """Draw what is missing. The first process calls it, and calls the others, which `take_part`.
+
+        Raises:
+            Stopped: one of the processes was asked to stop. Whole rounds are kept.
+        """
+        model, tokenizer = self._artist()  # before the others are called: they would wait for one that cannot
+        config, folder = self.config, self.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.reject.run()
+        plan = {"evaluation": config.evaluation_id, "weights_sha256": known_digest(self.directory.weights)}
+        row_bytes, extra = math.prod(self._image_shape), {"sample_s": 0.0}
+        with Rows(folder / "partial.bin", folder / "partial.json", plan, row_bytes, every_s=0.0, extra=extra) as rows:
+            self._draw(model, tokenizer, rows)
+            if rows.done < self._count:
+                raise Stopped(f"sample: image {rows.done} of {self._count}")
+            self._finish(rows)
+
+    def take_part(self, done: int) -> None:
+        """Draw another process's share of what the first one has called for, from image `done` on."""
+        model, tokenizer = self._artist()
+        self._draw_rounds(model, tokenizer, done, lambda found: None)
+
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """Images `(N, H, W, channels)` uint8 and labels `(N,)` of the evaluation, from one open file.
+
+        Raises:
+            UserError: missing, damaged, or not as many and as large as the evaluation has them.
+        """
+        path = self._finished
+        try:
+            with open(path, "rb") as file:
+                complain_of(path, hashlib.file_digest(file, "sha256").hexdigest())
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); {arrays.AGAIN}") from None
+        with arrays.opened(path) as archive:
+            pixels = arrays.whole(archive, "arr_0", "uint8", (self._count, *self._image_shape))
+            return pixels, arrays.whole(archive, "labels", "<i8", (self._count,))
+
+    def timing(self) -> dict[str, Any]:
+        """How the images were drawn; empty where that is no longer known."""
+        return read_or_warn(self.folder / "timing.json")
+
+    @property
+    def _finished(self) -> Path:
+        return self.folder / "samples.npz"
+
+    @property
+    def _count(self) -> int:
+        return self.config.evaluation.num_images
+
+    @property
+    def _image_shape(self) -> tuple[int, int, int]:
+        data = self.config.data
+        return (data.image_size, data.image_size, data.channels)
+
+    @property
+    def _labels(self) -> torch.Tensor:
+        return balanced_labels(self._count, self.config.data.num_classes)
+
+    def _artist(self) -> tuple[ScaleTransformer, Tokenizer]:
+        tokenizer = self.train.tokenizer.load()
+        return self.train.generator, tokenizer
+
+    def _draw(self, model: ScaleTransformer, tokenizer: Tokenizer, rows: Rows) -> None:
+        """Draw, together with the other processes where there are any, and append what they draw."""
+        team = distributed.current_team()
+        if team:
+            message = {"sample": self.config.model_dump(mode="json"), "done": rows.done}
+            team.call({**message, "run": str(self.directory.path)})
+        report = self.watch.report(self.name)
+
+        def keep(found: _Round) -> None:
+            rows.extra["sample_s"] += found.seconds
+            rows.append(found.images.tobytes())
+            report(found.stop, self._count)
+
+        self._draw_rounds(model, tokenizer, rows.done, keep)
+
+    def _draw_rounds(
+        self, model: ScaleTransformer, tokenizer: Tokenizer, done: int, keep: Callable[["_Round"], None]
+    ) -> None:
+        """Draw from image `done` on, a batch a process and round; `keep` is called in the first process only.
+
+        Returns early, in all processes after the same round, where one was asked to stop.
+        """
+        config, score = self.config, self.reject.load()
+        count, size, labels = self._count, config.runtime.sample_batch, self._labels
+        with distributed.together(config.runtime) as group:
+            while done < count and not group.any(self.watch.should_stop()):
+                began = time.perf_counter()
+                start = min(done + group.rank * size, count)
+                stop = min(start + size, count)
+                # of one size in all processes, as collectives want it: the last batch fills a part, or nothing, of it
+                batch = torch.zeros(size, *self._image_shape, dtype=torch.uint8)
+                if start < stop:
+                    seeds = [(config.sample.seed, i) for i in range(start, stop)]
+                    images = draw_images(model, tokenizer, labels[start:stop], seeds, config, score)
+                    batch[: stop - start] = torch.from_numpy(images)
+                seconds = group.sum(time.perf_counter() - began)
+                parts = group.gather(batch)
+                first, done = done, min(done + group.world * size, count)
+                if parts:
+                    keep(_Round(first, done, torch.cat(parts)[: done - first].numpy(), seconds))
+
+    def _finish(self, rows: Rows) -> None:
+        """Write what becomes of all rows, the images themselves last."""
+        runtime = self.config.runtime
+        execution = execution_of(runtime, self.train.tokenizer.device)
+        timing = {"sample_s": rows.extra["sample_s"], "batch_size": runtime.sample_batch}
+        timing |= {"processes": execution["processes"], "execution": execution}
+        write_json(self.folder / "timing.json", timing)
+        pixels = np.memmap(rows.partial, np.uint8, "r", shape=(self._count, *self._image_shape))
+        labels = self._labels.numpy()
+        save_grid(self.folder / "grid.png", _grid_images(pixels, labels))
+        with write_artefact(self._finished) as file:
+            np.savez(file, arr_0=pixels, labels=labels)
+        rows.forget()
+
+
+@dataclass(frozen=True)
+class _Round:
+    """What all processes have drawn in a round: images `start` to `stop` - 1, and process-seconds spent on them."""
+
+    start: int
+    stop: int
+    images: np.ndarray
+    seconds: float
+
+
+def _grid_images(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Up to `GRID_ROWS` images of each of the first ten classes, class by class: `(rows, columns, H, W, channels)`."""
+    classes = np.unique(labels)[:10]
+    rows = min(GRID_ROWS, *(int((labels == c).sum()) for c in classes))
+    columns = [pixels[np.flatnonzero(labels == c)[:rows]] for c in classes]
+    return np.stack(columns, axis=1)
+
+
+def save_grid(path: Path, images: np.ndarray) -> None:
+    """Write images `(rows, columns, H, W, channels)` uint8 as one PNG; small ones enlarged by whole factors."""
+    from torchvision.utils import make_grid, save_image
+
+    factor = max(1, 32 // images.shape[2])
+    enlarged = images.repeat(factor, axis=2).repeat(factor, axis=3)
+    flat = torch.from_numpy(enlarged.reshape(-1, *enlarged.shape[2:])).movedim(-1, 1).float() / 255
+    with atomic_write(path) as file:
+        save_image(make_grid(flat, nrow=images.shape[1], padding=2, pad_value=0.5), file, format="png")

@@ -1,0 +1,105 @@
+"""The token cache: of the training images random crops, of the held-out ones the central crop. Runs share it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mvar.config import Config
+from mvar.data.crops import ImageSet
+from mvar.data.sources.contract import Split
+from mvar.data.splits import load_images
+from mvar.data.tokens import (
+    TokenCache,
+    adopt_token_cache,
+    build_token_cache,
+    check_token_cache,
+    is_complete,
+    open_token_cache,
+)
+from mvar.runs.stages.contract import SharedStage
+from mvar.runs.stages.tokenizer import TokenizerStage
+from mvar.runs.states import DONE
+
+
+@dataclass(frozen=True)
+class TokenStage(SharedStage):
+    """Writes a cache for each split, in a folder of the split's name.
+
+    Args:
+        tokenizer: whose tokens they are.
+        tokenizer_id: of that tokenizer.
+        crops: random ones a training image.
+        splits: that are needed; a run without training steps does without `train`.
+    """
+
+    tokenizer: TokenizerStage
+    tokenizer_id: str
+    crops: int
+    splits: tuple[Split, ...]
+    name = "tokens"
+
+    @property
+    def origin(self) -> Mapping[str, Config]:
+        """Data and tokenizer."""
+        return self.tokenizer.origin
+
+    def is_done(self) -> bool:
+        """Whether each split has a complete cache."""
+        return self.directory.state() == DONE and all(is_complete(self._path(split)) for split in self.splits)
+
+    def confirm(self) -> None:
+        """Hold finished caches against the weights of the tokenizer that is there now.
+
+        Raises:
+            UserError: a finished cache is of another tokenizer.
+        """
+        weights = self.tokenizer.weights_id()
+        for split in self.splits:
+            if weights.keys() <= check_token_cache(self._path(split), {})["ids"].keys():
+                check_token_cache(self._path(split), weights)  # the images are not even listed
+            else:
+                self.open(split)
+
+    def build(self) -> Mapping[str, float]:
+        """Write what is missing of each cache."""
+        tokenizer = self.tokenizer.load()
+        for split in self.splits:
+            self.watch.check()
+            images = self._images(split)
+            build_token_cache(
+                self._path(split),
+                images,
+                tokenizer,
+                crops=self._num_crops(split),
+                seed=self.tokenizer.settings.seed,
+                ids=self._ids(split, images),
+                num_workers=self.tokenizer.runtime.num_workers,
+                progress=self.watch.heed(self.name),
+            )
+        return {}
+
+    def open(self, split: Split) -> TokenCache:
+        """The finished cache of a split.
+
+        Raises:
+            UserError: no finished cache, one of another tokenizer or of other images, or a damaged one.
+        """
+        return open_token_cache(self._path(split), self._ids(split, self._images(split)))
+
+    def _path(self, split: Split) -> Path:
+        return self.directory.path / split
+
+    def _images(self, split: Split) -> ImageSet:
+        return load_images(self.tokenizer.data, split)
+
+    def _num_crops(self, split: Split) -> int:
+        return self.crops if split == "train" else 0  # 0: the central crop, as of every image that measures
+
+    def _ids(self, split: Split, images: ImageSet) -> dict[str, Any]:
+        """What a cache must be made from; one from before the weights were recorded gets them, if it fits."""
+        ids = {"tokenizer_id": self.tokenizer_id, "data": images.fingerprint, "crops": self._num_crops(split)}
+        ids |= self.tokenizer.weights_id()
+        if is_complete(self._path(split)):
+            adopt_token_cache(self._path(split), images, self.tokenizer.load, ids)
+        return ids

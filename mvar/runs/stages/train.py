@@ -1,0 +1,187 @@
+"""Training of a run's generator, on the tokens of its tokenizer; and the generator that comes of it."""
+
+import time
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from mvar.checkpoints.warm_start import Start, start_from
+from mvar.checkpoints.weights import load_weights, save_weights
+from mvar.config import RunConfig, identity
+from mvar.data.splits import load_images
+from mvar.errors import UserError
+from mvar.progress import Progress
+from mvar.runs.documents import read_or_warn, write_document
+from mvar.runs.environment import execution_of
+from mvar.runs.stages.contract import Stage, way_out
+from mvar.runs.stages.tokenizer import TokenizerStage
+from mvar.runs.stages.tokens import TokenStage
+from mvar.runs.states import RUNNING, Stopped
+from mvar.runs.store import RunDirectory
+from mvar.tokenizer.model import Tokenizer
+from mvar.training import distributed
+from mvar.training.generator import GeneratorObjective
+from mvar.training.loop import FitResult, fit
+from mvar.transformer import ScaleTransformer
+
+STATUS_INTERVAL_S = 2.0
+
+
+@dataclass(frozen=True)
+class TrainStage(Stage):
+    """Writes `model.safetensors`, and on the way checkpoints, `metrics.jsonl`, `execution.json`, `start.json`.
+
+    Args:
+        directory: of the run.
+        config: the run.
+        tokenizer, tokens: what it is trained on.
+    """
+
+    directory: RunDirectory
+    config: RunConfig
+    tokenizer: TokenizerStage
+    tokens: TokenStage
+    name = "train"
+
+    def is_done(self) -> bool:
+        """Whether its weights are there."""
+        return self.directory.weights.is_file()
+
+    def make(self) -> None:
+        """Train it; the first process calls the others, which `take_part`.
+
+        Raises:
+            Stopped: it was asked to stop, and has left a checkpoint.
+            UserError: a run of a newer version.
+        """
+        self.directory.check_known()
+        config = self.config
+        model, start = self._new_generator()
+        if start:
+            write_document(self.directory.path / "start.json", start.to_json())
+        if config.train.steps:
+            team = distributed.current_team()
+            if team:
+                team.call({"train": config.model_dump(mode="json"), "run": str(self.directory.path)})
+            self._note_execution()
+            result = self._fit(model, _StatusWriter(self.directory, self.watch.report(self.name)))
+            self.directory.write_status(RUNNING, self.name, step=result.step, train_s=result.train_s)
+            if not result.finished:
+                raise Stopped(f"train: step {result.step} of {config.train.steps}")
+        names = [str(name) for name in load_images(config.data, "train").class_names]
+        save_weights(self.directory.weights, model, {"config": identity.as_document(config), "class_names": names})
+
+    def take_part(self) -> None:
+        """Train with the first process, which has called for it."""
+        self._fit(self._new_generator()[0], None)
+
+    def _new_generator(self) -> tuple[ScaleTransformer, Start | None]:
+        """The generator before its first step, and what it starts from."""
+        config = self.config
+        torch.manual_seed(config.seed)
+        model = ScaleTransformer(config.model, config.token_space, config.runtime)
+        return model, start_from(model, config.train.init_from) if config.train.init_from else None
+
+    def _note_execution(self) -> None:
+        """Keep how the run's steps are made: each way once, in order. No part of what the run is."""
+        ways = self.directory.execution()
+        if (way := execution_of(self.config.runtime, self.tokenizer.device)) not in ways:
+            write_document(self.directory.path / "execution.json", {"train": [*ways, way]})
+
+    def _fit(self, model: ScaleTransformer, progress: Progress | None) -> FitResult:
+        """Train by the loop, together with the other processes where there are any."""
+        config = self.config
+        tokenizer = self.tokenizer.load()
+        objective = GeneratorObjective(model, tokenizer.quantize, self.tokens.open("train"), config.train, config.seed)
+        with distributed.together(config.runtime):
+            return fit(
+                objective,
+                config.train,
+                self.directory.path,
+                config.runtime,
+                seed=config.seed,
+                progress=progress,
+                should_stop=self.watch.should_stop,
+            )
+
+    # Outputs ----------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def generator(self) -> ScaleTransformer:
+        """The trained generator, on the device, in evaluation mode; loaded once.
+
+        Raises:
+            UserError: as `trained_generator`.
+        """
+        return trained_generator(self.directory, self.tokenizer.device)
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer that the trained run draws with: the one that it is trained on. Nothing is recorded.
+
+        Raises:
+            UserError: as `TokenizerStage.load` and `check_tokenizer`.
+        """
+        tokenizer = self.tokenizer.load()
+        self.check_tokenizer(keep=False)
+        return tokenizer
+
+    def check_tokenizer(self, keep: bool = True) -> None:
+        """Hold the run to the tokenizer whose tokens it is trained on: its codes mean nothing to another one.
+
+        Args:
+            keep: whether to record the tokenizer for a run of an earlier version, which has none on record.
+
+        Raises:
+            UserError: the tokenizer was made anew, differently, since the run began. A run of an earlier version, which
+                recorded nothing, is held to the one that is there now.
+        """
+        path, now = self.directory.path / "tokenizer.json", self.tokenizer.weights_id()
+        began = read_or_warn(path)
+        if not began:
+            if keep:
+                write_document(path, now)
+        elif began["tokenizer_sha256"] != now["tokenizer_sha256"]:
+            raise UserError(
+                f"run: {self.directory.path} is trained on tokens of another tokenizer "
+                f"(SHA-256 {began['tokenizer_sha256'][:12]}...) "
+                f"than the one that is there now ({now['tokenizer_sha256'][:12]}...); allowed: that one in its place "
+                "again, or remove the run's folder and it is made again"
+            )
+
+
+class _StatusWriter:
+    """Passes training progress on, and keeps the step in the run's status for `mvar status` in other processes."""
+
+    def __init__(self, directory: RunDirectory, report: Progress) -> None:
+        self._report = report
+        self._directory = directory
+        self._written = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        self._report(done, total)
+        now = time.monotonic()
+        if now - self._written > STATUS_INTERVAL_S:
+            self._written = now
+            self._directory.write_status(RUNNING, "train", step=done, steps=total)
+
+
+def trained_generator(directory: RunDirectory, device: torch.device) -> ScaleTransformer:
+    """The trained generator of a run, on a device, in evaluation mode.
+
+    Raises:
+        UserError: weights that cannot be read; says how to get them back.
+    """
+    config = directory.config()
+    with way_out():
+        state, _ = load_weights(directory.weights)
+    model = ScaleTransformer.empty(config.model, config.token_space, config.runtime)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{directory.config_path}: is of another model than {directory.weights} ({reason}); allowed: the config "
+            "that the run was made with, which the header of its weights has"
+        ) from None
+    return model.to(device).eval()

@@ -1,0 +1,143 @@
+"""The contract of stages: what is done is not touched, one process makes it, and what becomes of it is recorded."""
+
+import ast
+import json
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+import mvar.runs.stages
+from mvar.config import SampleConfig
+from mvar.errors import UserError
+from mvar.presets import PRESETS
+from mvar.runs.stages.contract import SharedStage, Stage, Watch
+from mvar.runs.states import DONE, FAILED, STOPPED, Stopped
+from mvar.runs.store import StageDirectory, Store
+from mvar.runs.wiring import SHARED, Stages
+
+FILES = sorted(path for path in Path(mvar.runs.stages.__file__).parent.glob("*.py") if path.stem != "__init__")
+
+
+@dataclass(frozen=True)
+class Cake(SharedStage):
+    """A stage whose work is a note of what is called."""
+
+    calls: list[str] = field(default_factory=list)
+    fail: BaseException | None = None
+    refusal: UserError | None = None
+    name = "cake"
+
+    @property
+    def origin(self):
+        return {"sample": SampleConfig()}
+
+    def is_done(self):
+        return self.directory.state() == DONE
+
+    def confirm(self):
+        self.calls.append("confirm")
+
+    def check(self):
+        if self.refusal:
+            raise self.refusal
+
+    def build(self):
+        assert self.directory.is_locked() and self.directory.state() == "running"
+        assert (self.directory.path / "config.json").is_file()
+        self.calls.append("build")
+        if self.fail:
+            raise self.fail
+        return {"train_s": 2.5}
+
+
+@pytest.fixture
+def directory(tmp_path) -> StageDirectory:
+    return StageDirectory(tmp_path / "cake-1")
+
+
+def test_made_once_then_confirmed_and_not_touched(directory):
+    cake = Cake(directory, Watch())
+    cake.run()
+    assert cake.calls == ["build"] and directory.status()["train_s"] == 2.5
+    assert json.loads((directory.path / "config.json").read_text())["sample"]["cfg_scale"] == SampleConfig().cfg_scale
+    before = {path: path.stat().st_mtime_ns for path in directory.path.iterdir()}
+    cake.run()
+    assert cake.calls == ["build", "confirm"]
+    assert {path: path.stat().st_mtime_ns for path in directory.path.iterdir()} == before
+
+
+def test_who_waited_finds_it_done(directory):
+    """The second one saw it missing, waits for the lock, looks again."""
+    seen = threading.Event()
+
+    class Waiting(Cake):
+        def is_done(self):
+            try:
+                return super().is_done()
+            finally:
+                seen.set()
+
+    first, second = Cake(directory, Watch()), Waiting(directory, Watch())
+    thread = threading.Thread(target=second.run)
+    with directory.lock():
+        thread.start()
+        assert seen.wait(10)
+        first.make()
+    thread.join(10)
+    assert not thread.is_alive() and first.calls == ["build"] and second.calls == []
+
+
+def test_who_waits_can_be_asked_to_stop(directory):
+    with directory.lock(), pytest.raises(Stopped, match="waiting for another process"):
+        Cake(directory, Watch(should_stop=lambda: True)).run()
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "told"),
+    [(Stopped("asked"), STOPPED, False), (UserError("no egg"), FAILED, False), (ValueError("burnt"), FAILED, True)],
+)
+def test_what_becomes_of_it_is_recorded(directory, error, state, told):
+    with pytest.raises(type(error)):
+        Cake(directory, Watch(), fail=error).run()
+    assert directory.state() == state and str(error) in directory.status()["reason"]
+    assert (directory.path / "error.txt").exists() == told and not directory.is_locked()
+
+
+def test_what_would_be_for_nothing_is_refused_before_anything_is_written(directory):
+    cake = Cake(directory, Watch(), refusal=UserError("no oven"))
+    with pytest.raises(UserError, match="no oven"):
+        cake.run()
+    assert cake.calls == [] and directory.state() == FAILED and not (directory.path / "config.json").exists()
+
+
+def test_a_watch_tells_and_stops():
+    told: list[tuple] = []
+    watch = Watch(lambda *call: told.append(call), lambda: len(told) > 2)
+    watch.report("a")(1, 3)
+    watch.under("b").report("c")(2, 3)
+    with pytest.raises(Stopped):
+        watch.under("b").heed("c")(3, 3)
+    assert told == [("a", 1, 3), ("b", 2, 3), ("b", 3, 3)]
+
+
+def test_stages_of_a_config_write_nothing_and_know_their_kinds(tmp_path):
+    stages = Stages(PRESETS["smoke"], Store(tmp_path / "results"))
+    made = [stages.shared(kind) for kind in SHARED]
+    made += [stages.train, stages.sample, stages.reject, stages.evaluate, stages.attention]
+    assert all(isinstance(stage, Stage) for stage in made) and not (tmp_path / "results").exists()
+    assert [stage.name for stage in made[: len(SHARED)]] == list(SHARED)
+    with pytest.raises(UserError, match=r"stage: 'train' is unknown; allowed: .*tokenizer"):
+        stages.shared("train")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_stage_knows_neither_the_store_nor_the_pipeline(path):
+    tree = ast.parse(path.read_text())
+    found = {f"{n.module}.{a.name}" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names}
+    above = {"mvar.runs.store.Store", "mvar.runs.pipeline", "mvar.runs.wiring", "mvar.runs.runner"}
+    assert not {name for name in found if any(name == a or name.startswith(a + ".") for a in above)}
+    deferred = [n for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)]
+    names = {n.module for n in deferred if isinstance(n, ast.ImportFrom)}
+    assert not {name for name in names if name and name.startswith("mvar")}
