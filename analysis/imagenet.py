@@ -207,7 +207,8 @@ def _measured(records: Records, which: Artefact) -> dict[Ours, pd.DataFrame]:
     """Finished evaluations of the table's models, seeds together."""
     groups: dict[Ours, list[int]] = {}
     done = records.done
-    for number, run_id, rate in zip(done.index, done["run_id"], done.get("acceptance_rate", ()), strict=False):
+    rates = done["acceptance_rate"] if "acceptance_rate" in done else ()
+    for number, run_id, rate in zip(done.index, done["run_id"], rates, strict=False):
         config = records.configs[run_id]
         candidates = round(1 / rate)
         name = _name(config, which.resolution)
@@ -240,7 +241,7 @@ def _training(config: RunConfig, which: Artefact) -> str:
 def _values(measured: pd.DataFrame) -> dict[str, Any]:
     values = {name: aggregate(measured, KEYS[name]) for name in ("fid", "is", "precision", "recall")}
     rate = float(measured["acceptance_rate"].iloc[0])
-    return values | {"acceptance_rate": rate, "n": int(measured["seed"].nunique())}
+    return values | {"acceptance_rate": rate, "n": len(set(measured["seed"]))}
 
 
 def _add_relative_time(

@@ -50,8 +50,8 @@ def loss_figure(records: Records, manifest: Manifest, directory: Path, problems:
             colour = mixer_look(records.configs[run_ids[0]].model.pattern)["color"]
             for curve in curves:
                 ax.plot(curve["step"], curve["value"], color=colour, alpha=0.2, linewidth=0.6)
-            mean = pd.concat(curves).groupby("step")["value"].mean()
-            smooth = mean.rolling(max(1, len(mean) // SMOOTHING), min_periods=1, center=True).mean()
+            mean = pd.Series(pd.concat(curves).groupby("step")["value"].mean())
+            smooth = pd.Series(mean.rolling(max(1, len(mean) // SMOOTHING), min_periods=1, center=True).mean())
             ax.plot(smooth.index, smooth, color=colour, linewidth=1.5, label=figure_text(cell.label))
             drawn = True
         if not drawn:

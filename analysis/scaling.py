@@ -99,7 +99,8 @@ def last_scale(metric: str, rows: pd.DataFrame) -> str:
     """The column of a metric: of its last scale where it is one by scale."""
     if not metric.endswith("_scale"):
         return metric
-    return max((name for name in rows.columns if name.startswith(metric) and rows[name].notna().any()), default=metric)
+    there = [str(name) for name, values in rows.items() if values.notna().to_numpy().any()]
+    return max((name for name in there if name.startswith(metric)), default=metric)
 
 
 def scaling_table(found: Sequence[Curve], manifest: Manifest) -> tuple[Table, dict[int, Law]]:
@@ -161,7 +162,7 @@ def scaling_figure(found: Sequence[Curve], laws: Mapping[int, Law], manifest: Ma
             ax = axes[metrics.index(curve.metric), list(AXES).index(curve.axis)]
             look = mixer_look(MODELS[curve.model])
             law = laws.get(number)
-            points(ax, curve.xs, curve.values, **{**look, "linestyle": "none", "label": curve.model})
+            points(ax, curve.xs.tolist(), curve.values, **{**look, "linestyle": "none", "label": curve.model})
             if law and law.resolved:
                 xs = np.geomspace(curve.xs.min(), curve.xs.max(), 100)
                 ax.plot(xs, law(xs), color=look["color"], linewidth=1.2, label="_")

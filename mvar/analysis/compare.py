@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -30,8 +31,9 @@ class Measured:
         values = values.dropna()
         if values.empty:
             return None
-        sd = float(values.std(ddof=1)) if len(values) > 1 else None
-        each = tuple((int(seed), float(value)) for seed, value in values.items())
+        scatter: Any = values.std(ddof=1)
+        sd = float(scatter) if len(values) > 1 else None
+        each = tuple(zip(map(int, values.index), map(float, values), strict=True))
         return cls(float(values.mean()), sd, len(values), tuple(sorted(set(run_ids))), each)
 
     def text(self, decimals: int, factor: float = 1.0) -> str:
@@ -66,7 +68,7 @@ def by_seed(rows: pd.DataFrame, column: str) -> pd.Series:
     """One value a training seed, indexed by seed: sampling seeds replicate no training, so they are averaged first."""
     if column not in rows.columns:
         return pd.Series(dtype=float)
-    return rows.groupby("seed")[column].mean()
+    return pd.Series(rows.groupby("seed")[column].mean())
 
 
 def aggregate(rows: pd.DataFrame, column: str) -> Measured | None:
@@ -110,7 +112,7 @@ def sampling_sd(rows: pd.DataFrame, column: str) -> float | None:
     groups = [values for values in groups if len(values) > 1]
     if not groups:
         return None
-    squares = sum(float(((values - values.mean()) ** 2).sum()) for values in groups)
+    squares = sum(float(((values - values.mean()) ** 2).to_numpy().sum()) for values in groups)
     return math.sqrt(squares / sum(len(values) - 1 for values in groups))
 
 
@@ -127,7 +129,7 @@ def check_comparable(rows: pd.DataFrame, ignore: Collection[str] = ()) -> None:
     groups = {json_text: set(group["run_id"]) for json_text, group in rows.groupby("settings")}
     if len(groups) < 2:
         return
-    settings = [{k: v for k, v in json.loads(text).items() if k not in ignore} for text in groups]
+    settings = [{k: v for k, v in json.loads(str(text)).items() if k not in ignore} for text in groups]
     names = sorted({name for values in settings for name in values})
     differing = [name for name in names if len({json.dumps(values.get(name)) for values in settings}) > 1]
     if not differing:

@@ -15,7 +15,7 @@ def frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = Non
     Columns of whole numbers with gaps are `Int64`; where a number is too large for that, or floats are among numbers
     that no float holds, the column keeps Python's own numbers.
     """
-    table = pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame(rows, columns=None if columns is None else list(columns))
     for name in [name for name in table if table[name].hasnans or table[name].dtype.kind == "f"]:
         values = [row.get(name) for row in rows]
         there = [value for value in values if value is not None]

@@ -18,7 +18,7 @@ INSIDE = re.compile(r"#[^:]*|(tables|figures|\.\./runs)/[^:]*")  # what links ma
 def _parser() -> Any:
     from markdown_it import MarkdownIt
 
-    parser = MarkdownIt("zero").enable(["escape", "entity", "backticks", "emphasis", "link"])
+    parser: Any = MarkdownIt("zero").enable(["escape", "entity", "backticks", "emphasis", "link"])
     parser.validateLink = lambda target: bool(INSIDE.fullmatch(target))
     return parser
 

@@ -118,13 +118,13 @@ class Records:
     def done(self) -> pd.DataFrame:
         """The finished evaluations of all runs."""
         table = self.table
-        return table[(table["state"] == DONE) & table["evaluation_id"].notna()]
+        return table.loc[(table["state"] == DONE) & table["evaluation_id"].notna()]
 
     def rows(self, cell: Cell) -> pd.DataFrame:
         """The finished evaluations of a cell: one row a training seed and sampling seed."""
         table = self.table
         wanted = table["run_id"].isin(cell.run_ids) & table["evaluation_id"].isin(cell.evaluation_ids)
-        return table[wanted & (table["state"] == DONE)]
+        return table.loc[wanted & (table["state"] == DONE)]
 
     def sweeps(self, name: str) -> list[Manifest]:
         """The manifests of one sweep, e.g. `layers`: one a preset and mode."""

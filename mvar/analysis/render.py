@@ -162,7 +162,8 @@ def csv_text(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """CSV: whole numbers whole and exact, what is missing empty, texts as `mvar.escaping.spreadsheet` has them."""
     lines: list[str] = []
     # with this terminator, which is taken away again, the writer quotes both kinds of line ends in a text
-    writer = csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n")
+    target: Any = SimpleNamespace(write=lines.append)
+    writer = csv.writer(target, lineterminator="\r\n")
     writer.writerow([spreadsheet(name) for name in names])
     writer.writerows([_csv_value(value) for value in row] for row in rows)
     return "".join(line.removesuffix("\r\n") + "\n" for line in lines)

@@ -46,8 +46,9 @@ def write_report(
     records = load_records(results, ReadCache(directory / "cache.json"), allow_empty=True)
     writer = _Report(records, directory, progress)
     path = writer.write()
-    for problem in dict.fromkeys(writer.problems) if complain else ():
-        complain(problem)
+    if complain:
+        for problem in dict.fromkeys(writer.problems):
+            complain(problem)
     return path
 
 

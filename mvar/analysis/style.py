@@ -58,7 +58,7 @@ def page(height: float, width: float = WIDTH, **layout: Any) -> Iterator[Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
-    style = (
+    style: Any = (
         seaborn.axes_style("ticks")
         | seaborn.plotting_context("paper")
         | {
@@ -78,7 +78,8 @@ def page(height: float, width: float = WIDTH, **layout: Any) -> Iterator[Any]:
     with matplotlib.rc_context(style):  # no pyplot: nothing global, any thread
         figure = Canvas(figsize=(width, height), layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
-        axes = figure.subplots(**({"squeeze": False} | layout))
+        arranged: dict[str, Any] = {"squeeze": False, **layout}
+        axes = figure.subplots(**arranged)
         yield figure, axes
 
 

@@ -50,7 +50,7 @@ def _run_lines(records: Records, tables: Tables) -> list[str]:
     missing = {missing.run_id for missing in records.missing}
     here = len(asked - missing)
     lines = [
-        f"{_count(done['run_id'].nunique(), 'finished run')}; {here} of the {len(asked)} that sweeps asked for are here"
+        f"{_count(len(set(done['run_id'])), 'finished run')}; {here} of the {len(asked)} that sweeps asked for are here"
         + (f", {len(missing)} are [missing](#missing)." if missing else ".")
     ]
     groups: dict[str, list[str]] = {}
@@ -58,7 +58,7 @@ def _run_lines(records: Records, tables: Tables) -> list[str]:
         groups.setdefault(markdown(manifest.title), []).append(markdown(f"{manifest.sweep} ({manifest.artefact})"))
     lines += [f"{title}: {', '.join(sweeps)}." for title, sweeps in groups.items()]
     if len(done):
-        seeds, sets = done["seed"].nunique(), done.groupby("run_id")["sample_seed"].nunique().max()
+        seeds, sets = len(set(done["seed"])), max(len(set(s)) for _, s in done.groupby("run_id")["sample_seed"])
         images = ", ".join(f"{n:,}" for n in sorted(done["num_images"].astype(int).unique()))
         lines.append(
             f"{_count(seeds, 'training seed')}, {_count(sets, 'set')} of {images} images a run; data: "
@@ -154,7 +154,7 @@ def _warnings(records: Records, tables: Tables, num_problems: int) -> list[str]:
         lines.append(
             "The smoke preset trains for seconds: it shows that everything runs, and no number means anything."
         )
-    heldout = done["eval/copy_rate_heldout"].mean() if "eval/copy_rate_heldout" in done else None
+    heldout: Any = done["eval/copy_rate_heldout"].mean() if "eval/copy_rate_heldout" in done else None
     copies = {
         row["label"]: row["copy_rate"]
         for manifest, table, _ in tables

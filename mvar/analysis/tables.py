@@ -187,7 +187,7 @@ def _settings_line(found: pd.DataFrame) -> str:
         "fewer there are): it compares only with FIDs of the same counts. Sampling time is for the whole set."
     )
     heldout = "eval/copy_rate_heldout"
-    if heldout in found and found[heldout].notna().any():
+    if heldout in found and found[heldout].notna().to_numpy().any():
         line += (
             f" Near-copies lie nearer to a training image than the nearest {found[heldout].mean():.1%} of held-out "
             "images do: new images would score about that."

@@ -9,6 +9,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from mvar.analysis.compare import CONFIDENCE, Measured
 ALPHA = 1 - CONFIDENCE
 POWER = 0.8
 MOST_SEEDS = 1000
+K = TypeVar("K", bound=Hashable)  # what a comparison is called
 BETTER, WORSE, INCONCLUSIVE = "better", "worse", "inconclusive"
 
 
@@ -81,9 +83,7 @@ def holm(p: np.ndarray) -> np.ndarray:
     return np.take_along_axis(corrected, np.argsort(order, -1), -1)
 
 
-def judge(
-    pairs: Mapping[Hashable, tuple[Measured, Measured]], higher_is_better: Sequence[Hashable] = ()
-) -> dict[Hashable, Verdict]:
+def judge(pairs: Mapping[K, tuple[Measured, Measured]], higher_is_better: Sequence[K] = ()) -> dict[K, Verdict]:
     """A verdict on the first of each pair, corrected over all of them.
 
     Args:
@@ -133,7 +133,8 @@ def detectable(sd: float, n: int, alpha: float = ALPHA) -> float:
     """The mean difference that n seeds find with a chance of 80 %, where its scatter over seeds is `sd`."""
     from scipy.optimize import brentq
 
-    return float(brentq(lambda effect: power(effect, sd, n, alpha) - POWER, 1e-6 * sd, 1e3 * sd))
+    found: Any = brentq(lambda effect: power(effect, sd, n, alpha) - POWER, 1e-6 * sd, 1e3 * sd)
+    return float(found)
 
 
 # Intervals ------------------------------------------------------------------------------------------------------------
