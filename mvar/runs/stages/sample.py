@@ -83,6 +83,11 @@ class SampleStage(Stage):
         """Of the evaluation's images."""
         return self.directory.samples(self.config.evaluation_id)
 
+    def run(self) -> None:
+        """Draw what is missing; damaged weights are told first, also where all images are there. As `make`."""
+        self._artist()
+        super().run()
+
     def is_done(self) -> bool:
         """Whether the images are there, and can be read where somebody is going to look at them."""
         if not self._finished.is_file():
