@@ -207,7 +207,7 @@ def _measured(records: Records, which: Artefact) -> dict[Ours, pd.DataFrame]:
     """Finished evaluations of the table's models, seeds together."""
     groups: dict[Ours, list[int]] = {}
     done = records.done
-    rates = done["acceptance_rate"] if "acceptance_rate" in done else ()
+    rates: Any = done.get("acceptance_rate", ())
     for number, run_id, rate in zip(done.index, done["run_id"], rates, strict=False):
         config = records.configs[run_id]
         candidates = round(1 / rate)

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from mvar.analysis.compare import CONFIDENCE, Measured, aggregate, difference
-from mvar.analysis.records import Cell, Manifest, Records
+from mvar.analysis.records import AskedCell, Manifest, Records
 from mvar.analysis.render import Table
 from mvar.analysis.tables import cell_rows
 from mvar.analysis.verdicts import BETTER, INCONCLUSIVE, WORSE, Pooled, Verdict, judge, pooled
@@ -34,7 +34,7 @@ KEYS = {
 JUDGED = {"fid", "nll"}  # lower is better
 
 
-def baseline_of(manifest: Manifest, cell: Cell) -> Cell | None:
+def baseline_of(manifest: Manifest, cell: AskedCell) -> AskedCell | None:
     """The cell that another is compared with, as its experiment has it; None for that cell itself."""
     found = manifest.experiment.against(cell, manifest.cells)
     return None if found is cell else found

@@ -37,7 +37,7 @@ EMPTY = ("run_id", "evaluation_id", "state", "seed", "sample_seed", "settings", 
 
 
 @dataclass(frozen=True)
-class Cell:
+class AskedCell:
     """One row of a table or point of a figure: what was asked for, and what the paper prints there."""
 
     label: str
@@ -58,7 +58,7 @@ class Manifest:
     mode: str  # "steps": equal steps; "budget": equal training FLOPs
     budget_flops: float | None
     command: str
-    cells: tuple[Cell, ...]
+    cells: tuple[AskedCell, ...]
     overrides: Mapping[str, Any] = field(default_factory=dict)  # of the preset, by the request's --set
 
     @property
@@ -120,7 +120,7 @@ class Records:
         table = self.table
         return table.loc[(table["state"] == DONE) & table["evaluation_id"].notna()]
 
-    def rows(self, cell: Cell) -> pd.DataFrame:
+    def rows(self, cell: AskedCell) -> pd.DataFrame:
         """The finished evaluations of a cell: one row a training seed and sampling seed."""
         table = self.table
         wanted = table["run_id"].isin(cell.run_ids) & table["evaluation_id"].isin(cell.evaluation_ids)
@@ -317,7 +317,7 @@ def _manifest(path: Path, renamed: Mapping[str, str]) -> Manifest:
     for c in values["cells"]:
         keys = c.get("keys", {})
         run_ids = tuple(dict.fromkeys(_directory(run_id, keys.get(run_id), renamed) for run_id in c["run_ids"]))
-        cells.append(Cell(c["label"], c["axes"], c["printed"], run_ids, tuple(dict.fromkeys(c["evaluation_ids"]))))
+        cells.append(AskedCell(c["label"], c["axes"], c["printed"], run_ids, tuple(dict.fromkeys(c["evaluation_ids"]))))
     names = ("sweep", "artefact", "preset", "mode", "budget_flops", "command", "overrides")
     return Manifest(name=path.stem, cells=tuple(cells), **{name: values[name] for name in names})
 
@@ -325,7 +325,7 @@ def _manifest(path: Path, renamed: Mapping[str, str]) -> Manifest:
 def unasked(sweep: str) -> Manifest:
     """A sweep that nobody has asked for yet: what the paper prints, no runs, and the command that makes them."""
     found = find_experiment(sweep)
-    cells = tuple(Cell(cell.label, cell.axes, cell.printed, (), ()) for cell in found.cells(DIGITS))
+    cells = tuple(AskedCell(cell.label, cell.axes, cell.printed, (), ()) for cell in found.cells(DIGITS))
     return Manifest(f"{sweep}-digits-steps", sweep, found.artefact, "digits", "steps", None, f"mvar run {sweep}", cells)
 
 

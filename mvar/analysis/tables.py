@@ -12,7 +12,7 @@ import pandas as pd
 
 from mvar.analysis.compare import aggregate, check_comparable, ratio, sampling_sd
 from mvar.analysis.reading import Row, order_reading, trend_reading
-from mvar.analysis.records import Cell, Manifest, Missing, Records
+from mvar.analysis.records import AskedCell, Manifest, Missing, Records
 from mvar.analysis.render import Note, Table
 from mvar.escaping import code, markdown
 from mvar.runs.experiment import paper_rows
@@ -34,7 +34,7 @@ SENTENCES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
 CONSTANTS = ("num_params", "train_flops", "sample_flops", "steps", "acceptance_rate")  # the same for every seed
 
 
-def cell_rows(records: Records, manifest: Manifest) -> list[tuple[Cell, pd.DataFrame]]:
+def cell_rows(records: Records, manifest: Manifest) -> list[tuple[AskedCell, pd.DataFrame]]:
     """The finished evaluations of every cell of a sweep.
 
     Raises:
@@ -85,7 +85,7 @@ def _unasked(manifest: Manifest) -> list[str]:
     return [] if asked else [f"No run of this was asked for yet. Command: {code(manifest.command)}"]
 
 
-def _row(cell: Cell, found: pd.DataFrame) -> dict[str, Any]:
+def _row(cell: AskedCell, found: pd.DataFrame) -> dict[str, Any]:
     row: dict[str, Any] = {"label": cell.label, **cell.axes}
     row |= {f"paper_{key}": value for key, value in cell.printed.items()}
     row["paper_fid"] = _number(row.get("paper_fid"))
@@ -107,7 +107,7 @@ def _constant(found: pd.DataFrame, name: str) -> int | float | None:
     return values[0].item() if isinstance(values[0], np.generic) else values[0]
 
 
-def _add_relative(rows: list[dict[str, Any]], cells: list[tuple[Cell, pd.DataFrame]], label: str) -> None:
+def _add_relative(rows: list[dict[str, Any]], cells: list[tuple[AskedCell, pd.DataFrame]], label: str) -> None:
     """Cost and time relative to the reference row: measured (paired by seed) and analytic."""
     reference = next((found for cell, found in cells if cell.label == label and not found.empty), None)
     if reference is None:

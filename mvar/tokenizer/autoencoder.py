@@ -85,7 +85,7 @@ class Middle(nn.Module):
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
-class Stage(nn.Module):
+class Level(nn.Module):
     """The blocks of one resolution, each followed by attention if asked for, then a change of resolution if any."""
 
     def __init__(self, in_channels: int, out_channels: int, num_blocks: int, attention: bool) -> None:
@@ -117,7 +117,7 @@ class Encoder(nn.Module):
         previous = config.width
         for number, width in enumerate(widths):
             coarsest = number == len(widths) - 1
-            stage = Stage(previous, width, config.num_res_blocks, config.attention and coarsest)
+            stage = Level(previous, width, config.num_res_blocks, config.attention and coarsest)
             if not coarsest:
                 stage.downsample = Downsample(width)
             self.down.append(stage)
@@ -142,10 +142,10 @@ class Decoder(nn.Module):
         previous = widths[-1]
         self.conv_in = nn.Conv2d(config.code_channels, previous, 3, padding=1)
         self.mid = Middle(previous, config.mid_attention)
-        stages: list[Stage] = []
+        stages: list[Level] = []
         for number, width in reversed(list(enumerate(widths))):
             coarsest = number == len(widths) - 1
-            stage = Stage(previous, width, config.num_res_blocks + 1, config.attention and coarsest)
+            stage = Level(previous, width, config.num_res_blocks + 1, config.attention and coarsest)
             if number:
                 stage.upsample = Upsample(width)
             stages.append(stage)

@@ -25,7 +25,7 @@ from mvar.runs.experiment import paper_rows
 from mvar.scales import PATCH_SIDES, ScaleSchedule
 
 PAPER = shipped.folder("experiments") / "paper"
-SCRIPT = shipped.load(shipped.find("analysis", "attention"))
+SCRIPT = shipped.load(shipped.find("analysis", "attention_cost"))
 scored_models, table1 = SCRIPT.scored_models, SCRIPT.table1
 
 

@@ -11,9 +11,9 @@ from torch import nn
 from mvar.config import EvaluationConfig, ModelConfig, TokenizerConfig, TokenSpace
 from mvar.errors import UserError
 from mvar.evaluation.copies import copy_rate
-from mvar.evaluation.evaluate import measure_samples
 from mvar.evaluation.extractor import INCEPTION_FILE, Extractor, inception_extractor
 from mvar.evaluation.images import Images
+from mvar.evaluation.measure import measure_samples
 from mvar.evaluation.metrics import image_metrics
 from mvar.evaluation.rejection import class_outputs, label_score
 

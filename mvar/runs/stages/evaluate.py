@@ -8,7 +8,7 @@ import numpy as np
 from mvar import cost
 from mvar.config import RunConfig, identity
 from mvar.data.splits import load_images
-from mvar.evaluation.evaluate import measure_samples
+from mvar.evaluation.measure import measure_samples
 from mvar.runs.stages.contract import Stage
 from mvar.runs.stages.extractor import ExtractorStage
 from mvar.runs.stages.sample import SampleStage

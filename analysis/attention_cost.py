@@ -1,6 +1,6 @@
 """Table 1: what global attention looks at, and what it pays for that; computed for the cost, measured for the score.
 
-python analysis/attention.py --results results
+python analysis/attention_cost.py --results results
 """
 
 import sys
@@ -308,7 +308,7 @@ def table1_figure(table: Table, directory: Path) -> Figure:
     return Figure(table.name, "Table 1: attention score and cost", caption)
 
 
-ANALYSIS = Analysis("attention", "Table 1: attention score against cost", draw, place=1)
+ANALYSIS = Analysis("attention_cost", "Table 1: attention score against cost", draw, place=1)
 
 
 if __name__ == "__main__":
