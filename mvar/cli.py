@@ -61,6 +61,7 @@ class Command(Protocol):
 
     def execute(self, arguments: list[str]) -> int:
         """Do it; returns the exit code. `arguments` are the words that were typed."""
+        ...
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -79,7 +79,7 @@ def _yaml(text: str) -> Any:
     class Loader(yaml.SafeLoader):
         """Without aliases: nine lines of them make a billion values, and two a value that holds itself."""
 
-        def compose_node(self, parent, index):
+        def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
             if self.check_event(yaml.AliasEvent):
                 name = self.peek_event().anchor
                 raise yaml.YAMLError(f"alias *{cited(name)[1:-1]}; allowed: the value itself, written out")
@@ -129,16 +129,24 @@ def check_values(values: Any) -> None:
             for number, line in enumerate(value):
                 _check_text(f"setup.{number}", line)
         elif name == "env" and isinstance(value, dict):
-            for variable, text in value.items():
-                if not VARIABLE.fullmatch(variable):
-                    raise ValueError(f"env: {cited(variable)} is no name of a variable; allowed: letters, digits and _")
-                _check_text(f"env.{variable}", text)
+            _check_variables(value)
         elif name == "sbatch" and isinstance(value, dict):
-            for option in value:
-                if not OPTION.fullmatch(option):
-                    raise ValueError(f"sbatch: {cited(option)} is no option of sbatch; allowed: letters, digits and -")
+            _check_options(value)
         elif isinstance(value, bool):
             raise ValueError(f"{name}: {value} is a boolean; allowed: a number, or what the field holds")
+
+
+def _check_variables(env: dict[str, Any]) -> None:
+    for variable, text in env.items():
+        if not VARIABLE.fullmatch(variable):
+            raise ValueError(f"env: {cited(variable)} is no name of a variable; allowed: letters, digits and _")
+        _check_text(f"env.{variable}", text)
+
+
+def _check_options(sbatch: dict[str, Any]) -> None:
+    for option in sbatch:
+        if not OPTION.fullmatch(option):
+            raise ValueError(f"sbatch: {cited(option)} is no option of sbatch; allowed: letters, digits and -")
 
 
 def _check_text(where: str, value: Any) -> None:
@@ -150,12 +158,7 @@ def _check_text(where: str, value: Any) -> None:
 def _check_plain(where: str, value: Any, depth: int) -> None:
     """Of bounded size and depth, and nothing in it that ends a line."""
     if isinstance(value, str):
-        found = CONTROL.search(value.replace("\t", "") if where.startswith(("env.", "setup")) else value)
-        if found:
-            what = f"the control character {found[0]!r}"
-            raise ValueError(f"{where}: {cited(value)} has {what}; allowed: text on one line")
-        if len(value) > MAX_TEXT:
-            raise ValueError(f"{where}: {cited(value)} has {len(value)} characters; allowed: up to {MAX_TEXT}")
+        _check_line(where, value)
     elif isinstance(value, int):
         if abs(value) >= 1 << 63:
             raise ValueError(f"{where}: {cited(value)} is out of range; allowed: less than 2**63")
@@ -169,6 +172,15 @@ def _check_plain(where: str, value: Any, depth: int) -> None:
             _check_plain(f"{where}.{name}" if where else str(name), inner, depth + 1)
     elif value is not None and not isinstance(value, float):
         raise ValueError(f'{where}: {cited(value)} is a {type(value).__name__}; allowed: a text, in quotes: "{value}"')
+
+
+def _check_line(where: str, text: str) -> None:
+    found = CONTROL.search(text.replace("\t", "") if where.startswith(("env.", "setup")) else text)
+    if found:
+        what = f"the control character {found[0]!r}"
+        raise ValueError(f"{where}: {cited(text)} has {what}; allowed: text on one line")
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"{where}: {cited(text)} has {len(text)} characters; allowed: up to {MAX_TEXT}")
 
 
 def _check_name(where: str, name: Any) -> None:

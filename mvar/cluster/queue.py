@@ -159,14 +159,7 @@ class View:
             return self._never_begun(owner, directory.name) if owner else Seen(MISSING)
         state, job = status["state"], status.get("job")
         if state == RUNNING:
-            if directory.is_locked():
-                return Seen(RUNNING, status, job=job or "")
-            if not job:
-                return Seen(INTERRUPTED, status, status.get("reason") or "")
-            if self.queue.problem:
-                return Seen(RUNNING, status, "as its directory says; squeue could not be asked", job)
-            cause = self._cause(owner, job)
-            return Seen(_without_job(cause), status, f"job {job} is no longer in the queue: {cause}", job)
+            return self._said_running(directory, status, owner)
         if state == STOPPED and owner and owner.index in owner.job.cancelled:
             return Seen(STOPPED, status, "cancelled", owner.job_id)
         if state == STOPPED and job and owner and not self.queue.problem:
@@ -178,6 +171,18 @@ class View:
             reason += f"; {cause}"  # the first process saw only that another one was gone
             state = _without_job(cause)
         return Seen(state, status, reason, job or "")
+
+    def _said_running(self, directory: Directory, status: dict[str, Any], owner: Owner | None) -> Seen:
+        """What its status says is running, and what the queue knows nothing of."""
+        job = status.get("job")
+        if directory.is_locked():
+            return Seen(RUNNING, status, job=job or "")
+        if not job:
+            return Seen(INTERRUPTED, status, status.get("reason") or "")
+        if self.queue.problem:
+            return Seen(RUNNING, status, "as its directory says; squeue could not be asked", job)
+        cause = self._cause(owner, job)
+        return Seen(_without_job(cause), status, f"job {job} is no longer in the queue: {cause}", job)
 
     def _never_begun(self, owner: Owner, name: str) -> Seen:
         job = owner.job_id if owner.job.job_id else ""

@@ -1,11 +1,16 @@
 """`mvar repair`: what is damaged, what can be made anew, what is lost."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
 from mvar.errors import FAILURE, OK, complain, existing_directory, say
+
+if TYPE_CHECKING:
+    from mvar.runs.finding import Finding
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Repair:
         else:
             store, names = Store(existing_directory("results", self.results, "one that `mvar run` has made")), None
 
-        def look():
+        def look() -> "list[Finding]":
             return [*findings(store, names), *([] if names else lost_submissions(store))]
 
         found = look()
@@ -57,7 +62,7 @@ class Repair:
         return FAILURE
 
     @staticmethod
-    def _mended(found, look):
+    def _mended(found: "list[Finding]", look: "Callable[[], list[Finding]]") -> "list[Finding]":
         """Mend in order, and look again: what is derived from something else may be right only then."""
         from mvar.errors import UserError
 

@@ -79,8 +79,9 @@ def whole(archive: zipfile.ZipFile, name: str, dtype: str, shape: tuple[int | No
     """All of an array; as `array`."""
     with array(archive, name, dtype, shape) as (file, found):
         data = np.empty(found, dtype)
-        view, at = memoryview(data.reshape(-1).view(np.uint8)), 0
-        while count := file.readinto(view[at : at + (1 << 24)]):  # type: ignore[attr-defined]
+        view, at = data.reshape(-1).view(np.uint8).data, 0
+        # What `ZipFile.open` gives has readinto; its stub says IO[bytes].
+        while count := file.readinto(view[at : at + (1 << 24)]):  # pyright: ignore[reportAttributeAccessIssue]
             at += count
         if at != data.nbytes:
             raise ValueError(f"{name} is cut")

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NotRequired
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from mvar.config import SCHEMA_VERSION
@@ -32,8 +32,8 @@ class Foreign(Damaged):
     exit_code = USER_ERROR
 
 
+@with_config(OPEN)
 class _Status(TypedDict):
-    __pydantic_config__ = OPEN
     state: Literal["running", "done", "failed", "stopped"]
     stage: str
     step: NotRequired[int]
@@ -45,8 +45,8 @@ class _Status(TypedDict):
     start: NotRequired[str | None]
 
 
+@with_config(OPEN)
 class _Evaluation(TypedDict):
-    __pydantic_config__ = OPEN
     metrics: dict[str, Any]
     sample: NotRequired[dict[str, Any]]
     evaluation: NotRequired[dict[str, Any]]
@@ -57,13 +57,13 @@ class _Evaluation(TypedDict):
     timing: NotRequired[dict[str, Any]]
 
 
+@with_config(OPEN)
 class _Evaluations(TypedDict):
-    __pydantic_config__ = OPEN
     evaluations: dict[str, Any]  # each is looked at by itself: one that is damaged leaves the others
 
 
+@with_config(OPEN)
 class _Cell(TypedDict):
-    __pydantic_config__ = OPEN
     label: str
     axes: dict[str, Any]
     printed: dict[str, Any]
@@ -72,8 +72,8 @@ class _Cell(TypedDict):
     keys: NotRequired[dict[str, str]]
 
 
+@with_config(OPEN)
 class _Manifest(TypedDict):
-    __pydantic_config__ = OPEN
     sweep: str
     artefact: str
     preset: str
@@ -87,67 +87,67 @@ class _Manifest(TypedDict):
     config: NotRequired[str]
 
 
+@with_config(OPEN)
 class _Job(TypedDict):
-    __pydantic_config__ = OPEN
     name: str
     elements: list[list[str]]
     job_id: str | None
     cancelled: list[int]
 
 
+@with_config(OPEN)
 class _Submission(TypedDict):
-    __pydantic_config__ = OPEN
     created: str
     profile: dict[str, Any]
     code: str
     jobs: list[_Job]
 
 
+@with_config(OPEN)
 class _FloorsOfOne(TypedDict):
-    __pydantic_config__ = OPEN
     metrics: dict[str, float]
 
 
+@with_config(OPEN)
 class _Floors(TypedDict):
-    __pydantic_config__ = OPEN
     floors: dict[str, _FloorsOfOne]
 
 
+@with_config(OPEN)
 class _Extractor(TypedDict):
-    __pydantic_config__ = OPEN
     id: str
     heldout_accuracy: float | None
 
 
+@with_config(OPEN)
 class _Quality(TypedDict):
-    __pydantic_config__ = OPEN
     psnr_db: float
     codes_used: int
     vocab_size: int
 
 
+@with_config(OPEN)
 class _Outputs(TypedDict):
-    __pydantic_config__ = OPEN
     outputs: list[int]
 
 
+@with_config(OPEN)
 class _Weights(TypedDict):
-    __pydantic_config__ = OPEN
     tokenizer_sha256: str
 
 
+@with_config(OPEN)
 class _Source(TypedDict):
-    __pydantic_config__ = OPEN
     sha256: str
 
 
+@with_config(OPEN)
 class _Execution(TypedDict):
-    __pydantic_config__ = OPEN
     train: list[dict[str, Any]]
 
 
+@with_config(OPEN)
 class _Start(TypedDict):
-    __pydantic_config__ = OPEN
     checkpoint: str
     sha256: str
     loaded_layers: list[int]
@@ -155,20 +155,20 @@ class _Start(TypedDict):
     new_parameters: list[str]
 
 
+@with_config(OPEN)
 class _Git(TypedDict):
-    __pydantic_config__ = OPEN
     commit: NotRequired[str | None]
     dirty: NotRequired[bool | None]
 
 
+@with_config(OPEN)
 class _Environment(TypedDict):
-    __pydantic_config__ = OPEN
     git: NotRequired[_Git]
     versions: NotRequired[dict[str, str]]
 
 
+@with_config(OPEN)
 class _Timing(TypedDict):
-    __pydantic_config__ = OPEN
     sample_s: float
     execution: NotRequired[dict[str, Any]]
 

@@ -77,10 +77,9 @@ def of_checkpoint(
     names = [str(number) for number in range(config.data.num_classes)]
     class_numbers(classes, names)
     device = resolve_device(config.runtime)
-    sides = config.tokenizer.patch_sides
-    model, _ = published.load_generator(
-        config.train.init_from, patch_sides=sides, num_heads=num_heads, runtime=config.runtime
-    )
+    checkpoint, sides = config.train.init_from, config.tokenizer.patch_sides
+    assert checkpoint  # `imported_config` names it
+    model, _ = published.load_generator(checkpoint, patch_sides=sides, num_heads=num_heads, runtime=config.runtime)
     return Generator(
         model.to(device), published_tokenizer(config.tokenizer, config.data.channels).to(device), names, config
     )

@@ -9,9 +9,10 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 from mvar.artefacts import RECORD, record_problem
-from mvar.config import SCHEMA_VERSION, RunConfig, from_dict, identity
+from mvar.config import SCHEMA_VERSION, Config, RunConfig, from_dict, identity
 from mvar.errors import UserError
 from mvar.files import read_json, write_json
 from mvar.runs.asked import config_of, request_of, requested
@@ -307,7 +308,7 @@ def _is_origin(path: Path, sections: tuple[str, ...]) -> bool:
     try:
         values = read_json(path)
         for name in sections:
-            from_dict(RunConfig.model_fields[name].annotation, values[name])
+            from_dict(cast("type[Config]", RunConfig.model_fields[name].annotation), values[name])
         return values.get("schema_version", SCHEMA_VERSION) == SCHEMA_VERSION  # the first version wrote none here
     except (UserError, OSError, KeyError, TypeError, AttributeError):
         return False

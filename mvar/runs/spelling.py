@@ -18,9 +18,11 @@ class StoredRun(Protocol):
 
     def stored(self) -> Stored:
         """Its config."""
+        ...
 
     def evaluations(self) -> dict[str, Any]:
         """Its finished evaluations."""
+        ...
 
 
 def of_run(config: RunConfig, run: StoredRun) -> RunConfig:

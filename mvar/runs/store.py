@@ -108,7 +108,7 @@ class Directory:
     def state(self) -> str | None:
         """`running`, `done`, `failed`, `stopped`, or None."""
         status = self.status()
-        return status and status["state"]
+        return status["state"] if status else None
 
     def write_status(self, state: str, stage: str, **values: Any) -> None:
         """Replace the status; fields that are not given keep their value, `reason` is cleared."""
