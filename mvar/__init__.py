@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mvar.cost import attention_cost, layer_attention_cost, num_params, sample_flops
     from mvar.errors import UserError
     from mvar.files import digest
+    from mvar.layout import SAMPLES_NPZ
     from mvar.presets import PRESETS, imagenet, model_size, resize
     from mvar.probes.attention_mass import AttentionStats, uniform_share
     from mvar.runs import columns
@@ -32,6 +33,7 @@ _HOMES = {
     "mvar.cost": ("attention_cost", "layer_attention_cost", "num_params", "sample_flops"),
     "mvar.errors": ("UserError",),
     "mvar.files": ("digest",),
+    "mvar.layout": ("SAMPLES_NPZ",),
     "mvar.presets": ("PRESETS", "imagenet", "model_size", "resize"),
     "mvar.probes.attention_mass": ("AttentionStats", "uniform_share"),
     "mvar.runs": ("columns",),
