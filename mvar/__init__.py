@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from mvar.lazy import lazily
 
 if TYPE_CHECKING:
+    from mvar import layout
     from mvar.artefacts import check_artefact
     from mvar.config import ModelConfig, RunConfig, override
     from mvar.cost import attention_cost, layer_attention_cost, num_params, sample_flops
     from mvar.errors import UserError
     from mvar.files import digest
-    from mvar.layout import SAMPLES_NPZ
     from mvar.presets import PRESETS, imagenet, model_size, resize
     from mvar.probes.attention_mass import AttentionStats, uniform_share
     from mvar.runs import columns
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "mvar": ("layout",),
     "mvar.artefacts": ("check_artefact",),
     "mvar.config": ("ModelConfig", "RunConfig", "override"),
     "mvar.cost": ("attention_cost", "layer_attention_cost", "num_params", "sample_flops"),
     "mvar.errors": ("UserError",),
     "mvar.files": ("digest",),
-    "mvar.layout": ("SAMPLES_NPZ",),
     "mvar.presets": ("PRESETS", "imagenet", "model_size", "resize"),
     "mvar.probes.attention_mass": ("AttentionStats", "uniform_share"),
     "mvar.runs": ("columns",),
