@@ -29,6 +29,7 @@ from mvar import (
     columns,
     digest,
     layer_attention_cost,
+    layout,
     one_line,
     paper_rows,
     run_attention,
@@ -107,7 +108,7 @@ def scored_models(
             groups[key][run_id] = measure(records.store, records.store.run(run_id))
             configs.setdefault(key, config)
         except Exception as error:  # one run with damaged files: the others are still measured
-            problems.append(f"runs/{run_id}: attention is not measured: {one_line(error)}")
+            problems.append(f"{layout.RUNS}/{run_id}: attention is not measured: {one_line(error)}")
     return [ScoredModel(configs[key], stats) for key, stats in groups.items() if stats], problems
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mvar import RunConfig, UserError, check_artefact
+from mvar import RunConfig, UserError, check_artefact, layout
 from mvar.analysis import (
     WIDTH,
     Analysis,
@@ -49,7 +49,7 @@ def samples_figure(records: Records, manifest: Manifest, directory: Path, proble
         if rows.empty:
             continue
         row = rows.sort_values(["seed", "sample_seed"]).iloc[0]
-        path = records.store.run(row["run_id"]).samples(row["evaluation_id"]) / "samples.npz"
+        path = records.store.run(row["run_id"]).samples(row["evaluation_id"]) / layout.SAMPLES_NPZ
         try:
             check_artefact(path)
             panels.append((cell.label, read_samples(path)))

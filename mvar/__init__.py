@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mvar.lazy import lazily
 
 if TYPE_CHECKING:
+    from mvar import layout
     from mvar.artefacts import check_artefact
     from mvar.config import ModelConfig, RunConfig, override
     from mvar.cost import attention_cost, layer_attention_cost, num_params, sample_flops
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "mvar": ("layout",),
     "mvar.artefacts": ("check_artefact",),
     "mvar.config": ("ModelConfig", "RunConfig", "override"),
     "mvar.cost": ("attention_cost", "layer_attention_cost", "num_params", "sample_flops"),

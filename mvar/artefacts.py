@@ -13,10 +13,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from mvar import layout
 from mvar.errors import UserError, warn_once
 from mvar.files import atomic_write, digest, file_digest, known_digest, read_json, write_json
 
-RECORD = "digests.json"
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -54,12 +54,12 @@ def note(path: Path, sha256: str) -> None:
         before = found
     kept = {name: entry for name, entry in known.items() if (path.parent / name).is_file()}
     files = {**kept, path.name: {"sha256": sha256, "before": before}}
-    write_json(path.parent / RECORD, {"files": files, "check": digest(files)})
+    write_json(path.parent / layout.DIGESTS, {"files": files, "check": digest(files)})
 
 
 def read_record(directory: Path) -> dict[str, Any]:
     """The entries of a directory by file name; empty where there is no record. A damaged one vouches for nothing."""
-    path = directory / RECORD
+    path = directory / layout.DIGESTS
     try:
         if (problem := record_problem(directory)) is None:
             return read_json(path)["files"]
@@ -71,7 +71,7 @@ def read_record(directory: Path) -> dict[str, Any]:
 
 def record_problem(directory: Path) -> str | None:
     """What is wrong with a directory's record, in one line; None for a sound one. FileNotFoundError: there is none."""
-    path = directory / RECORD
+    path = directory / layout.DIGESTS
     try:
         record = read_json(path)
         files = record["files"]

@@ -22,7 +22,7 @@ def lazily(
         if name not in where:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         own = (at_home or {}).get(name, name)
-        home = import_module(where[name])
+        home = None if where[name] == package else import_module(where[name])  # None: a module of the package itself
         value = getattr(home, own) if hasattr(home, own) else import_module(f"{where[name]}.{own}")
         setattr(sys.modules[package], name, value)
         return value

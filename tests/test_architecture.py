@@ -1,6 +1,7 @@
 """The house: rooms stand in one order and imports go down, files and functions stay small, importing needs nothing."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 
 import mvar
 import mvar.analysis
-from mvar import shipped
+from mvar import layout, shipped
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = sorted((ROOT / "mvar").rglob("*.py"))
@@ -19,7 +20,7 @@ USERS = sorted(path for kind in ("experiments", "analysis") for path in (ROOT / 
 
 # Floor by floor, low to high, and in each floor room by room: a room imports rooms before it, and itself.
 ROOMS = (
-    *("escaping", "errors", "lazy", "shipped", "memory", "progress", "files", "artefacts", "rows"),
+    *("escaping", "errors", "lazy", "layout", "shipped", "memory", "progress", "files", "artefacts", "rows"),
     *("scales", "pattern", "config", "presets"),
     "kernels",
     "mixers",
@@ -31,6 +32,27 @@ ROOMS = (
     *("cluster", "analysis"),
     *("commands", "cli"),
 )
+NAMES = {value: name for name, value in vars(layout).items() if name.isupper()}  # of a results directory
+# Literals that only look like one of these names: what else they are, and where.
+LOOK_ALIKES = {
+    ("analysis", "a folder, in a message"): ("analysis.report",),
+    ("analysis", "a folder of the code"): ("shipped", "analysis.contract", "cluster.snapshot"),
+    ("attention", "a part of the model, in words or as a key"): (
+        *("analysis.records", "checkpoints.published", "cluster.doctor", "runs.environment"),
+    ),
+    ("attention", "what is made, as it is shown"): ("commands.attention", "runs.stages.attention"),
+    ("attention", "an analysis, or its table's row"): ("attention.py",),
+    ("code", "a public name"): ("analysis",),
+    ("code", "a field, of a message or a document"): ("cluster.snapshot", "cluster.submission"),
+    ("grid.png", "a file of the user's own"): ("commands.sample",),
+    ("report", "what is made, as it is shown"): ("analysis.report", "commands.report"),
+    ("runs", "a word of a message or a heading"): ("analysis.render", "cluster.executor"),
+    ("samples", "images, in messages"): ("evaluation.copies", "evaluation.evaluate", "evaluation.metrics"),
+    ("samples", "an analysis, or its figure"): ("samples.py",),
+    ("stages", "a word of a message"): ("cluster.executor",),
+    ("tokens.bin", "a type, which takes literals alone"): ("data.tokens",),
+    ("labels.bin", "a type, which takes literals alone"): ("data.tokens",),
+}
 PUBLIC = {"mvar": set(mvar.__all__), "mvar.analysis": set(mvar.analysis.__all__)}  # names, loaded when they are used
 
 
@@ -166,3 +188,55 @@ def test_the_public_names_cost_nothing_until_they_are_used():
 def test_all_that_users_edit_is_loaded():
     assert {path.parent.name for path in USERS} == {"experiments", "analysis"}
     assert shipped.folder("analysis") == ROOT / "analysis"
+
+
+def literals(path: Path) -> Iterator[str]:
+    """Every string of a file, parts of f-strings too; not what says what something is."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        for inner in ast.iter_child_nodes(node):
+            if isinstance(inner, ast.Constant) and isinstance(inner.value, str) and not isinstance(node, ast.Expr):
+                yield inner.value
+
+
+def named_anew(path: Path) -> set[str]:
+    """Names of a results directory that a file has as a string, or as a part of a path in one."""
+    return {part for text in literals(path) for part in text.split("/") if part in NAMES}
+
+
+def test_names_of_a_results_directory_stand_in_one_module():
+    assert len(NAMES) == sum(name.isupper() for name in vars(layout)), "two names for one file"
+    found = set()
+    for path in (*LIBRARY, *USERS):
+        if path.is_relative_to(ROOT / "experiments") or module_of(path) == "mvar.layout":
+            continue
+        where = module_of(path).removeprefix("mvar.") if path in LIBRARY else path.name
+        found |= {(where, name) for name in named_anew(path)}
+    known = {(where, name) for (name, _), places in LOOK_ALIKES.items() for where in places}
+    for where, name in sorted(found - known):
+        pytest.fail(f"{where}: {name!r}; allowed: layout.{NAMES[name]}")
+    assert known - found == set(), "look-alikes that are gone"
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ('path / "status.json"', {"status.json"}),
+        ('glob("stages/*/status.json")', {"stages", "status.json"}),
+        ('f"{where}/eval.json"', {"eval.json"}),
+        ('f"runs/{name}"', {"runs"}),
+        ('row["train/loss"]', set()),
+        ('say("status.json is damaged")', set()),
+        ('"""status.json"""', set()),
+    ],
+)
+def test_a_name_is_found_wherever_it_is_a_part_of_a_path(tmp_path, code, found):
+    (tmp_path / "a.py").write_text(code)
+    assert named_anew(tmp_path / "a.py") == found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_of_a_results_directory_is_documented(name):
+    text = (ROOT / "results" / "README.md").read_text()
+    end = r"(?![\w-]|[.]\w)" if "." in name else "/"  # of a file's name, of a folder's
+    assert re.search(rf"(?<![\w.-]){re.escape(name)}{end}", text)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mvar import layout
 from mvar.analysis.compare import Measured
 from mvar.analysis.records import Records
 from mvar.analysis.render import Table
@@ -57,7 +58,7 @@ def data_lines(records: Records, problems: list[str]) -> list[str]:
 
 def _reading(config: RunConfig, records: Records, problems: list[str]) -> str:
     """How a folder was read, where the two readings of it differ (`DataConfig.reading`)."""
-    path = records.store.stage("data", config.data_id).path / "summary.json"
+    path = records.store.stage("data", config.data_id).path / layout.SUMMARY
     summary = _read(path, records, problems) if path.is_file() else None
     if not (summary and isinstance(summary.get("differs"), dict) and summary["differs"]):
         return ""
@@ -70,7 +71,7 @@ def tokenizer_lines(records: Records, problems: list[str]) -> list[str]:
     """One line a tokenizer: scales, codebook, quality."""
     lines = []
     for config in _distinct(records, lambda config: [config.tokenizer_id]):
-        tokenizer, path = config.tokenizer, records.store.stage("tokenizer", config.tokenizer_id).path / "quality.json"
+        tokenizer, path = config.tokenizer, records.store.stage("tokenizer", config.tokenizer_id).path / layout.QUALITY
         quality = _read(path, records, problems)
         told = ""
         if quality:
@@ -90,7 +91,7 @@ def extractor_lines(records: Records, problems: list[str]) -> list[str]:
     """One line a feature extractor: what it is and its held-out accuracy."""
     lines = []
     for config in _distinct(records, lambda config: [config.extractor_id]):
-        path = records.store.stage("extractor", config.extractor_id).path / "extractor.json"
+        path = records.store.stage("extractor", config.extractor_id).path / layout.EXTRACTOR
         found = _read(path, records, problems)
         accuracy = (found or {}).get("heldout_accuracy")
         told = "" if accuracy is None else f", {accuracy:.1%} of held-out images classified rightly"
@@ -105,7 +106,7 @@ def floor_rows(records: Records, problems: list[str]) -> list[dict[str, Any]]:
     """Floors, one row a number: data, what it is, value, standard deviation (None where there is none)."""
     rows = []
     for config in _distinct(records, lambda config: [config.extractor_id, config.floors_id]):
-        path = records.store.stage("extractor", config.extractor_id).path / "floors.json"
+        path = records.store.stage("extractor", config.extractor_id).path / layout.FLOORS
         document = _read(path, records, problems)
         record = (document or {}).get("floors", {}).get(config.floors_id)
         if document and not record:
@@ -141,7 +142,7 @@ def start_lines(records: Records, problems: list[str]) -> list[str]:
     lines = []
     for run_id, config in records.configs.items():
         if config.train.init_from:
-            document = _read(records.store.run(run_id).path / "start.json", records, problems)
+            document = _read(records.store.run(run_id).path / layout.START, records, problems)
             lines += [f"{code(run_id)} starts {markdown(Start.from_json(document))}."] if document else []
     return lines
 
@@ -150,7 +151,7 @@ def machine_lines(records: Records, problems: list[str]) -> list[str]:
     """One line a machine and code version that runs were made with, and how many runs."""
     found: dict[str, int] = {}
     for run_id in records.configs:
-        path = records.store.run(run_id).path / "env.json"
+        path = records.store.run(run_id).path / layout.ENV
         read = records.cache.value(f"env {run_id}", [path], lambda path=path: _read_machine(path, records))
         problems += read["problems"]
         if read["line"]:

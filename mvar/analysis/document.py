@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from mvar import layout
 from mvar.analysis import inline
 from mvar.analysis.render import Table, to_markdown
 from mvar.analysis.style import Figure
@@ -44,7 +45,7 @@ class Section:
 
 def run_link(run_id: str) -> str:
     """A run's directory as seen from the report's."""
-    return f"../runs/{link(run_id)}/"
+    return f"../{layout.RUNS}/{link(run_id)}/"
 
 
 def document_to_markdown(sections: Sequence[Section]) -> str:

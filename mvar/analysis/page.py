@@ -6,6 +6,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from mvar import layout
 from mvar.analysis import inline
 from mvar.analysis.compare import DASH
 from mvar.analysis.document import Bullets, Section, Text, run_link
@@ -43,7 +44,7 @@ def _shown(block: Any, directory: Path) -> dict[str, Any]:
     if isinstance(block, Bullets):
         return {"kind": "bullets", "heading": block.heading, "items": block.items}
     if isinstance(block, Figure):
-        picture = b64encode((directory / "figures" / f"{block.file}.png").read_bytes()).decode()
+        picture = b64encode((directory / layout.FIGURES / f"{block.file}.png").read_bytes()).decode()
         return {"kind": "figure", "figure": block, "source": f"data:image/png;base64,{picture}"}
     return {"kind": "table", "table": block, "groups": _groups(block), "rows": _rows(block), "heads": _heads(block)}
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from mvar import layout
 from mvar.analysis.cache import ReadCache
 from mvar.analysis.frame import frame
 from mvar.config import EvaluationConfig, RunConfig, SampleConfig, from_dict, identity
@@ -28,8 +29,8 @@ from mvar.training.metrics_log import missing_rows
 
 MAKE_RUNS = "`mvar run mixers` trains some (`make demo` runs every sweep)"
 NO_RUN = "holds no readable run"
-READ = ("config.json", "status.json", "eval.json")  # of a run directory
-TIMINGS = "samples/*/timing.json"
+READ = (layout.CONFIG, layout.STATUS, layout.EVAL)  # of a run directory
+TIMINGS = f"{layout.SAMPLES}/*/{layout.TIMING}"
 MAX_POINTS = 500  # of a training curve that is kept: more cannot be seen in a figure
 
 
@@ -147,15 +148,15 @@ def load_records(root: Path | str, cache: ReadCache | None = None, allow_empty: 
     rows: list[dict[str, Any]] = []
     configs: dict[str, RunConfig] = {}
     schema = digest(RunConfig.model_json_schema())  # what another version of the code has kept is read anew
-    for path in sorted(path for path in (store.root / "runs").glob("*") if path.is_dir()):
+    for path in sorted(path for path in (store.root / layout.RUNS).glob("*") if path.is_dir()):
         files = [*(path / name for name in READ), *sorted(path.glob(TIMINGS))]
         read = cache.value(f"run {path.name} {schema}", files, lambda path=path: _read_run(store.run(path.name)))
         problems += read["problems"]
         if read["config"] is not None:
             configs[path.name] = from_dict(RunConfig, read["config"])
             rows += read["rows"]
-    for path in sorted(store.root.glob("stages/*/status.json")):
-        _attempt(problems, f"stages/{path.parent.name}", lambda path=path: read_document(path))
+    for path in sorted(store.root.glob(f"{layout.STAGES}/*/{layout.STATUS}")):
+        _attempt(problems, f"{layout.STAGES}/{path.parent.name}", lambda path=path: read_document(path))
     problems += map(str, damaged_origins(store))
     if not rows:
         told = "; ".join(["", *problems])
@@ -171,9 +172,9 @@ def load_records(root: Path | str, cache: ReadCache | None = None, allow_empty: 
 def _read_run(run: RunDirectory) -> dict[str, Any]:
     """Config, rows and problems of one run as JSON values."""
     problems: list[str] = []
-    config = _attempt(problems, f"runs/{run.name}", run.config)
+    config = _attempt(problems, f"{layout.RUNS}/{run.name}", run.config)
     for path in sorted(run.path.glob(TIMINGS)):
-        _attempt(problems, f"runs/{run.name}", lambda path=path: read_document(path))
+        _attempt(problems, f"{layout.RUNS}/{run.name}", lambda path=path: read_document(path))
     rows = [] if config is None else _run_rows(run, config, problems)
     return {"config": config and config.model_dump(mode="json"), "rows": rows, "problems": problems}
 
@@ -198,7 +199,7 @@ def _attempt(problems: list[str], where: str, read: Callable[[], Any], default: 
 
 
 def _run_rows(run: RunDirectory, config: RunConfig, problems: list[str]) -> list[dict[str, Any]]:
-    where = f"runs/{run.name}"
+    where = f"{layout.RUNS}/{run.name}"
     status = _status(run, where, problems)
     state = status.get("state", "unknown")
     if state != DONE:
@@ -206,10 +207,10 @@ def _run_rows(run: RunDirectory, config: RunConfig, problems: list[str]) -> list
         progress = f" in {status['stage']}, step {status.get('step', 0)} of {status.get('steps', 0)}" if status else ""
         problems.append(f"{where}: {state}{progress}{reason}; the command that made it goes on from there")
     common = _config_columns(run, config) | {"state": state, "stage": status.get("stage")}
-    evaluations = _attempt(problems, where, lambda: read_or_empty(run.path / "eval.json").get("evaluations", {}), {})
+    evaluations = _attempt(problems, where, lambda: read_or_empty(run.path / layout.EVAL).get("evaluations", {}), {})
     rows = []
     for evaluation_id, record in evaluations.items():
-        here = f"{where}/eval.json: evaluation {evaluation_id}"
+        here = f"{where}/{layout.EVAL}: evaluation {evaluation_id}"
         columns = _attempt(problems, here, lambda record=record, here=here: _evaluation_columns(record, here, problems))
         if columns is not None:
             rows.append(common | {"evaluation_id": evaluation_id} | columns)
@@ -219,7 +220,7 @@ def _run_rows(run: RunDirectory, config: RunConfig, problems: list[str]) -> list
 def _status(run: RunDirectory, where: str, problems: list[str]) -> dict[str, Any]:
     """The run's status; of a damaged one, which is a problem, what the other files tell."""
     try:
-        return read_document(run.path / "status.json")
+        return read_document(run.path / layout.STATUS)
     except FileNotFoundError:
         return {}
     except Damaged as damaged:
@@ -304,8 +305,8 @@ def _directory(run_id: str, key: str | None, renamed: Mapping[str, str]) -> str:
 
 def _manifests(store: Store, problems: list[str], renamed: Mapping[str, str]) -> list[Manifest]:
     found = []
-    for path in sorted((store.root / "sweeps").glob("*.json")):
-        manifest = _attempt(problems, f"sweeps/{path.name}", lambda path=path: _manifest(path, renamed))
+    for path in sorted((store.root / layout.SWEEPS).glob("*.json")):
+        manifest = _attempt(problems, f"{layout.SWEEPS}/{path.name}", lambda path=path: _manifest(path, renamed))
         if manifest:
             found.append(manifest)
     return found
@@ -362,12 +363,12 @@ def _read_curve(run: RunDirectory, key: str) -> dict[str, Any]:
     try:
         lines = run.metrics.read_text(errors="replace").splitlines()
     except OSError:
-        problems.append(f"runs/{run.name}: metrics.jsonl is missing; no training curve")
+        problems.append(f"{layout.RUNS}/{run.name}: {layout.METRICS} is missing; no training curve")
         lines = []
     if missing := missing_rows(run.path):
-        problems.append(f"runs/{run.name}: {missing}")
+        problems.append(f"{layout.RUNS}/{run.name}: {missing}")
     for number, line in enumerate(lines, start=1):
-        where = f"runs/{run.name}/metrics.jsonl line {number}"
+        where = f"{layout.RUNS}/{run.name}/{layout.METRICS} line {number}"
         try:
             values = json.loads(line)
             if not isinstance(values, dict):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mvar import layout
 from mvar.analysis import background
 from mvar.analysis.cache import ReadCache
 from mvar.analysis.contract import Analysis, analyses
@@ -42,8 +43,8 @@ def write_report(
     Returns:
         The path of `report.md`; `report.html` lies beside it.
     """
-    directory = Path(results) / "report"
-    records = load_records(results, ReadCache(directory / "cache.json"), allow_empty=True)
+    directory = Path(results) / layout.REPORT
+    records = load_records(results, ReadCache(directory / layout.REPORT_CACHE), allow_empty=True)
     writer = _Report(records, directory, progress)
     path = writer.write()
     if complain:
@@ -75,12 +76,12 @@ class _Report(Writer):
         self.sections.insert(0, first)
         self._problems()
         self.finish()
-        self.save("report.md", document_to_markdown(self.sections))
-        self.save("report.html", document_to_html(self.sections, self.directory))
+        self.save(layout.REPORT_MD, document_to_markdown(self.sections))
+        self.save(layout.REPORT_HTML, document_to_html(self.sections, self.directory))
         self.records.cache.save()
         self.done = self.total
         self.show("")
-        return self.directory / "report.md"
+        return self.directory / layout.REPORT_MD
 
     # Sections -------------------------------------------------------------------------------------------------------
 
@@ -112,7 +113,7 @@ class _Report(Writer):
     def _runs(self) -> None:
         table = self.records.table
         rows = table.astype(object).itertuples(index=False, name=None)
-        self.save("tables/runs.csv", csv_text(list(table.columns), rows))
+        self.save(f"{layout.TABLES}/{layout.RUNS_CSV}", csv_text(list(table.columns), rows))
         self.section("All runs", Text("Every metric of every run: [runs.csv](tables/runs.csv)."))
 
     def _missing(self) -> None:
@@ -158,7 +159,7 @@ def main(analysis: Analysis, arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     try:
         records = load_records(given.results, allow_empty=True)
-        page = Writer(records, given.out or given.results / "analysis" / analysis.name)
+        page = Writer(records, given.out or given.results / layout.ANALYSIS / analysis.name)
         page.sections.append(Section(analysis.title, level=1))
         for manifest in sweeps_to_show(records, page.problems):
             if analysis.of == "results" or analysis.name in manifest.experiment.figures:
@@ -167,9 +168,9 @@ def main(analysis: Analysis, arguments: Sequence[str] | None = None) -> int:
             page.sections[1:] = []  # the requests' own tables are of other pages
             page.analysis(analysis)
         page.finish()
-        path = page.directory / "page.html"
-        page.save("page.md", document_to_markdown(page.sections))
-        page.save("page.html", document_to_html(page.sections, page.directory))
+        path = page.directory / layout.PAGE_HTML
+        page.save(layout.PAGE_MD, document_to_markdown(page.sections))
+        page.save(layout.PAGE_HTML, document_to_html(page.sections, page.directory))
     except UserError as error:
         return complain(str(error), USER_ERROR)
     for problem in dict.fromkeys(page.problems):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mvar import layout
 from mvar.analysis.contract import Analysis, find_analysis
 from mvar.analysis.differences import differences_table
 from mvar.analysis.document import Block, Section, Text
@@ -31,7 +32,7 @@ class Writer:
     def __init__(self, records: Records, directory: Path, told: Told | None = None) -> None:
         self.records = records
         self.directory = directory
-        self.figures = directory / "figures"
+        self.figures = directory / layout.FIGURES
         self.problems = records.problems
         self.written = Written(directory)
         self.sections: list[Section] = []
@@ -67,7 +68,7 @@ class Writer:
         """A table in all its forms: on the page, CSV, LaTeX."""
         self.add(table)
         for kind, text in (("csv", to_csv(table)), ("tex", to_latex(table))):
-            self.save(f"tables/{table.file}.{kind}", text)
+            self.save(f"{layout.TABLES}/{table.file}.{kind}", text)
         self._tables.append(table.file)
 
     def figure(self, what: str, make: Callable[..., Figure], *arguments: Any) -> None:
@@ -116,7 +117,7 @@ class Writer:
 
     def finish(self) -> None:
         """Write the file that includes every LaTeX table; remove what the last report had and this one lacks."""
-        self.save("tables/tables.tex", latex_document(self._tables))
+        self.save(f"{layout.TABLES}/{layout.TABLES_TEX}", latex_document(self._tables))
         self.written.finish()
 
 

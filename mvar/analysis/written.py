@@ -8,11 +8,11 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+from mvar import layout
 from mvar.errors import UserError
 from mvar.files import file_digest, read_json, write_json
 
-MANIFEST = ".files.json"
-FOLDERS = ("tables", "figures")
+FOLDERS = (layout.TABLES, layout.FIGURES)
 OURS = re.compile(rf"({'|'.join(FOLDERS)})/[A-Za-z0-9_+-][A-Za-z0-9._+-]*")  # whoever wrote the list: nowhere else
 
 
@@ -46,10 +46,10 @@ class Written:
             if path not in self._paths and path.is_file() and not path.is_symlink() and file_digest(path) == digest:
                 path.unlink()
         files = {str(path.relative_to(self.directory)): file_digest(path) for path in sorted(self._paths)}
-        write_json(self.directory / MANIFEST, {"files": files})
+        write_json(self.directory / layout.REPORT_FILES, {"files": files})
 
     def _last(self) -> dict[str, str]:
         with suppress(OSError, UserError, KeyError, TypeError, AttributeError):  # none yet, or damaged: nothing is ours
-            files = read_json(self.directory / MANIFEST)["files"]
+            files = read_json(self.directory / layout.REPORT_FILES)["files"]
             return {name: digest for name, digest in files.items() if OURS.fullmatch(name)}
         return {}

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from mvar import layout
 from mvar.cluster import scheduler
 from mvar.cluster.guard import WARNINGS
 from mvar.cluster.submission import PREEMPTED_MARK, START_MARK, Submission, Work, is_cancelled, read
@@ -134,7 +135,7 @@ class _Process:
         """Where the first process tells the others its address; another file after each requeue."""
         restart = os.environ.get("SLURM_RESTART_COUNT", "0")
         step = os.environ.get("SLURM_STEP_ID", "0")
-        return self._submission.folder / "meetings" / f"{self._environment.job_id}-{restart}-{step}.json"
+        return self._submission.folder / layout.MEETINGS / f"{self._environment.job_id}-{restart}-{step}.json"
 
     def _guarded(self, work: Callable[[], int]) -> int:
         try:
@@ -232,7 +233,7 @@ class _Process:
         warned_s = 60 * profile.timeout_min - profile.signal_delay_s - EARLY_S - STARTING_S
         if time.monotonic() - self._began < warned_s:  # preempted early: says nothing about the limit
             return ""
-        path = self._submission.folder / "limits" / f"{self._environment.job_id}.json"
+        path = self._submission.folder / layout.LIMITS / f"{self._environment.job_id}.json"
         try:
             progress, count = json.loads(path.read_text())
         except (FileNotFoundError, ValueError):

@@ -9,7 +9,7 @@ import time
 from fnmatch import fnmatch
 from pathlib import Path
 
-from mvar import shipped
+from mvar import layout, shipped
 from mvar.cluster.profile_files import check_owner
 from mvar.errors import UserError, warn
 from mvar.files import STRANGE_AGE_S, digest, file_digest, read_json, write_json
@@ -17,7 +17,7 @@ from mvar.files import STRANGE_AGE_S, digest, file_digest, read_json, write_json
 ROOT = shipped.PACKAGE.parent
 # Not slurm/: a site's profiles may hold what nobody else is to read, and jobs need none.
 WANTED = ("mvar", "experiments", "analysis", "pyproject.toml")
-OWN = ("snapshot.json", "diff.patch")  # of a snapshot itself
+OWN = (layout.SNAPSHOT, layout.DIFF)  # of a snapshot itself
 # Names of files, and folders, that hold what nobody else is to have; whatever git says of them.
 SECRETS = (
     ".env", ".env.*", "*.env", "*.pem", "*.key", "*.p8", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.ppk",
@@ -78,9 +78,9 @@ def _copy(files: list[Path], contents: dict[str, str], commit: str | None, copy:
         shutil.copyfile(ROOT / path, copy / path)
     new = (_git("ls-files", "--others", "--exclude-standard", "--", *WANTED) or "").splitlines() if commit else []
     diff = _difference() if commit else ""
-    (copy / "diff.patch").write_text(diff)
+    (copy / layout.DIFF).write_text(diff)
     dirty = bool(diff or new) if commit else None
-    write_json(copy / "snapshot.json", {"commit": commit, "dirty": dirty, "sha256": digest(contents, 64)})
+    write_json(copy / layout.SNAPSHOT, {"commit": commit, "dirty": dirty, "sha256": digest(contents, 64)})
     for path in (copy, *copy.rglob("*")):  # whatever the umask: others may read it and not write it
         path.chmod(0o755 if path.is_dir() else 0o644)
 
@@ -115,11 +115,11 @@ def _changed(snapshot: Path, contents: dict[str, str]) -> str:
     if differing := sorted(n for n in found.keys() | contents.keys() if found.get(n) != contents.get(n)):
         return differing[0]
     try:
-        stored = read_json(snapshot / "snapshot.json")
+        stored = read_json(snapshot / layout.SNAPSHOT)
         kept = stored.get("sha256", digest(contents, 64))  # an earlier version did not store it
     except (OSError, UserError, AttributeError):
-        return "snapshot.json"
-    return "" if kept == digest(contents, 64) else "snapshot.json"
+        return layout.SNAPSHOT
+    return "" if kept == digest(contents, 64) else layout.SNAPSHOT
 
 
 def _files() -> list[Path]:

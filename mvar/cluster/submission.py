@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from mvar import layout
 from mvar.cluster.profiles import Profile
 from mvar.config import RunConfig, from_dict
 from mvar.errors import UserError, in_field, warn, warn_once
@@ -121,7 +122,7 @@ class Submission:
     @property
     def logs(self) -> Path:
         """Where the processes' output goes, and submitit's files."""
-        return self.folder / "logs"
+        return self.folder / layout.LOGS
 
     @property
     def is_private(self) -> bool:
@@ -142,7 +143,7 @@ class Submission:
         ]
         values = {"created": self.created, "profile": self.profile.model_dump(mode="json"), "code": str(self.code)}
         values |= {"claim": self.claim and asdict(self.claim), "jobs": jobs}
-        write_document(self.folder / "submission.json", values, 0o600 if self.is_private else 0o644)
+        write_document(self.folder / layout.SUBMISSION, values, 0o600 if self.is_private else 0o644)
 
     def works(self, job: str, index: int) -> list[Work]:
         """What one element makes, in order.
@@ -196,14 +197,14 @@ def _recovered(folder: Path, why: str) -> Submission:
     not known either.
     """
     ids = {}
-    for script in folder.glob("logs/*_submission.sh"):
+    for script in folder.glob(f"{layout.LOGS}/*_submission.sh"):
         if found := re.search(r"^#SBATCH --job-name=(\S+)$", script.read_text(errors="replace"), re.M):
             ids[found[1]] = script.name.partition("_")[0]
     jobs = {path.stem: _elements(path) for path in folder.glob("*.jsonl") if JOB_NAME.fullmatch(path.stem)}
     for name in (f"mvar-{folder.name}{STAGES}", f"mvar-{folder.name}-runs-0"):
         jobs.setdefault(name, ())
     found = tuple(Job(name, elements, ids.get(name)) for name, elements in sorted(jobs.items(), reverse=True))
-    return Submission(folder, Profile(), folder.parent / "code", "", found, lost=why)
+    return Submission(folder, Profile(), folder.parent / layout.CODE, "", found, lost=why)
 
 
 def _elements(path: Path) -> tuple[tuple[str, ...], ...]:
@@ -229,7 +230,7 @@ def read_whole(folder: Path) -> Submission:
     Raises:
         Damaged: its description is damaged or edited; names the file.
     """
-    path = folder / "submission.json"
+    path = folder / layout.SUBMISSION
     values = read_document(path)
     try:
         jobs = tuple(map(_job, values["jobs"]))
@@ -259,7 +260,7 @@ def _job(values: dict[str, Any]) -> Job:
 def submissions(store: Store) -> list[Submission]:
     """Every submission that this user may read, oldest first."""
     found, hidden = [], 0
-    for path in sorted(store.root.absolute().glob("submissions/*/submission.json")):
+    for path in sorted(store.root.absolute().glob(f"{layout.SUBMISSIONS}/*/{layout.SUBMISSION}")):
         try:
             found.append(read(path.parent))
         except PermissionError:  # another user's, with variables of its own
@@ -288,7 +289,7 @@ def note_sent(folder: Path, undone: bool = False) -> Submission:
 
 def change(folder: Path, changed: Callable[[Job], Job], *claim: Claim | None) -> Submission:
     """Store a submission with its jobs, and its claim where one is given, replaced; returns it."""
-    with FileLock(folder / ".lock"):
+    with FileLock(folder / layout.LOCK):
         found = read(folder)
         found = replace(found, jobs=tuple(map(changed, found.jobs)), claim=claim[0] if claim else found.claim)
         if not found.lost:  # else what is not known would be written as if it were
@@ -298,9 +299,9 @@ def change(folder: Path, changed: Callable[[Job], Job], *claim: Claim | None) ->
 
 def _lock(store: Store) -> FileLock:
     """One object a path: whoever holds it in this process may take it again."""
-    folder = store.root.absolute() / "submissions"
+    folder = store.root.absolute() / layout.SUBMISSIONS
     folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / ".lock", is_singleton=True)
+    return FileLock(folder / layout.LOCK, is_singleton=True)
 
 
 @contextmanager

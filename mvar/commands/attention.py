@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from mvar import layout
 from mvar.commands.checkpoint import CheckpointFiles, check_source, sampling_preset
 from mvar.errors import OK, UserError, existing_directory, one_of, say
 from mvar.escaping import rich_text
@@ -129,7 +130,7 @@ class Attention(CheckpointFiles):
     def _of_run(self) -> "tuple[Measurable, str, Path]":
         from mvar.runs.store import Store
 
-        if not Path(self.run, "config.json").is_file():  # a run's own directory says where it lies
+        if not Path(self.run, layout.CONFIG).is_file():  # a run's own directory says where it lies
             existing_directory("results", self.results, "one that `mvar run` has made")
         for name in ("tokenizer", "images_from", "patch_sides", "num_heads", "weights"):
             if getattr(self, name):
@@ -187,7 +188,7 @@ class Attention(CheckpointFiles):
             return Path(self.out)
         from mvar.files import digest
 
-        return default or root / "attention" / f"{name}-{self.source}-{digest(what.identity)}"
+        return default or root / layout.ATTENTION / f"{name}-{self.source}-{digest(what.identity)}"
 
 
 def show(stats: "AttentionStats", title: str) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mvar import layout
 from mvar.errors import UserError, warn
 from mvar.files import expand
 
@@ -130,7 +131,7 @@ class DataSets:
         from mvar.config import RunConfig
 
         config = RunConfig.model_construct(data=data.model_copy(update={"reading": reading}))
-        return self.store.stage("data", config.data_id).path / "summary.json"
+        return self.store.stage("data", config.data_id).path / layout.SUMMARY
 
     def _document(self, data: "DataConfig", reading: int) -> dict[str, Any]:
         """The summary of an earlier command; empty where there is none, or a damaged one."""

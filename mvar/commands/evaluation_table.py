@@ -5,6 +5,7 @@ from contextlib import suppress
 from rich.console import Console
 from rich.table import Table
 
+from mvar import layout
 from mvar.checkpoints.warm_start import Start
 from mvar.config import RunConfig
 from mvar.errors import say
@@ -24,5 +25,5 @@ def print_evaluation(run: RunDirectory, config: RunConfig) -> None:
         table.add_row(rich_text(name), f"{value:.4g}" if isinstance(value, float) else rich_text(value))
     Console().print(table)
     with suppress(FileNotFoundError):
-        say(f"starts {Start.from_json(read_document(run.path / 'start.json'))}")
+        say(f"starts {Start.from_json(read_document(run.path / layout.START))}")
     say(f"evaluation {config.evaluation_id} of {run.path}")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import tyro
 
+from mvar import layout
 from mvar.errors import OK, UserError, say
 
 
@@ -34,7 +35,7 @@ class Export:
 
         run, store = Store.locate(self.results, self.run)
         stage = store.stage("tokenizer", run.config().tokenizer_id)
-        source = stage.path / "tokenizer.safetensors" if self.tokenizer else run.weights
+        source = stage.path / layout.TOKENIZER if self.tokenizer else run.weights
         if not source.is_file():
             raise UserError(f"run: {run.name} is not trained yet ({run.state()}); allowed: a trained run")
         if self.tokenizer:

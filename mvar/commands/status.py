@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from mvar import layout
 from mvar.errors import FAILURE, OK, existing_directory, warn, warn_once
 
 
@@ -30,5 +31,5 @@ class Status:
             warn(f"{view.queue.problem}; states of submitted runs are as their directories say")
         for damaged in damaged_documents(store):
             warn_once(str(damaged))
-        lacking = view.queue.num_lost or len(store.manifests()) < len(list(store.root.glob("sweeps/*.json")))
+        lacking = view.queue.num_lost or len(store.manifests()) < len(list(store.root.glob(f"{layout.SWEEPS}/*.json")))
         return FAILURE if lacking else OK

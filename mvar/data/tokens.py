@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from mvar import layout
 from mvar.data.crops import ImageSet, to_float
 from mvar.data.prefetch import Prefetched
 from mvar.errors import UserError, quoted, warn_once
@@ -28,7 +29,6 @@ from mvar.tokenizer.model import Tokenizer
 SCHEMA_VERSION = 1
 ADOPTED_ROWS, ADOPTED_SHARE = 64, 0.9
 MAX_META_BYTES = 1 << 20
-TOKENS, LABELS, META, PARTIAL, PROGRESS = "tokens.bin", "labels.bin", "meta.json", "tokens.bin.partial", "progress.json"
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def build_token_cache(
         "crops": crops,
         "seed": seed,
     }
-    if (directory / META).exists():
+    if (directory / layout.META).exists():
         return _open_existing(directory, plan)
     with _rows(directory, plan, images) as rows:
         _fill(rows, plan, images, tokenizer, batch_size, num_workers, progress)
@@ -113,7 +113,10 @@ def open_token_cache(directory: Path | str, expected_ids: dict[str, Any], verify
     meta = check_token_cache(directory, expected_ids)
     rows, length = meta["shape"]
     arrays = []
-    for name, dtype, shape in ((TOKENS, np.dtype(meta["dtype"]), (rows, length)), (LABELS, np.dtype("<i8"), (rows,))):
+    for name, dtype, shape in (
+        (layout.TOKENS, np.dtype(meta["dtype"]), (rows, length)),
+        (layout.LABELS, np.dtype("<i8"), (rows,)),
+    ):
         num_bytes = dtype.itemsize * math.prod(shape)  # of any size: not numpy's, which wraps around
         _check_file(directory / name, num_bytes, meta["sha256"][name] if verify else None)
         arrays.append(np.memmap(directory / name, dtype, "r", shape=shape))
@@ -123,7 +126,7 @@ def open_token_cache(directory: Path | str, expected_ids: dict[str, Any], verify
 
 def is_complete(directory: Path | str) -> bool:
     """Whether a build has ended there; one whose description is damaged is to be built again, and is said so once."""
-    path = Path(directory) / META
+    path = Path(directory) / layout.META
     if not path.is_file():
         return False
     meta = None
@@ -146,14 +149,14 @@ def check_token_cache(directory: Path | str, expected_ids: dict[str, Any]) -> di
     """
     directory = Path(directory)
     try:
-        if (size := (directory / META).stat().st_size) > MAX_META_BYTES:
-            raise UserError(f"token cache: {directory / META} has {size:,} bytes; allowed: {MAX_META_BYTES:,}")
-        meta = read_json(directory / META)
+        if (size := (directory / layout.META).stat().st_size) > MAX_META_BYTES:
+            raise UserError(f"token cache: {directory / layout.META} has {size:,} bytes; allowed: {MAX_META_BYTES:,}")
+        meta = read_json(directory / layout.META)
     except FileNotFoundError:
         raise UserError(
-            f"token cache: {directory} holds no finished cache ({META} is missing); build it first"
+            f"token cache: {directory} holds no finished cache ({layout.META} is missing); build it first"
         ) from None
-    _check_meta(directory / META, meta)
+    _check_meta(directory / layout.META, meta)
     wrong = [
         f"{name} is {quoted(meta['ids'].get(name))}, needed is {value!r}"
         for name, value in expected_ids.items()
@@ -205,7 +208,7 @@ def adopt_token_cache(
             f"the tokens of {len(chosen)} rows agree; remove the folder and it is built again"
         )
     with suppress(OSError):  # another user's results: it is looked at again the next time
-        write_json(directory / META, {**cache.meta, "ids": {**recorded, **missing}})
+        write_json(directory / layout.META, {**cache.meta, "ids": {**recorded, **missing}})
 
 
 def _check_file(path: Path, num_bytes: int, sha256: str | None) -> None:
@@ -275,7 +278,9 @@ def _rows(directory: Path, plan: dict[str, Any], images: ImageSet) -> Rows:
     """The rows that a killed build of the same plan and data left, or none yet."""
     of = {name: value for name, value in plan.items() if name != "schema_version"} | {"data": images.fingerprint}
     row_bytes = np.dtype(plan["dtype"]).itemsize * plan["shape"][1]
-    return Rows(directory / PARTIAL, directory / PROGRESS, of, row_bytes, final=directory / TOKENS)
+    return Rows(
+        directory / layout.TOKENS_PARTIAL, directory / layout.PROGRESS, of, row_bytes, final=directory / layout.TOKENS
+    )
 
 
 def _fill(
@@ -319,7 +324,10 @@ def prepared_batches(
 
 def _finish(rows: Rows, directory: Path, plan: dict[str, Any], images: ImageSet) -> None:
     sha256 = rows.finish()
-    with atomic_write(directory / LABELS) as file:
+    with atomic_write(directory / layout.LABELS) as file:
         file.write(np.repeat(images.labels, max(plan["crops"], 1)).astype("<i8").tobytes())
-    write_json(directory / META, {**plan, "sha256": {TOKENS: sha256, LABELS: known_digest(directory / LABELS)}})
+    write_json(
+        directory / layout.META,
+        {**plan, "sha256": {layout.TOKENS: sha256, layout.LABELS: known_digest(directory / layout.LABELS)}},
+    )
     rows.forget()

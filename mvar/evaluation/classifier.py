@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mvar import layout
 from mvar.checkpoints.weights import load_weights, save_weights
 from mvar.config import OptimConfig, RunConfig
 from mvar.data.crops import ImageSet, to_float
@@ -29,7 +30,6 @@ NUM_FEATURES = 64
 BATCH_SIZE = 64
 PEAK_LR = 3e-3
 SHIFT_PX = 1
-WEIGHTS = "classifier.safetensors"
 
 
 class Classifier(nn.Module):
@@ -125,7 +125,7 @@ def train_classifier(
         UserError: a data set that cannot be read.
     """
     directory = Path(directory)
-    if (directory / WEIGHTS).exists():
+    if (directory / layout.CLASSIFIER).exists():
         return True
     data, evaluation = config.data, config.evaluation
     torch.manual_seed(evaluation.classifier_seed)
@@ -146,7 +146,7 @@ def train_classifier(
     _, logits = _as_extractor(classifier, config, None).extract(Images(heldout, "held-out images"), progress=measured)
     accuracy = (logits.argmax(1).numpy() == heldout.labels).mean()
     metadata = {"extractor_id": config.extractor_id, "heldout_accuracy": float(accuracy)}
-    save_weights(directory / WEIGHTS, classifier.float(), metadata)
+    save_weights(directory / layout.CLASSIFIER, classifier.float(), metadata)
     return True
 
 
@@ -164,7 +164,7 @@ def load_extractor(config: RunConfig, directory: Path) -> Extractor:
     if evaluation.extractor == "inception":
         extractor = inception_extractor(evaluation.inception_weights, id=config.extractor_id, channels=data.channels)
         return extractor.to(resolve_device(config.runtime))
-    path = Path(directory) / WEIGHTS
+    path = Path(directory) / layout.CLASSIFIER
     if not path.is_file():
         raise UserError(f"extractor: no file {str(path)!r}; allowed: a directory where the classifier is trained")
     state, metadata = load_weights(path)

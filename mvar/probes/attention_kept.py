@@ -15,6 +15,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from mvar import layout
 from mvar.artefacts import note
 from mvar.errors import UserError
 from mvar.files import read_json, write_json
@@ -23,7 +24,6 @@ from mvar.probes.measurable import Measurable
 from mvar.progress import Progress
 from mvar.rows import Rows
 
-ROWS = "attention_images.npy"  # float32 `(images, N, H, S, S + 1)`
 SUMMARY_ROWS = 64  # images that are read at a time when statistics are made of them
 
 
@@ -38,18 +38,18 @@ def measure(what: Measurable, folder: Path, progress: Progress | None = None) ->
     if (found := kept(what, folder)) is not None:
         return found
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".attention.lock"):
+    with FileLock(folder / layout.ATTENTION_LOCK):
         found = kept(what, folder)  # another process may have been at it
         if found is None:
             found = _measure(what, folder, progress)
-            write_json(folder / "attention.json", {**found.to_json(), "measured": what.identity})
+            write_json(folder / layout.ATTENTION_JSON, {**found.to_json(), "measured": what.identity})
         return found
 
 
 def kept(what: Measurable, folder: Path) -> AttentionStats | None:
     """What was measured already, of exactly this; else None."""
     with suppress(FileNotFoundError, UserError, KeyError, TypeError):  # a cache: measuring again mends it
-        values = read_json(folder / "attention.json")
+        values = read_json(folder / layout.ATTENTION_JSON)
         if values["measured"] == what.identity:
             return AttentionStats.from_json(values)
     return None
@@ -69,10 +69,10 @@ def _measure(what: Measurable, folder: Path, progress: Progress | None) -> Atten
             rows.append(values.to(torch.float32).numpy().tobytes())
             if progress:
                 progress(rows.done, count)
-        note(folder / ROWS, rows.sha256)
+        note(folder / layout.ATTENTION_ROWS, rows.sha256)
         rows.finish()
         rows.forget()
-    return summarise(_read(folder / ROWS), tuple(number for number, _ in layers), schedule.sides)
+    return summarise(_read(folder / layout.ATTENTION_ROWS), tuple(number for number, _ in layers), schedule.sides)
 
 
 def _rows(folder: Path, identity: dict[str, Any], shape: tuple[int, ...]) -> Rows:
@@ -80,11 +80,11 @@ def _rows(folder: Path, identity: dict[str, Any], shape: tuple[int, ...]) -> Row
     header = BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
     return Rows(
-        folder / "attention_images.partial",
-        folder / "attention_images.json",
+        folder / layout.ATTENTION_PARTIAL,
+        folder / layout.ATTENTION_PROGRESS,
         {"identity": identity, "shape": list(shape)},
         4 * int(np.prod(shape[1:])),
-        final=folder / ROWS,
+        final=folder / layout.ATTENTION_ROWS,
         header=header.getvalue(),
         every_s=0.0,
     )

@@ -4,16 +4,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mvar.artefacts import RECORD, Check, compare, read_record, record_problem, wrong_reason
-from mvar.data import tokens
+from mvar import layout
+from mvar.artefacts import Check, compare, read_record, record_problem, wrong_reason
 from mvar.errors import UserError
 from mvar.files import file_digest, known_digest, read_json
-from mvar.runs.stages import vectors
 from mvar.runs.store import Store
 
-PLACES = ("runs/*", "runs/*/checkpoints", "runs/*/samples/*", "stages/*", "stages/*/checkpoints", "attention/*")
-FILES = ("*.safetensors", "step_*.pt", "samples.npz", "attention_images.npy")
-CACHES = ("stages/tokens-*/*", "stages/vectors-*")  # the digests of these are in their own description
+PLACES = (
+    f"{layout.RUNS}/*",
+    f"{layout.RUNS}/*/{layout.CHECKPOINTS}",
+    f"{layout.RUNS}/*/{layout.SAMPLES}/*",
+    f"{layout.STAGES}/*",
+    f"{layout.STAGES}/*/{layout.CHECKPOINTS}",
+    f"{layout.ATTENTION}/*",
+)
+FILES = ("*.safetensors", layout.CHECKPOINT_FILES, layout.SAMPLES_NPZ, layout.ATTENTION_ROWS)
+CACHES = (
+    f"{layout.STAGES}/tokens-*/*",
+    f"{layout.STAGES}/vectors-*",
+)  # the digests of these are in their own description
 AGAIN = "delete it and it is made again from the last checkpoint, by the command that made it or needs it"
 REMEDIES = {
     ".safetensors": AGAIN,
@@ -60,7 +69,7 @@ def _artefacts(store: Store) -> Iterator[Path]:
 
 def _recorded(store: Store, read: Callable[[Path], str]) -> Iterator[Unsound]:
     for place in PLACES:
-        for path in sorted(store.root.glob(f"{place}/{RECORD}")):
+        for path in sorted(store.root.glob(f"{place}/{layout.DIGESTS}")):
             if problem := record_problem(path.parent):
                 yield Unsound(path, problem.removeprefix(f"{path}: "), "delete it; its files count as unchecked then")
     for path in _artefacts(store):
@@ -73,7 +82,7 @@ def _recorded(store: Store, read: Callable[[Path], str]) -> Iterator[Unsound]:
 
 def _caches(store: Store, read: Callable[[Path], str]) -> Iterator[Unsound]:
     for place in CACHES:
-        for meta in sorted(store.root.glob(f"{place}/{tokens.META}")):
+        for meta in sorted(store.root.glob(f"{place}/{layout.META}")):
             try:
                 recorded = _digests(read_json(meta))
             except (UserError, OSError, KeyError, TypeError):
@@ -91,4 +100,6 @@ def _caches(store: Store, read: Callable[[Path], str]) -> Iterator[Unsound]:
 def _digests(meta: dict[str, Any]) -> dict[str, str]:
     """By file name; a cache of tokens has several files, one of vectors a single one."""
     sha256 = meta["sha256"]
-    return {vectors.ROWS: sha256} if isinstance(sha256, str) else {n: sha256[n] for n in (tokens.TOKENS, tokens.LABELS)}
+    return (
+        {layout.VECTORS: sha256} if isinstance(sha256, str) else {n: sha256[n] for n in (layout.TOKENS, layout.LABELS)}
+    )

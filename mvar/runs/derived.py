@@ -11,15 +11,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mvar import layout
 from mvar.runs.documents import Damaged, read_document
-from mvar.training.metrics_log import MISSING
 
 # Kind of a shared stage -> its files that are there once it is done; documents among them must be readable.
 FINISHED = {
-    "tokenizer": ("tokenizer.safetensors", "quality.json"),
-    "tokens": ("heldout/meta.json",),
-    "extractor": ("extractor.json",),
-    "vectors": ("meta.json",),
+    "tokenizer": (layout.TOKENIZER, layout.QUALITY),
+    "tokens": (f"heldout/{layout.META}",),
+    "extractor": (layout.EXTRACTOR,),
+    "vectors": (layout.META,),
 }
 END_BYTES = 1 << 13  # of metrics.jsonl: a row has some hundred
 
@@ -32,8 +32,8 @@ def run_status(path: Path, evaluations: Mapping[str, Any], steps: int) -> dict[s
         evaluations: the finished ones.
         steps: of its training; 0 where that is not known.
     """
-    trained = (path / "model.safetensors").is_file()
-    row = last_row(path / "metrics.jsonl")
+    trained = (path / layout.MODEL).is_file()
+    row = last_row(path / layout.METRICS)
     step = steps if trained else row.get("step", 0)
     times = (record.get("timing", {}).get("train_s") for record in evaluations.values())
     train_s = next((time for time in times if time is not None), row.get("train/elapsed_s", 0.0))
@@ -50,7 +50,7 @@ def stage_status(path: Path) -> dict[str, Any]:
 
 def _status(path: Path, done: bool, stage: str, **values: Any) -> dict[str, Any]:
     began = {"step": 0, "steps": 0, "train_s": 0.0, **values, "reason": None}
-    updated = datetime.fromtimestamp((path / "status.json").stat().st_mtime, UTC).isoformat(timespec="seconds")
+    updated = datetime.fromtimestamp((path / layout.STATUS).stat().st_mtime, UTC).isoformat(timespec="seconds")
     return began | {"state": "done" if done else "running", "stage": stage, "updated": updated}
 
 
@@ -100,7 +100,7 @@ def metrics_problem(path: Path, finished: Callable[[], bool]) -> str:
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     if not head:
-        return "holds no row" if not path.with_name(MISSING).exists() and finished() else ""
+        return "holds no row" if not path.with_name(layout.METRICS_MISSING).exists() and finished() else ""
     *lines, rest = tail.split(b"\n")
     whole = [head.partition(b"\n")[0], lines[-1]] if lines else [rest] if len(rest) == END_BYTES else []
     if not all(metrics_row(line.decode(errors="replace")) for line in whole):

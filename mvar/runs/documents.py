@@ -12,6 +12,7 @@ from typing import Any, Literal, NotRequired
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
+from mvar import layout
 from mvar.config import SCHEMA_VERSION
 from mvar.errors import FAILURE, USER_ERROR, UserError, warn_once
 from mvar.escaping import one_line
@@ -173,26 +174,25 @@ class _Timing(TypedDict):
     execution: NotRequired[dict[str, Any]]
 
 
-SWEEPS = "sweeps"
 AGAIN = "the command that made it writes it again"
 MEND = "`mvar repair --yes` makes it anew"
-UNVERSIONED = ("timing.json", "env.json")  # documents that say no version
+UNVERSIONED = (layout.TIMING, layout.ENV)  # documents that say no version
 # File name (or folder, of manifests) -> its shape, and what to do about a damaged one.
 SHAPES: dict[str, tuple[Any, str]] = {
-    "status.json": (_Status, f"its state is taken from what is there; {AGAIN}, or `mvar repair --yes`"),
-    "eval.json": (_Evaluations, "`mvar repair --yes` or the command that made it measures the run's images again"),
-    SWEEPS: (_Manifest, AGAIN),
-    "submission.json": (_Submission, "`mvar repair --yes` sets it aside once its jobs have left the queue"),
-    "floors.json": (_Floors, MEND),
-    "extractor.json": (_Extractor, MEND),
-    "quality.json": (_Quality, MEND),
-    "class_outputs.json": (_Outputs, MEND),
-    "tokenizer.json": (_Weights, "without it the run is held to the tokenizer that is there now"),
-    "execution.json": (_Execution, "how the run was made is not known; `mvar repair --yes` deletes it"),
-    "source.json": (_Source, f"delete its folder, and {AGAIN}"),
-    "start.json": (_Start, "what the run started from is not known; `mvar repair --yes` deletes it"),
-    "env.json": (_Environment, "where the run was made is not known; `mvar repair --yes` deletes it"),
-    "timing.json": (_Timing, "how long drawing took is not known; `mvar repair --yes` deletes it"),
+    layout.STATUS: (_Status, f"its state is taken from what is there; {AGAIN}, or `mvar repair --yes`"),
+    layout.EVAL: (_Evaluations, "`mvar repair --yes` or the command that made it measures the run's images again"),
+    layout.SWEEPS: (_Manifest, AGAIN),
+    layout.SUBMISSION: (_Submission, "`mvar repair --yes` sets it aside once its jobs have left the queue"),
+    layout.FLOORS: (_Floors, MEND),
+    layout.EXTRACTOR: (_Extractor, MEND),
+    layout.QUALITY: (_Quality, MEND),
+    layout.CLASS_OUTPUTS: (_Outputs, MEND),
+    layout.TOKENIZER_USED: (_Weights, "without it the run is held to the tokenizer that is there now"),
+    layout.EXECUTION: (_Execution, "how the run was made is not known; `mvar repair --yes` deletes it"),
+    layout.SOURCE: (_Source, f"delete its folder, and {AGAIN}"),
+    layout.START: (_Start, "what the run started from is not known; `mvar repair --yes` deletes it"),
+    layout.ENV: (_Environment, "where the run was made is not known; `mvar repair --yes` deletes it"),
+    layout.TIMING: (_Timing, "how long drawing took is not known; `mvar repair --yes` deletes it"),
 }
 
 
@@ -207,7 +207,7 @@ def _record_adapter() -> TypeAdapter[Any]:
 
 
 def _shape_of(path: Path) -> str | None:
-    name = SWEEPS if path.parent.name == SWEEPS else path.name
+    name = layout.SWEEPS if path.parent.name == layout.SWEEPS else path.name
     return name if name in SHAPES else None
 
 

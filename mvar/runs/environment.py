@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mvar import layout
 from mvar.config import RuntimeConfig
 from mvar.files import read_json
 
@@ -32,7 +33,7 @@ def git_state() -> dict[str, Any]:
     """Commit of the code and whether files differ from it; nulls where the code is neither a git checkout nor a
     submission's snapshot of one, whose directory is named then."""
     root = Path(__file__).parents[2]
-    snapshot = root / "snapshot.json"
+    snapshot = root / layout.SNAPSHOT
     if snapshot.is_file():
         return {**read_json(snapshot), "snapshot": root.name}
 

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mvar import layout
 from mvar.errors import UserError
 from mvar.files import atomic_write
 from mvar.rows import shortfall
 from mvar.runs.derived import metrics_row
 from mvar.runs.states import DONE
 from mvar.runs.store import RunDirectory
-from mvar.training.metrics_log import MISSING, note_all_missing
+from mvar.training.metrics_log import note_all_missing
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ def metrics_findings(run: RunDirectory) -> Iterator[Finding]:
     except OSError:
         return
     if not lines:
-        if not (run.path / MISSING).exists() and (steps := finished_steps(run)):
-            action = f"is lost, and with it the training curve; --yes notes that in {MISSING}"
+        if not (run.path / layout.METRICS_MISSING).exists() and (steps := finished_steps(run)):
+            action = f"is lost, and with it the training curve; --yes notes that in {layout.METRICS_MISSING}"
             problem = f"{run.metrics}: no row of {steps} finished steps is there"
             yield Finding(run.metrics, problem, action, lambda: note_all_missing(run.path, steps))
         return
@@ -68,11 +69,11 @@ def image_findings(run: RunDirectory) -> Iterator[Finding]:
         row_bytes = data.image_size**2 * data.channels
     except UserError:
         row_bytes = None
-    for path in sorted(run.path.glob("samples/*/partial.json")):
-        rows = path.with_name("partial.bin")
+    for path in sorted(run.path.glob(f"{layout.SAMPLES}/*/{layout.SAMPLES_PROGRESS}")):
+        rows = path.with_name(layout.SAMPLES_PARTIAL)
         if problem := shortfall(rows, path, row_bytes):
             again = "its images are drawn again from the first, to the same bytes, by the command that made the run"
-            told = "its images are finished" if path.with_name("samples.npz").is_file() else again
+            told = "its images are finished" if path.with_name(layout.SAMPLES_NPZ).is_file() else again
 
             def drop(path: Path = path, rows: Path = rows) -> None:
                 rows.unlink(missing_ok=True)

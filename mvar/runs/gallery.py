@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mvar import layout
 from mvar.checkpoints import published
 from mvar.checkpoints.weights import load_weights
 from mvar.config import RunConfig, override
@@ -55,7 +56,7 @@ def of_run(store: Store, run: RunDirectory, settings: Mapping[str, Any], classes
     config = override(run.config(), _sample_fields({"candidates": 1, **settings}))
     names = class_names(run)
     class_numbers(classes, names)
-    if not (store.stage("tokenizer", config.tokenizer_id).path / "tokenizer.safetensors").is_file():
+    if not (store.stage("tokenizer", config.tokenizer_id).path / layout.TOKENIZER).is_file():
         need_tokenizer(store, config, run)
     stages = Stages(config, store, run=run)
     model, tokenizer = stages.train.generator, stages.train.load_tokenizer()

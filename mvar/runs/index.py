@@ -12,13 +12,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mvar import layout
 from mvar.config import RunConfig, identity
 from mvar.config.schema import Config, DataConfig, EvaluationConfig, TokenizerConfig
 from mvar.errors import UserError, warn_once
 from mvar.files import digest, read_json, write_json
 from mvar.runs.documents import read_or_empty
 
-INDEX = ".index.json"
 KEPT_FROM = 32  # configs; fewer are parsed in no time
 # Sections in which two spellings can name one shared stage.
 SECTIONS: dict[str, type[Config]] = {"data": DataConfig, "tokenizer": TokenizerConfig, "evaluation": EvaluationConfig}
@@ -54,15 +54,17 @@ class RunIndex:
             entries[folder] = entry if entry and entry["state"] == state else {"state": state, **_describe(path)}
         if entries != kept and len(entries) >= KEPT_FROM:
             with suppress(OSError):  # results of another user: read anew each time
-                write_json(root / INDEX, {"schema": _schema(), "entries": entries})
+                write_json(root / layout.INDEX, {"schema": _schema(), "entries": entries})
         self._entries = [
             Entry(folder, e["run_id"], e["key"], e["sections"]) for folder, e in entries.items() if "key" in e
         ]
-        self._unreadable = [folder for folder, e in entries.items() if "key" not in e and folder.startswith("runs/")]
+        self._unreadable = [
+            folder for folder, e in entries.items() if "key" not in e and folder.startswith(f"{layout.RUNS}/")
+        ]
 
     def _kept(self) -> dict[str, Any]:
         with suppress(OSError, UserError, TypeError, KeyError, AttributeError):
-            document = read_json(self._root / INDEX)
+            document = read_json(self._root / layout.INDEX)
             entries = document["entries"]
             if document["schema"] == _schema() and all(len(e["state"]) == 2 for e in entries.values()):
                 return entries
@@ -88,7 +90,7 @@ class RunIndex:
 
     def id_of(self, name: str) -> str | None:
         """The id of the config that a run's directory holds; None where it has none, or one that cannot be read."""
-        return next((e.run_id or None for e in self._entries if e.folder == f"runs/{name}"), None)
+        return next((e.run_id or None for e in self._entries if e.folder == f"{layout.RUNS}/{name}"), None)
 
     def by_id(self, run_id: str) -> list[Entry]:
         """The runs whose config has an id, whatever their directories are called."""
@@ -105,11 +107,11 @@ class RunIndex:
     def _rank(self, entry: Entry) -> tuple[bool, float]:
         folder = self._root / entry.folder
         try:
-            done = read_or_empty(folder / "status.json").get("state") == "done"
+            done = read_or_empty(folder / layout.STATUS).get("state") == "done"
         except UserError:
             done = False
-        began = folder / "tokenizer.json"  # written once, when the run began
-        times = [path.stat().st_mtime for path in (began, folder / "config.json") if path.is_file()]
+        began = folder / layout.TOKENIZER_USED  # written once, when the run began
+        times = [path.stat().st_mtime for path in (began, folder / layout.CONFIG) if path.is_file()]
         return not done, times[0] if times else 0.0
 
 
@@ -119,8 +121,8 @@ def _schema() -> str:
 
 
 def _config_files(root: Path) -> Iterator[Path]:
-    for kind in ("runs", "stages"):
-        yield from sorted(root.glob(f"{kind}/*/config.json"))
+    for kind in (layout.RUNS, layout.STAGES):
+        yield from sorted(root.glob(f"{kind}/*/{layout.CONFIG}"))
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -129,7 +131,7 @@ def _describe(path: Path) -> dict[str, Any]:
 
     try:
         document = json.loads(path.read_bytes())
-        if path.parent.parent.name == "stages":
+        if path.parent.parent.name == layout.STAGES:
             return {"run_id": "", "key": "", "sections": _sections({"model": {}, **document})}
         stored = stored_config(document)
         if stored.unknown:  # of a newer version: it is no config that this one could ask for

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from mvar import layout
 from mvar.config import RunConfig, from_dict
 from mvar.files import write_json
 from mvar.memory import keep_freed_memory
@@ -87,7 +88,7 @@ def _execute(stages: Stages) -> None:
 def _write_environment(stages: Stages) -> None:
     device = stages.tokenizer.device
     backends = kernels_of(stages.config.runtime, device)
-    write_json(stages.run.path / "env.json", describe(backends) | {"device": str(device)})
+    write_json(stages.run.path / layout.ENV, describe(backends) | {"device": str(device)})
 
 
 def follow(store: Store, should_stop: ShouldStop) -> None:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 
+from mvar import layout
 from mvar.runs.wiring import Stages
 
 BY_DOCUMENT: dict[str, Callable[[Stages], None]] = {
-    "quality.json": lambda stages: stages.tokenizer.restore_quality(),
-    "extractor.json": lambda stages: stages.extractor.restore_description(),
-    "floors.json": lambda stages: stages.floors.run(),
-    "class_outputs.json": lambda stages: stages.reject.run(),
-    "meta.json": lambda stages: stages.tokens.run(),  # of a token cache
+    layout.QUALITY: lambda stages: stages.tokenizer.restore_quality(),
+    layout.EXTRACTOR: lambda stages: stages.extractor.restore_description(),
+    layout.FLOORS: lambda stages: stages.floors.run(),
+    layout.CLASS_OUTPUTS: lambda stages: stages.reject.run(),
+    layout.META: lambda stages: stages.tokens.run(),  # of a token cache
 }

@@ -11,23 +11,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import cast
 
-from mvar.artefacts import RECORD, record_problem
+from mvar import layout
+from mvar.artefacts import record_problem
 from mvar.config import SCHEMA_VERSION, Config, RunConfig, from_dict, identity
 from mvar.errors import UserError
 from mvar.files import read_json, write_json
 from mvar.runs.asked import config_of, request_of, requested
+from mvar.runs.checking import check_results, unchecked_artefacts
 from mvar.runs.derived import metrics_problem
 from mvar.runs.documents import Damaged, Foreign, is_evaluation, read_document, write_document
 from mvar.runs.finding import Finding, finished_steps, image_findings, metrics_findings
-from mvar.runs.index import INDEX
 from mvar.runs.store import Directory, RunDirectory, StageDirectory, Store
 
 # Documents of a run that others do without -> what is lost with them.
 LOST = {
-    "execution.json": "how the run was made is not known any more",
-    "env.json": "where the run was made is not known any more",
-    "start.json": "what the run started from is not known any more",
-    "tokenizer.json": "the run is then held to the tokenizer that is there now",
+    layout.EXECUTION: "how the run was made is not known any more",
+    layout.ENV: "where the run was made is not known any more",
+    layout.START: "what the run started from is not known any more",
+    layout.TOKENIZER_USED: "the run is then held to the tokenizer that is there now",
 }
 ORIGINS = {"tokenizer": ("data", "tokenizer"), "tokens": ("data", "tokenizer"), "extractor": ("data", "evaluation")}
 METRICS_REMEDY = "`mvar repair --yes` drops what cannot be read, the rest of its training curve is lost"
@@ -40,11 +41,20 @@ def damaged_documents(store: Store) -> list[Damaged]:
     Documents are read whole, of each `metrics.jsonl` only both ends (`derived.metrics_problem`).
     """
     found = []
-    patterns = ("runs/*/status.json", "runs/*/eval.json", "stages/*/status.json", "sweeps/*.json")
-    shared = ("stages/*/quality.json", "stages/*/extractor.json", "stages/*/floors.json")
+    patterns = (
+        f"{layout.RUNS}/*/{layout.STATUS}",
+        f"{layout.RUNS}/*/{layout.EVAL}",
+        f"{layout.STAGES}/*/{layout.STATUS}",
+        f"{layout.SWEEPS}/*.json",
+    )
+    shared = (
+        f"{layout.STAGES}/*/{layout.QUALITY}",
+        f"{layout.STAGES}/*/{layout.EXTRACTOR}",
+        f"{layout.STAGES}/*/{layout.FLOORS}",
+    )
     paths = [path for pattern in (*patterns, *shared) for path in sorted(store.root.glob(pattern))]
     found = [damaged for path in paths if (damaged := damage(path))]
-    for path in sorted(store.root.glob("runs/*/metrics.jsonl")):
+    for path in sorted(store.root.glob(f"{layout.RUNS}/*/{layout.METRICS}")):
         run = RunDirectory(path.parent)
         if problem := metrics_problem(path, lambda run=run: finished_steps(run) > 0):
             found.append(Damaged(f"{path}: {problem}; {METRICS_REMEDY}"))
@@ -92,7 +102,7 @@ def restore(store: Store, configs: Iterable[RunConfig]) -> None:
     unreadable = set(store.index.unreadable)
     for config in configs:
         run = store.run_of(config)
-        if f"runs/{run.name}" in unreadable and run.name == config.run_id and not run.is_locked():
+        if f"{layout.RUNS}/{run.name}" in unreadable and run.name == config.run_id and not run.is_locked():
             run.write_config(config)
         run.restore_status()
 
@@ -144,9 +154,9 @@ class _Look:
     def _run(self, run: RunDirectory) -> Iterator[Finding]:
         for name, lost in LOST.items():
             yield from self._doomed(run.path / name, f"is deleted; {lost}")
-        for path in sorted(run.path.glob("samples/*/timing.json")):
+        for path in sorted(run.path.glob(f"{layout.SAMPLES}/*/{layout.TIMING}")):
             yield from self._doomed(path, "is deleted; how long drawing took is not known any more")
-        path = run.path / "attention.json"
+        path = run.path / layout.ATTENTION_JSON
         if path.is_file() and not _is_object(path):
             yield Finding(path, f"{path}: damaged", "is deleted; `mvar attention` makes it anew", path.unlink)
         yield from image_findings(run)
@@ -159,7 +169,7 @@ class _Look:
             yield Finding(path, str(found), action, lambda: path.unlink(missing_ok=True))
 
     def _evaluations(self, run: RunDirectory) -> Iterator[Finding]:
-        path = run.path / "eval.json"
+        path = run.path / layout.EVAL
         if found := damage(path):
             yield Finding(path, str(found), self._told(run), lambda: self._evaluate(run, anew=True))
             return
@@ -179,10 +189,10 @@ class _Look:
         from mvar.runs.pipeline import execute
 
         if anew:
-            (run.path / "eval.json").unlink(missing_ok=True)
+            (run.path / layout.EVAL).unlink(missing_ok=True)
         elif bad:
             kept = {name: one for name, one in run.all_evaluations().items() if name not in bad}
-            write_document(run.path / "eval.json", {"evaluations": kept})
+            write_document(run.path / layout.EVAL, {"evaluations": kept})
         if not run.weights.is_file():
             return
         own = config_of(run, self._asked)
@@ -190,27 +200,29 @@ class _Look:
         configs += [c for c in self._asked if self._store.run_of(c).name == run.name]
         known = {config.evaluation_id: config for config in configs}
         for evaluation_id, config in known.items():
-            if (run.samples(evaluation_id) / "samples.npz").is_file():
+            if (run.samples(evaluation_id) / layout.SAMPLES_NPZ).is_file():
                 execute(config, self._store, directory=run)
 
     # What is shared ---------------------------------------------------------------------------------------------------
 
     def _shared(self) -> Iterator[Finding]:
-        for path in sorted(self._store.root.glob("sweeps/*.json")):
+        for path in sorted(self._store.root.glob(f"{layout.SWEEPS}/*.json")):
             if found := damage(path):
                 yield self._sweep(path, found)
-        path = self._store.root / INDEX
+        path = self._store.root / layout.INDEX
         if path.is_file() and not _is_object(path):
             yield Finding(path, f"{path}: damaged", "is deleted; it is made anew", path.unlink)
         yield from self._records()
-        for folder in sorted(path for path in self._store.root.glob("stages/*") if path.is_dir()):
+        for folder in sorted(path for path in self._store.root.glob(f"{layout.STAGES}/*") if path.is_dir()):
             stage = StageDirectory(folder)
             if not stage.is_locked():
                 yield from self._stage(stage)
 
     def _records(self) -> Iterator[Finding]:
         """Records of digests that vouch for nothing."""
-        for path in sorted(p for kind in ("runs", "stages") for p in self._store.root.glob(f"{kind}/**/{RECORD}")):
+        for path in sorted(
+            p for kind in (layout.RUNS, layout.STAGES) for p in self._store.root.glob(f"{kind}/**/{layout.DIGESTS}")
+        ):
             if problem := record_problem(path.parent):
                 yield Finding(path, problem, "is deleted; its files count as unchecked", path.unlink)
 
@@ -239,9 +251,9 @@ class _Look:
                 yield self._remade(stage.path / name, str(found), users)
         if kind == "tokens":
             yield from self._caches(stage, users)
-        for name in ("meta.json",) if kind == "vectors" else ("summary.json",) if kind == "data" else ():
+        for name in (layout.META,) if kind == "vectors" else (layout.SUMMARY,) if kind == "data" else ():
             yield from self._doomed(stage.path / name, "is deleted; it is made anew where it is needed")
-        path, sections = stage.path / "config.json", ORIGINS.get(kind, ())
+        path, sections = stage.path / layout.CONFIG, ORIGINS.get(kind, ())
         if sections and path.is_file() and not _is_origin(path, sections):
             problem = f"{path}: not as this version writes it"
             if users:
@@ -254,7 +266,7 @@ class _Look:
     def _caches(self, stage: StageDirectory, users: list[RunConfig]) -> Iterator[Finding]:
         from mvar.data.tokens import is_complete
 
-        for path in sorted(stage.path.glob("*/meta.json")):
+        for path in sorted(stage.path.glob(f"*/{layout.META}")):
             if not is_complete(path.parent):
                 yield self._remade(path, f"{path}: damaged", users)
 
@@ -273,7 +285,7 @@ class _Look:
         return Finding(path, problem, "is made anew from the stage's weights and the data", make)
 
 
-REMADE = ("quality.json", "extractor.json", "floors.json", "class_outputs.json")  # of a stage, by `remade`
+REMADE = (layout.QUALITY, layout.EXTRACTOR, layout.FLOORS, layout.CLASS_OUTPUTS)  # of a stage, by `remade`
 
 
 def _stages(config: RunConfig) -> set[str]:
@@ -282,7 +294,7 @@ def _stages(config: RunConfig) -> set[str]:
 
 
 def _status(directory: Directory) -> Iterator[Finding]:
-    path = directory.path / "status.json"
+    path = directory.path / layout.STATUS
     if found := damage(path):
         yield Finding(path, str(found), "is written anew from what is there", directory.restore_status)
 
@@ -297,7 +309,7 @@ def _is_object(path: Path) -> bool:
 
 def damaged_origins(store: Store) -> Iterator[Damaged]:
     """Each `config.json` of a shared stage that does not hold the sections of a config that it was made from."""
-    for path in sorted(store.root.glob("stages/*/config.json")):
+    for path in sorted(store.root.glob(f"{layout.STAGES}/*/{layout.CONFIG}")):
         sections = ORIGINS.get(path.parent.name.partition("-")[0], ())
         if sections and not _is_origin(path, sections):
             yield Damaged(f"{path}: not as this version writes it; {ORIGIN_REMEDY}")
@@ -317,6 +329,4 @@ def _is_origin(path: Path, sections: tuple[str, ...]) -> bool:
 def check_artefacts(store: Store) -> tuple[list[str], int]:
     """One line for each weights file, checkpoint, set of images or cache whose bytes are not those recorded; and how
     many there are of which nothing is recorded."""
-    from mvar.runs.checking import check_results, unchecked_artefacts  # here: it imports torch
-
     return [str(problem) for problem in check_results(store, full=True)], len(unchecked_artefacts(store))

@@ -12,6 +12,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from mvar import layout
 from mvar.config import RunConfig, identity, override
 from mvar.errors import UserError, warn
 from mvar.files import digest
@@ -100,8 +101,8 @@ def write_manifest(store: Store, request: Request, command: Sequence[str]) -> Pa
 
     Under a lock: of two commands that ask for other seeds at once neither loses its own.
     """
-    (store.root / "sweeps").mkdir(parents=True, exist_ok=True)
-    with FileLock(store.root / "sweeps" / ".lock"):
+    (store.root / layout.SWEEPS).mkdir(parents=True, exist_ok=True)
+    with FileLock(store.root / layout.SWEEPS / layout.LOCK):
         return _write_manifest(manifest_path(store, request), store, request, command)
 
 

@@ -1,5 +1,6 @@
 """The published checkpoint that a tokenizer is made of, and whether it is still the same file."""
 
+from mvar import layout
 from mvar.checkpoints.checkpoint_files import split_choice
 from mvar.checkpoints.published import load_tokenizer as load_tokenizer_file
 from mvar.config import RunConfig, TokenizerConfig
@@ -32,7 +33,7 @@ def published_tokenizer(wanted: TokenizerConfig, channels: int) -> Tokenizer:
 
 def source_digest(settings: TokenizerConfig, directory: Directory) -> str:
     """SHA-256 of the checkpoint that the config names; its stamp is the stage's, the checkpoint's folder another's."""
-    return known_digest(split_choice(settings.checkpoint or "")[0], directory.path / ".source.sha256")
+    return known_digest(split_choice(settings.checkpoint or "")[0], directory.path / layout.SOURCE_STAMP)
 
 
 def check_source(settings: TokenizerConfig, directory: Directory) -> None:
@@ -40,7 +41,7 @@ def check_source(settings: TokenizerConfig, directory: Directory) -> None:
 
     A file that is no longer there is none: the stage holds its weights.
     """
-    source, record = settings.checkpoint, directory.path / "source.json"
+    source, record = settings.checkpoint, directory.path / layout.SOURCE
     if not source or not record.is_file() or not split_choice(source)[0].is_file():
         return
     made_of, found = read_document(record)["sha256"], source_digest(settings, directory)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
+from mvar import layout
 from mvar.config import EvaluationConfig, RunConfig, from_dict
 from mvar.config.parsing import Stored
 from mvar.errors import UserError
@@ -37,14 +38,14 @@ def of_stages(config: RunConfig, index: RunIndex, run: Callable[[str], StoredRun
     canonical = config.canonical()
     for sections in (("data", "tokenizer"), ("data",)):
         if folder := index.spelled(canonical, *sections):
-            document = read_json(folder / "config.json")
+            document = read_json(folder / layout.CONFIG)
             found = {name: from_dict(type(getattr(config, name)), document[name]) for name in sections}
             config = config.model_copy(update=found)
             break
     if config.evaluation.inception_weights and (folder := index.spelled(canonical, "evaluation")):
-        if folder.parent.name == "runs":
+        if folder.parent.name == layout.RUNS:
             return of_evaluation(config, run(folder.name))
-        document = read_json(folder / "config.json")
+        document = read_json(folder / layout.CONFIG)
         return config.model_copy(update={"evaluation": from_dict(EvaluationConfig, document["evaluation"])})
     return config
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from mvar import layout
 from mvar.config import RunConfig, identity, stored_config
 from mvar.config.parsing import Stored
 from mvar.errors import UserError, warn_once
@@ -43,7 +44,7 @@ class Directory:
 
     @property
     def _lock_path(self) -> Path:
-        return self.path / ".lock"
+        return self.path / layout.LOCK
 
     @contextmanager
     def lock(self, should_stop: ShouldStop | None = None) -> Iterator[None]:
@@ -81,7 +82,7 @@ class Directory:
     def status(self) -> dict[str, Any] | None:
         """The status document, or None where nothing has begun; in place of a damaged one what can be derived."""
         try:
-            return read_document(self.path / "status.json")
+            return read_document(self.path / layout.STATUS)
         except FileNotFoundError:
             return None
         except Foreign:
@@ -97,13 +98,13 @@ class Directory:
     def restore_status(self) -> None:
         """Write a damaged status anew, unless a living process is about to."""
         try:
-            read_document(self.path / "status.json")
+            read_document(self.path / layout.STATUS)
         except (FileNotFoundError, Foreign):
             return
         except Damaged as damaged:
             warn_once(str(damaged))
             if not self.is_locked():
-                write_document(self.path / "status.json", self.derived_status())
+                write_document(self.path / layout.STATUS, self.derived_status())
 
     def state(self) -> str | None:
         """`running`, `done`, `failed`, `stopped`, or None."""
@@ -114,7 +115,7 @@ class Directory:
         """Replace the status; fields that are not given keep their value, `reason` is cleared."""
         document = {"step": 0, "steps": 0, "train_s": 0.0, **(self.status() or {}), "reason": None, **values}
         document |= {"state": state, "stage": stage, "updated": datetime.now(UTC).isoformat(timespec="seconds")}
-        write_document(self.path / "status.json", document)
+        write_document(self.path / layout.STATUS, document)
 
 
 class StageDirectory(Directory):
@@ -127,21 +128,21 @@ class RunDirectory(Directory):
     @property
     def weights(self) -> Path:
         """The trained generator."""
-        return self.path / "model.safetensors"
+        return self.path / layout.MODEL
 
     @property
     def metrics(self) -> Path:
         """Training metrics, one JSON object a line."""
-        return self.path / "metrics.jsonl"
+        return self.path / layout.METRICS
 
     def samples(self, evaluation_id: str) -> Path:
         """The directory of one evaluation's images."""
-        return self.path / "samples" / evaluation_id
+        return self.path / layout.SAMPLES / evaluation_id
 
     @property
     def config_path(self) -> Path:
         """What the run was made with, and what makes the directory a run's."""
-        return self.path / "config.json"
+        return self.path / layout.CONFIG
 
     def stored(self) -> Stored:
         """The config that the run was made with, and names of fields of a newer version that wrote it.
@@ -220,11 +221,11 @@ class RunDirectory(Directory):
     def store(self) -> "Store | None":
         """The results directory that the run lies in; None for a directory that lies elsewhere."""
         parent = self.path.absolute().parent
-        return Store(parent.parent) if parent.name == "runs" else None
+        return Store(parent.parent) if parent.name == layout.RUNS else None
 
     def all_evaluations(self) -> dict[str, Any]:
         """What `eval.json` holds by evaluation id, damaged records too; empty where there is none."""
-        return read_or_warn(self.path / "eval.json").get("evaluations", {})
+        return read_or_warn(self.path / layout.EVAL).get("evaluations", {})
 
     def evaluations(self) -> dict[str, Any]:
         """Finished evaluations by evaluation id, damaged ones left out; empty where there is none."""
@@ -233,12 +234,12 @@ class RunDirectory(Directory):
     def add_evaluation(self, evaluation_id: str, record: Mapping[str, Any]) -> None:
         """Add or replace one evaluation. The caller holds the lock."""
         write_document(
-            self.path / "eval.json", {"evaluations": {**self.all_evaluations(), evaluation_id: dict(record)}}
+            self.path / layout.EVAL, {"evaluations": {**self.all_evaluations(), evaluation_id: dict(record)}}
         )
 
     def execution(self) -> list[dict[str, Any]]:
         """The ways in which the run's steps were made, see `environment.execution_of`; empty for older runs."""
-        return read_or_warn(self.path / "execution.json").get("train", [])
+        return read_or_warn(self.path / layout.EXECUTION).get("train", [])
 
     def is_done(self, evaluation_id: str) -> bool:
         """Whether the run is trained and this evaluation of it is stored."""
@@ -255,7 +256,7 @@ class Store:
 
     def run(self, name: str) -> RunDirectory:
         """The directory of a name, whether it exists yet or not."""
-        return RunDirectory(self.root / "runs" / name)
+        return RunDirectory(self.root / layout.RUNS / name)
 
     @property
     def index(self) -> RunIndex:
@@ -295,7 +296,7 @@ class Store:
 
     def runs(self) -> list[RunDirectory]:
         """Every run that has begun, by name."""
-        return [RunDirectory(path.parent) for path in sorted(self.root.glob("runs/*/config.json"))]
+        return [RunDirectory(path.parent) for path in sorted(self.root.glob(f"{layout.RUNS}/*/{layout.CONFIG}"))]
 
     def find_run(self, name: str) -> RunDirectory:
         """A run by its id, a unique beginning of it, or the path of its directory.
@@ -303,7 +304,7 @@ class Store:
         Raises:
             UserError: no such run, or several; names them.
         """
-        if Path(name, "config.json").is_file():
+        if Path(name, layout.CONFIG).is_file():
             return RunDirectory(Path(name))
         names = [run.name for run in self.runs()]
         matches = [n for n in names if n == name] or [n for n in names if n.startswith(name)]
@@ -326,11 +327,11 @@ class Store:
 
     def stage(self, kind: str, stage_id: str) -> StageDirectory:
         """The directory of a shared stage: kind `tokenizer`, `tokens` or `extractor`, and its id."""
-        return StageDirectory(self.root / "stages" / f"{kind}-{stage_id}")
+        return StageDirectory(self.root / layout.STAGES / f"{kind}-{stage_id}")
 
     def stages(self) -> list[StageDirectory]:
         """Every shared stage that has begun, by name."""
-        return [StageDirectory(path.parent) for path in sorted(self.root.glob("stages/*/status.json"))]
+        return [StageDirectory(path.parent) for path in sorted(self.root.glob(f"{layout.STAGES}/*/{layout.STATUS}"))]
 
     def floors(self, config: RunConfig) -> dict[str, float] | None:
         """The `floor/...` metrics that a run's evaluation is to be read against; None where they are not there yet."""
@@ -339,15 +340,15 @@ class Store:
 
     def all_floors(self, config: RunConfig) -> dict[str, Any]:
         """The floors of every tokenizer and evaluation that share a run's extractor, by `RunConfig.floors_id`."""
-        return read_or_warn(self.stage("extractor", config.extractor_id).path / "floors.json").get("floors", {})
+        return read_or_warn(self.stage("extractor", config.extractor_id).path / layout.FLOORS).get("floors", {})
 
     def extractor(self, config: RunConfig) -> dict[str, Any]:
         """`id` and `heldout_accuracy` of a run's feature extractor; empty where it is not there yet."""
-        return read_or_warn(self.stage("extractor", config.extractor_id).path / "extractor.json")
+        return read_or_warn(self.stage("extractor", config.extractor_id).path / layout.EXTRACTOR)
 
     def tokenizer_quality(self, config: RunConfig) -> dict[str, Any]:
         """`psnr_db`, `codes_used` and `vocab_size` of a run's tokenizer; empty where it is not there yet."""
-        return read_or_warn(self.stage("tokenizer", config.tokenizer_id).path / "quality.json")
+        return read_or_warn(self.stage("tokenizer", config.tokenizer_id).path / layout.QUALITY)
 
     def is_done(self, config: RunConfig) -> bool:
         """Whether there is nothing left to do for a config: trained, sampled and evaluated as it asks."""
@@ -356,15 +357,15 @@ class Store:
     def has_tokenizer(self, config: RunConfig) -> bool:
         """Whether the tokenizer of a config is trained."""
         stage = self.stage("tokenizer", config.tokenizer_id)
-        return stage.state() == DONE and (stage.path / "tokenizer.safetensors").is_file()
+        return stage.state() == DONE and (stage.path / layout.TOKENIZER).is_file()
 
     def manifest_path(self, name: str) -> Path:
         """Where the list of runs that a sweep asked for is kept."""
-        return self.root / "sweeps" / f"{name}.json"
+        return self.root / layout.SWEEPS / f"{name}.json"
 
     def manifests(self) -> list[dict[str, Any]]:
         """What was asked for: every sweep's manifest, by file name, damaged ones left out."""
-        paths = sorted(self.root.glob("sweeps/*.json"))
+        paths = sorted(self.root.glob(f"{layout.SWEEPS}/*.json"))
         return [found for path in paths if (found := read_or_warn(path, foreign_too=True))]
 
 

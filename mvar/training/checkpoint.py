@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from mvar import layout
 from mvar.artefacts import read_artefact, write_artefact
 from mvar.checkpoints.pickles import read_pickle
 from mvar.errors import UserError, warn
@@ -60,7 +61,9 @@ def load_latest(directory: Path | str) -> tuple[int, dict[str, Any]] | None:
 
 
 def _newest_first(directory: Path) -> list[Path]:
-    return sorted((p for p in directory.glob("step_*.pt") if re.fullmatch(r"step_\d{8,}\.pt", p.name)), reverse=True)
+    return sorted(
+        (p for p in directory.glob(layout.CHECKPOINT_FILES) if re.fullmatch(r"step_\d{8,}\.pt", p.name)), reverse=True
+    )
 
 
 def _load(path: Path) -> tuple[int, dict[str, Any]]:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mvar import layout
 from mvar.config import OptimConfig, RuntimeConfig, identity
 from mvar.errors import UserError, warn
 from mvar.progress import Progress
@@ -108,7 +109,7 @@ class _LossModule(nn.Module):
 class _Training:
     def __init__(self, objective: Objective, optim: OptimConfig, directory: Path, runtime: RuntimeConfig, seed: int):
         self.objective, self.optim, self.runtime, self.seed = objective, optim, runtime, seed
-        self.directory, self.checkpoints = directory, directory / "checkpoints"
+        self.directory, self.checkpoints = directory, directory / layout.CHECKPOINTS
         self.fabric = open_fabric(runtime)
         self.device = self.fabric.device
         self.accumulate = runtime.accumulate

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mvar import layout
 from mvar.errors import UserError, warn
 from mvar.files import atomic_write, naming, own_file, read_json, write_json
 
-MISSING = "metrics_missing.json"  # beside metrics.jsonl, where fewer rows were found than were written
 Cadence = Sequence[Sequence[int]]  # (step, every) pairs: from that step on a row was written every so many
 
 
@@ -33,7 +33,7 @@ def logged_steps(cadence: Cadence, step: int) -> set[int]:
 def missing_rows(directory: Path) -> str:
     """One line on the rows that a resumed training, or `mvar repair`, found missing; empty where there were all."""
     try:
-        found = read_json(directory / MISSING)
+        found = read_json(directory / layout.METRICS_MISSING)
         if found.get("all"):
             return f"metrics.jsonl: all rows up to step {found['step']} are missing: removed or damaged"
         return (
@@ -43,12 +43,12 @@ def missing_rows(directory: Path) -> str:
     except FileNotFoundError:
         return ""
     except (OSError, UserError, KeyError, TypeError, AttributeError):
-        return f"{MISSING}: cannot be read; rows of metrics.jsonl were missing when the training went on"
+        return f"{layout.METRICS_MISSING}: cannot be read; rows of metrics.jsonl were missing when the training went on"
 
 
 def note_all_missing(directory: Path, step: int) -> None:
-    """Record in `MISSING` that a training that ended at `step` has no rows left."""
-    write_json(directory / MISSING, {"step": step, "all": True})
+    """Record in `metrics_missing.json` that a training that ended at `step` has no rows left."""
+    write_json(directory / layout.METRICS_MISSING, {"step": step, "all": True})
 
 
 def cut_rows(path: Path, step: int) -> set[int]:
@@ -80,15 +80,15 @@ def _step_of(line: bytes) -> float:
 class MetricsLog:
     """Appends rows to `directory/metrics.jsonl`, after cutting it back to `step`.
 
-    Rows that should be there by the cadence and are not are warned of, and recorded in `MISSING`.
+    Rows that should be there by the cadence and are not are warned of, and recorded in `metrics_missing.json`.
 
     Raises:
         UserError: TensorBoard is asked for but not installed.
     """
 
     def __init__(self, directory: Path, step: int, tensorboard: bool, cadence: Cadence) -> None:
-        self._path = directory / "metrics.jsonl"
-        self._board = _open_board(directory / "tensorboard", step) if tensorboard else None
+        self._path = directory / layout.METRICS
+        self._board = _open_board(directory / layout.TENSORBOARD, step) if tensorboard else None
         directory.mkdir(parents=True, exist_ok=True)
         wanted = logged_steps(cadence, step)
         missing = sorted(wanted - cut_rows(self._path, step))
@@ -98,10 +98,10 @@ class MetricsLog:
     @staticmethod
     def _record(directory: Path, step: int, missing: list[int], wanted: int) -> None:
         if not missing:
-            (directory / MISSING).unlink(missing_ok=True)
+            (directory / layout.METRICS_MISSING).unlink(missing_ok=True)
             return
         values = {"step": step, "rows": wanted, "missing": len(missing), "first": missing[0], "last": missing[-1]}
-        write_json(directory / MISSING, values)
+        write_json(directory / layout.METRICS_MISSING, values)
         warn(f"{directory}: {missing_rows(directory)}; the training goes on, its curve has a gap")
 
     def write(self, row: dict[str, Any]) -> None:

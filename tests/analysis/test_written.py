@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from mvar import cli
+from mvar import cli, layout
 from mvar.analysis.report import write_report
-from mvar.analysis.written import MANIFEST, Written
+from mvar.analysis.written import Written
 from mvar.errors import UserError
 from mvar.files import file_digest
 
@@ -28,7 +28,7 @@ def test_a_file_of_the_last_report_that_this_one_lacks_is_deleted(reported):
     for kind in ("csv", "tex"):
         assert not (report / "tables" / f"mixers-digits-steps-differences.{kind}").exists()
     assert not list((report / "figures").glob("loss-*"))
-    files = json.loads((report / MANIFEST).read_text())["files"]
+    files = json.loads((report / layout.REPORT_FILES).read_text())["files"]
     there = {str(path.relative_to(report)) for folder in ("tables", "figures") for path in (report / folder).iterdir()}
     assert set(files) == there and all(file_digest(report / name) == digest for name, digest in files.items())
 
@@ -53,7 +53,7 @@ def test_files_of_the_user_stay(reported):
 def test_without_a_list_nothing_is_deleted(reported):
     results, report = reported
     before = {path.name for path in (report / "tables").iterdir()}
-    (report / MANIFEST).unlink()
+    (report / layout.REPORT_FILES).unlink()
     write_report(results.root)
     assert before <= {path.name for path in (report / "tables").iterdir()}
 
@@ -61,10 +61,10 @@ def test_without_a_list_nothing_is_deleted(reported):
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"files": []}', b'{"files": {"tables/x": 3}}', b"\xff"])
 def test_a_damaged_list_deletes_nothing_and_is_made_anew(reported, content):
     results, report = reported
-    (report / MANIFEST).write_bytes(content)
+    (report / layout.REPORT_FILES).write_bytes(content)
     write_report(results.root)
     assert (report / "tables" / "mixers-digits-steps-differences.csv").is_file()
-    assert "tables/runs.csv" in json.loads((report / MANIFEST).read_text())["files"]
+    assert "tables/runs.csv" in json.loads((report / layout.REPORT_FILES).read_text())["files"]
 
 
 def test_a_list_of_strangers_reaches_nothing_else(tmp_path):
@@ -76,7 +76,7 @@ def test_a_list_of_strangers_reaches_nothing_else(tmp_path):
     (report / "tables" / "linked").symlink_to(tmp_path / "theirs")
     digest = file_digest(tmp_path / "theirs")
     names = ["../theirs", str(tmp_path / "theirs"), "tables/../../theirs", "report.md", "tables/sub/x", "tables/linked"]
-    (report / MANIFEST).write_text(json.dumps({"files": dict.fromkeys(names, digest)}))
+    (report / layout.REPORT_FILES).write_text(json.dumps({"files": dict.fromkeys(names, digest)}))
     Written(report).finish()
     assert (tmp_path / "theirs").exists() and (report / "report.md").exists() and (report / "tables/sub/x").exists()
     assert (report / "tables" / "linked").is_symlink()
@@ -103,7 +103,7 @@ def test_linked_files_of_the_report_are_replaced(reported, tmp_path):
     results, report = reported
     theirs = tmp_path / "theirs"
     theirs.write_text("theirs")
-    names = ["report.md", "report.html", "cache.json", MANIFEST, "tables/runs.csv", "figures/table1.png"]
+    names = ["report.md", "report.html", "cache.json", layout.REPORT_FILES, "tables/runs.csv", "figures/table1.png"]
     for name in names:
         (report / name).unlink()
         (report / name).symlink_to(theirs)

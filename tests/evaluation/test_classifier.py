@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
+from mvar import layout
 from mvar.config import RunConfig, override
 from mvar.data.splits import load_images
 from mvar.errors import UserError
 from mvar.evaluation.classifier import (
-    WEIGHTS,
     Classifier,
     ClassifierObjective,
     load_extractor,
@@ -56,17 +56,17 @@ def test_resumes_bit_for_bit(trained, tmp_path):
         return steps > 40
 
     assert not train_classifier(CONFIG, tmp_path, should_stop=stop_half_way)
-    assert not (tmp_path / WEIGHTS).exists()
+    assert not (tmp_path / layout.CLASSIFIER).exists()
     with pytest.raises(UserError, match=r"extractor: no file .*classifier"):
         load_extractor(CONFIG, tmp_path)
     assert train_classifier(CONFIG, tmp_path)
-    assert (tmp_path / WEIGHTS).read_bytes() == (trained / WEIGHTS).read_bytes()
+    assert (tmp_path / layout.CLASSIFIER).read_bytes() == (trained / layout.CLASSIFIER).read_bytes()
 
 
 def test_a_finished_one_is_not_trained_again(trained):
-    before = (trained / WEIGHTS).stat().st_mtime_ns
+    before = (trained / layout.CLASSIFIER).stat().st_mtime_ns
     assert train_classifier(CONFIG, trained)
-    assert (trained / WEIGHTS).stat().st_mtime_ns == before
+    assert (trained / layout.CLASSIFIER).stat().st_mtime_ns == before
 
 
 def test_weights_of_another_extractor_are_refused(trained):
@@ -76,8 +76,8 @@ def test_weights_of_another_extractor_are_refused(trained):
 
 
 def test_truncated_weights_are_an_error(trained, tmp_path):
-    (tmp_path / WEIGHTS).write_bytes((trained / WEIGHTS).read_bytes()[:500])
-    with pytest.raises(UserError, match=WEIGHTS):
+    (tmp_path / layout.CLASSIFIER).write_bytes((trained / layout.CLASSIFIER).read_bytes()[:500])
+    with pytest.raises(UserError, match=layout.CLASSIFIER):
         load_extractor(CONFIG, tmp_path)
 
 

@@ -8,14 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mvar import layout
 from mvar.config import RunConfig, stored_config
 from mvar.errors import UserError
-from mvar.runs.documents import SHAPES, SWEEPS, UNVERSIONED, Damaged, read_document
+from mvar.runs.documents import SHAPES, UNVERSIONED, Damaged, read_document
 
 SOUND: dict[str, dict[str, Any]] = {
     "status.json": {"state": "done", "stage": "train", "step": 1, "steps": 2, "reason": None},
     "eval.json": {"evaluations": {"a": {"metrics": {"eval/fid": 1.0}}}},
-    f"{SWEEPS}/mixers-smoke-steps.json": {
+    f"{layout.SWEEPS}/mixers-smoke-steps.json": {
         "sweep": "mixers",
         "artefact": "Table 6",
         "preset": "smoke",

@@ -9,13 +9,12 @@ import pytest
 from safetensors.torch import load_file
 from tiny_runs import CONFIG, interrupt
 
-from mvar import artefacts
-from mvar.artefacts import RECORD, Check, check_artefact, write_artefact
+from mvar import artefacts, layout
+from mvar.artefacts import Check, check_artefact, write_artefact
 from mvar.checkpoints.weights import load_weights
 from mvar.cli import main
 from mvar.config import override
 from mvar.errors import OK, USER_ERROR, UserError
-from mvar.evaluation.classifier import WEIGHTS
 from mvar.runs import checking
 from mvar.runs.pipeline import execute
 from mvar.runs.states import DONE
@@ -45,7 +44,7 @@ def weights_of(store: Store, config=CONFIG) -> dict[str, Path]:
     return {
         "model": store.run(config.run_id).weights,
         "tokenizer": stages["tokenizer"] / "tokenizer.safetensors",
-        "classifier": stages["extractor"] / WEIGHTS,
+        "classifier": stages["extractor"] / layout.CLASSIFIER,
     }
 
 
@@ -89,7 +88,7 @@ def test_weights_of_another_run_are_not_taken_for_its_own(store, capfd):
 
 def test_weights_without_a_record_are_accepted_as_unchecked(store, made):
     for path in weights_of(store).values():
-        (path.parent / RECORD).unlink()
+        (path.parent / layout.DIGESTS).unlink()
         flip(path)
         assert load_weights(path) and check_artefact(path) is Check.UNCHECKED
         assert path in checking.unchecked_artefacts(store)
@@ -115,7 +114,7 @@ def test_a_bad_checkpoint_falls_back_to_the_one_before(store, made, tmp_path, ca
 
 def test_a_checkpoint_without_a_record_is_accepted(store, capfd):
     _, newest = interrupt(MAMBA, store, step=6)
-    (newest.parent / RECORD).unlink()
+    (newest.parent / layout.DIGESTS).unlink()
     assert execute(MAMBA, store) == DONE and said(capfd) == []
 
 
@@ -136,7 +135,7 @@ def test_bad_samples_are_drawn_again(store, capfd, harm):
         shape = (count, 8, 8, 1) if harm == "swap" else (3, 8, 8, 1)
         np.savez(path, arr_0=np.zeros(shape, np.uint8), labels=np.zeros(shape[0], np.int64))
     if harm == "flip unrecorded":
-        (path.parent / RECORD).unlink()
+        (path.parent / layout.DIGESTS).unlink()
     forget_evaluation(store)
     assert execute(CONFIG, store) == DONE
     lines = said(capfd)
@@ -176,7 +175,7 @@ def test_a_kill_between_two_renames_harms_nothing(tmp_path, monkeypatch, of):
     rename, stop = os.replace, [of]
 
     def killed(source, target) -> None:
-        if stop and Path(target).name == (RECORD if stop[0] == "record" else path.name):
+        if stop and Path(target).name == (layout.DIGESTS if stop[0] == "record" else path.name):
             raise KeyboardInterrupt
         rename(source, target)
 
@@ -204,9 +203,9 @@ def test_a_damaged_record_vouches_for_nothing_and_is_named(tmp_path, capfd, cont
     path = tmp_path / "x.safetensors"
     with write_artefact(path) as file:
         file.write(b"old")
-    (tmp_path / RECORD).write_bytes(content)
+    (tmp_path / layout.DIGESTS).write_bytes(content)
     assert artefacts.read_artefact(path) == b"old" and check_artefact(path) is Check.UNCHECKED
-    assert str(tmp_path / RECORD) in capfd.readouterr().err
+    assert str(tmp_path / layout.DIGESTS) in capfd.readouterr().err
     with write_artefact(path) as file:
         file.write(b"new")
     assert check_artefact(path) is Check.SOUND
@@ -237,7 +236,7 @@ def test_every_artefact_is_checked(store):
 
 def test_sample_attention_and_export_want_the_tokenizer_of_the_run(store, capfd):
     path = weights_of(store)["tokenizer"]
-    (path.parent / RECORD).unlink()
+    (path.parent / layout.DIGESTS).unlink()
     flip(path)  # another tokenizer, for which nobody vouches
     place, before = ["--results", str(store.root)], samples_of(store).stat().st_mtime_ns
     commands = (

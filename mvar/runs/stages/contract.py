@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
+from mvar import layout
 from mvar.config import Config, identity
 from mvar.errors import UserError
 from mvar.files import atomic_write
@@ -77,7 +78,7 @@ def recorded(directory: Directory, stage: str) -> Iterator[None]:
             current = (directory.status() or {}).get("stage", stage)
             directory.write_status(state, current, reason=one_line(error))
             if state == FAILED and not isinstance(error, UserError):
-                with atomic_write(directory.path / "error.txt") as file:
+                with atomic_write(directory.path / layout.ERROR) as file:
                     file.write(traceback.format_exc().encode(errors="replace"))
         except (OSError, UserError):
             pass  # a full disk, a damaged file: the failure itself matters more than its record
@@ -169,4 +170,4 @@ class SharedStage(LockedStage):
 
 def write_origin(directory: Directory, sections: Mapping[str, Config]) -> None:
     """Keep what a stage is made from, beside its id: so it is found under every spelling of that."""
-    write_document(directory.path / "config.json", {n: identity.as_document(s) for n, s in sections.items()})
+    write_document(directory.path / layout.CONFIG, {n: identity.as_document(s) for n, s in sections.items()})

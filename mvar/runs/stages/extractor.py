@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+from mvar import layout
 from mvar.config import Config, RunConfig
-from mvar.evaluation.classifier import WEIGHTS, load_extractor, train_classifier
+from mvar.evaluation.classifier import load_extractor, train_classifier
 from mvar.evaluation.extractor import Extractor
 from mvar.runs.documents import write_document
 from mvar.runs.stages.contract import SharedStage, way_out
@@ -49,7 +50,7 @@ class ExtractorStage(SharedStage):
 
     def restore_description(self) -> None:
         """Say again what a finished extractor is, where its `extractor.json` is gone."""
-        if not (self.directory.path / "extractor.json").is_file():
+        if not (self.directory.path / layout.EXTRACTOR).is_file():
             self._describe(self.load())
 
     @property
@@ -57,7 +58,7 @@ class ExtractorStage(SharedStage):
         return self.config.evaluation.extractor == "classifier"
 
     def _lacks_weights(self) -> bool:
-        return self._is_trained and not (self.directory.path / WEIGHTS).is_file()
+        return self._is_trained and not (self.directory.path / layout.CLASSIFIER).is_file()
 
     def _open(self) -> Extractor:
         with way_out() if self._is_trained else nullcontext():
@@ -65,4 +66,4 @@ class ExtractorStage(SharedStage):
 
     def _describe(self, extractor: Extractor) -> None:
         values = {"id": extractor.id, "heldout_accuracy": extractor.heldout_accuracy}
-        write_document(self.directory.path / "extractor.json", values)
+        write_document(self.directory.path / layout.EXTRACTOR, values)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from mvar import layout
 from mvar.config import RunConfig, identity
 from mvar.data.splits import load_images
 from mvar.evaluation.floors import floors
@@ -51,7 +52,7 @@ class FloorStage(LockedStage):
         values = floors(tokenizer, train, heldout, extractor, config.evaluation, heed, vectors)
         made_from = {n: identity.as_document(getattr(config, n)) for n in ("data", "tokenizer", "evaluation")}
         record = {"tokenizer_id": config.tokenizer_id, **weights, "config": made_from, "metrics": values}
-        write_document(self.directory.path / "floors.json", {"floors": {**found, config.floors_id: record}})
+        write_document(self.directory.path / layout.FLOORS, {"floors": {**found, config.floors_id: record}})
 
     def _found(self) -> dict[str, Any]:
-        return read_or_warn(self.directory.path / "floors.json").get("floors", {})
+        return read_or_warn(self.directory.path / layout.FLOORS).get("floors", {})

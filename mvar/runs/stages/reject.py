@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from mvar import layout
 from mvar.config import DataConfig
 from mvar.data.splits import load_images
 from mvar.evaluation.rejection import class_outputs, label_score
@@ -64,4 +65,4 @@ class RejectStage(LockedStage):
 
     @property
     def _path(self) -> Path:
-        return self.directory.path / "class_outputs.json"
+        return self.directory.path / layout.CLASS_OUTPUTS

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mvar import layout
 from mvar.artefacts import complain_of, write_artefact
 from mvar.config import RunConfig
 from mvar.data.crops import to_uint8
@@ -113,7 +114,9 @@ class SampleStage(Stage):
         self.reject.run()
         plan = {"evaluation": config.evaluation_id, "weights_sha256": known_digest(self.directory.weights)}
         row_bytes, extra = math.prod(self._image_shape), {"sample_s": 0.0}
-        with Rows(folder / "partial.bin", folder / "partial.json", plan, row_bytes, every_s=0.0, extra=extra) as rows:
+        with Rows(
+            folder / layout.SAMPLES_PARTIAL, folder / layout.SAMPLES_PROGRESS, plan, row_bytes, every_s=0.0, extra=extra
+        ) as rows:
             self._draw(model, tokenizer, rows)
             if rows.done < self._count:
                 raise Stopped(f"sample: image {rows.done} of {self._count}")
@@ -142,11 +145,11 @@ class SampleStage(Stage):
 
     def timing(self) -> dict[str, Any]:
         """How the images were drawn; empty where that is no longer known."""
-        return read_or_warn(self.folder / "timing.json")
+        return read_or_warn(self.folder / layout.TIMING)
 
     @property
     def _finished(self) -> Path:
-        return self.folder / "samples.npz"
+        return self.folder / layout.SAMPLES_NPZ
 
     @property
     def _count(self) -> int:
@@ -212,10 +215,10 @@ class SampleStage(Stage):
         execution = execution_of(runtime, self.train.tokenizer.device)
         timing = {"sample_s": rows.extra["sample_s"], "batch_size": runtime.sample_batch}
         timing |= {"processes": execution["processes"], "execution": execution}
-        write_json(self.folder / "timing.json", timing)
+        write_json(self.folder / layout.TIMING, timing)
         pixels = np.memmap(rows.partial, np.uint8, "r", shape=(self._count, *self._image_shape))
         labels = self._labels.numpy()
-        save_grid(self.folder / "grid.png", _grid_images(pixels, labels))
+        save_grid(self.folder / layout.GRID, _grid_images(pixels, labels))
         with write_artefact(self._finished) as file:
             np.savez(file, arr_0=pixels, labels=labels)
         rows.forget()

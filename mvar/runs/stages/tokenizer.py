@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mvar import layout
 from mvar.artefacts import complain_of
 from mvar.checkpoints.weights import load_weights, save_weights
 from mvar.config import Config, DataConfig, EvaluationConfig, RuntimeConfig, TokenizerConfig, identity
@@ -50,7 +51,7 @@ class TokenizerStage(SharedStage):
     @property
     def weights(self) -> Path:
         """Of the finished tokenizer."""
-        return self.directory.path / "tokenizer.safetensors"
+        return self.directory.path / layout.TOKENIZER
 
     @property
     def device(self) -> torch.device:
@@ -80,7 +81,7 @@ class TokenizerStage(SharedStage):
         if self.settings.checkpoint:
             tokenizer, train_s = published_tokenizer(self.settings, self.data.channels), 0.0
             sha256 = source_digest(self.settings, self.directory)
-            write_document(self.directory.path / "source.json", {"sha256": sha256})
+            write_document(self.directory.path / layout.SOURCE, {"sha256": sha256})
         else:
             tokenizer, train_s = self._train()
         save_weights(self.weights, tokenizer, {"tokenizer": identity.as_document(self.settings)})
@@ -135,7 +136,7 @@ class TokenizerStage(SharedStage):
 
     @property
     def _quality(self) -> Path:
-        return self.directory.path / "quality.json"
+        return self.directory.path / layout.QUALITY
 
     def _write_quality(self, tokenizer: Tokenizer) -> None:
         write_document(self._quality, self._measured(tokenizer))

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import torch
 
+from mvar import layout
 from mvar.checkpoints.warm_start import Start, start_from
 from mvar.checkpoints.weights import load_weights, save_weights
 from mvar.config import RunConfig, identity
@@ -59,7 +60,7 @@ class TrainStage(Stage):
         config = self.config
         model, start = self._new_generator()
         if start:
-            write_document(self.directory.path / "start.json", start.to_json())
+            write_document(self.directory.path / layout.START, start.to_json())
         if config.train.steps:
             team = distributed.current_team()
             if team:
@@ -87,7 +88,7 @@ class TrainStage(Stage):
         """Keep how the run's steps are made: each way once, in order. No part of what the run is."""
         ways = self.directory.execution()
         if (way := execution_of(self.config.runtime, self.tokenizer.device)) not in ways:
-            write_document(self.directory.path / "execution.json", {"train": [*ways, way]})
+            write_document(self.directory.path / layout.EXECUTION, {"train": [*ways, way]})
 
     def _fit(self, model: ScaleTransformer, progress: Progress | None) -> FitResult:
         """Train by the loop, together with the other processes where there are any."""
@@ -136,7 +137,7 @@ class TrainStage(Stage):
             UserError: the tokenizer was made anew, differently, since the run began. A run of an earlier version, which
                 recorded nothing, is held to the one that is there now.
         """
-        path, now = self.directory.path / "tokenizer.json", self.tokenizer.weights_id()
+        path, now = self.directory.path / layout.TOKENIZER_USED, self.tokenizer.weights_id()
         began = read_or_warn(path)
         if not began:
             if keep:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mvar import layout
 from mvar.config import Config, DataConfig
 from mvar.data.crops import ImageSet
 from mvar.data.sources.registry import find
@@ -26,7 +27,6 @@ from mvar.rows import Rows
 from mvar.runs.documents import read_document, write_document
 from mvar.runs.stages.contract import SharedStage
 
-ROWS, META, PARTIAL, PROGRESS = "vectors.bin", "meta.json", "vectors.bin.partial", "progress.json"
 BATCH_SIZE = 256
 
 
@@ -52,7 +52,7 @@ class VectorStage(SharedStage):
         """Whether they are there, and of the files that are there now."""
         if not find(self.data.name).is_folder:
             return True
-        meta = _read(self.directory.path / META)
+        meta = _read(self.directory.path / layout.META)
         return {name: meta.get(name) for name in self._plan} == self._plan
 
     def build(self) -> Mapping[str, float]:
@@ -63,14 +63,16 @@ class VectorStage(SharedStage):
         """
         folder, (total, width) = self.directory.path, self._plan["shape"]
         report = self.watch.heed(self.name)
-        (folder / META).unlink(missing_ok=True)  # of other files: it must not vouch for these rows
-        with Rows(folder / PARTIAL, folder / PROGRESS, self._plan, width, final=folder / ROWS) as rows:
+        (folder / layout.META).unlink(missing_ok=True)  # of other files: it must not vouch for these rows
+        with Rows(
+            folder / layout.VECTORS_PARTIAL, folder / layout.PROGRESS, self._plan, width, final=folder / layout.VECTORS
+        ) as rows:
             left = range(rows.done, total)
             for pixels in prepared_batches(self._train, 0, 0, left, BATCH_SIZE, self.num_workers):
                 data = compared(torch.from_numpy(pixels)).numpy().tobytes()
                 rows.append(data, is_last=rows.done + len(pixels) == total)
                 report(rows.done, total)
-            write_document(folder / META, {**self._plan, "sha256": rows.finish()})
+            write_document(folder / layout.META, {**self._plan, "sha256": rows.finish()})
             rows.forget()
         return {}
 
@@ -83,8 +85,8 @@ class VectorStage(SharedStage):
         self.run()
         if not find(self.data.name).is_folder:
             return None
-        path, (total, width) = self.directory.path / ROWS, self._plan["shape"]
-        sha256 = read_document(self.directory.path / META)["sha256"]
+        path, (total, width) = self.directory.path / layout.VECTORS, self._plan["shape"]
+        sha256 = read_document(self.directory.path / layout.META)["sha256"]
         if not path.is_file() or path.stat().st_size != total * width or known_digest(path) != sha256:
             raise UserError(f"{path}: missing or damaged (wrong checksum); remove its folder and it is made again")
         return Vectors(np.memmap(path, np.uint8, "r", shape=(total, width)), self._image_shape)
