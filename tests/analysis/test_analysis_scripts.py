@@ -67,6 +67,13 @@ def test_each_draws_its_own_page(name, asked, tmp_path, capsys):
     assert_whole(tmp_path, name)
 
 
+def test_a_law_of_what_does_not_vary_has_no_correlation(asked, tmp_path, recwarn):
+    assert main(find_analysis("scaling"), ["--results", str(asked), "--out", str(tmp_path)]) == 0
+    laws = (tmp_path / "tables" / "scaling-digits-steps-laws.csv").read_text()
+    assert "nan" not in laws.lower() and "nan" not in (tmp_path / "page.md").read_text()
+    assert not [warned for warned in recwarn if issubclass(warned.category, RuntimeWarning)]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_without_any_run_one_line_and_a_page_of_dashes(name, tmp_path, capsys):
     assert main(find_analysis(name), ["--results", str(tmp_path)]) == 2
