@@ -115,7 +115,7 @@ def scaling_table(found: Sequence[Curve], manifest: Manifest) -> tuple[Table, di
             law = laws[number] = fit_law(curve.xs, curve.ys)
             row |= {"exponent": law.exponent, "offset": law.offset, "factor": law.factor}
             row["interval"] = f"[{law.low:.3f}, {law.high:.3f}]" if law.resolved else "not resolved"
-            row["correlation"] = law.correlation
+            row["correlation"] = None if np.isnan(law.correlation) else law.correlation
         else:
             few += 1
             row["interval"] = DASH
@@ -169,7 +169,7 @@ def scaling_figure(found: Sequence[Curve], laws: Mapping[int, Law], manifest: Ma
             if law:
                 at = (0.03, 0.06 if curve.model == "VAR" else 0.18)
                 exponent = f"b = {law.exponent:.3f}" if law.resolved else "b not resolved"
-                told = f"{exponent}, r = {law.correlation:.3f}"
+                told = exponent if np.isnan(law.correlation) else f"{exponent}, r = {law.correlation:.3f}"
                 ax.annotate(told, at, xycoords="axes fraction", fontsize=6.5, color=look["color"])
             _log_axes(ax)
         for row, metric in enumerate(metrics):

@@ -18,9 +18,16 @@ PACKAGE = Path(__file__).parent
 KINDS = ("experiments", "analysis", "slurm", "notebooks")
 
 
-def repository() -> Path | None:
-    """The root of the repository, or of a snapshot of it, that this code is part of; None for an installed wheel."""
-    return PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else None
+def repository(package: Path | None = None) -> Path | None:
+    """The root of the repository, or of a snapshot of it, that this code is part of; None for an installed wheel.
+
+    Args:
+        package: the folder `mvar` of the code that is asked about; None: this very code.
+    """
+    package = package or PACKAGE
+    if (package / "_shipped").is_dir():  # a wheel's alone; some packages leave a pyproject.toml beside it
+        return None
+    return package.parent if (package.parent / "pyproject.toml").is_file() else None
 
 
 def folder(kind: str) -> Path:

@@ -1,15 +1,16 @@
 """What is installed is whole: the files beside the code, and a copy of those that users edit, and it is found there."""
 
-import os
+import json
 import subprocess
 import sys
 import tomllib
-import venv
 import zipfile
 from importlib.resources import files
 from pathlib import Path, PurePath
 
+import installed_wheel
 import pytest
+import tiny_runs
 
 from mvar import shipped
 from mvar.analysis.page import TEMPLATE
@@ -18,6 +19,13 @@ from mvar.runs.experiment import experiment_names, find_experiment, paper_rows
 
 ROOT = Path(__file__).parents[1]
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+SHORT = {
+    "model.depth": 4,
+    "train.steps": 2,
+    "tokenizer.train.steps": 4,
+    "evaluation.classifier_steps": 4,
+    "runtime.log_every": 1,
+}
 
 
 def test_every_file_is_packaged():
@@ -60,19 +68,12 @@ def test_a_file_is_found_by_name_or_path_and_never_in_the_working_directory(tmp_
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"  # what git has: a build leaves files behind
-    source.mkdir()
-    listed = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True)
-    names = listed.stdout.decode().split("\0") if listed.returncode == 0 else []
-    for name in names or [str(p.relative_to(ROOT)) for p in ROOT.rglob("*") if ".venv" not in p.parts]:
-        if name and not name.startswith("tests/") and (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, source]
-    subprocess.run(command, check=True)
-    (found,) = folder.glob("*.whl")
-    return found
+    return installed_wheel.build(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> installed_wheel.Installed:
+    return installed_wheel.Installed(wheel, tmp_path_factory.mktemp("installed"))
 
 
 def test_a_wheel_has_the_package_and_a_copy_of_what_users_edit(wheel):
@@ -85,38 +86,57 @@ def test_a_wheel_has_the_package_and_a_copy_of_what_users_edit(wheel):
         assert {f"mvar/_shipped/{name}" for name in here} <= set(names), kind
 
 
-def test_a_wheel_beside_a_users_own_folders_of_these_names(wheel, tmp_path):
-    """Its dependencies are those of this environment; the package is the wheel's alone."""
-    home = tmp_path / "venv"
-    venv.create(home, symlinks=True)
-    site = next(home.glob("lib/python*/site-packages"))
-    zipfile.ZipFile(wheel).extractall(site)
-    ours = [p for p in sys.path if p.endswith("site-packages")]
-    (site / "below.pth").write_text("\n".join(ours))
-    for name in ("experiments", "analysis", "slurm"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text(
-            f"raise RuntimeError('the user's own {name}')\n".replace("r's", "rs")
-        )
-    for name in ("mixers.py", "layers.py"):
-        (tmp_path / "experiments" / name).write_text("raise RuntimeError('a stranger')\n")
+def test_a_wheel_beside_a_users_own_folders_of_these_names(installed, tmp_path):
+    installed_wheel.strangers(tmp_path)
+    mine = tmp_path / "mine.py"
+    assert "7 runs" in installed.mvar(tmp_path, "run", "mixers", "layers", "--preset", "smoke", "--dry-run")
+    assert "mine.py" in installed.mvar(tmp_path, "copy", "experiments/mixers.py", "mine.py")
+    assert mine.read_bytes() == (ROOT / "experiments/mixers.py").read_bytes()
+    mine.write_text(mine.read_text().replace('name="mixers"', 'name="mine"'))
+    assert "4 runs" in installed.mvar(tmp_path, "run", "./mine.py", "--preset", "smoke", "--dry-run")
 
-    def mvar(*words: str) -> str:
-        done = subprocess.run(
-            [home / "bin/python", "-m", "mvar.cli", *words],
-            cwd=tmp_path,
-            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
 
-    assert "7 runs" in mvar("run", "mixers", "layers", "--preset", "smoke", "--dry-run")
-    copied = mvar("copy", "experiments/mixers.py", "mine.py")
-    assert "mine.py" in copied and (tmp_path / "mine.py").read_bytes() == (ROOT / "experiments/mixers.py").read_bytes()
-    (tmp_path / "mine.py").write_text((tmp_path / "mine.py").read_text().replace('name="mixers"', 'name="mine"'))
-    assert "4 runs" in mvar("run", "./mine.py", "--preset", "smoke", "--dry-run")
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_wheel_runs_the_demo_beside_a_users_own_folders_of_these_names(installed, tmp_path):
+    """Every command of the demo and those that look at its runs; worker processes too have the wheel's code alone."""
+    installed_wheel.strangers(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    demo = ("mixers", "layers", "parameters")
+    settings = [f"{name}={value}" for name, value in (tiny_runs.TINY | SHORT).items()]
+    installed.mvar(tmp_path, "run", *demo, "--preset", "smoke", "--workers", "2", "--set", *settings)
+    installed.mvar(tmp_path, "report")
+    results = tmp_path / "results"
+    runs = sorted((results / "runs").iterdir())
+    assert f"{len(runs)} done" in installed.mvar(tmp_path, "status") and len(runs) > 7
+    run = next(
+        run.name for run in runs if json.loads((run / "config.json").read_text())["model"]["pattern"] == "global"
+    )
+    installed.mvar(tmp_path, "attention", run, "--images", "20", "--out", "attention")
+    installed.mvar(tmp_path, "sample", run, "--classes", "0,1", "--per-class", "2")
+    installed.mvar(tmp_path, "evaluate", run, "--set", "sample.cfg_scale=2")
+    for written in ("attention/attention_flow.png", "grid.png"):
+        assert (tmp_path / written).read_bytes().startswith(b"\x89PNG"), written
+    for path in runs:
+        assert json.loads((path / "env.json").read_text())["git"] == {"commit": None, "dirty": None}
+        assert json.loads((path / "eval.json").read_text())["evaluations"].keys()
+    whole = subprocess.run([sys.executable, ROOT / ".ci/check_report.py", results], capture_output=True, text=True)
+    assert whole.returncode == 0, whole.stdout  # every run, table and figure
+
+    installed.mvar(tmp_path, "copy", "analysis/layers.py", "mine.py")
+    own = installed.python(tmp_path, "mine.py")
+    assert own.returncode == 0, own.stderr
+    assert list((results / "analysis/layers/figures").glob("layers-smoke-*.png"))
+
+    assert {path: path.read_bytes() for path in before} == before
+    processes = installed.processes()
+    assert sum("--multiprocessing-fork" in process["words"] for process in processes) >= 2
+    for process in processes:
+        code = [Path(file) for file in process["files"] if file.endswith(".py")]
+        ours = [path for path in code if "mvar" in path.parts]
+        assert all(path.is_relative_to(installed.site) for path in ours), process["words"]
+        assert {path for path in code if path.is_relative_to(tmp_path)} <= {tmp_path / "mine.py"}, process["words"]
+        assert not any(path.is_relative_to(ROOT) and ".venv" not in path.parts for path in code), process["words"]
 
 
 def test_experiments_are_short_and_in_order():

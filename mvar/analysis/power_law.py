@@ -27,7 +27,7 @@ class Law:
     smallest: float
     low: float
     high: float
-    correlation: float  # of log x and log y
+    correlation: float  # of log x and log y; NaN where all y are the same
 
     @property
     def resolved(self) -> bool:
@@ -57,7 +57,8 @@ def fit_law(xs: np.ndarray, ys: np.ndarray, seed: int = 0, resamples: int = BOOT
     residuals = (residuals - residuals.mean()) * np.sqrt(len(xs) / max(1, len(xs) - 3))  # three parameters were fitted
     drawn = np.random.default_rng(seed).choice(residuals, (resamples, len(xs)))
     low, high = np.quantile(_fit(sizes, fitted * np.exp(drawn))[2], (0.025, 0.975))
-    correlation = float(np.corrcoef(np.log(xs), np.log(ys))[0, 1])
+    with np.errstate(invalid="ignore"):  # of what does not vary
+        correlation = float(np.corrcoef(np.log(xs), np.log(ys))[0, 1])
     return Law(offset, factor, exponent, smallest, float(low), float(high), correlation)
 
 

@@ -16,13 +16,14 @@ from mvar.analysis.contract import Analysis, analyses
 from mvar.analysis.document import Bullets, Section, Text, document_to_markdown
 from mvar.analysis.inline import prose
 from mvar.analysis.page import document_to_html
-from mvar.analysis.records import Manifest, Records, load_records, unasked
+from mvar.analysis.records import NO_RUN, Manifest, Records, load_records, unasked
 from mvar.analysis.render import Table, csv_text
 from mvar.analysis.summary import summary
 from mvar.analysis.writer import Told, Writer
 from mvar.errors import UserError
+from mvar.escaping import degrade
 from mvar.runs.columns import Column
-from mvar.runs.experiment import experiment_names, find_experiment
+from mvar.runs.experiment import Experiment, experiment_names, find_experiment
 
 TITLE = "Measured, beside what the paper prints"
 
@@ -148,33 +149,71 @@ def sweeps_to_show(records: Records, problems: list[str]) -> list[Manifest]:
 
 
 def main(analysis: Analysis, arguments: Sequence[str] | None = None) -> int:
-    """What `python analysis/NAME.py` does: one analysis, written below `RESULTS/analysis/NAME`."""
+    """What `python analysis/NAME.py` does: one analysis, written below `RESULTS/analysis/NAME`.
+
+    Without any run there, the page has what needs none, and the exit code is 2 as that of `mvar report`.
+    """
     import argparse
 
-    from mvar.errors import FAILURE, OK, USER_ERROR, complain, say, warn
+    from mvar.errors import FAILURE, OK, USER_ERROR, complain, existing_directory, say, warn
 
+    for stream in (sys.stdout, sys.stderr):
+        degrade(stream)
     parser = argparse.ArgumentParser(description=analysis.title)
     parser.add_argument("--results", type=Path, default=Path("results"), help="where runs are kept")
     parser.add_argument("--out", type=Path, help="where to write; default: RESULTS/analysis/NAME")
     given = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     try:
+        existing_directory("results", given.results, "one that `mvar run` has made")
         records = load_records(given.results, allow_empty=True)
         page = Writer(records, given.out or given.results / layout.ANALYSIS / analysis.name)
-        page.sections.append(Section(analysis.title, level=1))
-        for manifest in sweeps_to_show(records, page.problems):
-            if analysis.of == "results" or analysis.name in manifest.experiment.figures:
-                page.sweep(manifest, with_figures=analysis.of == "sweep")
-        if analysis.of == "results":
-            page.sections[1:] = []  # the requests' own tables are of other pages
-            page.analysis(analysis)
-        page.finish()
-        path = page.directory / layout.PAGE_HTML
-        page.save(layout.PAGE_MD, document_to_markdown(page.sections))
-        page.save(layout.PAGE_HTML, document_to_html(page.sections, page.directory))
+        _draw_alone(page, analysis)
     except UserError as error:
-        return complain(str(error), USER_ERROR)
+        return complain(str(error), error.exit_code)
+    except OSError as error:  # a full disk, a directory that may not be written
+        where = f"{error.filename}: " if error.filename else ""
+        return complain(f"{where}{error.strerror or error}", FAILURE)
+    say(f"page: {page.directory / layout.PAGE_HTML}")
+    if nothing := next((problem for problem in page.problems if NO_RUN in problem), None):
+        return complain(nothing, USER_ERROR)
     for problem in dict.fromkeys(page.problems):
         warn(problem)
-    say(f"page: {path}")
-    drawn = any(section.blocks for section in page.sections)
-    return OK if drawn else FAILURE
+    if any(section.blocks for section in page.sections):
+        return OK
+    return complain(f"{analysis.name}: the runs of {given.results} have nothing that it draws", FAILURE)
+
+
+def _draw_alone(page: Writer, analysis: Analysis) -> None:
+    """The page of one analysis; of a request of an experiment its tables, and of its figures this one alone."""
+    page.sections.append(Section(analysis.title, level=1))
+    if analysis.of == "results":
+        page.analysis(analysis)
+    else:
+        asked = [m for m in sweeps_to_show(page.records, page.problems) if _is_figure_of(analysis, m.experiment)]
+        if not asked:
+            raise _never_asked(analysis, page.records)
+        for manifest in asked:
+            page.sweep(manifest, analysis)
+    page.finish()
+    page.save(layout.PAGE_MD, document_to_markdown(page.sections))
+    page.save(layout.PAGE_HTML, document_to_html(page.sections, page.directory))
+
+
+def _is_figure_of(analysis: Analysis, experiment: Experiment) -> bool:
+    # by the end of a path: an experiment may name the file of an analysis
+    return analysis.name in {Path(figure).stem for figure in experiment.figures}
+
+
+def _never_asked(analysis: Analysis, records: Records) -> UserError:
+    """Why an analysis of requests has none to draw."""
+    known = [find_experiment(name) for name in experiment_names()]
+    if those := [experiment.name for experiment in known if _is_figure_of(analysis, experiment)]:
+        commands = ", ".join(f"`mvar run {name}`" for name in those)
+        return UserError(
+            f"results: {records.store.root} has no request that {analysis.name} draws; {commands} makes one"
+        )
+    figures = sorted({Path(figure).stem for experiment in known for figure in experiment.figures})
+    return UserError(
+        f"analysis: {analysis.name!r} is among the figures of no experiment; allowed: {', '.join(figures)}, or one "
+        "over all results (of='results')"
+    )

@@ -81,8 +81,13 @@ class Writer:
             self.written.add(self.figures / f"{figure.file}.{kind}")
         self.add(figure)
 
-    def sweep(self, manifest: Manifest, with_figures: bool = True) -> None:
-        """A section of one request of an experiment: its table, differences from its baseline, its figures."""
+    def sweep(self, manifest: Manifest, only: Analysis | None = None) -> None:
+        """A section of one request of an experiment: its table, differences from its baseline, its figures.
+
+        Args:
+            manifest: the request.
+            only: the one figure to draw, by this very object; None: those that the experiment names.
+        """
         self.section(f"{manifest.artefact}: {manifest.sweep}, {manifest.title}")
         try:
             table = sweep_table(self.records, manifest)
@@ -97,9 +102,9 @@ class Writer:
         if differences:
             self.table(differences)
         self.swept.append((manifest, table, differences))
-        if with_figures and is_measured(table):
-            for name in manifest.experiment.figures:
-                analysis = self.attempt(f"analysis {name}", find_analysis, name)
+        if is_measured(table):
+            for name in manifest.experiment.figures if only is None else (only.name,):
+                analysis = only or self.attempt(f"analysis {name}", find_analysis, name)
                 if analysis:
                     self.attempt(f"figure {name}", analysis.draw, self, manifest, table)
 

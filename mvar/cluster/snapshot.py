@@ -124,11 +124,12 @@ def _changed(snapshot: Path, contents: dict[str, str]) -> str:
 
 def _files() -> list[Path]:
     listed = _git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *WANTED)
+    is_wheel = listed is None and (ROOT / "mvar" / "_shipped").is_dir()
     if listed is not None:
         names = [Path(name) for name in listed.split("\0") if name]
     else:
         # beside an installed wheel, folders of the same names are somebody else's
-        wanted = WANTED if (ROOT / "pyproject.toml").is_file() else ("mvar",)
+        wanted = WANTED if shipped.repository(ROOT / "mvar") else ("mvar",)
         names = [p.relative_to(ROOT) for name in wanted for p in (ROOT / name, *(ROOT / name).rglob("*"))]
     ignored, root = _ignored_patterns(), ROOT.resolve()
     found = []
@@ -136,7 +137,8 @@ def _files() -> list[Path]:
         if "__pycache__" in path.parts or _is_left_out(path, ignored) or not (ROOT / path).is_file():
             continue
         real = (ROOT / path).resolve()  # of a link, or below one
-        if real.is_relative_to(root) and not _is_left_out(real.relative_to(root), ignored):
+        is_own = real.is_relative_to(root) and not _is_left_out(real.relative_to(root), ignored)
+        if is_own or is_wheel:  # of a wheel some installers link every file to their cache
             found.append(path)
     return found
 

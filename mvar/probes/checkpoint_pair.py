@@ -9,7 +9,7 @@ import torch
 
 from mvar.checkpoints import published
 from mvar.checkpoints.checkpoint_files import split_choice
-from mvar.config import DataConfig, RuntimeConfig, SampleConfig
+from mvar.config import DataConfig, RuntimeConfig, SampleConfig, from_dict
 from mvar.data.crops import to_float
 from mvar.data.folders import FolderSource
 from mvar.data.sources.imagefolder import warn_of_order
@@ -80,16 +80,16 @@ def images_for_checkpoint(
 
     def open_checkpoint() -> Opened:
         model, tokenizer = pair.load()
-        data = DataConfig(
-            name="imagefolder",
-            root=str(images_from),
-            heldout_root=str(images_from),
-            image_size=tokenizer.config.patch_sides[-1] * tokenizer.config.downsample,
-            channels=tokenizer.encoder.conv_in.in_channels,
-            num_classes=model.space.num_classes,
-            reading=folder.reading,
-        )
-        images = load_images(data, "heldout")
+        data = {
+            "name": "imagefolder",
+            "root": str(images_from),
+            "heldout_root": str(images_from),
+            "image_size": tokenizer.config.patch_sides[-1] * tokenizer.config.downsample,
+            "channels": tokenizer.encoder.conv_in.in_channels,
+            "num_classes": model.space.num_classes,
+            "reading": folder.reading,
+        }
+        images = load_images(from_dict(DataConfig, data), "heldout")
         chosen, device = spread_indices(len(images), limit), model.pos_1LC.device
 
         def batch(numbers: range) -> Batch:

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from mvar import shipped
 from mvar.config import RunConfig
 from mvar.errors import UserError
 from mvar.presets import PRESETS
@@ -10,8 +11,7 @@ from mvar.runs.experiment import find_experiment
 from mvar.runs.request import Request, write_manifest
 from mvar.runs.store import Store
 
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "results" if (ROOT / "pyproject.toml").is_file() else Path("results")  # installed: as `mvar` has it
+RESULTS = (shipped.repository() or Path()) / "results"  # installed: as `mvar` has it
 
 
 def demo_runs(results: Path | str | None = None) -> tuple[Store, dict[str, RunConfig]]:

@@ -269,13 +269,25 @@ def test_a_snapshot_has_what_git_tracks_new_files_and_the_difference(tmp_path, m
 
 @pytest.mark.parametrize("installed", [True, False])
 def test_a_snapshot_has_no_profiles_nor_what_lies_beside_an_installed_wheel(tmp_path, monkeypatch, installed):
-    names = ["mvar/_shipped/experiments/a.py", "experiments/a.py", "analysis/b.py", "slurm/mine.toml", "torch/c.py"]
-    checkout(tmp_path / "site", monkeypatch, *names, *([] if installed else ["pyproject.toml"]))
+    """Not even where another package has left a pyproject.toml there."""
+    own = {"mvar/old.py", "mvar/_shipped/experiments/a.py"} if installed else {"mvar/old.py"}
+    beside = ["experiments/a.py", "analysis/b.py", "pyproject.toml"]
+    checkout(tmp_path / "site", monkeypatch, *own, *beside, "slurm/mine.toml", "torch/c.py")
     shutil.rmtree(tmp_path / "site" / ".git")
     folder = snapshot.take(tmp_path / "code")
     found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - set(snapshot.OWN)
-    own = {"mvar/old.py", "mvar/_shipped/experiments/a.py"}
-    assert found == (own if installed else own | {"experiments/a.py", "analysis/b.py", "pyproject.toml"})
+    assert found == (own if installed else own | set(beside))
+
+
+def test_a_snapshot_of_a_wheel_whose_files_are_links_to_a_cache(tmp_path, monkeypatch):
+    checkout(tmp_path / "site", monkeypatch, "mvar/_shipped/experiments/a.py")
+    shutil.rmtree(tmp_path / "site" / ".git")
+    (tmp_path / "cache").mkdir()
+    file = tmp_path / "site" / "mvar" / "old.py"
+    file.rename(tmp_path / "cache" / "old.py")
+    file.symlink_to(tmp_path / "cache" / "old.py")
+    copy = snapshot.take(tmp_path / "code") / "mvar" / "old.py"
+    assert copy.is_file() and not copy.is_symlink()
 
 
 @pytest.mark.parametrize(

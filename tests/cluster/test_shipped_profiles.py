@@ -79,6 +79,9 @@ def test_a_name_is_never_a_file_of_the_working_directory(tmp_path, monkeypatch):
 def test_the_copy_in_the_wheel_where_there_is_no_repository(tmp_path, monkeypatch):
     (tmp_path / "mvar" / "_shipped" / "slurm").mkdir(parents=True)
     (tmp_path / "mvar" / "_shipped" / "slurm" / "one-gpu.toml").write_text("nodes = 5\n")
+    for stray in ("pyproject.toml", "slurm/cpu.toml"):  # other packages leave such files beside it
+        (tmp_path / stray).parent.mkdir(exist_ok=True)
+        (tmp_path / stray).write_text("nodes = 77\n")
     monkeypatch.setattr(shipped, "PACKAGE", tmp_path / "mvar")
     assert load_profile("one-gpu").nodes == 5
     with pytest.raises(UserError, match=r"'cpu' is unknown"):
