@@ -14,7 +14,7 @@ from mvar.analysis.report import main
 
 NAMES = shipped.names("analysis")
 FIGURES = {  # of `everything`: all requests of the digits preset at equal steps
-    "attention": {"table1", "attention-digits"},
+    "attention_cost": {"table1", "attention-digits"},
     "cost": {"fid-cost-digits-steps"},
     "imagenet": {"figure2"},
     "layers": {"layers-digits-steps"},
@@ -24,7 +24,7 @@ FIGURES = {  # of `everything`: all requests of the digits preset at equal steps
     "scaling": {"scaling-digits-steps"},
 }
 TABLES = {
-    "attention": {"table1"},
+    "attention_cost": {"table1"},
     "cost": set(),
     "imagenet": {"table2", "table3", "table4"},
     "layers": {"layers-digits-steps", "layers-digits-steps-differences"},
