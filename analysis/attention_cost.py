@@ -35,23 +35,7 @@ from mvar import (
     run_attention,
     uniform_share,
 )
-from mvar.analysis import (
-    ERROR_BARS,
-    Analysis,
-    Figure,
-    Measured,
-    Note,
-    Records,
-    Table,
-    Writer,
-    canvas,
-    contradictions,
-    despine,
-    draw_flow,
-    figure_text,
-    main,
-    mixer_look,
-)
+from mvar import analysis as kit
 
 PAPER = "paper (ImageNet)"
 PUBLISHED = {"256": "imagenet256-d16", "512": "imagenet512-d36"}  # VAR's model whose layer the third accounting takes
@@ -77,15 +61,15 @@ class ScoredModel:
     stats: dict[str, AttentionStats]  # by run id
 
     @property
-    def score(self) -> Measured:
+    def score(self) -> kit.Measured:
         """Intra-scale share of attention mass over seeds."""
-        measured = Measured.of(pd.Series([stats.share for stats in self.stats.values()]))
+        measured = kit.Measured.of(pd.Series([stats.share for stats in self.stats.values()]))
         assert measured is not None  # a group has at least one run
         return measured
 
 
 def scored_models(
-    records: Records, measure: Callable[..., AttentionStats] = run_attention
+    records: kit.Records, measure: Callable[..., AttentionStats] = run_attention
 ) -> tuple[list[ScoredModel], list[str]]:
     """Attention of every finished `global` run, grouped by all but the seed, and one line for each that failed."""
     groups: dict[str, dict[str, AttentionStats]] = defaultdict(dict)
@@ -112,7 +96,7 @@ def scored_models(
     return [ScoredModel(configs[key], stats) for key, stats in groups.items() if stats], problems
 
 
-def _of_size_sweeps_alone(records: Records) -> set[str]:
+def _of_size_sweeps_alone(records: kit.Records) -> set[str]:
     """Runs that only sweeps over sizes asked for: small models, which the table has no room for beside the others."""
     asked: dict[bool, set[str]] = {True: set(), False: set()}
     for manifest in records.manifests:
@@ -121,7 +105,7 @@ def _of_size_sweeps_alone(records: Records) -> set[str]:
     return asked[True] - asked[False] if asked[False] else set()
 
 
-def table1(models: list[ScoredModel]) -> Table:
+def table1(models: list[ScoredModel]) -> kit.Table:
     """Cost by three accountings and score, for VAR's 256 and 512 px schedules and for every trained model's own."""
     measured_sides = {model.config.tokenizer.patch_sides for model in models}
     rows: list[dict[str, Any]] = []
@@ -135,12 +119,12 @@ def table1(models: list[ScoredModel]) -> Table:
         size = f"{config.model.depth} layers of width {config.model.width}, {config.train.steps:,} steps"
         label = f"{config.data.name} {config.data.image_size} px, {size}"
         _add_block(rows, run_ids, label, config.model, config.tokenizer.patch_sides, scored)
-    notes = contradictions("Table 1", rows)
+    notes = kit.contradictions("Table 1", rows)
     layer = (
         "The whole layer: four projections, feed-forward and AdaLN are the rest, which no split of the scores saves."
     )
-    notes.append(Note(None, "layer", layer))
-    return Table(
+    notes.append(kit.Note(None, "layer", layer))
+    return kit.Table(
         "table1",
         "Table 1: attention score and cost of global attention",
         COLUMNS,
@@ -176,7 +160,7 @@ def _add_block(
         if scored and part != "rest":
             score = scored.score
             mean = score.mean if part == "intra" else 1 - score.mean
-            row |= {"score": Measured(mean, score.sd, score.n), "n": score.n}
+            row |= {"score": kit.Measured(mean, score.sd, score.n), "n": score.n}
         rows.append(row)
         run_ids.append(sorted(scored.stats) if scored and part != "rest" else [])
 
@@ -225,7 +209,7 @@ def _score_reading(scored: ScoredModel) -> list[str]:
     ]
 
 
-def draw(page: Writer) -> None:
+def draw(page: kit.Writer) -> None:
     """The table, its bars, and where the attention of the widest model on each data set goes."""
     page.section("Table 1: attention score and cost")
 
@@ -245,16 +229,16 @@ def draw(page: Writer) -> None:
         page.figure(data, flow_figure, scored, f"attention-{data}", page.figures)
 
 
-def flow_figure(scored: ScoredModel, name: str, directory: Path) -> Figure:
+def flow_figure(scored: ScoredModel, name: str, directory: Path) -> kit.Figure:
     """Where attention of a `global` model goes: from scale to scale, and the intra share layer by layer."""
     stats = list(scored.stats.values())
     matrix = np.mean([s.matrix.mean(0).numpy() for s in stats], axis=0)
     heads = np.mean([s.intra_per_head.numpy() for s in stats], axis=0)
-    with canvas(directory, name, 3.1, ncols=2, width_ratios=[1.15, 1]) as (_, axes):
-        draw_flow(axes[0, 0], matrix, stats[0].sides)
+    with kit.canvas(directory, name, 3.1, ncols=2, width_ratios=[1.15, 1]) as (_, axes):
+        kit.draw_flow(axes[0, 0], matrix, stats[0].sides)
         axes[0, 0].set(xlabel="keys of scale", ylabel="queries of scale", title="from scale to scale")
         ax, layers = axes[0, 1], stats[0].layers
-        colour = mixer_look("global")["color"]
+        colour = kit.mixer_look("global")["color"]
         for head in heads.T:
             ax.plot(layers, 100 * head, "o", color=colour, alpha=0.35, markersize=3, label="_")
         ax.plot(layers, 100 * heads.mean(1), color=colour, marker="o", label="mean over heads (dots)")
@@ -264,13 +248,13 @@ def flow_figure(scored: ScoredModel, name: str, directory: Path) -> Figure:
         ax.set(title="by layer")
         ax.set_xticks(layers[:: max(1, len(layers) // 8)])
         ax.legend(fontsize="small", loc="lower left")
-        despine(ax)
+        kit.despine(ax)
     data, images = scored.config.data.name, stats[0].num_images
     caption = f"Mean over layers (left), heads, queries and {images:,} held-out images; {len(stats)} seed(s)."
-    return Figure(name, f"Attention of the global model on {data}, {scored.config.train.steps:,} steps", caption)
+    return kit.Figure(name, f"Attention of the global model on {data}, {scored.config.train.steps:,} steps", caption)
 
 
-def table1_figure(table: Table, directory: Path) -> Figure:
+def table1_figure(table: kit.Table, directory: Path) -> kit.Figure:
     """Table 1 as bars: the intra-scale share of the score and of the cost."""
     rows = [row for row in table.rows if row["part"] == "intra"]
     colours = seaborn.color_palette("colorblind")
@@ -282,35 +266,35 @@ def table1_figure(table: Table, directory: Path) -> Figure:
         ("dense", "cost, dense cells", colours[1], None, 100),
         ("kept", "cost, kept cells", colours[4], None, 100),
     )
-    with canvas(directory, table.name, 3.2) as (figure, axes):
+    with kit.canvas(directory, table.name, 3.2) as (figure, axes):
         ax, width = axes[0, 0], 0.8 / len(bars)
         for number, (key, label, colour, hatch, factor) in enumerate(bars):
             values = [row.get(key) for row in rows]
-            heights = [np.nan if v is None else (v.mean if isinstance(v, Measured) else v) * factor for v in values]
+            heights = [np.nan if v is None else (v.mean if isinstance(v, kit.Measured) else v) * factor for v in values]
             at = [i + (number - (len(bars) - 1) / 2) * width for i in range(len(rows))]
             edge = {"edgecolor": "white", "linewidth": 0.8, "hatch": hatch}
             ax.bar(at, heights, width, color=colour, label=label, **edge)
-            deviations = [v.sd * factor if isinstance(v, Measured) and v.sd else 0 for v in values]
+            deviations = [v.sd * factor if isinstance(v, kit.Measured) and v.sd else 0 for v in values]
             shown = [d or np.nan for d in deviations]
-            ax.errorbar(at, heights, yerr=shown, fmt="none", ecolor="0.2", **ERROR_BARS)
+            ax.errorbar(at, heights, yerr=shown, fmt="none", ecolor="0.2", **kit.ERROR_BARS)
             for x, height, deviation in zip(at, heights, deviations, strict=True):
                 if not np.isnan(height):
                     above = (x, height + deviation)
                     ax.annotate(f"{height:.0f}", above, (0, 2), textcoords="offset points", ha="center", fontsize=6.5)
-        ax.set_xticks(range(len(rows)), [figure_text(row["schedule"]).replace(", ", "\n") for row in rows])
+        ax.set_xticks(range(len(rows)), [kit.figure_text(row["schedule"]).replace(", ", "\n") for row in rows])
         ax.tick_params(axis="x", length=0)
         ax.set(ylabel="intra-scale share (%)", ylim=(0, 100))
         ax.grid(axis="x", visible=False)
         figure.legend(loc="outside lower center", ncols=len(bars) // 2, fontsize="small")
-        despine(ax)
+        kit.despine(ax)
     caption = (
         "Share of attention inside a scale: of the score and of the cost. Hatched: printed by the paper (ImageNet)."
     )
-    return Figure(table.name, "Table 1: attention score and cost", caption)
+    return kit.Figure(table.name, "Table 1: attention score and cost", caption)
 
 
-ANALYSIS = Analysis("attention_cost", "Table 1: attention score against cost", draw, place=1)
+ANALYSIS = kit.Analysis("attention_cost", "Table 1: attention score against cost", draw, place=1)
 
 
 if __name__ == "__main__":
-    sys.exit(main(ANALYSIS))
+    sys.exit(kit.main(ANALYSIS))

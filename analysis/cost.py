@@ -11,30 +11,12 @@ import pandas as pd
 from matplotlib.patheffects import withStroke
 
 from mvar import UserError
-from mvar.analysis import (
-    MIXER_NAMES,
-    Analysis,
-    Figure,
-    Manifest,
-    Records,
-    Writer,
-    aggregate,
-    canvas,
-    cell_rows,
-    check_comparable,
-    despine,
-    figure_text,
-    legend_below,
-    main,
-    mixer_look,
-    points,
-    unit,
-)
+from mvar import analysis as kit
 
 
-def draw(page: Writer) -> None:
+def draw(page: kit.Writer) -> None:
     """One figure for each preset and mode that something is measured of."""
-    groups: dict[str, list[Manifest]] = {}
+    groups: dict[str, list[kit.Manifest]] = {}
     for manifest in page.records.manifests:
         if manifest.is_known and manifest.experiment.of_paper and _is_measured(page.records, manifest):
             groups.setdefault(manifest.setting, []).append(manifest)
@@ -45,62 +27,63 @@ def draw(page: Writer) -> None:
         page.figure("cost", cost_figure, page.records, manifests, page.figures)
 
 
-def _is_measured(records: Records, manifest: Manifest) -> bool:
+def _is_measured(records: kit.Records, manifest: kit.Manifest) -> bool:
     try:
-        return any(not rows.empty for _, rows in cell_rows(records, manifest))
+        return any(not rows.empty for _, rows in kit.cell_rows(records, manifest))
     except UserError:  # runs that must not be compared: its table says so
         return False
 
 
-def cost_figure(records: Records, manifests: Sequence[Manifest], directory: Path) -> Figure:
+def cost_figure(records: kit.Records, manifests: Sequence[kit.Manifest], directory: Path) -> kit.Figure:
     """FID against parameters and training FLOPs, over all sweeps of one preset and mode.
 
     Raises:
         UserError: nothing to draw, or evaluations that must not be compared.
     """
-    found = {cell.run_ids: (cell, rows) for manifest in manifests for cell, rows in cell_rows(records, manifest)}
-    cells = [(cell, rows) for cell, rows in found.values() if aggregate(rows, "eval/fid")]
+    found = {cell.run_ids: (cell, rows) for manifest in manifests for cell, rows in kit.cell_rows(records, manifest)}
+    cells = [(cell, rows) for cell, rows in found.values() if kit.aggregate(rows, "eval/fid")]
     first = manifests[0]
     name = f"fid-cost-{first.setting}"
     if not cells:
         raise UserError(f"figure {name}: no finished run to draw")
-    check_comparable(pd.concat([rows for _, rows in cells]))
+    kit.check_comparable(pd.concat([rows for _, rows in cells]))
     # At an equal training budget all training FLOPs are the same: what an image costs is the other half.
     flops = ("train_flops", "training FLOPs") if first.mode == "steps" else ("sample_flops", "FLOPs an image")
     panels = (("num_params", "parameters"), flops, ("image_ms", "sampling time, ms an image"))
-    with canvas(directory, name, 3.2, ncols=len(panels), sharey=True) as (figure, axes):
+    with kit.canvas(directory, name, 3.2, ncols=len(panels), sharey=True) as (figure, axes):
         for ax, (key, label) in zip(axes[0], panels, strict=True):
             costs = [
-                aggregate(rows.assign(image_ms=1000 * rows["sample_s"] / rows["num_images"]), key) for _, rows in cells
+                kit.aggregate(rows.assign(image_ms=1000 * rows["sample_s"] / rows["num_images"]), key)
+                for _, rows in cells
             ]
-            size, power = unit(max((cost.mean for cost in costs if cost), default=1.0))
+            size, power = kit.unit(max((cost.mean for cost in costs if cost), default=1.0))
             for (cell, rows), cost in zip(cells, costs, strict=True):
-                fid = aggregate(rows, "eval/fid")
+                fid = kit.aggregate(rows, "eval/fid")
                 if not fid or not cost:
                     continue
-                look = mixer_look(rows["pattern"].iloc[0])
+                look = kit.mixer_look(rows["pattern"].iloc[0])
                 xerr = None if cost.sd is None or key != "image_ms" else [cost.sd / size]
-                points(ax, [cost.mean / size], [fid], linestyle="none", xerr=xerr, **look)
-                if look["label"] in MIXER_NAMES and not cell.label.startswith("M-VAR-"):  # the legend says it
+                kit.points(ax, [cost.mean / size], [fid], linestyle="none", xerr=xerr, **look)
+                if look["label"] in kit.MIXER_NAMES and not cell.label.startswith("M-VAR-"):  # the legend says it
                     continue
                 at = (cost.mean / size, fid.mean)
-                told = figure_text(cell.label.removeprefix("M-VAR-"))
+                told = kit.figure_text(cell.label.removeprefix("M-VAR-"))
                 text = ax.annotate(told, at, (4, 3), textcoords="offset points", fontsize=6, color="0.25")
                 text.set_path_effects([withStroke(linewidth=2, foreground="white")])  # readable over error bars
             ax.set(xlabel=f"{label} (× {power})" if size != 1 else label)
             ax.margins(x=0.22, y=0.12)
         axes[0, 0].set(ylabel="FID ↓")
-        legend_below(figure, axes[0, 0], "layers")
-        despine(*axes[0])
+        kit.legend_below(figure, axes[0, 0], "layers")
+        kit.despine(*axes[0])
     caption = (
         "Every finished run of the sweeps; W and D are Table 5's narrower and shallower M-VAR, N of M the layers "
         "replaced. Parameters and FLOPs are analytic, sampling time is measured; bars: standard deviation over seeds."
     )
-    return Figure(name, f"FID against cost: {first.title}", caption)
+    return kit.Figure(name, f"FID against cost: {first.title}", caption)
 
 
-ANALYSIS = Analysis("cost", "FID against parameters, training FLOPs and sampling time", draw, place=60)
+ANALYSIS = kit.Analysis("cost", "FID against parameters, training FLOPs and sampling time", draw, place=60)
 
 
 if __name__ == "__main__":
-    sys.exit(main(ANALYSIS))
+    sys.exit(kit.main(ANALYSIS))

@@ -31,25 +31,7 @@ from mvar import (
     paper_rows,
     sample_flops,
 )
-from mvar.analysis import (
-    KEYS,
-    Analysis,
-    Figure,
-    Measured,
-    Records,
-    Table,
-    Writer,
-    aggregate,
-    canvas,
-    check_comparable,
-    contradictions,
-    despine,
-    main,
-    mixer_look,
-    points,
-    prose,
-    ratio,
-)
+from mvar import analysis as kit
 
 PATTERNS = {"VAR": "global", "M-VAR": "intra+mamba"}
 CLASSES = 1000
@@ -111,13 +93,13 @@ ARTEFACTS = (
 )
 
 
-def imagenet_table(records: Records, which: Artefact) -> tuple[Table, str | None]:
+def imagenet_table(records: kit.Records, which: Artefact) -> tuple[kit.Table, str | None]:
     """The table, and why measured values are left out of it where they must not be compared (else None)."""
     printed = paper_rows(which.csv)
     found, refused = _measured(records, which), None
     try:
         if found:
-            check_comparable(pd.concat(found.values()), ("sample.candidates",) if which.rejection else ())
+            kit.check_comparable(pd.concat(found.values()), ("sample.candidates",) if which.rejection else ())
     except UserError as error:
         refused, found = str(error), {}
     rows = [_printed_row(row, which) for row in printed]
@@ -132,13 +114,13 @@ def imagenet_table(records: Records, which: Artefact) -> tuple[Table, str | None
         run_ids[number] = sorted(set(measured["run_id"]))
     _add_relative_time(rows, run_ids, found, which)
     shown = _columns(which, printed)
-    table = Table(
+    table = kit.Table(
         which.name,
         f"{which.artefact}: {which.title}",
         shown,
         rows,
         run_ids,
-        contradictions(which.artefact, rows),
+        kit.contradictions(which.artefact, rows),
         _reading(found, which, refused),
         _missing(rows, run_ids, which),
     )
@@ -203,7 +185,7 @@ def published_model(name: str, resolution: int) -> ModelConfig | None:
     return override(preset, {"model.pattern": pattern}).model if preset else model_size(depth, pattern=pattern)
 
 
-def _measured(records: Records, which: Artefact) -> dict[Ours, pd.DataFrame]:
+def _measured(records: kit.Records, which: Artefact) -> dict[Ours, pd.DataFrame]:
     """Finished evaluations of the table's models, seeds together."""
     groups: dict[Ours, list[int]] = {}
     done = records.done
@@ -239,7 +221,7 @@ def _training(config: RunConfig, which: Artefact) -> str:
 
 
 def _values(measured: pd.DataFrame) -> dict[str, Any]:
-    values = {name: aggregate(measured, KEYS[name]) for name in ("fid", "is", "precision", "recall")}
+    values = {name: kit.aggregate(measured, kit.KEYS[name]) for name in ("fid", "is", "precision", "recall")}
     rate = float(measured["acceptance_rate"].iloc[0])
     return values | {"acceptance_rate": rate, "n": len(set(measured["seed"]))}
 
@@ -253,7 +235,7 @@ def _add_relative_time(
     by_runs = {tuple(sorted(set(measured["run_id"]))): measured for measured in found.values()}
     for row, ids in zip(rows, run_ids, strict=True):
         if ids:
-            row["time"] = ratio(by_runs[tuple(ids)], reference, "sample_s")
+            row["time"] = kit.ratio(by_runs[tuple(ids)], reference, "sample_s")
 
 
 def _reading(found: dict[Ours, pd.DataFrame], which: Artefact, refused: str | None) -> list[str]:
@@ -265,7 +247,7 @@ def _reading(found: dict[Ours, pd.DataFrame], which: Artefact, refused: str | No
     if which.rejection:
         lines.append("The paper states no acceptance rate; ours is images kept over images drawn.")
     if refused:
-        lines.append(f"**Not compared.** {prose(refused)}")
+        lines.append(f"**Not compared.** {kit.prose(refused)}")
     elif not found:
         lines.append("No run of ours is there: every measured cell is a dash.")
     else:
@@ -301,19 +283,19 @@ MODELS = {"VAR": "global", "M-VAR": "intra+mamba"}  # a row's model -> whose col
 UNITS = {"M": 1e6, "B": 1e9}
 
 
-def figure2(table: Table, directory: Path) -> Figure:
+def figure2(table: kit.Table, directory: Path) -> kit.Figure:
     """Figure 2: FID of Table 2's rows against parameters and against relative time; measured points filled.
 
     Printed points are hollow, at printed sizes and times; the other families are grey.
     """
     panels = (("paper_params", "num_params", "parameters"), ("paper_relative_time", "time", "relative time"))
-    with canvas(directory, "figure2", 3.4, ncols=2, sharey=True) as (figure, axes):
+    with kit.canvas(directory, "figure2", 3.4, ncols=2, sharey=True) as (figure, axes):
         for ax, (printed, measured, label) in zip(axes[0], panels, strict=True):
             others = [row for row in table.rows if _model(row) is None]
             _scatter(ax, others, printed, {"color": "0.7", "marker": "x", "label": "other families, paper"})
             for model, pattern in MODELS.items():
                 rows = [row for row in table.rows if _model(row) == model]
-                look = mixer_look(pattern)
+                look = kit.mixer_look(pattern)
                 hollow = {
                     "marker": look["marker"],
                     "color": look["color"],
@@ -322,23 +304,25 @@ def figure2(table: Table, directory: Path) -> Figure:
                 }
                 _scatter(ax, rows, printed, hollow | {"label": f"{model}, paper"})
                 ours = [
-                    (_as_number(row.get(measured)), row["fid"]) for row in rows if isinstance(row.get("fid"), Measured)
+                    (_as_number(row.get(measured)), row["fid"])
+                    for row in rows
+                    if isinstance(row.get("fid"), kit.Measured)
                 ]
                 ours = [(x, fid) for x, fid in ours if x is not None]
                 if ours:
                     filled = {**look, "label": f"{model}, measured", "linestyle": "none"}
-                    points(ax, [x for x, _ in ours], [fid for _, fid in ours], **filled)
+                    kit.points(ax, [x for x, _ in ours], [fid for _, fid in ours], **filled)
             ax.set(xscale="log", xlabel=label, ylim=(1, 8))
-            despine(ax)
+            kit.despine(ax)
         axes[0, 0].set(ylabel="FID ↓ (ImageNet 256 × 256)")
         handles, names = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=min(5, len(names)), fontsize="small")
-    there = any(isinstance(row.get("fid"), Measured) for row in table.rows)
+    there = any(isinstance(row.get("fid"), kit.Measured) for row in table.rows)
     caption = (
         "Hollow and grey: as printed in Table 2 (FID above 8 is outside). Time is relative to M-VAR-d32. "
         f"{'Filled: measured here.' if there else 'No run of ours on ImageNet is there.'}"
     )
-    return Figure("figure2", "Figure 2: FID against parameters and time", caption)
+    return kit.Figure("figure2", "Figure 2: FID against parameters and time", caption)
 
 
 def _model(row: Mapping[str, Any]) -> str | None:
@@ -355,13 +339,13 @@ def _scatter(ax: Any, rows: Sequence[Mapping[str, Any]], key: str, look: dict[st
 
 def _as_number(value: Any) -> float | None:
     """A printed size or time as a number; None for what is a bound (">32") or not there."""
-    if isinstance(value, Measured):
+    if isinstance(value, kit.Measured):
         return value.mean
     match = re.fullmatch(r"([\d.]+)([MB]?)", str(value))
     return float(match[1]) * UNITS.get(match[2], 1) if match else None
 
 
-def draw(page: Writer) -> None:
+def draw(page: kit.Writer) -> None:
     """The three tables, and Figure 2 under the first."""
     for which in ARTEFACTS:
         page.section(f"{which.artefact}: {which.title}")
@@ -373,8 +357,8 @@ def draw(page: Writer) -> None:
             page.figure("figure2", figure2, table, page.figures)
 
 
-ANALYSIS = Analysis("imagenet", "Tables 2, 3 and 4 (ImageNet)", draw, place=70)
+ANALYSIS = kit.Analysis("imagenet", "Tables 2, 3 and 4 (ImageNet)", draw, place=70)
 
 
 if __name__ == "__main__":
-    sys.exit(main(ANALYSIS))
+    sys.exit(kit.main(ANALYSIS))

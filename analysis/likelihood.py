@@ -7,55 +7,40 @@ import sys
 from pathlib import Path
 
 from mvar import UserError
-from mvar.analysis import (
-    Analysis,
-    Figure,
-    Manifest,
-    Records,
-    Table,
-    Writer,
-    aggregate,
-    canvas,
-    cell_rows,
-    despine,
-    figure_text,
-    main,
-    mixer_look,
-    points,
-)
+from mvar import analysis as kit
 
 
-def draw(page: Writer, manifest: Manifest, table: Table) -> None:
+def draw(page: kit.Writer, manifest: kit.Manifest, table: kit.Table) -> None:
     """One figure for each request of an experiment that names it."""
     page.figure("likelihood", scale_figure, page.records, manifest, page.figures)
 
 
-def scale_figure(records: Records, manifest: Manifest, directory: Path) -> Figure:
+def scale_figure(records: kit.Records, manifest: kit.Manifest, directory: Path) -> kit.Figure:
     """Held-out NLL by scale, one line a mixer."""
     name = f"nll-by-scale-{manifest.setting}"
-    cells = [(cell, rows) for cell, rows in cell_rows(records, manifest) if not rows.empty]
+    cells = [(cell, rows) for cell, rows in kit.cell_rows(records, manifest) if not rows.empty]
     keys = sorted(key for key in records.table.columns if key.startswith("eval/nll_bits_scale_"))
     cells = [(cell, rows) for cell, rows in cells if any(rows[key].notna().any() for key in keys)]
     if not cells:
         raise UserError(f"figure {name}: no held-out likelihood by scale to draw")
-    with canvas(directory, name, 3.0) as (_, axes):
+    with kit.canvas(directory, name, 3.0) as (_, axes):
         ax = axes[0, 0]
         for number, (cell, rows) in enumerate(cells):
-            values = [(i, m) for i, key in enumerate(keys) if (m := aggregate(rows, key))]
+            values = [(i, m) for i, key in enumerate(keys) if (m := kit.aggregate(rows, key))]
             dodge = 0.06 * (number - (len(cells) - 1) / 2)
-            look = mixer_look(rows["pattern"].iloc[0]) | {"label": figure_text(cell.label)}
-            points(ax, [i + dodge for i, _ in values], [m for _, m in values], linewidth=1.2, **look)
+            look = kit.mixer_look(rows["pattern"].iloc[0]) | {"label": kit.figure_text(cell.label)}
+            kit.points(ax, [i + dodge for i, _ in values], [m for _, m in values], linewidth=1.2, **look)
         sides = records.configs[cells[0][1]["run_id"].iloc[0]].tokenizer.patch_sides
         ax.set_xticks(range(len(keys)), [f"{side} × {side}" for side in sides[: len(keys)]])
         ax.set(xlabel="scale (tokens)", ylabel="held-out NLL ↓ (bits per token)")
         ax.legend(loc="best", fontsize="small")
-        despine(ax)
+        kit.despine(ax)
     caption = "Bits per token of held-out images, by scale, under teacher forcing; bars: standard deviation over seeds."
-    return Figure(name, f"Likelihood by scale: {manifest.title}", caption)
+    return kit.Figure(name, f"Likelihood by scale: {manifest.title}", caption)
 
 
-ANALYSIS = Analysis("likelihood", "Held-out likelihood by scale", draw, of="sweep")
+ANALYSIS = kit.Analysis("likelihood", "Held-out likelihood by scale", draw, of="sweep")
 
 
 if __name__ == "__main__":
-    sys.exit(main(ANALYSIS))
+    sys.exit(kit.main(ANALYSIS))

@@ -9,63 +9,51 @@ from pathlib import Path
 import pandas as pd
 
 from mvar import DONE, UserError
-from mvar.analysis import (
-    Analysis,
-    Figure,
-    Manifest,
-    Records,
-    Table,
-    Writer,
-    canvas,
-    despine,
-    figure_text,
-    main,
-    mixer_look,
-    training_curve,
-)
+from mvar import analysis as kit
 
 SMOOTHING = 30  # of a loss curve: the window is that fraction of the training
 
 
-def draw(page: Writer, manifest: Manifest, table: Table) -> None:
+def draw(page: kit.Writer, manifest: kit.Manifest, table: kit.Table) -> None:
     """One figure for each request of an experiment that names it."""
     page.figure("loss", loss_figure, page.records, manifest, page.figures, page.problems)
 
 
-def loss_figure(records: Records, manifest: Manifest, directory: Path, problems: list[str]) -> Figure:
+def loss_figure(records: kit.Records, manifest: kit.Manifest, directory: Path, problems: list[str]) -> kit.Figure:
     """Training loss over steps, one colour a mixer."""
     name = f"loss-{manifest.setting}"
     trained = set(records.table.loc[records.table["state"] == DONE, "run_id"])
     drawn = False
-    with canvas(directory, name, 3.0) as (_, axes):
+    with kit.canvas(directory, name, 3.0) as (_, axes):
         ax = axes[0, 0]
         for cell in manifest.cells:
             run_ids = [run_id for run_id in cell.run_ids if run_id in trained]
             curves = [
-                training_curve(records.store.run(run_id), "train/loss", problems, records.cache) for run_id in run_ids
+                kit.training_curve(records.store.run(run_id), "train/loss", problems, records.cache)
+                for run_id in run_ids
             ]
             curves = [curve for curve in curves if not curve.empty]
             if not curves:
                 continue
-            colour = mixer_look(records.configs[run_ids[0]].model.pattern)["color"]
+            colour = kit.mixer_look(records.configs[run_ids[0]].model.pattern)["color"]
             for curve in curves:
                 ax.plot(curve["step"], curve["value"], color=colour, alpha=0.2, linewidth=0.6)
             mean = pd.Series(pd.concat(curves).groupby("step")["value"].mean())
             smooth = pd.Series(mean.rolling(max(1, len(mean) // SMOOTHING), min_periods=1, center=True).mean())
-            ax.plot(smooth.index, smooth, color=colour, linewidth=1.5, label=figure_text(cell.label))
+            ax.plot(smooth.index, smooth, color=colour, linewidth=1.5, label=kit.figure_text(cell.label))
             drawn = True
         if not drawn:
             raise UserError(f"figure {name}: no training loss to draw")
         ax.set(xlabel="training step", ylabel="training loss (nats per token)")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend(fontsize="small")
-        despine(ax)
+        kit.despine(ax)
     caption = f"Faint: every seed as logged; bold: mean over seeds, smoothed over 1/{SMOOTHING} of the training."
-    return Figure(name, f"Training loss: {manifest.title}", caption)
+    return kit.Figure(name, f"Training loss: {manifest.title}", caption)
 
 
-ANALYSIS = Analysis("loss", "Training loss over steps", draw, of="sweep")
+ANALYSIS = kit.Analysis("loss", "Training loss over steps", draw, of="sweep")
 
 
 if __name__ == "__main__":
-    sys.exit(main(ANALYSIS))
+    sys.exit(kit.main(ANALYSIS))

@@ -10,33 +10,18 @@ from pathlib import Path
 import numpy as np
 
 from mvar import RunConfig, UserError, check_artefact, layout
-from mvar.analysis import (
-    WIDTH,
-    Analysis,
-    Figure,
-    Manifest,
-    Records,
-    Table,
-    Writer,
-    canvas,
-    cell_rows,
-    figure_text,
-    main,
-    read_samples,
-    real_images,
-    tile,
-)
+from mvar import analysis as kit
 
 PANELS_A_ROW = 5
 MAX_TITLE = 26  # characters over a panel
 
 
-def draw(page: Writer, manifest: Manifest, table: Table) -> None:
+def draw(page: kit.Writer, manifest: kit.Manifest, table: kit.Table) -> None:
     """One figure for each request of an experiment that names it."""
     page.figure("samples", samples_figure, page.records, manifest, page.figures, page.problems)
 
 
-def samples_figure(records: Records, manifest: Manifest, directory: Path, problems: list[str]) -> Figure:
+def samples_figure(records: kit.Records, manifest: kit.Manifest, directory: Path, problems: list[str]) -> kit.Figure:
     """Sample grids of a sweep: real images, then every cell's first seed; a set that cannot be read is a problem.
 
     Raises:
@@ -45,14 +30,14 @@ def samples_figure(records: Records, manifest: Manifest, directory: Path, proble
     name = f"samples-{manifest.name}"
     panels: list[tuple[str, np.ndarray]] = []
     config: RunConfig | None = None
-    for cell, rows in cell_rows(records, manifest):
+    for cell, rows in kit.cell_rows(records, manifest):
         if rows.empty:
             continue
         row = rows.sort_values(["seed", "sample_seed"]).iloc[0]
         path = records.store.run(row["run_id"]).samples(row["evaluation_id"]) / layout.SAMPLES_NPZ
         try:
             check_artefact(path)
-            panels.append((cell.label, read_samples(path)))
+            panels.append((cell.label, kit.read_samples(path)))
             config = config or records.configs[row["run_id"]]
         except (UserError, OSError) as error:
             reason = str(error).removeprefix(f"{path}: ")
@@ -60,30 +45,30 @@ def samples_figure(records: Records, manifest: Manifest, directory: Path, proble
     if config is None:
         raise UserError(f"figure {name}: no samples to show")
     try:
-        panels.insert(0, ("real, held out", real_images(config)))
+        panels.insert(0, ("real, held out", kit.real_images(config)))
     except (UserError, OSError) as error:
         problems.append(f"figure {name}: no real images beside the samples: {error}")
     _draw(panels, directory, name)
     caption = "The same classes in every panel, one a row: real held-out images, then samples as drawn, not chosen."
-    return Figure(name, f"Samples: {manifest.artefact}, {manifest.title}", caption)
+    return kit.Figure(name, f"Samples: {manifest.artefact}, {manifest.title}", caption)
 
 
 def _draw(panels: Sequence[tuple[str, np.ndarray]], directory: Path, name: str) -> None:
-    sheets = [(label, tile(images)) for label, images in panels]
+    sheets = [(label, kit.tile(images)) for label, images in panels]
     columns = min(PANELS_A_ROW, len(sheets))
     rows = -(-len(sheets) // columns)
     high, wide = sheets[0][1].shape[:2]
-    height = rows * (0.96 * WIDTH / columns * high / wide + 0.25)
-    with canvas(directory, name, height, nrows=rows, ncols=columns) as (_, axes):
+    height = rows * (0.96 * kit.WIDTH / columns * high / wide + 0.25)
+    with kit.canvas(directory, name, height, nrows=rows, ncols=columns) as (_, axes):
         for ax in axes.flat:
             ax.set_axis_off()
         for ax, (label, sheet) in zip(axes.flat, sheets, strict=False):
             ax.imshow(sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet, cmap="gray", vmin=0, vmax=255)
-            ax.set_title(figure_text(label, MAX_TITLE), loc="center", fontsize="small")
+            ax.set_title(kit.figure_text(label, MAX_TITLE), loc="center", fontsize="small")
 
 
-ANALYSIS = Analysis("samples", "Samples of every row, side by side", draw, of="sweep")
+ANALYSIS = kit.Analysis("samples", "Samples of every row, side by side", draw, of="sweep")
 
 
 if __name__ == "__main__":
-    sys.exit(main(ANALYSIS))
+    sys.exit(kit.main(ANALYSIS))

@@ -14,28 +14,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from mvar import Column, UserError, columns
-from mvar.analysis import (
-    BOOTSTRAP,
-    DASH,
-    MIN_POINTS,
-    Analysis,
-    Figure,
-    Law,
-    Manifest,
-    Measured,
-    Records,
-    Table,
-    Writer,
-    aggregate,
-    canvas,
-    cell_rows,
-    code,
-    despine,
-    fit_law,
-    main,
-    mixer_look,
-    points,
-)
+from mvar import analysis as kit
 
 MODELS = {"VAR": "global", "M-VAR": "intra+mamba"}  # a row's model -> whose colour it has
 METRICS = {  # key of the evaluation -> heading; the last scale's key is filled in from the data
@@ -66,7 +45,7 @@ class Curve:
     metric: str
     axis: str
     xs: np.ndarray
-    values: list[Measured]
+    values: list[kit.Measured]
 
     @property
     def ys(self) -> np.ndarray:
@@ -74,20 +53,20 @@ class Curve:
         return np.array([value.mean for value in self.values])
 
 
-def curves(records: Records, manifest: Manifest) -> list[Curve]:
+def curves(records: kit.Records, manifest: kit.Manifest) -> list[Curve]:
     """Every model's metric over the sizes of a depth sweep, as far as it was measured.
 
     Raises:
         UserError: evaluations that must not be compared.
     """
-    cells = [(cell, rows) for cell, rows in cell_rows(records, manifest) if not rows.empty]
+    cells = [(cell, rows) for cell, rows in kit.cell_rows(records, manifest) if not rows.empty]
     models = dict.fromkeys(cell.label.rpartition("-d")[0] for cell, _ in cells)
     found = []
     for model in models:
         own = [rows for cell, rows in cells if cell.label.rpartition("-d")[0] == model]
         for metric in METRICS:
             for axis in AXES:
-                points = [(rows[axis].iloc[0], aggregate(rows, last_scale(metric, rows))) for rows in own]
+                points = [(rows[axis].iloc[0], kit.aggregate(rows, last_scale(metric, rows))) for rows in own]
                 there = sorted((x, value) for x, value in points if value is not None)
                 if there:
                     xs = np.array([x for x, _ in there], dtype=float)
@@ -103,33 +82,35 @@ def last_scale(metric: str, rows: pd.DataFrame) -> str:
     return max((name for name in there if name.startswith(metric)), default=metric)
 
 
-def scaling_table(found: Sequence[Curve], manifest: Manifest) -> tuple[Table, dict[int, Law]]:
+def scaling_table(found: Sequence[Curve], manifest: kit.Manifest) -> tuple[kit.Table, dict[int, kit.Law]]:
     """Fits of all curves as a table, and the laws by the curve's number."""
     rows: list[dict[str, Any]] = []
-    laws: dict[int, Law] = {}
+    laws: dict[int, kit.Law] = {}
     few = 0
     for number, curve in enumerate(found):
         row: dict[str, Any] = {"model": curve.model, "metric": METRICS[curve.metric], "axis": AXES[curve.axis]}
         row["label"], row["points"] = curve.model, len(curve.xs)
-        if len(curve.xs) >= MIN_POINTS and (curve.ys > 0).all():
-            law = laws[number] = fit_law(curve.xs, curve.ys)
+        if len(curve.xs) >= kit.MIN_POINTS and (curve.ys > 0).all():
+            law = laws[number] = kit.fit_law(curve.xs, curve.ys)
             row |= {"exponent": law.exponent, "offset": law.offset, "factor": law.factor}
             row["interval"] = f"[{law.low:.3f}, {law.high:.3f}]" if law.resolved else "not resolved"
             row["correlation"] = None if np.isnan(law.correlation) else law.correlation
         else:
             few += 1
-            row["interval"] = DASH
+            row["interval"] = kit.DASH
         rows.append(row)
     run_ids = [sorted({run_id for value in curve.values for run_id in value.run_ids}) for curve in found]
     title = f"Scaling laws: {manifest.title}"
-    return Table(f"{manifest.name}-laws", title, COLUMNS, rows, run_ids, reading=_reading(found, few, manifest)), laws
+    return kit.Table(
+        f"{manifest.name}-laws", title, COLUMNS, rows, run_ids, reading=_reading(found, few, manifest)
+    ), laws
 
 
-def _reading(found: Sequence[Curve], few: int, manifest: Manifest) -> list[str]:
+def _reading(found: Sequence[Curve], few: int, manifest: kit.Manifest) -> list[str]:
     lines = [
         "y = c + a (x / smallest x)^-b by least squares on log y. The interval of b is from "
-        f"{BOOTSTRAP} bootstraps of the residuals. With as few sizes as these, offset and exponent trade off against "
-        "each other: a law is a description of these runs, no forecast.",
+        f"{kit.BOOTSTRAP} bootstraps of the residuals. With as few sizes as these, offset and exponent trade off "
+        "against each other: a law is a description of these runs, no forecast.",
         "The correlation is of log x and log y, as VAR states it (near -0.998 on ImageNet).",
         "Every size trains the same steps: a point is one finished training, not the compute-optimal one.",
     ]
@@ -138,8 +119,8 @@ def _reading(found: Sequence[Curve], few: int, manifest: Manifest) -> list[str]:
     if few:
         sizes = min(len(curve.xs) for curve in found)
         lines.append(
-            f"{few} of {len(found)} curves are not fitted: the law needs {MIN_POINTS} sizes, {sizes} "
-            f"{'is' if sizes == 1 else 'are'} there. Command: {code(manifest.command)}"
+            f"{few} of {len(found)} curves are not fitted: the law needs {kit.MIN_POINTS} sizes, {sizes} "
+            f"{'is' if sizes == 1 else 'are'} there. Command: {kit.code(manifest.command)}"
         )
     sizes = {metric: max((len(c.xs) for c in found if c.metric == metric), default=0) for metric in METRICS}
     if sizes["eval/error"] < sizes["eval/nll_bits_per_token"]:
@@ -147,7 +128,9 @@ def _reading(found: Sequence[Curve], few: int, manifest: Manifest) -> list[str]:
     return lines
 
 
-def scaling_figure(found: Sequence[Curve], laws: Mapping[int, Law], manifest: Manifest, directory: Path) -> Figure:
+def scaling_figure(
+    found: Sequence[Curve], laws: Mapping[int, kit.Law], manifest: kit.Manifest, directory: Path
+) -> kit.Figure:
     """Loss and token error against parameters and training FLOPs, log-log, with the fitted laws: VAR's plot.
 
     Raises:
@@ -157,12 +140,12 @@ def scaling_figure(found: Sequence[Curve], laws: Mapping[int, Law], manifest: Ma
     if not metrics:
         raise UserError(f"figure {manifest.name}: no finished run to draw")
     size = {"nrows": len(metrics), "ncols": len(AXES), "sharex": "col", "sharey": "row"}
-    with canvas(directory, manifest.name, 0.5 + 1.75 * len(metrics), **size) as (figure, axes):
+    with kit.canvas(directory, manifest.name, 0.5 + 1.75 * len(metrics), **size) as (figure, axes):
         for number, curve in enumerate(found):
             ax = axes[metrics.index(curve.metric), list(AXES).index(curve.axis)]
-            look = mixer_look(MODELS[curve.model])
+            look = kit.mixer_look(MODELS[curve.model])
             law = laws.get(number)
-            points(ax, curve.xs.tolist(), curve.values, **{**look, "linestyle": "none", "label": curve.model})
+            kit.points(ax, curve.xs.tolist(), curve.values, **{**look, "linestyle": "none", "label": curve.model})
             if law and law.resolved:
                 xs = np.geomspace(curve.xs.min(), curve.xs.max(), 100)
                 ax.plot(xs, law(xs), color=look["color"], linewidth=1.2, label="_")
@@ -178,12 +161,12 @@ def scaling_figure(found: Sequence[Curve], laws: Mapping[int, Law], manifest: Ma
             axes[-1, column].set(xlabel=label)
         handles, names = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize="small")
-        despine(*axes.flat)
+        kit.despine(*axes.flat)
     caption = (
         "Held-out loss and token error over a depth sweep, both axes logarithmic. Lines: y = c + a x^-b, where the "
         "exponent is resolved; r: correlation of the logs; bars: standard deviation over seeds."
     )
-    return Figure(manifest.name, f"Scaling laws: {manifest.title}", caption)
+    return kit.Figure(manifest.name, f"Scaling laws: {manifest.title}", caption)
 
 
 def _log_axes(ax: Any) -> None:
@@ -195,7 +178,7 @@ def _log_axes(ax: Any) -> None:
     ax.margins(y=0.15)
 
 
-def draw(page: Writer, manifest: Manifest, table: Table) -> None:
+def draw(page: kit.Writer, manifest: kit.Manifest, table: kit.Table) -> None:
     """Laws as a table and as lines, for each request of the experiment `scaling`."""
     found = curves(page.records, manifest)
     laws_table, laws = scaling_table(found, manifest)
@@ -203,8 +186,8 @@ def draw(page: Writer, manifest: Manifest, table: Table) -> None:
     page.figure(manifest.name, scaling_figure, found, laws, manifest, page.figures)
 
 
-ANALYSIS = Analysis("scaling", "Scaling laws", draw, of="sweep")
+ANALYSIS = kit.Analysis("scaling", "Scaling laws", draw, of="sweep")
 
 
 if __name__ == "__main__":
-    sys.exit(main(ANALYSIS))
+    sys.exit(kit.main(ANALYSIS))

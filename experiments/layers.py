@@ -9,6 +9,7 @@ of which only the end points are stated, so that the points between have nothing
 from mvar import Cell, Experiment, RunConfig, columns, override, paper_rows
 
 QUARTERS = 4
+COLUMNS = (columns.name("layers replaced"), columns.FID, columns.PAPER_FID, *columns.SCORES, *columns.COSTS)
 
 
 def cells(config: RunConfig) -> list[Cell]:
@@ -26,20 +27,14 @@ def cells(config: RunConfig) -> list[Cell]:
 
 
 EXPERIMENT = Experiment(
-    name="layers",
-    artefact="Figure 5",
-    summary="0, 1/4, 1/2, 3/4 and all layers intra+mamba",
-    build=cells,
-    columns=(
-        columns.name("layers replaced"),
-        columns.FID,
-        columns.PAPER_FID,
-        *columns.SCORES,
-        *columns.COSTS,
-    ),
+    "layers",
+    "Figure 5",
+    "0, 1/4, 1/2, 3/4 and all layers intra+mamba",
+    cells,
     compares="trend",
     along="layers replaced",
     figures=("layers",),
     of_paper=True,
+    columns=COLUMNS,
     place=30,
 )

@@ -9,6 +9,18 @@ from mvar import Cell, Column, Experiment, RunConfig, UserError, columns, overri
 
 MVAR = "intra+mamba"
 REFERENCE = "M-VAR"  # the row that cost and time are relative to
+COLUMNS = (
+    columns.name("model"),
+    columns.DEPTH,
+    columns.WIDTH,
+    columns.PARAMETERS,
+    Column("paper_params", "parameters", columns.PAPER),
+    columns.FID,
+    columns.PAPER_FID,
+    *columns.SCORES,
+    *columns.RELATIVE,
+    *columns.SPENT,
+)
 
 
 def _scale(value: int, ratio: Fraction, what: str) -> int:
@@ -37,22 +49,10 @@ def cells(config: RunConfig) -> list[Cell]:
 
 
 EXPERIMENT = Experiment(
-    name="parameters",
-    artefact="Table 5",
-    summary="VAR, M-VAR-W, M-VAR-D, M-VAR",
-    build=cells,
-    columns=(
-        columns.name("model"),
-        columns.DEPTH,
-        columns.WIDTH,
-        columns.PARAMETERS,
-        Column("paper_params", "parameters", columns.PAPER),
-        columns.FID,
-        columns.PAPER_FID,
-        *columns.SCORES,
-        *columns.RELATIVE,
-        *columns.SPENT,
-    ),
+    "parameters",
+    "Table 5",
+    "VAR, M-VAR-W, M-VAR-D, M-VAR",
+    cells,
     notes=(
         f"Cost and time are relative to {REFERENCE}, as in the paper. Measured: time of a training step and of "
         "sampling, on a machine that runs may have shared; analytic: FLOPs of a forward pass (training is three of "
@@ -60,5 +60,6 @@ EXPERIMENT = Experiment(
     ),
     relative_to=REFERENCE,
     of_paper=True,
+    columns=COLUMNS,
     place=20,
 )

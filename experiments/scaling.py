@@ -13,6 +13,16 @@ from mvar import Cell, Experiment, RunConfig, UserError, columns, override, resi
 
 FRACTIONS = tuple(Fraction(n, 4) for n in (1, 2, 3, 4, 5))  # of the preset's depth
 PATTERNS = {"VAR": "global", "M-VAR": "intra+mamba"}
+COLUMNS = (
+    columns.name("model"),
+    columns.DEPTH,
+    columns.WIDTH,
+    columns.NLL,
+    columns.ERROR,
+    columns.FID,
+    columns.COPIES,
+    *columns.COSTS,
+)
 
 
 def cells(config: RunConfig) -> list[Cell]:
@@ -34,21 +44,12 @@ def cells(config: RunConfig) -> list[Cell]:
 
 
 EXPERIMENT = Experiment(
-    name="scaling",
-    artefact="Scaling laws",
-    summary="VAR and M-VAR at five depths",
-    build=cells,
-    columns=(
-        columns.name("model"),
-        columns.DEPTH,
-        columns.WIDTH,
-        columns.NLL,
-        columns.ERROR,
-        columns.FID,
-        columns.COPIES,
-        *columns.COSTS,
-    ),
+    "scaling",
+    "Scaling laws",
+    "VAR and M-VAR at five depths",
+    cells,
     compares="sizes",
     figures=("scaling",),
+    columns=COLUMNS,
     place=45,
 )

@@ -52,3 +52,15 @@ def load_quantizer(case):
     vae = load_file(GOLDEN / case / "vae.safetensors")
     quantizer.load_state_dict({k.removeprefix("quantize."): v.float() for k, v in vae.items()})
     return quantizer
+
+
+def tokenizer_config(facts, **more):
+    """The tokenizer of a golden case; the parts beside the quantizer are given by those cases that have them."""
+    return TokenizerConfig(
+        patch_sides=facts["patch_nums"],
+        vocab_size=facts["vocab_size"],
+        code_channels=facts["Cvae"],
+        share_phi=facts["share_quant_resi"],
+        beta=facts["beta"],
+        **more,
+    )

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from untrained_runs import save_untrained
 
 from mvar.cli import main
 from mvar.commands.run import Run
@@ -93,18 +94,9 @@ def test_sampling_from_a_run_that_is_not_trained(tmp_path, capsys):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     """A results directory with a run of four named classes and its tokenizer, weights as they were drawn."""
-    from mvar.checkpoints.weights import save_weights
-    from mvar.tokenizer.model import Tokenizer
-    from mvar.transformer import ScaleTransformer
-
     config = override(PRESETS["smoke"], {"data.num_classes": 4})
     store = Store(tmp_path_factory.mktemp("trained"))
-    run, tokenizer = store.run(config.run_id), store.stage("tokenizer", config.tokenizer_id)
-    run.write_config(config)
-    tokenizer.path.mkdir(parents=True)
-    names = {"class_names": ["zero", "one", "two", "three"]}
-    save_weights(run.weights, ScaleTransformer(config.model, config.token_space), names)
-    save_weights(tokenizer.path / "tokenizer.safetensors", Tokenizer(config.tokenizer, config.data.channels), {})
+    run, _ = save_untrained(store, config, ["zero", "one", "two", "three"])
     run.write_status(DONE, "evaluate")
     return store.root
 

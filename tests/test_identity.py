@@ -8,7 +8,8 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from mvar.config import RunConfig, from_dict, identity, override, schema, stored_config
+from mvar import config as schema
+from mvar.config import RunConfig, from_dict, identity, override, stored_config
 from mvar.errors import UserError
 from mvar.presets import PRESETS
 from mvar.runs.experiment import experiment_names, find_experiment

@@ -2,16 +2,15 @@
 
 import pytest
 import torch
+from untrained_runs import finish_tokenizer, save_untrained
 
 from mvar.checkpoints.published import official_state, write_official
-from mvar.checkpoints.weights import save_weights
 from mvar.cli import main
 from mvar.config import RunConfig, override
 from mvar.errors import OK, USER_ERROR
 from mvar.presets import PRESETS
 from mvar.runs.states import DONE
 from mvar.runs.store import Store
-from mvar.tokenizer.model import Tokenizer
 from mvar.transformer import ScaleTransformer
 
 
@@ -20,14 +19,9 @@ def trained(tmp_path_factory):
     """A results directory with one run and its tokenizer, weights as they were drawn; and the run's config."""
     config = override(PRESETS["smoke"], {"data.num_classes": 4, "model.pattern": "global 2*intra global"})
     store = Store(tmp_path_factory.mktemp("trained") / "results")
-    run, tokenizer = store.run(config.run_id), store.stage("tokenizer", config.tokenizer_id)
-    run.write_config(config)
-    tokenizer.path.mkdir(parents=True)
-    names = {"class_names": ["zero", "one", "two", "three"]}
-    save_weights(run.weights, ScaleTransformer(config.model, config.token_space), names)
-    save_weights(tokenizer.path / "tokenizer.safetensors", Tokenizer(config.tokenizer, config.data.channels), {})
+    run, _ = save_untrained(store, config, ["zero", "one", "two", "three"])
     run.write_status(DONE, "evaluate")
-    tokenizer.write_status(DONE, "tokenizer")
+    finish_tokenizer(store, config)
     return store, config
 
 

@@ -14,9 +14,7 @@ from mvar.config.sections import (
     Config,
     DataConfig,
     EvaluationConfig,
-    MambaConfig,
     ModelConfig,
-    OptimConfig,
     RuntimeConfig,
     SampleConfig,
     TokenizerConfig,
@@ -24,22 +22,6 @@ from mvar.config.sections import (
     TrainConfig,
 )
 from mvar.files import digest
-
-__all__ = [
-    "SCHEMA_VERSION",
-    "Config",
-    "DataConfig",
-    "EvaluationConfig",
-    "MambaConfig",
-    "ModelConfig",
-    "OptimConfig",
-    "RunConfig",
-    "RuntimeConfig",
-    "SampleConfig",
-    "TokenSpace",
-    "TokenizerConfig",
-    "TrainConfig",
-]
 
 SCHEMA_VERSION = 1
 

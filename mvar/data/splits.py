@@ -5,7 +5,7 @@ import numpy as np
 from mvar.config import DataConfig
 from mvar.data.crops import ImageSet
 from mvar.data.folders import spelled
-from mvar.data.sources.contract import Opened, Pictures, Split
+from mvar.data.sources.contract import OpenedSource, Pictures, Split
 from mvar.data.sources.registry import find
 from mvar.errors import UserError
 from mvar.files import digest
@@ -30,7 +30,7 @@ def check_classes(config: DataConfig, stored: bool = False, order_is_asked: bool
     find(config.name).check(config, stored, order_is_asked)
 
 
-def image_set(config: DataConfig, opened: Opened, split: Split) -> ImageSet:
+def image_set(config: DataConfig, opened: OpenedSource, split: Split) -> ImageSet:
     """The images of a split of a data set that is open."""
     pictures = opened.heldout if opened.apart and split == "heldout" else opened.train
     assert pictures is not None  # the split that it was opened for

@@ -22,7 +22,7 @@ from mvar.errors import UserError
 from mvar.evaluation.extractor import Extractor, inception_extractor
 from mvar.evaluation.images import Images
 from mvar.progress import Progress
-from mvar.training.contract import DataOrder, Objective, Rows
+from mvar.training.contract import DataOrder, Objective, Tensors
 from mvar.training.distributed import resolve_device
 from mvar.training.loop import fit
 
@@ -65,12 +65,12 @@ class ClassifierObjective(Objective):
         self.images = images
         self.order = DataOrder(len(images), BATCH_SIZE, seed)
 
-    def batch(self, step: int, rng: np.random.Generator) -> Rows:
+    def batch(self, step: int, rng: np.random.Generator) -> Tensors:
         """Numbers `(B,)` of the step's images, and a seed `(B,)` for what is random in each."""
         numbers = self.order.rows(step)
         return torch.from_numpy(numbers), torch.from_numpy(rng.integers(2**63, size=len(numbers)))
 
-    def load(self, rows: Rows) -> Rows:
+    def load(self, rows: Tensors) -> Tensors:
         """Images uint8 `(B, ch, H, W)` and labels `(B,)`."""
         images = []
         for number, seed in zip(*(row.tolist() for row in rows), strict=True):
@@ -78,7 +78,7 @@ class ClassifierObjective(Objective):
             images.append(random_shift(self.images.image(number, rng), rng))
         return torch.from_numpy(np.stack(images)), torch.from_numpy(self.images.labels[rows[0].numpy()])
 
-    def loss(self, batch: Rows, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Tensors, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean cross-entropy in nats, and the batch's accuracy, a share."""
         images, labels = batch
         _, logits = self.module(to_float(images))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mvar.errors import UserError, one_of
 from mvar.kernels.scan_chunks import choose_chunk_size, chunk_bounds
-from mvar.kernels.scan_torch import scan
+from mvar.kernels.scan_torch import Scanned, scan
 
 Backend = Literal["auto", "torch", "mamba_ssm"]
 
@@ -54,9 +54,8 @@ def ssd_scan(
     Raises:
         UserError: an unknown back end, or `mamba_ssm` where it is not installed or cannot run.
     """
-    if choose_backend(backend, x) == "mamba_ssm":
-        return _scan_mamba_ssm(x, dt, A, B, C, D, state, chunk_size, need_state)
-    return scan(x, dt, A, B, C, D, state, chunk_size, need_state)
+    take = _scan_mamba_ssm if choose_backend(backend, x) == "mamba_ssm" else scan
+    return take(Scanned(x, dt, A, B, C, D, state), chunk_size, need_state)
 
 
 def ssd_flops(
@@ -115,17 +114,8 @@ def _mamba_ssm_kernel() -> Any:
     return mamba_chunk_scan_combined
 
 
-def _scan_mamba_ssm(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    state: Tensor | None,
-    chunk_size: int | None,
-    need_state: bool,
-) -> tuple[Tensor, Tensor | None]:
+def _scan_mamba_ssm(scanned: Scanned, chunk_size: int | None, need_state: bool) -> tuple[Tensor, Tensor | None]:
+    x, dt, A, B, C, D, state = scanned
     y, final = _mamba_ssm_kernel()(
         x,
         dt,

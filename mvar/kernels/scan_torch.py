@@ -15,7 +15,7 @@ What a chunk is stands in `scan_chunks`.
 Shapes: `B` batch, `c` chunks, `q` tokens of a chunk, `H` heads, `P` head size, `N` SSM state.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,23 +24,25 @@ from torch.autograd.function import once_differentiable
 from mvar.kernels.scan_chunks import Group, Part, choose_chunk_size, split_into_parts, with_state_before
 
 
-def scan(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    state: Tensor | None,
-    chunk_size: int | None,
-    need_state: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """`ssd_scan` without the choice of a back end: same arguments, same results."""
-    chunk_size = chunk_size or choose_chunk_size(x.shape[1])
-    with torch.autocast(x.device.type, enabled=False):
+class Scanned(NamedTuple):
+    """What is scanned: the tensors of `ssd_scan`."""
+
+    x: Tensor
+    dt: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    state: Tensor | None
+
+
+def scan(scanned: Scanned, chunk_size: int | None, need_state: bool) -> tuple[Tensor, Tensor | None]:
+    """`ssd_scan` without the choice of a back end: same results."""
+    chunk_size = chunk_size or choose_chunk_size(scanned.x.shape[1])
+    with torch.autocast(scanned.x.device.type, enabled=False):
         if torch.is_grad_enabled():
-            return _Scan.apply(x, dt, A, B, C, D, state, chunk_size, need_state)
-        return _forward(x, dt, A, B, C, D, state, chunk_size, need_state)[:2]
+            return _Scan.apply(chunk_size, need_state, *scanned)
+        return _forward(scanned, chunk_size, need_state)[:2]
 
 
 def _store_sum(out: Tensor, term: Tensor, factor: Tensor, other: Tensor) -> None:
@@ -60,18 +62,9 @@ def _outer(state: Tensor) -> Tensor:
     return state.permute(0, 2, 3, 1)
 
 
-def _forward(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    h: Tensor | None,
-    chunk_size: int,
-    need_state: bool,
-) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
+def _forward(scanned: Scanned, chunk_size: int, need_state: bool) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
     """The scan without autograd; for backward also the states before every chunk and what was read of them."""
+    x, dt, A, B, C, D, h = scanned
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     parts, kept = split_into_parts(x, dt, A, B, C, chunk_size), []
     D = None if D is None else D.to(parts[0].dtype)[:, None]
@@ -139,22 +132,12 @@ class _Scan(torch.autograd.Function):
     """The scan with a backward of its own: it keeps the states between chunks and recomputes what is cheap."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        dt: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        state: Tensor | None,
-        chunk_size: int,
-        need_state: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        y, final, kept = _forward(x, dt, A, B, C, D, state, chunk_size, need_state)
-        ctx.save_for_backward(x, dt, A, B, C, D, *kept)
+    def forward(ctx: Any, chunk_size: int, need_state: bool, *tensors: Any) -> tuple[Tensor, Tensor | None]:
+        scanned = Scanned(*tensors)
+        y, final, kept = _forward(scanned, chunk_size, need_state)
+        ctx.save_for_backward(*scanned[:-1], *kept)
         ctx.chunk_size, ctx.need_state = chunk_size, need_state
-        ctx.state_dtype = None if state is None else state.dtype
+        ctx.state_dtype = None if scanned.state is None else scanned.state.dtype
         ctx.set_materialize_grads(False)
         return y, final
 
@@ -182,7 +165,7 @@ class _Scan(torch.autograd.Function):
                 backward.finish(A, grads, dA, dD)
         dx, ddt, dB, dC = grads
         dstate = None if dh is None or ctx.state_dtype is None else _outer(dh).to(ctx.state_dtype)
-        return dx, ddt, dA, dB, dC, dD, dstate, None, None
+        return None, None, dx, ddt, dA, dB, dC, dD, dstate
 
 
 class _PartBackward:

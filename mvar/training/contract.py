@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 # numpy does not tell (1, 2, 0) from (1, 2).
 BATCH_STREAM, BEFORE_STEP_STREAM, FORWARD_STREAM, ORDER_STREAM = 1, 2, 3, 4
 
-Rows = tuple[Tensor, ...]  # tensors that share their first dimension: images of a batch
+Tensors = tuple[Tensor, ...]  # tensors that share their first dimension: images of a batch
 
 
 class Objective(ABC):
@@ -27,10 +27,10 @@ class Objective(ABC):
     wants_metrics: bool = True  # set by the loop: whether this step is logged, and `loss` must give metrics at all
 
     @abstractmethod
-    def batch(self, step: int, rng: np.random.Generator) -> Rows:
+    def batch(self, step: int, rng: np.random.Generator) -> Tensors:
         """The rows of a step's whole batch, on the CPU. `rng` is seeded by (seed, step). Must be cheap: see `load`."""
 
-    def load(self, rows: Rows) -> Rows:
+    def load(self, rows: Tensors) -> Tensors:
         """Turn a slice of `batch` into the tensors that `loss` gets, e.g. read image files.
 
         Called by threads ahead of time where `runtime.num_workers` is not 0, so it must not change the objective.
@@ -41,7 +41,7 @@ class Objective(ABC):
         """Called in every process before each step; may change the module, in the same way in all of them."""
 
     @abstractmethod
-    def loss(self, batch: Rows, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Tensors, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss over the rows, and metrics: 0-d tensors, means over the rows, named as in metrics.jsonl.
 
         `train/loss` is added by the loop. Where `wants_metrics` is false they may be left out.

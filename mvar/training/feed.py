@@ -6,7 +6,7 @@ from typing import Self
 import torch
 
 from mvar.data.prefetch import Prefetched
-from mvar.training.contract import Objective, Rows
+from mvar.training.contract import Objective, Tensors
 
 
 class Feed:
@@ -19,12 +19,12 @@ class Feed:
     def __init__(
         self,
         objective: Objective,
-        part: Callable[[int], list[tuple[int, Rows]]],
+        part: Callable[[int], list[tuple[int, Tensors]]],
         steps: Iterable[int],
         num_workers: int,
         device: torch.device,
     ) -> None:
-        def load(item: tuple[int, Rows]) -> tuple[int, Rows]:
+        def load(item: tuple[int, Tensors]) -> tuple[int, Tensors]:
             first, rows = item
             return first, objective.load(rows)
 
@@ -38,7 +38,7 @@ class Feed:
     def __exit__(self, *error: object) -> None:
         self._loaded.__exit__(*error)
 
-    def next(self) -> tuple[int, Rows]:
+    def next(self) -> tuple[int, Tensors]:
         """The number of the next micro-batch's first row in its step's batch, and its loaded rows."""
         first, rows = next(self._loaded)
         return first, tuple(tensor.to(self._device, non_blocking=True) for tensor in rows)

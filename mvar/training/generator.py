@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mvar.config import TrainConfig
 from mvar.tokenizer.quantizer import ResidualQuantizer
-from mvar.training.contract import DataOrder, Objective, Rows
+from mvar.training.contract import DataOrder, Objective, Tensors
 from mvar.transformer import ScaleTransformer
 
 if TYPE_CHECKING:
@@ -43,20 +43,20 @@ class GeneratorObjective(Objective):
         num_bytes = 4 * model.space.code_channels * (model.schedule.num_tokens - self.lengths[0]) * len(cache.tokens)
         self.inputs = self._all_inputs() if num_bytes <= INPUTS_LIMIT else None
 
-    def batch(self, step: int, rng: np.random.Generator) -> Rows:
+    def batch(self, step: int, rng: np.random.Generator) -> Tensors:
         """Labels `(B,)` with dropped ones replaced, and numbers `(B,)` of the token sequences."""
         numbers = self.order.rows(step)
         dropped = rng.random(len(numbers)) < self.train.label_dropout
         labels = np.where(dropped, self.module.space.num_classes, self.labels[numbers])
         return torch.from_numpy(labels), torch.from_numpy(numbers)
 
-    def load(self, rows: Rows) -> Rows:
+    def load(self, rows: Tensors) -> Tensors:
         """Labels, tokens `(B, L)` and, where they are kept, inputs `(B, L - n_0, C)`."""
         labels, numbers = rows
         tokens = torch.from_numpy(self.cache.tokens[numbers.numpy()].astype(np.int64))
         return (labels, tokens) if self.inputs is None else (labels, tokens, self.inputs[numbers])
 
-    def loss(self, batch: Rows, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Tensors, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy in nats, averaged over tokens and images, with label smoothing."""
         labels, tokens, *rest = batch
         inputs = rest[0] if rest else self.quantizer.to(tokens.device).inputs(tokens)

@@ -26,7 +26,7 @@ from mvar.config import OptimConfig, RuntimeConfig, identity
 from mvar.errors import UserError, warn
 from mvar.progress import Progress
 from mvar.training import checkpoint
-from mvar.training.contract import BATCH_STREAM, BEFORE_STEP_STREAM, FORWARD_STREAM, DrawsForBatch, Objective, Rows
+from mvar.training.contract import BATCH_STREAM, BEFORE_STEP_STREAM, FORWARD_STREAM, DrawsForBatch, Objective, Tensors
 from mvar.training.distributed import open_fabric
 from mvar.training.feed import Feed
 from mvar.training.metrics_log import MetricsLog, is_logged
@@ -62,7 +62,7 @@ def fit(
 ) -> FitResult:
     """Train `objective.module` in place, going on from the newest checkpoint in `directory/checkpoints`.
 
-    Rows of metrics go to `directory/metrics.jsonl` every `runtime.log_every` steps: the values of that step, before
+    Tensors of metrics go to `directory/metrics.jsonl` every `runtime.log_every` steps: the values of that step, before
     its update; names that end in `_s` or `_ms` are times, all others are reproducible. A finished training only
     loads its weights. Afterwards the module is in evaluation mode, on the training device.
 
@@ -102,7 +102,7 @@ class _LossModule(nn.Module):
         self.module = objective.module
         self._loss = objective.loss
 
-    def forward(self, rows: Rows, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, rows: Tensors, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         return self._loss(rows, step)
 
 
@@ -255,7 +255,7 @@ class _Training:
         if not self.skips.in_a_row or done == self.optim.steps:
             self.save(done)
 
-    def _part(self, step: int) -> list[tuple[int, Rows]]:
+    def _part(self, step: int) -> list[tuple[int, Tensors]]:
         """This process's micro-batches of a step: the number of their first row, and their rows."""
         rows = self.objective.batch(step, np.random.default_rng((self.seed, step, BATCH_STREAM)))
         parts = self.fabric.world_size * self.accumulate

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from mvar.config import TokenizerConfig
 from mvar.tokenizer.model import Tokenizer
 from mvar.tokenizer.quantizer import Phi
-from mvar.training.contract import DataOrder, Objective, Rows
+from mvar.training.contract import DataOrder, Objective, Tensors
 
 if TYPE_CHECKING:
     from mvar.data.crops import ImageSet
@@ -40,11 +40,11 @@ class TokenizerObjective(Objective):
             if isinstance(phi, Phi) and phi not in used:
                 phi.requires_grad_(False)  # fewer scales than phis: it never gets a gradient, which DDP would wait for
 
-    def batch(self, step: int, rng: np.random.Generator) -> Rows:
+    def batch(self, step: int, rng: np.random.Generator) -> Tensors:
         """Image numbers, seeds of their crops, and translations in pixels `(B, 2)` from 0 to 2 shift_px."""
         return self._draw(self.order.rows(step), rng)
 
-    def load(self, rows: Rows) -> Rows:
+    def load(self, rows: Tensors) -> Tensors:
         """Images `(B, channels, H, W)` in [-1, 1], cropped and translated; what moves in repeats the border."""
         from mvar.data.crops import to_float
 
@@ -76,7 +76,7 @@ class TokenizerObjective(Objective):
         for moment in ("exp_avg", "exp_avg_sq"):  # they belong to the code that was there before
             optimizer.state[weight][moment][moved] = 0
 
-    def loss(self, batch: Rows, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Tensors, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error per pixel of images in [-1, 1], plus codebook and commitment loss."""
         (images,) = batch
         reconstruction, vq_loss, usage = self.module(images)
@@ -84,7 +84,7 @@ class TokenizerObjective(Objective):
         metrics = {"train/loss_reconstruction": error.detach(), "train/loss_vq": vq_loss.detach()}
         return error + vq_loss, metrics | {f"train/{name}": value for name, value in usage.items()}
 
-    def _draw(self, numbers: np.ndarray, rng: np.random.Generator) -> Rows:
+    def _draw(self, numbers: np.ndarray, rng: np.random.Generator) -> Tensors:
         seeds = rng.integers(2**63, size=len(numbers))
         shifts = rng.integers(0, 2 * self.config.shift_px + 1, size=(len(numbers), 2))
         return torch.from_numpy(numbers), torch.from_numpy(seeds), torch.from_numpy(shifts)

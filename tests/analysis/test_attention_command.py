@@ -8,9 +8,9 @@ import torch
 from official import GOLDEN, load_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from untrained_runs import finish_tokenizer, save_untrained
 
 from mvar.checkpoints import published
-from mvar.checkpoints.weights import save_weights
 from mvar.cli import main
 from mvar.config import override
 from mvar.data.crops import to_float
@@ -19,8 +19,6 @@ from mvar.presets import PRESETS
 from mvar.probes.attention_mass import attention_stats
 from mvar.runs.store import Store
 from mvar.runs.wiring import Stages
-from mvar.tokenizer.model import Tokenizer
-from mvar.transformer import ScaleTransformer
 
 VAR, MVAR = (GOLDEN / case / "state.safetensors" for case in ("var_l2", "mvar_l2"))
 TOKENIZER = GOLDEN / "tok_full_q4" / "vae.safetensors"
@@ -34,14 +32,9 @@ def results(tmp_path_factory):
     store = Store(root)
     for pattern in ("global", "intra"):
         config = override(PRESETS["smoke"], {"model.pattern": pattern, "data.heldout_fraction": 0.05})
-        torch.manual_seed(0)
-        stage = store.stage("tokenizer", config.tokenizer_id)
-        save_weights(stage.path / "tokenizer.safetensors", Tokenizer(config.tokenizer, config.data.channels), {})
-        stage.write_status("done", "tokenizer")
+        save_untrained(store, config)
+        finish_tokenizer(store, config)
         Stages(config, store).tokens.run()
-        run = store.run(config.run_id)
-        run.write_config(config)
-        save_weights(run.weights, ScaleTransformer(config.model, config.token_space), {})
     return root
 
 

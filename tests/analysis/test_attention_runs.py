@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from untrained_runs import finish_tokenizer, save_untrained
 
 from mvar.checkpoints.weights import save_weights
 from mvar.config import override
@@ -20,8 +21,6 @@ from mvar.runs.stages.attention import AttentionStage
 from mvar.runs.store import Store
 from mvar.runs.wiring import Stages, run_attention
 from mvar.sampling import generate
-from mvar.tokenizer.model import Tokenizer
-from mvar.transformer import ScaleTransformer
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +28,9 @@ def trained(tmp_path_factory):
     """A run whose models are only initialised: store, run and generator."""
     config = override(PRESETS["smoke"], {"model.pattern": "global intra global global", "data.heldout_fraction": 0.2})
     store = Store(tmp_path_factory.mktemp("attention") / "results")
-    torch.manual_seed(0)
-    stage = store.stage("tokenizer", config.tokenizer_id)
-    save_weights(stage.path / "tokenizer.safetensors", Tokenizer(config.tokenizer, config.data.channels), {})
-    stage.write_status("done", "tokenizer")
+    run, model = save_untrained(store, config)
+    finish_tokenizer(store, config)
     Stages(config, store).tokens.run()
-    run = store.run(config.run_id)
-    run.write_config(config)
-    model = ScaleTransformer(config.model, config.token_space)
-    save_weights(run.weights, model, {})
     return store, run, model
 
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from mvar.config import DataConfig, RunConfig, override, sources
-from mvar.data.sources.contract import DataSource, Opened
+from mvar.data.sources.contract import DataSource, OpenedSource
 from mvar.data.sources.registry import find
 from mvar.data.splits import check_classes, load_images
 from mvar.errors import UserError
@@ -27,7 +27,7 @@ class Stripes(DataSource):
             raise UserError(f"data.num_classes: {config.num_classes}; allowed: 2")
 
     def open(self, config, split=None):
-        return Opened(self)
+        return OpenedSource(self)
 
     labels = np.arange(8) % 2
     class_names = ("even", "odd")

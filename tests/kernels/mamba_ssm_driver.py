@@ -16,6 +16,7 @@ import torch
 import triton.runtime.autotuner as autotuner
 
 from mvar.kernels.scan import _scan_mamba_ssm
+from mvar.kernels.scan_torch import Scanned
 from mvar.kernels.scan_torch import scan as scan_torch
 
 CASES = [  # batch, length, heads, head size, state size, with a state before, kernel's chunk
@@ -58,7 +59,7 @@ def tensors(batch, length, heads, size, n, has_state):
 
 def run(scan, values, chunk):
     arguments = [values.get(name) for name in NAMES]
-    y, final = scan(*arguments, chunk, True)
+    y, final = scan(Scanned(*arguments), chunk, True)
     weights = torch.Generator().manual_seed(1)
     loss = (y * torch.randn(y.shape, generator=weights)).sum()
     loss = loss + (final * torch.randn(final.shape, generator=weights)).sum()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_runs
 import torch
 
 from mvar import rows
@@ -25,22 +26,12 @@ from mvar.runs.states import DONE, FAILED, STOPPED
 from mvar.runs.store import Store
 from mvar.runs.wiring import SHARED, Stages
 
-TINY = {
+TINY = tiny_runs.TINY | {
     "tokenizer.train.steps": 8,
-    "tokenizer.width": 8,
-    "tokenizer.vocab_size": 16,
-    "model.depth": 2,
-    "model.width": 16,
     "model.num_heads": 2,
-    "model.mamba.headdim": 16,
     "model.pattern": "intra+mamba global",
     "train.steps": 9,
-    "train.batch_size": 8,
-    "evaluation.num_images": 40,
     "evaluation.classifier_steps": 8,
-    "evaluation.kid_subset_size": 10,
-    "runtime.checkpoint_every": 4,
-    "runtime.log_every": 2,
     "runtime.sample_batch": 10,
 }
 CONFIG = override(PRESETS["smoke"], TINY)

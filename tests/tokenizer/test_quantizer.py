@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from official import tokenizer_config
 from safetensors.torch import load_file
 
 from mvar.config import TokenizerConfig
@@ -20,14 +21,7 @@ CLOSE = {"rtol": 1e-5, "atol": 2e-6}  # a few ulp of values around 1
 
 
 def golden_config(facts: dict) -> TokenizerConfig:
-    return TokenizerConfig(
-        patch_sides=facts["patch_nums"],
-        vocab_size=facts["vocab_size"],
-        code_channels=facts["Cvae"],
-        share_phi=facts["share_quant_resi"],
-        phi_ratio=facts["quant_resi"],
-        beta=facts["beta"],
-    )
+    return tokenizer_config(facts, phi_ratio=facts["quant_resi"])
 
 
 @pytest.fixture(params=CASES)

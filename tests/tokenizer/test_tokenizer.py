@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from official import tokenizer_config
 from safetensors.torch import load_file
 
 from mvar.config import TokenizerConfig
@@ -19,17 +20,13 @@ CLOSE = {"rtol": 0, "atol": 5e-5}  # the official code's own fp32 noise is 1e-5
 def full():
     folder = GOLDEN / "tok_full_q4"
     facts = json.loads((folder / "config.json").read_text())
-    config = TokenizerConfig(
-        patch_sides=facts["patch_nums"],
-        vocab_size=facts["vocab_size"],
-        code_channels=facts["Cvae"],
+    config = tokenizer_config(
+        facts,
         width=facts["ch"],
         channel_multipliers=facts["ch_mult"],
         num_res_blocks=facts["num_res_blocks"],
         attention=facts["using_sa"],
         mid_attention=facts["using_mid_sa"],
-        share_phi=facts["share_quant_resi"],
-        beta=facts["beta"],
     )
     tokenizer = Tokenizer(config, facts["in_channels"]).eval()
     tokenizer.load_state_dict(load_file(folder / "vae.safetensors"), strict=True)

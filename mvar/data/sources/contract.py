@@ -33,7 +33,7 @@ class Pictures(Protocol):
         ...
 
 
-class Opened(NamedTuple):
+class OpenedSource(NamedTuple):
     """The pictures of a data set: all of them in `train`, unless the held-out ones lie apart."""
 
     train: Pictures | None
@@ -62,7 +62,7 @@ class DataSource(ABC):
         """
 
     @abstractmethod
-    def open(self, config: DataConfig, split: Split | None = None) -> Opened:
+    def open(self, config: DataConfig, split: Split | None = None) -> OpenedSource:
         """The pictures; of a split only what that needs.
 
         Raises:

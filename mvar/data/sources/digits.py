@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from mvar.config import DataConfig
-from mvar.data.sources.contract import DataSource, Opened, Split, check_num_classes
+from mvar.data.sources.contract import DataSource, OpenedSource, Split, check_num_classes
 
 SIDE = 8
 CLASSES = tuple("0123456789")
@@ -22,11 +22,11 @@ class Digits(DataSource):
         """Their classes are ten."""
         check_num_classes(CLASSES, config, WHERE)
 
-    def open(self, config: DataConfig, split: Split | None = None) -> Opened:
+    def open(self, config: DataConfig, split: Split | None = None) -> OpenedSource:
         """All of them."""
         pictures = DigitsPictures()
         check_num_classes(pictures.class_names, config, WHERE)
-        return Opened(pictures)
+        return OpenedSource(pictures)
 
     def resizes(self, config: DataConfig) -> bool:
         """Not at their own size."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from mvar.config import DataConfig
 from mvar.data.folders import LAYOUT, FolderSource, class_folders, in_order, one_form, spelled
 from mvar.data.pictures import plain
-from mvar.data.sources.contract import DataSource, Opened, Split, check_num_classes
+from mvar.data.sources.contract import DataSource, OpenedSource, Split, check_num_classes
 from mvar.errors import UserError, warn
 
 
@@ -37,7 +37,7 @@ class ImageFolder(DataSource):
         if config.class_order == "name" and not stored and not order_is_asked:
             warn_of_order(names, "data.class_order: name", "data.class_order=number, in whose order")
 
-    def open(self, config: DataConfig, split: Split | None = None) -> Opened:
+    def open(self, config: DataConfig, split: Split | None = None) -> OpenedSource:
         """The training folder and the held-out one, if the config has it; of a split only what that needs."""
         names, apart = folder_classes(config), bool(config.heldout_root)
         train = heldout = None
@@ -46,7 +46,7 @@ class ImageFolder(DataSource):
         if apart and split != "train":
             root = config.path(config.heldout_root or "")
             heldout = FolderSource(root, "data.heldout_root", config.reading, class_names=names.heldout)
-        return Opened(train, heldout, apart)
+        return OpenedSource(train, heldout, apart)
 
 
 class _Classes(NamedTuple):

@@ -1,28 +1,26 @@
 """Attention of a finished run: on held-out images or on images that it draws itself."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from mvar.config import RunConfig, SampleConfig
+from mvar.config import SampleConfig
 from mvar.errors import UserError
 from mvar.evaluation.images import spread_indices
 from mvar.files import file_digest
 from mvar.probes.attention_kept import kept, measure
 from mvar.probes.attention_mass import AttentionStats
 from mvar.probes.measurable import MAX_IMAGES, Batch, Measurable, Opened, drawn_images
-from mvar.runs.stages.contract import Stage
+from mvar.runs.stages.contract import RunStage, retold
 from mvar.runs.stages.tokens import TokenStage
 from mvar.runs.stages.train import TrainStage
-from mvar.runs.store import RunDirectory
 
 
 @dataclass(frozen=True)
-class AttentionStage(Stage):
+class AttentionStage(RunStage):
     """Writes `attention.json` and `attention_images.npy` of the held-out images, once, under a lock of their own.
 
     They rest on the weights: with others they are measured again.
@@ -34,8 +32,6 @@ class AttentionStage(Stage):
         tokens: of the held-out images.
     """
 
-    directory: RunDirectory
-    config: RunConfig
     train: TrainStage
     tokens: TokenStage
     name = "attention"
@@ -119,9 +115,6 @@ def _plain(sample: SampleConfig) -> SampleConfig:
     return sample.model_copy(update={"candidates": 1})
 
 
-@contextmanager
-def _named_if_missing() -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: not there; the command that made the run makes it again") from None
+def _named_if_missing() -> AbstractContextManager[None]:
+    told = "not there; the command that made the run makes it again"
+    return retold(FileNotFoundError, lambda error: f"{error.filename}: {told}")

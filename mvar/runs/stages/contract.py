@@ -7,19 +7,20 @@ time, in any process, after any kill: where all is there it returns at once.
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from mvar import layout
-from mvar.config import Config, identity
+from mvar.config import Config, RunConfig, identity
 from mvar.errors import UserError
 from mvar.files import atomic_write
 from mvar.progress import Progress
 from mvar.runs.documents import write_document
 from mvar.runs.states import DONE, FAILED, RUNNING, STOPPED, ShouldStop, Stopped
-from mvar.runs.store import Directory, one_line
+from mvar.runs.store import Directory, RunDirectory, one_line
 
+E = TypeVar("E", bound=Exception)
 REMEDY = "delete that file, then the command that made it, or needs it, makes it again from the last checkpoint"
 Tell = Callable[[str, int, int], None]  # (stage, done, total)
 
@@ -86,12 +87,17 @@ def recorded(directory: Directory, stage: str) -> Iterator[None]:
 
 
 @contextmanager
-def way_out() -> Iterator[None]:
-    """Weights that cannot be used, inside the block: say how to get them back."""
+def retold(kind: type[E], tell: Callable[[E], str]) -> Iterator[None]:
+    """An exception inside the block becomes a `UserError` with other words."""
     try:
         yield
-    except UserError as error:
-        raise UserError(f"{error}; {REMEDY}") from None
+    except kind as error:
+        raise UserError(tell(error)) from None
+
+
+def way_out() -> AbstractContextManager[None]:
+    """Weights that cannot be used, inside the block: say how to get them back."""
+    return retold(UserError, lambda error: f"{error}; {REMEDY}")
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,14 @@ class Stage(ABC):
         """Do what is missing; as `make`."""
         if not self.is_done():
             self.make()
+
+
+@dataclass(frozen=True)
+class RunStage(Stage):
+    """A stage of one run: its directory is the run's, its settings are in the run's config."""
+
+    directory: RunDirectory
+    config: RunConfig
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,16 @@ from mvar import cost
 from mvar.config import RunConfig, identity
 from mvar.data.splits import load_images
 from mvar.evaluation.measure import measure_samples
-from mvar.runs.stages.contract import Stage
+from mvar.runs.stages.contract import RunStage
 from mvar.runs.stages.extractor import ExtractorStage
 from mvar.runs.stages.sample import SampleStage
 from mvar.runs.stages.tokens import TokenStage
 from mvar.runs.stages.train import TrainStage
 from mvar.runs.stages.vectors import VectorStage
-from mvar.runs.store import RunDirectory
 
 
 @dataclass(frozen=True)
-class EvaluateStage(Stage):
+class EvaluateStage(RunStage):
     """Adds the evaluation's record to `eval.json` of the run.
 
     Args:
@@ -32,8 +31,6 @@ class EvaluateStage(Stage):
         vectors: the training images that samples are compared with.
     """
 
-    directory: RunDirectory
-    config: RunConfig
     train: TrainStage
     sample: SampleStage
     tokens: TokenStage

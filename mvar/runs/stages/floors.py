@@ -24,11 +24,11 @@ class FloorStage(LockedStage):
         vectors: the training images that reconstructions are compared with.
     """
 
+    name = "floors"
     config: RunConfig
     tokenizer: TokenizerStage
     extractor: ExtractorStage
     vectors: VectorStage
-    name = "floors"
 
     def run(self) -> None:
         """Measure them where they are missing, or of another tokenizer of the same config."""

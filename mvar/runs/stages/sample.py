@@ -25,11 +25,10 @@ from mvar.rows import Rows
 from mvar.runs import arrays
 from mvar.runs.documents import read_or_warn
 from mvar.runs.environment import execution_of
-from mvar.runs.stages.contract import Stage
+from mvar.runs.stages.contract import RunStage
 from mvar.runs.stages.reject import LabelScore, RejectStage
 from mvar.runs.stages.train import TrainStage
 from mvar.runs.states import Stopped
-from mvar.runs.store import RunDirectory
 from mvar.sampling import balanced_labels, generate, keep_best
 from mvar.tokenizer.model import Tokenizer
 from mvar.training import distributed
@@ -60,7 +59,7 @@ def draw_images(
 
 
 @dataclass(frozen=True)
-class SampleStage(Stage):
+class SampleStage(RunStage):
     """Draws the class-balanced images of an evaluation; a killed call, or a stopped one, is gone on with by the next.
 
     Writes `samples.npz` (`arr_0` uint8 `(N, H, W, channels)`, the layout of ADM's evaluator, and `labels`),
@@ -73,8 +72,6 @@ class SampleStage(Stage):
         reject: what picks an image of several candidates.
     """
 
-    directory: RunDirectory
-    config: RunConfig
     train: TrainStage
     reject: RejectStage
     name = "sample"

@@ -9,13 +9,13 @@ import torch
 from mvar import layout
 from mvar.checkpoints.warm_start import Start, start_from
 from mvar.checkpoints.weights import load_weights, save_weights
-from mvar.config import RunConfig, identity
+from mvar.config import identity
 from mvar.data.splits import load_images
 from mvar.errors import UserError
 from mvar.progress import Progress
 from mvar.runs.documents import read_or_warn, write_document
 from mvar.runs.environment import execution_of
-from mvar.runs.stages.contract import Stage, way_out
+from mvar.runs.stages.contract import RunStage, way_out
 from mvar.runs.stages.tokenizer import TokenizerStage
 from mvar.runs.stages.tokens import TokenStage
 from mvar.runs.states import RUNNING, Stopped
@@ -30,7 +30,7 @@ STATUS_INTERVAL_S = 2.0
 
 
 @dataclass(frozen=True)
-class TrainStage(Stage):
+class TrainStage(RunStage):
     """Writes `model.safetensors`, and on the way checkpoints, `metrics.jsonl`, `execution.json`, `start.json`.
 
     Args:
@@ -39,8 +39,6 @@ class TrainStage(Stage):
         tokenizer, tokens: what it is trained on.
     """
 
-    directory: RunDirectory
-    config: RunConfig
     tokenizer: TokenizerStage
     tokens: TokenStage
     name = "train"
