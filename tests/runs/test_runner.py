@@ -214,7 +214,7 @@ def members(group: int) -> list[int]:
     return found
 
 
-LONG = override(CONFIG, {"train.steps": 150, "model.pattern": "intra+mamba"})
+LONG = override(CONFIG, {"train.steps": 250, "model.pattern": "intra+mamba"})
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 
 
@@ -237,7 +237,7 @@ def begin(store: Store, read=lambda: None, **where) -> subprocess.Popen:
 
 
 def command(store: Store) -> list[str]:
-    return [sys.executable, "-m", "mvar.cli", *arguments(store.root), "train.steps=150"]
+    return [sys.executable, "-m", "mvar.cli", *arguments(store.root), "train.steps=250"]
 
 
 def assert_saved(store: Store) -> None:
