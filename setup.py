@@ -19,11 +19,13 @@ class BuildWithShipped(build_py):
         if self.editable_mode:
             return
         for kind in KINDS:
-            for path in sorted((ROOT / kind).rglob("*")):
-                if path.suffix in SUFFIXES and path.is_file():
-                    copy = Path(self.build_lib, "mvar", "_shipped", path.relative_to(ROOT))
-                    copy.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(path, copy)
+            found = [p for p in sorted((ROOT / kind).rglob("*")) if p.suffix in SUFFIXES and p.is_file()]
+            if not found:
+                raise SystemExit(f"{kind}/ has no files: a wheel without them is not whole (MANIFEST.in names them)")
+            for path in found:
+                copy = Path(self.build_lib, "mvar", "_shipped", path.relative_to(ROOT))
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
 
 
 setup(cmdclass={"build_py": BuildWithShipped})

@@ -47,6 +47,20 @@ def names(kind: str, suffix: str = ".py") -> list[str]:
     return sorted(path.stem for path in folder(kind).glob(f"[a-z]*{suffix}"))
 
 
+def files(kind: str) -> list[Path]:
+    """Every file of a kind, in order."""
+    found = (p for p in sorted(folder(kind).rglob("[a-zA-Z0-9]*.*")) if "__pycache__" not in p.parts)
+    return [path for path in found if path.is_file()]
+
+
+def user_path(text: str) -> Path:
+    """A path as a user types it, `~` expanded where there is such a home."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # of no such user
+        return Path(text)
+
+
 def find(kind: str, name: str, suffix: str = ".py") -> Path:
     """The file of a name, or of a path (with the suffix, or with a separator in it).
 
@@ -54,9 +68,10 @@ def find(kind: str, name: str, suffix: str = ".py") -> Path:
         UserError: no such file; lists the names.
     """
     if "/" in name or name.endswith(suffix):
-        path = Path(name).expanduser()
-        if not path.is_file():
-            raise UserError(f"{kind}: no file {name!r}; allowed: a path, or one of {', '.join(names(kind, suffix))}")
+        path = user_path(name)
+        if not path.is_file() or path.suffix != suffix:
+            allowed = f"allowed: the path of a {suffix} file, or one of {', '.join(names(kind, suffix))}"
+            raise UserError(f"{kind}: no {'file' if not path.is_file() else suffix + ' file'} {name!r}; {allowed}")
         return path
     if name not in names(kind, suffix):
         raise one_of(kind, name, names(kind, suffix))
@@ -79,7 +94,7 @@ def load(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[spec.name]
         raise UserError(f"{path}: cannot be loaded ({type(error).__name__}: {error})") from error
     return module

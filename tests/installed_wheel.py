@@ -25,7 +25,7 @@ atexit.register(_note)
 
 
 def build(folder: Path) -> Path:
-    """The wheel of this checkout, built from a copy of what git has: a build leaves files behind."""
+    """The wheel of this checkout, by way of its source distribution, of a copy of what git has: a build leaves files."""
     source = folder / "source"
     source.mkdir()
     listed = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True)
@@ -34,7 +34,10 @@ def build(folder: Path) -> Path:
         if name and not name.startswith("tests/") and (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, source]
+    code = f"from setuptools import build_meta; build_meta.build_sdist({str(folder)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
+    (sdist,) = folder.glob("*.tar.gz")
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, sdist]
     subprocess.run(command, check=True)
     (found,) = folder.glob("*.whl")
     return found

@@ -14,8 +14,12 @@ import tiny_runs
 
 from mvar import shipped
 from mvar.analysis.page import TEMPLATE
+from mvar.cli import main
 from mvar.errors import UserError
-from mvar.runs.experiment import experiment_names, find_experiment, paper_rows
+from mvar.presets import PRESETS
+from mvar.runs.experiment import Experiment, experiment_names, find_experiment, paper_rows, take_experiment
+from mvar.runs.request import Request, write_manifest
+from mvar.runs.store import Store
 
 ROOT = Path(__file__).parents[1]
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
@@ -58,12 +62,74 @@ def test_a_file_is_found_by_name_or_path_and_never_in_the_working_directory(tmp_
     monkeypatch.chdir(tmp_path)
     assert find_experiment("mixers").artefact == "Table 6"
     with pytest.raises(UserError, match=r"experiments/mixers.py: cannot be loaded \(RuntimeError: a stranger\)"):
-        find_experiment("experiments/mixers.py")
+        take_experiment("experiments/mixers.py")
     with pytest.raises(UserError, match=r"no file '\./layers\.py'"):
-        find_experiment("./layers.py")
+        take_experiment("./layers.py")
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(UserError, match=r"empty.py: has no EXPERIMENT"):
-        find_experiment("empty.py")
+        take_experiment("empty.py")
+    for text, told in (
+        ("import sys; sys.exit(3)", "cannot be loaded .SystemExit: 3"),
+        ("from mvar import Experiment; EXPERIMENT = Experiment('a/b', '', '', lambda c: [])", "'a/b' is no name"),
+    ):
+        (tmp_path / "wrong.py").write_text(text)
+        shipped.load.cache_clear()
+        with pytest.raises(UserError, match=told):
+            take_experiment("./wrong.py")
+    for given in ("~nobody-of-that-name/x.py", "./empty.txt"):
+        (tmp_path / "empty.txt").write_text("")
+        with pytest.raises(UserError, match=r"allowed: the path of a \.py file"):
+            take_experiment(given)
+
+
+def test_an_experiment_of_ones_own_has_a_name_of_its_own_and_a_table(tmp_path, monkeypatch):
+    text = (ROOT / "experiments/mixers.py").read_text()
+    mine = tmp_path / "mine.py"
+    mine.write_text(text)
+    with pytest.raises(UserError, match="is called 'mixers', as one of ours"):
+        take_experiment(str(mine))
+    monkeypatch.setattr("mvar.runs.experiment._TAKEN", {})
+    shipped.load.cache_clear()
+    mine.write_text(text.replace('"mixers",', '"mine",', 1))
+    store = Store(tmp_path / "results")
+    write_manifest(store, Request(take_experiment(str(mine)), "smoke", PRESETS["smoke"]), ["run", str(mine)])
+    report = ["report", "--results", str(store.root)]
+    assert main([*report, "--experiments", str(mine)]) in (0, 2)  # 2: no run yet
+    assert "Table 6: mine, smoke" in (store.root / "report/report.md").read_text()
+    monkeypatch.setattr("mvar.runs.experiment._TAKEN", {})
+    main(report)
+    assert "no table is known for 'mine'" in (store.root / "report/report.md").read_text()
+
+
+@pytest.mark.parametrize("build", [lambda config: [], lambda config: [][1], lambda config: [config]])
+def test_an_experiment_without_cells_is_one_line(build):
+    with pytest.raises(UserError, match="experiment mine: no cells"):
+        Experiment("mine", "", "", build).cells(PRESETS["smoke"])
+
+
+def test_what_a_results_directory_holds_names_no_file_to_run(tmp_path):
+    """A manifest whose sweep is a path is one that is not known: nothing but a user's own words runs a file."""
+    evil = tmp_path / "evil.py"
+    evil.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    store = Store(tmp_path / "results")
+    path = write_manifest(store, Request(find_experiment("mixers"), "smoke", PRESETS["smoke"]), ["run", "mixers"])
+    path.write_text(path.read_text().replace('"mixers"', json.dumps(str(evil)), 1))
+    assert str(evil) in path.read_text()
+    (store.root / "runs/one").mkdir(parents=True)
+    (store.root / "runs/one/config.json").write_text("{")
+    for command in ("repair", "status", "report"):
+        main([command, "--results", str(store.root)])
+    assert not (tmp_path / "ran").exists()
+
+
+def test_every_file_that_users_edit_can_be_copied(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for kind in shipped.KINDS:
+        for path in shipped.files(kind):
+            name = f"{kind}/{path.relative_to(shipped.folder(kind))}"
+            assert main(["copy", name]) == 0 and Path(name).read_bytes() == path.read_bytes()
+            assert main(["copy", f"./{name}"]) == 2  # it is there
+    assert main(["copy", "experiments/../setup.py"]) == 2
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +147,9 @@ def test_a_wheel_has_the_package_and_a_copy_of_what_users_edit(wheel):
     assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"mvar"}
     for kind in shipped.KINDS:
         here = {
-            str(p.relative_to(ROOT)) for p in shipped.folder(kind).rglob("*") if p.suffix in {".py", ".csv", ".toml"}
+            str(p.relative_to(ROOT))
+            for p in shipped.folder(kind).rglob("*")
+            if p.suffix in {".py", ".csv", ".toml", ".md", ".ipynb"}
         }
         assert {f"mvar/_shipped/{name}" for name in here} <= set(names), kind
 
@@ -92,7 +160,7 @@ def test_a_wheel_beside_a_users_own_folders_of_these_names(installed, tmp_path):
     assert "7 runs" in installed.mvar(tmp_path, "run", "mixers", "layers", "--preset", "smoke", "--dry-run")
     assert "mine.py" in installed.mvar(tmp_path, "copy", "experiments/mixers.py", "mine.py")
     assert mine.read_bytes() == (ROOT / "experiments/mixers.py").read_bytes()
-    mine.write_text(mine.read_text().replace('name="mixers"', 'name="mine"'))
+    mine.write_text(mine.read_text().replace('"mixers",', '"mine",', 1))
     assert "4 runs" in installed.mvar(tmp_path, "run", "./mine.py", "--preset", "smoke", "--dry-run")
 
 

@@ -21,7 +21,7 @@ from mvar.errors import UserError
 from mvar.files import digest
 from mvar.presets import DIGITS
 from mvar.runs.documents import Damaged, read_document, read_or_empty
-from mvar.runs.experiment import Experiment, experiment_names, find_experiment
+from mvar.runs.experiment import Experiment, find_experiment, is_experiment
 from mvar.runs.repair import damaged_origins
 from mvar.runs.states import DONE
 from mvar.runs.store import RunDirectory, Store
@@ -74,7 +74,7 @@ class Manifest:
     @property
     def is_known(self) -> bool:
         """Whether the experiment that was asked for is here."""
-        return self.sweep in experiment_names()
+        return is_experiment(self.sweep)
 
     @property
     def experiment(self) -> Experiment:

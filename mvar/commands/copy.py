@@ -23,19 +23,20 @@ class Copy:
         """Copy it; a file that is there is never replaced."""
         from mvar import shipped
 
-        kind, _, name = self.file.partition("/")
-        there = {f"{k}/{p.name}": p for k in shipped.KINDS for p in sorted(shipped.folder(k).glob("[a-z]*.*"))}
-        if self.file not in there:
+        asked = self.file.removeprefix("./")
+        kind, _, name = asked.partition("/")
+        there = {f"{k}/{p.relative_to(shipped.folder(k))}": p for k in shipped.KINDS for p in shipped.files(k)}
+        if asked not in there:
             near = [known for known in there if known.startswith(f"{kind}/")] or list(there)
             raise UserError(f"file: {self.file!r} is not there; allowed: {', '.join(near)}")
-        target = Path(self.to) if self.to else Path(kind, name)
+        target = shipped.user_path(self.to) if self.to else Path(kind, name)
         if target.is_dir():
-            target /= name
+            target /= Path(name).name
         if target.exists() or target.is_symlink():
             raise UserError(f"to: {target} is there already; allowed: a new name")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(there[self.file], target)
+            shutil.copyfile(there[asked], target)
         except OSError as error:
             raise UserError(f"to: {target} cannot be written ({error.strerror})") from None
         say(f"copied: {target}")

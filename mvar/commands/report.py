@@ -12,6 +12,8 @@ class Report:
 
     results: Path = Path("results")
     """Where runs are kept."""
+    experiments: tuple[str, ...] = ()
+    """FILE.py ... of experiments of one's own, whose tables it is to have too; the files are run."""
 
     def execute(self, arguments: list[str]) -> int:
         """Write the report, each problem a line on stderr; returns the exit code."""
@@ -20,6 +22,10 @@ class Report:
         from mvar.runs.display import shown
 
         results = existing_directory("results", self.results, "one that `mvar run` has made")
+        from mvar.runs.experiment import take_experiment
+
+        for given in self.experiments:
+            take_experiment(given)
         problems: list[str] = []
         with shown("report", "writing the report") as progress:
             path = write_report(results, progress, problems.append)

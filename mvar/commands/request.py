@@ -54,7 +54,7 @@ class Sweeps:
         from mvar.config import RunConfig, override
         from mvar.config.parsing import NO_VALUE, PATHS, current_name, parse_overrides
         from mvar.presets import PRESETS
-        from mvar.runs.experiment import BUDGET, STEPS, experiment_names, find_experiment
+        from mvar.runs.experiment import BUDGET, STEPS, experiment_names, take_experiment
         from mvar.runs.request import Request
 
         if not self.sweeps:
@@ -72,7 +72,7 @@ class Sweeps:
             raise UserError("set: sample.seed is given by --sample-seeds; allowed there: a count or a list such as 0,4")
         config = override(PRESETS[self.preset], overrides)
         check_launched(config, overrides)
-        fixed = [found.name for found in map(find_experiment, self.sweeps) if found.sets_pattern]
+        fixed = [found.name for found in map(take_experiment, self.sweeps) if found.sets_pattern]
         if fixed and (asked := sorted(PATTERN & overrides.keys())):
             raise UserError(f"set: {asked[0]}: sweep {fixed[0]} sets the pattern itself; allowed: with mixers alone")
         mode, budget = (BUDGET, _budget(self.budget)) if self.budget else (STEPS, None)
@@ -81,7 +81,7 @@ class Sweeps:
             asked = f"{len(seeds):,} times {len(sample_seeds):,} sets of images a cell"
             raise UserError(f"seeds, sample-seeds: {asked}; allowed: at most {MAX_SETS:,}")
         return [
-            Request(find_experiment(name), self.preset, config, seeds, overrides, mode, budget, sample_seeds)
+            Request(take_experiment(name), self.preset, config, seeds, overrides, mode, budget, sample_seeds)
             for name in dict.fromkeys(self.sweeps)
         ]
 

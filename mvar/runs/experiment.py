@@ -4,8 +4,10 @@ Printed numbers are read from `experiments/paper/*.csv` and never typed in.
 """
 
 import csv
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from mvar import shipped
@@ -15,6 +17,7 @@ from mvar.runs import columns
 from mvar.runs.columns import Column
 
 MAX_STEPS = 10**12  # that a budget may amount to: years on any machine
+_TAKEN: dict[str, "Experiment"] = {}  # of files that a user has named, by the name of the experiment
 STEPS, BUDGET = "steps", "budget"  # the modes: equal steps (the paper's way), equal training FLOPs
 
 
@@ -99,11 +102,28 @@ class Experiment:
                 cell spends the same training FLOPs.
             budget_flops: the budget; None: what the baseline spends at the preset's steps.
         """
-        cells = self.build(config)
+        cells = self._built(config)
         if mode == STEPS:
             return cells
         budget = training_flops(self.baseline(config)) if budget_flops is None else budget_flops
         return [replace(cell, config=at_budget(cell.config, budget)) for cell in cells]
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch("[a-z][a-z0-9_-]{0,31}", self.name):  # it begins the names of files
+            raise UserError(
+                f"experiment: {self.name!r:.60} is no name; allowed: up to 32 small letters, digits, - and _"
+            )
+
+    def _built(self, config: RunConfig) -> list[Cell]:
+        try:
+            cells = list(self.build(config))
+        except UserError:
+            raise
+        except Exception as error:  # of a user's own function
+            raise UserError(f"experiment {self.name}: no cells ({type(error).__name__}: {error})") from error
+        if not cells or not all(isinstance(cell, Cell) for cell in cells):
+            raise UserError(f"experiment {self.name}: no cells; allowed: a `build` that gives one `Cell` or more")
+        return cells
 
 
 def training_flops(config: RunConfig) -> int:
@@ -155,14 +175,46 @@ def experiment_names() -> list[str]:
 
 
 def find_experiment(name: str) -> Experiment:
-    """The experiment of a name, or of a file with an `EXPERIMENT`.
+    """The experiment of a name: of a file that a user has named (`take_experiment`), or of one of ours.
+
+    A path is no name: what a results directory holds must not say which file is run.
 
     Raises:
-        UserError: an unknown name; a file that is not there, cannot be loaded, or has no `EXPERIMENT`.
+        UserError: an unknown name; a file that cannot be loaded, or has no `EXPERIMENT`.
     """
-    if "/" not in name and not name.endswith(".py") and name not in shipped.names("experiments"):
+    if name in _TAKEN:
+        return _TAKEN[name]
+    if name not in shipped.names("experiments"):
         raise one_of("sweep", name, experiment_names())
-    path = shipped.find("experiments", name)
+    return _of_file(shipped.find("experiments", name))
+
+
+def is_experiment(name: str) -> bool:
+    """Whether there is an experiment of that name."""
+    return name in _TAKEN or name in shipped.names("experiments")
+
+
+def take_experiment(given: str) -> Experiment:
+    """The experiment of a name, or of a file that the user names by its path; it is found by its own name from then on.
+
+    Raises:
+        UserError: as `find_experiment`; no such file; a file of the user's own whose experiment has a name of ours.
+    """
+    if "/" not in given and not given.endswith(".py"):
+        return find_experiment(given)
+    path = shipped.find("experiments", given)
+    found = _of_file(path)
+    ours = shipped.folder("experiments") / f"{found.name}.py"
+    if ours.is_file() and path.resolve() != ours.resolve():
+        raise UserError(
+            f"{path}: its EXPERIMENT is called {found.name!r}, as one of ours; allowed: a name of its own, by which "
+            "its requests are told from those"
+        )
+    _TAKEN[found.name] = found
+    return found
+
+
+def _of_file(path: Path) -> Experiment:
     found = getattr(shipped.load(path), "EXPERIMENT", None)
     if not isinstance(found, Experiment):
         raise UserError(f"{path}: has no EXPERIMENT; allowed: a file that sets one, as those of `experiments/` do")
