@@ -25,7 +25,7 @@ atexit.register(_note)
 
 
 def build(folder: Path) -> Path:
-    """The wheel of this checkout, by way of its source distribution; of a copy of what git has: a build leaves files."""
+    """The wheel of this checkout, by way of its source distribution; built from a copy: a build leaves files."""
     source = folder / "source"
     source.mkdir()
     listed = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True)
