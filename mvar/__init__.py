@@ -14,20 +14,35 @@ if TYPE_CHECKING:
     from mvar.config import ModelConfig, RunConfig, override
     from mvar.cost import attention_cost, layer_attention_cost, num_params, sample_flops
     from mvar.errors import UserError
+    from mvar.evaluation.measure import label_accuracy
     from mvar.files import digest
     from mvar.presets import PRESETS, imagenet, model_size, resize
     from mvar.probes.attention_mass import AttentionStats, uniform_share
+    from mvar.probes.measurable import drawn_inputs
     from mvar.runs import columns
     from mvar.runs.columns import Column
+    from mvar.runs.demo import demo_runs
     from mvar.runs.experiment import Cell, Experiment, paper_rows
+    from mvar.runs.gallery import of_run
+    from mvar.runs.stages.sample import draw_images
     from mvar.runs.states import DONE
     from mvar.runs.store import RunDirectory, Store, one_line
-    from mvar.runs.wiring import run_attention
+    from mvar.runs.wiring import Stages, run_attention
+    from mvar.sampling import filter_logits, generate
     from mvar.scales import PATCH_SIDES, ScaleSchedule
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "mvar.sampling": (
+        "filter_logits",
+        "generate",
+    ),
+    "mvar.evaluation.measure": ("label_accuracy",),
+    "mvar.runs.stages.sample": ("draw_images",),
+    "mvar.runs.gallery": ("of_run",),
+    "mvar.probes.measurable": ("drawn_inputs",),
+    "mvar.runs.demo": ("demo_runs",),
     "mvar": ("layout",),
     "mvar.artefacts": ("check_artefact",),
     "mvar.config": ("ModelConfig", "RunConfig", "override"),
@@ -39,7 +54,10 @@ _HOMES = {
     "mvar.runs": ("columns",),
     "mvar.runs.columns": ("Column",),
     "mvar.runs.experiment": ("Cell", "Experiment", "paper_rows"),
-    "mvar.runs.wiring": ("run_attention",),
+    "mvar.runs.wiring": (
+        "Stages",
+        "run_attention",
+    ),
     "mvar.runs.states": ("DONE",),
     "mvar.runs.store": ("RunDirectory", "Store", "one_line"),
     "mvar.scales": ("PATCH_SIDES", "ScaleSchedule"),

@@ -1,6 +1,7 @@
 """The house: rooms stand in one order and imports go down, files and functions stay small, importing needs nothing."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -141,6 +142,17 @@ def test_what_users_edit_stands_on_public_names(path):
             assert {alias.name for alias in node.names} <= PUBLIC[str(node.module)] | {"analysis"}
         elif isinstance(node, ast.Import):
             assert not any(alias.name.startswith("mvar") for alias in node.names)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_notebooks_stand_on_public_names(path):
+    cells = (cell["source"] for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code")
+    lines = [line.strip() for cell in cells for line in cell if "import" in line and "mvar" in line]
+    assert lines
+    for line in lines:
+        (node,) = ast.parse(line).body
+        assert isinstance(node, ast.ImportFrom) and node.module in PUBLIC, line
+        assert {alias.name for alias in node.names} <= PUBLIC[str(node.module)], line
 
 
 @pytest.mark.parametrize("package", [mvar, mvar.analysis], ids=lambda p: p.__name__)

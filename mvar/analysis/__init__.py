@@ -8,35 +8,39 @@ from typing import TYPE_CHECKING
 from mvar.lazy import lazily
 
 if TYPE_CHECKING:
+    from mvar.analysis import maps
     from mvar.analysis.compare import DASH, Measured, aggregate, check_comparable, ratio
     from mvar.analysis.contract import Analysis
     from mvar.analysis.figures import ERROR_BARS, legend_below, points, unit
     from mvar.analysis.grids import read_samples, real_images, tile
     from mvar.analysis.inline import prose
-    from mvar.analysis.maps import draw_flow
+    from mvar.analysis.maps import attention_map, draw_flow
+    from mvar.analysis.pictures import grow, growth_figure, query_figure
     from mvar.analysis.power_law import BOOTSTRAP, MIN_POINTS, Law, fit_law
     from mvar.analysis.records import Manifest, Records, load_records, training_curve
     from mvar.analysis.render import Note, Table
     from mvar.analysis.report import main
     from mvar.analysis.style import MIXERS as MIXER_NAMES
-    from mvar.analysis.style import WIDTH, Figure, canvas, despine, mixer_look
+    from mvar.analysis.style import WIDTH, Figure, canvas, despine, mixer_look, page
     from mvar.analysis.tables import KEYS, cell_rows, contradictions
     from mvar.analysis.writer import Writer
     from mvar.escaping import code
     from mvar.escaping import figure as figure_text
 
 _HOMES = {
+    "mvar.analysis": ("maps",),
     "mvar.analysis.compare": ("DASH", "Measured", "aggregate", "check_comparable", "ratio"),
     "mvar.analysis.contract": ("Analysis",),
     "mvar.analysis.figures": ("ERROR_BARS", "legend_below", "points", "unit"),
     "mvar.analysis.grids": ("read_samples", "real_images", "tile"),
     "mvar.analysis.inline": ("prose",),
-    "mvar.analysis.maps": ("draw_flow",),
+    "mvar.analysis.maps": ("attention_map", "draw_flow"),
+    "mvar.analysis.pictures": ("grow", "growth_figure", "query_figure"),
     "mvar.analysis.power_law": ("BOOTSTRAP", "MIN_POINTS", "Law", "fit_law"),
     "mvar.analysis.records": ("Manifest", "Records", "load_records", "training_curve"),
     "mvar.analysis.render": ("Note", "Table"),
     "mvar.analysis.report": ("main",),
-    "mvar.analysis.style": ("MIXER_NAMES", "WIDTH", "Figure", "canvas", "despine", "mixer_look"),
+    "mvar.analysis.style": ("MIXER_NAMES", "WIDTH", "Figure", "canvas", "despine", "mixer_look", "page"),
     "mvar.analysis.tables": ("KEYS", "cell_rows", "contradictions"),
     "mvar.analysis.writer": ("Writer",),
     "mvar.escaping": ("code", "figure_text"),

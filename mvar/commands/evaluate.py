@@ -76,7 +76,7 @@ class Evaluate(CheckpointFiles):
         """The run's config with the settings that were asked for. Nothing is trained anew to evaluate it."""
         from mvar.config import RunConfig, override
         from mvar.config.parsing import current_name
-        from mvar.runs.sources import need_tokenizer
+        from mvar.runs.published_tokenizer import need_tokenizer
 
         overrides = self._overrides()
         for name in overrides:

@@ -13,10 +13,10 @@ from mvar.escaping import rich_text
 from mvar.runs.derived import last_row
 from mvar.runs.display import duration
 from mvar.runs.request import Request, unique, with_seeds
-from mvar.runs.states import DONE, INTERRUPTED, MISSING, QUEUED, RUNNING, Seen
+from mvar.runs.states import DONE, FAILED, INTERRUPTED, MISSING, QUEUED, RUNNING, STOPPED, Seen
 from mvar.runs.store import Directory, Store
 
-STYLES = {DONE: "green", RUNNING: "cyan", QUEUED: "blue", "failed": "red", "stopped": "yellow"}
+STYLES = {DONE: "green", RUNNING: "cyan", QUEUED: "blue", FAILED: "red", STOPPED: "yellow"}
 STYLES |= {INTERRUPTED: "yellow", MISSING: "dim"}
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from mvar import layout
 from mvar.runs.documents import Damaged, read_document
+from mvar.runs.states import DONE, RUNNING
 
 # Kind of a shared stage -> its files that are there once it is done; documents among them must be readable.
 FINISHED = {
@@ -51,7 +52,7 @@ def stage_status(path: Path) -> dict[str, Any]:
 def _status(path: Path, done: bool, stage: str, **values: Any) -> dict[str, Any]:
     began = {"step": 0, "steps": 0, "train_s": 0.0, **values, "reason": None}
     updated = datetime.fromtimestamp((path / layout.STATUS).stat().st_mtime, UTC).isoformat(timespec="seconds")
-    return began | {"state": "done" if done else "running", "stage": stage, "updated": updated}
+    return began | {"state": DONE if done else RUNNING, "stage": stage, "updated": updated}
 
 
 def _is_sound(path: Path) -> bool:

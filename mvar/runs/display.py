@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from mvar.escaping import one_line, rich_text
+from mvar.runs.states import DONE, FAILED
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -178,7 +179,7 @@ class Bars:
         self._ended += 1
         reason = f": {outcome.reason}" if outcome.reason else ""
         after = f" after {duration(outcome.seconds)}" if outcome.seconds else ""
-        style = {"done": "green", "failed": "red"}.get(outcome.state, "yellow")
+        style = {DONE: "green", FAILED: "red"}.get(outcome.state, "yellow")
         told = rich_text(f" {task.name}{after}{reason}", "default")
         self._progress.console.print(rich_text(outcome.state, style).append(" ").append_text(told))
 

@@ -14,7 +14,7 @@ from mvar.checkpoints.weights import load_weights
 from mvar.config import RunConfig, override
 from mvar.errors import UserError, one_of
 from mvar.runs.display import shown
-from mvar.runs.sources import need_tokenizer, published_tokenizer
+from mvar.runs.published_tokenizer import need_tokenizer, published_tokenizer
 from mvar.runs.stages.contract import way_out
 from mvar.runs.stages.reject import LabelScore
 from mvar.runs.stages.sample import draw_images, save_grid

@@ -18,6 +18,7 @@ from mvar.config.schema import Config, DataConfig, EvaluationConfig, TokenizerCo
 from mvar.errors import UserError, warn_once
 from mvar.files import digest, read_json, write_json
 from mvar.runs.documents import read_or_empty
+from mvar.runs.states import DONE
 
 KEPT_FROM = 32  # configs; fewer are parsed in no time
 # Sections in which two spellings can name one shared stage.
@@ -107,7 +108,7 @@ class RunIndex:
     def _rank(self, entry: Entry) -> tuple[bool, float]:
         folder = self._root / entry.folder
         try:
-            done = read_or_empty(folder / layout.STATUS).get("state") == "done"
+            done = read_or_empty(folder / layout.STATUS).get("state") == DONE
         except UserError:
             done = False
         began = folder / layout.TOKENIZER_USED  # written once, when the run began

@@ -17,7 +17,7 @@ from mvar.evaluation.images import Images
 from mvar.evaluation.metrics import check_reference
 from mvar.files import known_digest
 from mvar.runs.documents import write_document
-from mvar.runs.sources import check_source, published_tokenizer, source_digest
+from mvar.runs.published_tokenizer import check_source, published_tokenizer, source_digest
 from mvar.runs.stages.contract import SharedStage, way_out
 from mvar.runs.states import DONE, Stopped
 from mvar.tokenizer.model import Tokenizer
