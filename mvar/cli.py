@@ -33,7 +33,7 @@ from mvar.commands.run import Run
 from mvar.commands.sample import Sample
 from mvar.commands.status import Status
 from mvar.commands.submit import Submit
-from mvar.errors import FAILURE, INTERRUPTED, OK, UserError, begin_command, complain, print_to_nowhere, say
+from mvar.errors import OK, UserError, begin_command, exit_code, say
 from mvar.escaping import degrade
 
 DESCRIPTION = "Ablations of sequence mixers in scale-wise autoregressive image generation."
@@ -80,20 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         say(f"mvar {__version__}")
         return OK
-    try:
-        code = parse(arguments).execute(arguments)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # whoever read it has read enough (`mvar status | head`)
-        print_to_nowhere(sys.stdout.fileno())  # what Python itself writes at its end
-        return OK
-    except UserError as error:
-        return complain(str(error), error.exit_code)
-    except OSError as error:  # a full disk, a directory that may not be written
-        where = f"{error.filename}: " if error.filename else ""
-        return complain(f"{where}{error.strerror or error}", FAILURE)
-    except KeyboardInterrupt:
-        return complain("interrupted; the same command goes on where it was", INTERRUPTED)
+    return exit_code(lambda: parse(arguments).execute(arguments))
 
 
 def parse(arguments: list[str]) -> Command:

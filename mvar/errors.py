@@ -101,6 +101,24 @@ def existing_directory(what: str, path: Path, allowed: str) -> Path:
     return path
 
 
+def exit_code(act: Callable[[], int]) -> int:
+    """The exit code of what a user has called: what goes wrong in it is one line on stderr, unless it is a fault."""
+    try:
+        code = act()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read it has read enough (`mvar status | head`)
+        print_to_nowhere(sys.stdout.fileno())  # what Python itself writes at its end
+        return OK
+    except UserError as error:
+        return complain(str(error), error.exit_code)
+    except OSError as error:  # a full disk, a directory that may not be written
+        where = f"{error.filename}: " if error.filename else ""
+        return complain(f"{where}{error.strerror or error}", FAILURE)
+    except KeyboardInterrupt:
+        return complain("interrupted; the same command goes on where it was", INTERRUPTED)
+
+
 @contextmanager
 def in_field(name: str) -> Iterator[None]:
     """Mistakes inside the block are those of a field that holds a checkpoint's path, or of a file: say its name."""

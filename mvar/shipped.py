@@ -11,11 +11,15 @@ import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 from mvar.errors import UserError, one_of
 
 PACKAGE = Path(__file__).parent
 KINDS = ("experiments", "analysis", "slurm", "notebooks")
+SETS = {"experiments": "EXPERIMENT", "analysis": "ANALYSIS"}  # what the Python files of a kind have
+
+T = TypeVar("T")
 
 
 def repository(package: Path | None = None) -> Path | None:
@@ -76,6 +80,18 @@ def find(kind: str, name: str, suffix: str = ".py") -> Path:
     if name not in names(kind, suffix):
         raise one_of(kind, name, names(kind, suffix))
     return folder(kind) / f"{name}{suffix}"
+
+
+def read(kind: str, path: Path, what: type[T]) -> T:
+    """What a file of a kind sets (`SETS`).
+
+    Raises:
+        UserError: as `load`; it sets none, or something else.
+    """
+    found = getattr(load(path), SETS[kind], None)
+    if not isinstance(found, what):
+        raise UserError(f"{path}: has no {SETS[kind]}; allowed: a file that sets one, as those of `{kind}/` do")
+    return found
 
 
 @cache

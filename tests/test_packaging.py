@@ -1,6 +1,7 @@
 """What is installed is whole: the files beside the code, and a copy of those that users edit, and it is found there."""
 
 import json
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -120,6 +121,24 @@ def test_what_a_results_directory_holds_names_no_file_to_run(tmp_path):
     for command in ("repair", "status", "report"):
         main([command, "--results", str(store.root)])
     assert not (tmp_path / "ran").exists()
+
+
+def test_one_file_with_a_mistake_harms_no_other(tmp_path, monkeypatch, capsys):
+    for kind in ("experiments", "analysis"):
+        shutil.copytree(shipped.folder(kind), tmp_path / kind)
+        (tmp_path / kind / "broken.py").write_text("1 / 0")
+    monkeypatch.setattr(shipped, "folder", lambda kind: tmp_path / kind)
+    results = tmp_path / "results"
+    assert main(["run", "mixers", "--preset", "smoke", "--dry-run", "--results", str(results)]) == 0
+    write_manifest(Store(results), Request(find_experiment("mixers"), "smoke", PRESETS["smoke"]), ["run", "mixers"])
+    capsys.readouterr()
+    assert main(["report", "--results", str(results)]) == 2  # no run yet
+    text = (results / "report/report.md").read_text()
+    assert "Table 6: mixers, smoke" in text and "Table 2: class-conditional" in text
+    for kind in ("experiments", "analysis"):
+        assert f"{kind}/broken.py: cannot be loaded (ZeroDivisionError: division by zero)" in text
+    assert main(["run", "broken", "--dry-run", "--results", str(results)]) == 2
+    assert "experiments/broken.py: cannot be loaded" in capsys.readouterr().err
 
 
 def test_every_file_that_users_edit_can_be_copied(tmp_path, monkeypatch):

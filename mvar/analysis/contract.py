@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mvar import shipped
-from mvar.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -39,14 +38,4 @@ def find_analysis(name: str) -> Analysis:
     Raises:
         UserError: an unknown name; a file that cannot be loaded or has no `ANALYSIS`.
     """
-    path = shipped.find("analysis", name)
-    found = getattr(shipped.load(path), "ANALYSIS", None)
-    if not isinstance(found, Analysis):
-        raise UserError(f"{path}: has no ANALYSIS; allowed: a file that sets one, as those of `analysis/` do")
-    return found
-
-
-def analyses() -> list[Analysis]:
-    """Those over all results, in the order of the report."""
-    found = [find_analysis(name) for name in shipped.names("analysis")]
-    return sorted((a for a in found if a.of == "results"), key=lambda a: (a.place, a.name))
+    return shipped.read("analysis", shipped.find("analysis", name), Analysis)

@@ -4,15 +4,16 @@ What cannot be made is named with the reason, and the rest is written all the sa
 Which experiments and analyses there are, and in which order they stand, is said by their own files.
 """
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mvar import layout
+from mvar import layout, shipped
 from mvar.analysis import background
 from mvar.analysis.cache import ReadCache
-from mvar.analysis.contract import Analysis, analyses
+from mvar.analysis.contract import Analysis, find_analysis
 from mvar.analysis.document import Bullets, Section, Text, document_to_markdown
 from mvar.analysis.inline import prose
 from mvar.analysis.page import document_to_html
@@ -20,10 +21,10 @@ from mvar.analysis.records import NO_RUN, Manifest, Records, load_records, unask
 from mvar.analysis.render import Table, csv_text
 from mvar.analysis.summary import summary
 from mvar.analysis.writer import Told, Writer
-from mvar.errors import UserError
+from mvar.errors import FAILURE, OK, USER_ERROR, UserError, complain, existing_directory, exit_code, say, warn
 from mvar.escaping import degrade
 from mvar.runs.columns import Column
-from mvar.runs.experiment import Experiment, experiment_names, find_experiment
+from mvar.runs.experiment import Experiment, experiments
 
 TITLE = "Measured, beside what the paper prints"
 
@@ -107,8 +108,10 @@ class _Report(Writer):
         for manifest in sweeps_to_show(self.records, self.problems):
             key = (manifest.experiment.place, manifest.sweep, manifest.preset, manifest.mode != "steps", manifest.name)
             placed.append((key, lambda manifest=manifest: self.sweep(manifest)))
-        for analysis in analyses():
-            placed.append(((analysis.place, analysis.name), lambda analysis=analysis: self.analysis(analysis)))
+        for name in shipped.names("analysis"):
+            analysis = self.attempt(f"analysis {name}", find_analysis, name)
+            if analysis and analysis.of == "results":
+                placed.append(((analysis.place, name), lambda analysis=analysis: self.analysis(analysis)))
         return [draw for _, draw in sorted(placed, key=lambda item: item[0])]
 
     def _runs(self) -> None:
@@ -144,7 +147,7 @@ def sweeps_to_show(records: Records, problems: list[str]) -> list[Manifest]:
         else:
             problems.append(f"sweep {manifest.name}: no table is known for {manifest.sweep!r}")
     asked = {manifest.sweep for manifest in found}
-    of_paper = [name for name in experiment_names() if find_experiment(name).of_paper]
+    of_paper = [experiment.name for experiment in experiments(problems.append) if experiment.of_paper]
     return found + [unasked(name) for name in of_paper if name not in asked]
 
 
@@ -153,26 +156,19 @@ def main(analysis: Analysis, arguments: Sequence[str] | None = None) -> int:
 
     Without any run there, the page has what needs none, and the exit code is 2 as that of `mvar report`.
     """
-    import argparse
-
-    from mvar.errors import FAILURE, OK, USER_ERROR, complain, existing_directory, say, warn
-
     for stream in (sys.stdout, sys.stderr):
         degrade(stream)
     parser = argparse.ArgumentParser(description=analysis.title)
     parser.add_argument("--results", type=Path, default=Path("results"), help="where runs are kept")
     parser.add_argument("--out", type=Path, help="where to write; default: RESULTS/analysis/NAME")
     given = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
-    try:
-        existing_directory("results", given.results, "one that `mvar run` has made")
-        records = load_records(given.results, allow_empty=True)
-        page = Writer(records, given.out or given.results / layout.ANALYSIS / analysis.name)
-        _draw_alone(page, analysis)
-    except UserError as error:
-        return complain(str(error), error.exit_code)
-    except OSError as error:  # a full disk, a directory that may not be written
-        where = f"{error.filename}: " if error.filename else ""
-        return complain(f"{where}{error.strerror or error}", FAILURE)
+    return exit_code(lambda: _write_alone(analysis, given.results, given.out))
+
+
+def _write_alone(analysis: Analysis, results: Path, out: Path | None) -> int:
+    existing_directory("results", results, "one that `mvar run` has made")
+    page = Writer(load_records(results, allow_empty=True), out or results / layout.ANALYSIS / analysis.name)
+    _draw_alone(page, analysis)
     say(f"page: {page.directory / layout.PAGE_HTML}")
     if nothing := next((problem for problem in page.problems if NO_RUN in problem), None):
         return complain(nothing, USER_ERROR)
@@ -180,7 +176,7 @@ def main(analysis: Analysis, arguments: Sequence[str] | None = None) -> int:
         warn(problem)
     if any(section.blocks for section in page.sections):
         return OK
-    return complain(f"{analysis.name}: the runs of {given.results} have nothing that it draws", FAILURE)
+    return complain(f"{analysis.name}: the runs of {results} have nothing that it draws", FAILURE)
 
 
 def _draw_alone(page: Writer, analysis: Analysis) -> None:
@@ -206,7 +202,7 @@ def _is_figure_of(analysis: Analysis, experiment: Experiment) -> bool:
 
 def _never_asked(analysis: Analysis, records: Records) -> UserError:
     """Why an analysis of requests has none to draw."""
-    known = [find_experiment(name) for name in experiment_names()]
+    known = experiments()
     if those := [experiment.name for experiment in known if _is_figure_of(analysis, experiment)]:
         commands = ", ".join(f"`mvar run {name}`" for name in those)
         return UserError(

@@ -1,7 +1,8 @@
 """What is refused when runs are launched, and never when a stored config is read."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from operator import attrgetter
+from typing import TYPE_CHECKING
 
 from mvar.errors import UserError
 
@@ -46,17 +47,10 @@ def check_launched(config: "RunConfig", asked: Iterable[str]) -> None:
     """
     for name in asked:
         largest = LARGEST.get(name)
-        if largest is not None and (value := _value(config, name)) > largest:
+        if largest is not None and (value := attrgetter(name)(config)) > largest:
             raise UserError(f"{name}: {value:,} is too large; allowed: at most {largest:,}")
     if "data.heldout_root" in asked and config.data.heldout_root and config.data.name != "imagefolder":
         raise UserError(
             f"data.heldout_root: data.name={config.data.name} has held-out images of its own; allowed: with "
             "data.name=imagefolder"
         )
-
-
-def _value(config: "RunConfig", name: str) -> Any:
-    found: Any = config
-    for part in name.split("."):
-        found = getattr(found, part)
-    return found

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from mvar.config import sources
+from mvar.config.sources import SOURCES
 from mvar.files import expand
 from mvar.pattern import parse_pattern, replace_layers
 from mvar.scales import ScaleSchedule
@@ -69,7 +69,7 @@ class DataConfig(Config):
     @field_validator("name")
     @classmethod
     def _check_name(cls, name: str) -> str:
-        return sources.check_name(name)
+        return SOURCES.check(name)
 
     @model_validator(mode="after")
     def _check_root(self) -> Self:

@@ -1,27 +1,16 @@
 """Which data sources there are: names that `data.name` may have, and the classes behind them. Text only, no torch."""
 
 import re
+from typing import Any
 
-from mvar.errors import UserError, one_of
+from mvar.errors import UserError
+from mvar.registry import Registry
 
-# A new data source is one file and one line here: name -> "module:Class", see mvar.data.sources.contract.
-REGISTRY: dict[str, str] = {
-    "digits": "mvar.data.sources.digits:Digits",
-    "imagefolder": "mvar.data.sources.imagefolder:ImageFolder",
-}
-OWN: dict[str, type] = {}  # classes that were registered themselves
-
-
-def names() -> list[str]:
-    """Every name that there is."""
-    return [*REGISTRY, *OWN]
-
-
-def check_name(name: str) -> str:
-    """A name that there is; an unknown one is a `UserError` that lists them."""
-    if name not in REGISTRY and name not in OWN:
-        raise one_of("data.name", name, names())
-    return name
+# A new data source is one file and one line here, see mvar.data.sources.contract.
+SOURCES: Registry[Any] = Registry(
+    "data.name",
+    {"digits": "mvar.data.sources.digits:Digits", "imagefolder": "mvar.data.sources.imagefolder:ImageFolder"},
+)
 
 
 def register(name: str, kind: type) -> None:
@@ -32,6 +21,4 @@ def register(name: str, kind: type) -> None:
     """
     if not re.fullmatch("[a-z][a-z0-9_]{0,31}", name):
         raise UserError(f"data.name: {name!r:.60} is no name; allowed: up to 32 small letters, digits and _")
-    if name in REGISTRY or OWN.get(name, kind) is not kind:
-        raise UserError(f"data.name: {name!r} is taken; allowed: another name than {', '.join(names())}")
-    OWN[name] = kind
+    SOURCES.register(name, kind)

@@ -4,13 +4,13 @@ Shapes: `B` batch, `L` tokens of a span, `D` width.
 """
 
 from abc import ABC, abstractmethod
-from importlib import import_module
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from mvar.config import ModelConfig, RuntimeConfig
 from mvar.pattern import REGISTRY, parse_layer
+from mvar.registry import loaded
 from mvar.scales import ScaleSchedule, Span
 
 
@@ -76,5 +76,4 @@ class Mixer(nn.Module, ABC):
 def mixer_class(name: str) -> type[Mixer]:
     """The class registered under a name; unknown names are a `UserError`."""
     (name,) = parse_layer(name)
-    module, cls = REGISTRY[name].split(":")
-    return getattr(import_module(module), cls)
+    return loaded(REGISTRY[name])

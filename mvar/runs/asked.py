@@ -9,7 +9,7 @@ from typing import Any
 from mvar.config import RunConfig, from_dict, override
 from mvar.errors import UserError
 from mvar.presets import PRESETS
-from mvar.runs.experiment import BUDGET, STEPS, experiment_names, find_experiment
+from mvar.runs.experiment import BUDGET, STEPS, experiments, find_experiment
 from mvar.runs.request import Request
 from mvar.runs.store import RunDirectory, Store
 
@@ -62,7 +62,7 @@ def request_of(store: Store, path: Path) -> Request | None:
 
 
 def _named(stem: str) -> Iterator[tuple[Any, str, str]]:
-    for sweep in map(find_experiment, experiment_names()):
+    for sweep in experiments():
         for preset in PRESETS:
             for mode in (STEPS, BUDGET):
                 if f"{stem}-".startswith(f"{sweep.name}-{preset}-{mode}-"):

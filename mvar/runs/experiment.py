@@ -7,12 +7,11 @@ import csv
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from mvar import shipped
 from mvar.config import RunConfig, override
-from mvar.errors import UserError, one_of
+from mvar.errors import UserError, one_of, warn_once
 from mvar.runs import columns
 from mvar.runs.columns import Column
 
@@ -93,6 +92,12 @@ class Experiment:
     of_paper: bool = False
     place: int = 50
 
+    def __post_init__(self) -> None:
+        if not re.fullmatch("[a-z][a-z0-9_-]{0,31}", self.name):  # it begins the names of files
+            raise UserError(
+                f"experiment: {self.name!r:.60} is no name; allowed: up to 32 small letters, digits, - and _"
+            )
+
     def cells(self, config: RunConfig, mode: str = STEPS, budget_flops: float | None = None) -> list[Cell]:
         """The cells for a preset.
 
@@ -107,12 +112,6 @@ class Experiment:
             return cells
         budget = training_flops(self.baseline(config)) if budget_flops is None else budget_flops
         return [replace(cell, config=at_budget(cell.config, budget)) for cell in cells]
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch("[a-z][a-z0-9_-]{0,31}", self.name):  # it begins the names of files
-            raise UserError(
-                f"experiment: {self.name!r:.60} is no name; allowed: up to 32 small letters, digits, - and _"
-            )
 
     def _built(self, config: RunConfig) -> list[Cell]:
         try:
@@ -167,10 +166,21 @@ def _number(text: str) -> int | float | str:
     return text
 
 
+def experiments(complain: Callable[[str], None] = warn_once) -> list[Experiment]:
+    """Ours, in the order of the report. A file that cannot be loaded is complained of, and left out."""
+    found = []
+    for name in shipped.names("experiments"):
+        try:
+            found.append(find_experiment(name))
+        except UserError as error:
+            complain(str(error))
+    return sorted(found, key=lambda experiment: (experiment.place, experiment.name))
+
+
 def experiment_names() -> list[str]:
     """What `mvar run NAME` accepts: the first one of the report, then the others by name."""
     names = shipped.names("experiments")
-    first = min(names, key=lambda name: (find_experiment(name).place, name), default=None)
+    first = next((experiment.name for experiment in experiments()), None)
     return sorted(names, key=lambda name: (name != first, name))
 
 
@@ -186,7 +196,7 @@ def find_experiment(name: str) -> Experiment:
         return _TAKEN[name]
     if name not in shipped.names("experiments"):
         raise one_of("sweep", name, experiment_names())
-    return _of_file(shipped.find("experiments", name))
+    return shipped.read("experiments", shipped.find("experiments", name), Experiment)
 
 
 def is_experiment(name: str) -> bool:
@@ -203,7 +213,7 @@ def take_experiment(given: str) -> Experiment:
     if "/" not in given and not given.endswith(".py"):
         return find_experiment(given)
     path = shipped.find("experiments", given)
-    found = _of_file(path)
+    found = shipped.read("experiments", path, Experiment)
     ours = shipped.folder("experiments") / f"{found.name}.py"
     if ours.is_file() and path.resolve() != ours.resolve():
         raise UserError(
@@ -211,11 +221,4 @@ def take_experiment(given: str) -> Experiment:
             "its requests are told from those"
         )
     _TAKEN[found.name] = found
-    return found
-
-
-def _of_file(path: Path) -> Experiment:
-    found = getattr(shipped.load(path), "EXPERIMENT", None)
-    if not isinstance(found, Experiment):
-        raise UserError(f"{path}: has no EXPERIMENT; allowed: a file that sets one, as those of `experiments/` do")
     return found

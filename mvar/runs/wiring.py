@@ -118,7 +118,7 @@ class Stages:
     @cached_property
     def evaluate(self) -> EvaluateStage:
         """The evaluation's record."""
-        needs = (self.train, self.sample, self.tokens, self.extractor, self._vectors("evaluate"))
+        needs = (self.sample, self.tokens, self.extractor, self._vectors("evaluate"))
         return EvaluateStage(self.run, self.watch, self.config, *needs)
 
     @cached_property

@@ -13,10 +13,7 @@ from mvar.errors import UserError
 
 @pytest.fixture(autouse=True)
 def own(monkeypatch):
-    for name in list(sources.OWN):
-        monkeypatch.delitem(sources.OWN, name)
-    yield
-    sources.OWN.clear()
+    monkeypatch.setattr(sources.SOURCES, "own", {})
 
 
 class Stripes(DataSource):
@@ -44,7 +41,7 @@ class Stripes(DataSource):
 
 @pytest.mark.parametrize("name", ["digits", "imagefolder"])
 def test_every_name_is_one_source(name):
-    assert sources.names() == ["digits", "imagefolder"]
+    assert sources.SOURCES.names() == ["digits", "imagefolder"]
     assert isinstance(find(name), DataSource) and find(name).is_folder == (name == "imagefolder")
 
 

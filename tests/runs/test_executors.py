@@ -18,7 +18,7 @@ SETTINGS = [f"{name}={value}" for name, value in tiny_runs.TINY.items()]
 
 @pytest.fixture(autouse=True)
 def own(monkeypatch):
-    monkeypatch.setattr(registry, "_own", {})
+    monkeypatch.setattr(registry.EXECUTORS, "own", {})
 
 
 class Noted(Executor):
@@ -41,7 +41,7 @@ def submit(root, *words):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_is_one_executor(name):
-    assert registry.names() == list(NAMES)
+    assert registry.EXECUTORS.names() == list(NAMES)
     assert isinstance(registry.find(name), Executor)
     assert registry.find(name).is_queue == (name == "slurm")
 
@@ -78,8 +78,8 @@ def test_no_run_falls_through_to_another_executor(tmp_path, monkeypatch, capsys)
 
 
 def test_one_of_the_users_own_gets_the_runs(tmp_path, capsys):
-    registry.register("noted", Noted)
-    registry.register("noted", Noted)  # a file that is loaded twice
+    registry.EXECUTORS.register("noted", Noted)
+    registry.EXECUTORS.register("noted", Noted)  # a file that is loaded twice
     path = tmp_path / "site.toml"
     path.write_text('executor = "noted"\n[env]\nA = "1"\n')
     assert submit(tmp_path / "results", "--cluster", str(path)) == OK
@@ -95,7 +95,7 @@ def test_a_name_has_one_executor():
     class Other(Noted):
         pass
 
-    registry.register("noted", Noted)
+    registry.EXECUTORS.register("noted", Noted)
     for name in ("noted", "local"):
         with pytest.raises(UserError, match=f"executor: '{name}' is taken; allowed: another name than slurm, local"):
-            registry.register(name, Other)
+            registry.EXECUTORS.register(name, Other)

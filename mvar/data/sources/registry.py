@@ -1,8 +1,6 @@
 """Data sources by name; the names themselves are in mvar.config.sources, where configs are checked."""
 
-from importlib import import_module
-
-from mvar.config.sources import OWN, REGISTRY, check_name
+from mvar.config.sources import SOURCES
 from mvar.data.sources.contract import DataSource
 
 
@@ -12,7 +10,4 @@ def find(name: str) -> DataSource:
     Raises:
         UserError: there is none; lists those that there are.
     """
-    if check_name(name) in OWN:
-        return OWN[name]()
-    module, _, kind = REGISTRY[name].partition(":")
-    return getattr(import_module(module), kind)()
+    return SOURCES.find(name)()

@@ -13,7 +13,6 @@ from mvar.runs.stages.contract import RunStage
 from mvar.runs.stages.extractor import ExtractorStage
 from mvar.runs.stages.sample import SampleStage
 from mvar.runs.stages.tokens import TokenStage
-from mvar.runs.stages.train import TrainStage
 from mvar.runs.stages.vectors import VectorStage
 
 
@@ -24,14 +23,12 @@ class EvaluateStage(RunStage):
     Args:
         directory: of the run.
         config: the run, with the settings of the evaluation.
-        train: the generator.
-        sample: the images that it drew.
+        sample: the images, and what drew them.
         tokens: of the held-out images.
         extractor: what judges.
         vectors: the training images that samples are compared with.
     """
 
-    train: TrainStage
     sample: SampleStage
     tokens: TokenStage
     extractor: ExtractorStage
@@ -47,13 +44,14 @@ class EvaluateStage(RunStage):
         self.watch.check()
         config = self.config
         pixels, labels = self.sample.read()
+        model, tokenizer = self.sample.artist
         heldout, tokens = load_images(config.data, "heldout"), self.tokens.open("heldout")
         vectors = self.vectors.load()
         metrics = measure_samples(
             np.moveaxis(pixels, -1, 1),
             labels,
-            model=self.train.generator,
-            quantizer=self.tokens.tokenizer.load().quantize,
+            model=model,
+            quantizer=tokenizer.quantize,
             heldout_tokens=tokens.tokens,
             heldout_labels=tokens.labels,
             train_images=vectors or load_images(config.data, "train"),

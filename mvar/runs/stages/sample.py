@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ class SampleStage(RunStage):
 
     def run(self) -> None:
         """Draw what is missing; damaged weights are told first, also where all images are there. As `make`."""
-        self._artist()
+        _ = self.artist
         super().run()
 
     def is_done(self) -> bool:
@@ -105,7 +106,7 @@ class SampleStage(RunStage):
         Raises:
             Stopped: one of the processes was asked to stop. Whole rounds are kept.
         """
-        model, tokenizer = self._artist()  # before the others are called: they would wait for one that cannot
+        model, tokenizer = self.artist  # before the others are called: they would wait for one that cannot
         config, folder = self.config, self.folder
         folder.mkdir(parents=True, exist_ok=True)
         self.reject.run()
@@ -121,7 +122,7 @@ class SampleStage(RunStage):
 
     def take_part(self, done: int) -> None:
         """Draw another process's share of what the first one has called for, from image `done` on."""
-        model, tokenizer = self._artist()
+        model, tokenizer = self.artist
         self._draw_rounds(model, tokenizer, done, lambda found: None)
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
@@ -161,7 +162,9 @@ class SampleStage(RunStage):
     def _labels(self) -> torch.Tensor:
         return balanced_labels(self._count, self.config.data.num_classes)
 
-    def _artist(self) -> tuple[ScaleTransformer, Tokenizer]:
+    @cached_property
+    def artist(self) -> tuple[ScaleTransformer, Tokenizer]:
+        """The generator and the tokenizer that draw; loaded once, for who measures what they drew too."""
         tokenizer = self.train.tokenizer.load()
         return self.train.generator, tokenizer
 
