@@ -31,7 +31,7 @@ from mvar.config import ModelConfig, SampleConfig, TokenizerConfig, TokenSpace
 from mvar.cost import sample_flops
 from mvar.errors import UserError
 from mvar.memory import keep_freed_memory
-from mvar.pattern import REGISTRY
+from mvar.registries import MIXERS as REGISTERED
 from mvar.sampling import Generated, generate
 from mvar.scales import PATCH_SIDES, Span
 from mvar.tokenizer.quantizer import ResidualQuantizer
@@ -120,7 +120,7 @@ def products(sample: Callable[[], Any]) -> tuple[Callable[[], None], float]:
 def measure(settings: Settings) -> dict[str, Any]:
     keep_freed_memory()  # as every run does
     runs, flops = {}, {}
-    for pattern in [*sorted(REGISTRY), "intra+mamba"]:
+    for pattern in [*sorted(REGISTERED.names()), "intra+mamba"]:
         model, quantizer = build(settings, pattern)
         runs[pattern] = sampler(settings, model, quantizer)
         flops[pattern] = settings.batch * sample_flops(model.config, model.space, guided=True)

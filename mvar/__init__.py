@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mvar.presets import PRESETS, imagenet, model_size, resize
     from mvar.probes.attention_mass import AttentionStats, uniform_share
     from mvar.probes.measurable import drawn_inputs
+    from mvar.registries import register
     from mvar.runs import columns
     from mvar.runs.columns import Column
     from mvar.runs.demo import demo_runs
@@ -51,6 +52,7 @@ _HOMES = {
     "mvar.files": ("digest",),
     "mvar.presets": ("PRESETS", "imagenet", "model_size", "resize"),
     "mvar.probes.attention_mass": ("AttentionStats", "uniform_share"),
+    "mvar.registries": ("register",),
     "mvar.runs": ("columns",),
     "mvar.runs.columns": ("Column",),
     "mvar.runs.experiment": ("Cell", "Experiment", "paper_rows"),

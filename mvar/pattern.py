@@ -1,4 +1,4 @@
-"""Which mixer sits in which layer: the registry of mixers and the text form of layer patterns. Text only, no torch.
+"""Which mixer sits in which layer: the text form of layer patterns. Text only, no torch.
 
 A layer is one registered mixer or several joined by `+`, each a residual sub-layer of its own. A pattern names every
 layer: `"intra+mamba"` (all of them) or `"8*intra+mamba 8*global"`. Partial replacement derives one pattern from
@@ -8,22 +8,15 @@ another: `first:8`, `last:8`, `every:2` or an explicit list such as `0,3,5`.
 import re
 from itertools import groupby
 
-from mvar.errors import UserError, one_of, quoted
-
-# A new mixer is one file and one line here: name -> "module:Class".
-REGISTRY: dict[str, str] = {
-    "global": "mvar.mixers.global_attention:GlobalAttention",
-    "intra": "mvar.mixers.intra_attention:IntraScaleAttention",
-    "mamba": "mvar.mixers.mamba:Mamba2",
-}
+from mvar.errors import UserError, quoted
+from mvar.registries import MIXERS
 
 
 def parse_layer(layer: str) -> tuple[str, ...]:
     """Split one layer such as `"intra+mamba"` into the names of its mixers; unknown names are a `UserError`."""
     names = tuple(layer.split("+"))
     for name in names:
-        if name not in REGISTRY:
-            raise one_of("mixer", name, REGISTRY)
+        MIXERS.check(name)
     if len(set(names)) < len(names):
         raise UserError(f"mixer: {quoted(layer)} names a mixer twice; allowed: each at most once in a layer")
     return names

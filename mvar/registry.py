@@ -1,18 +1,33 @@
 """Classes by name: ours by their path, loaded only where one is asked for, and those that a user's file registers."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, Generic, TypeVar
 
 from mvar.errors import UserError, one_of
 
 T = TypeVar("T")
+NAME = re.compile("[a-z][a-z0-9_]{0,31}")  # names begin sections of a config, and those of directories
+_owner: str = ""  # the plug-in that is being loaded
 
 
 def loaded(path: str) -> Any:
     """What `module:name` stands for."""
     module, _, name = path.partition(":")
     return getattr(import_module(module), name)
+
+
+@contextmanager
+def owned_by(plugin: str) -> Iterator[None]:
+    """What is registered inside the block belongs to a plug-in of that name."""
+    global _owner
+    before, _owner = _owner, plugin
+    try:
+        yield
+    finally:
+        _owner = before
 
 
 class Registry(Generic[T]):
@@ -26,6 +41,10 @@ class Registry(Generic[T]):
     def __init__(self, field: str, paths: Mapping[str, str]) -> None:
         self.field, self.paths = field, paths
         self.own: dict[str, type[T]] = {}  # classes that were registered themselves
+        self.owners: dict[str, str] = {}  # the plug-in of each of those, where one registered it
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.paths or name in self.own
 
     def names(self) -> list[str]:
         """Every name that there is."""
@@ -33,7 +52,7 @@ class Registry(Generic[T]):
 
     def check(self, name: str) -> str:
         """A name that there is; an unknown one is a `UserError` that lists them."""
-        if name not in self.paths and name not in self.own:
+        if name not in self:
             raise one_of(self.field, name, self.names())
         return name
 
@@ -41,14 +60,29 @@ class Registry(Generic[T]):
         """Give a class a name.
 
         Raises:
-            UserError: another class has the name.
+            UserError: another class has the name, or it is no name.
         """
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise UserError(
+                f"{self.field}: {name!r:.60} is no name; allowed: up to 32 small letters, digits and _, a letter first"
+            )
         if name in self.paths or self.own.get(name, kind) is not kind:
+            by = f" by {self.owners[name]}" if name in self.owners else ""
             allowed = f"allowed: another name than {', '.join(self.names())}"
-            raise UserError(f"{self.field}: {name!r} is taken; {allowed}")
+            raise UserError(f"{self.field}: {name!r} is taken{by}; {allowed}")
         self.own[name] = kind
+        if _owner:
+            self.owners[name] = _owner
 
     def find(self, name: str) -> type[T]:
         """The class of a name; as `check`."""
         self.check(name)
         return self.own[name] if name in self.own else loaded(self.paths[name])
+
+    def settings(self, name: str) -> type[Any] | None:
+        """The class of its settings, a section of a config (`mvar.config.Config`); None where it has none.
+
+        Raises:
+            UserError: as `check`.
+        """
+        return getattr(self.find(name), "Settings", None)

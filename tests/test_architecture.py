@@ -21,7 +21,7 @@ USERS = sorted(path for kind in ("experiments", "analysis") for path in (ROOT / 
 
 # Floor by floor, low to high, and in each floor room by room: a room imports rooms before it, and itself.
 ROOMS = (
-    *("escaping", "errors", "registry"),
+    *("escaping", "errors", "registry", "registries"),
     *("lazy", "layout", "shipped", "memory", "progress", "files", "artefacts", "rows"),
     *("scales", "pattern", "config", "presets"),
     "kernels",

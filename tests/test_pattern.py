@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mvar.errors import UserError
-from mvar.pattern import REGISTRY, format_pattern, parse_layer, parse_pattern, replace_layers, replaced_layers
+from mvar.pattern import format_pattern, parse_layer, parse_pattern, replace_layers, replaced_layers
+from mvar.registries import MIXERS as REGISTERED
 
-layer = st.lists(st.sampled_from(sorted(REGISTRY)), min_size=1, max_size=3, unique=True).map("+".join)
+layer = st.lists(st.sampled_from(sorted(REGISTERED.names())), min_size=1, max_size=3, unique=True).map("+".join)
 
 
 @given(st.lists(layer, min_size=1, max_size=12).map(tuple))

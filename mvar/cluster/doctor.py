@@ -11,7 +11,7 @@ from pathlib import Path
 from mvar.cluster import scheduler
 from mvar.cluster.executor import Slurm
 from mvar.cluster.profiles import Profile
-from mvar.runs.executors import registry
+from mvar.runs.executors import contract as executors
 
 COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 LOW_DISK_GB = 5
@@ -29,7 +29,7 @@ class Finding:
 
 def examine(results: Path, profile: Profile | None = None) -> list[Finding]:
     """Look at everything; with a SLURM profile its request is checked too, and SLURM is needed."""
-    needs_slurm = profile is not None and isinstance(registry.find(profile.executor), Slurm)
+    needs_slurm = profile is not None and isinstance(executors.find(profile.executor), Slurm)
     findings = [*_slurm(needs_slurm)]
     if profile is not None and needs_slurm and all(f.state == "ok" for f in findings):
         findings.append(_request(profile))
@@ -122,7 +122,7 @@ def _gpus(profile: Profile | None) -> Finding:
         return Finding("GPUs here", "missing", "none that torch can use", advice)
     advice = (
         "fine on a login node: jobs see their own"
-        if profile and registry.find(profile.executor).is_queue
+        if profile and executors.find(profile.executor).is_queue
         else "the CPU is used"
     )
     return Finding("GPUs here", "missing", "none", advice)

@@ -17,7 +17,7 @@ from mvar.cluster import profile_files
 from mvar.cluster.profile_files import CONTROL, check_owner, check_values, cited
 from mvar.config import Config, from_dict, override
 from mvar.errors import UserError, one_of, warn
-from mvar.runs.executors import registry
+from mvar.runs.executors import contract as executors
 
 SHELL = ("setup", "env")  # fields that a job's shell runs, or that change what it runs
 SUFFIXES = (".toml", ".yaml", ".yml")
@@ -50,7 +50,7 @@ class Profile(Config):
     """One cluster, and the size of a run's job on it. Fields that are not given are left to SLURM's defaults."""
 
     source: str = ""  # the name or the file that it comes from; set by `load_profile`
-    executor: str = "slurm"  # a name in mvar.runs.executors.registry
+    executor: str = "slurm"  # a name in mvar.registries.EXECUTORS
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -96,7 +96,7 @@ class Profile(Config):
     @model_validator(mode="after")
     def _check_executor(self) -> Self:
         fields = type(self).model_fields
-        used = set(filter(registry.find(self.executor).uses, fields))
+        used = set(filter(executors.find(self.executor).uses, fields))
         changed = {name for name, field in fields.items() if getattr(self, name) != _default(field)}
         if unused := sorted(changed - used - {"executor", "source"}):
             allowed = ", ".join(sorted(used - {"source"})) or "none"

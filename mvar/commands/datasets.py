@@ -61,7 +61,7 @@ class DataSets:
                 images that lie in the training folder, or most of which are training images; a picture that cannot be
                 used.
         """
-        from mvar.data.sources.registry import find
+        from mvar.data.sources.contract import find
         from mvar.data.splits import check_classes
 
         for config in {config.data: config for config in configs}.values():
@@ -102,7 +102,7 @@ class DataSets:
 
     def _reading(self, data: "DataConfig") -> int:
         """The reading that new runs on these data get; where the data are not here, that of the results."""
-        from mvar.data.sources.registry import find
+        from mvar.data.sources.contract import find
 
         if not find(data.name).is_folder:
             return data.reading
@@ -153,7 +153,7 @@ class DataSets:
 
 def _missing(data: "DataConfig") -> list[str]:
     """Roots of a folder data set that are not there, as `field: path`."""
-    from mvar.data.sources.registry import find
+    from mvar.data.sources.contract import find
 
     roots = {"data.root": data.root, "data.heldout_root": data.heldout_root}
     if not find(data.name).is_folder:

@@ -38,7 +38,7 @@ class Retry:
         """Submit them; returns the exit code."""
         from mvar.cluster.find import to_retry
         from mvar.cluster.profiles import with_own_shell, with_settings
-        from mvar.runs.executors import registry
+        from mvar.runs.executors import contract as executors
         from mvar.runs.store import Store
 
         if bool(self.runs) == self.failed:
@@ -60,10 +60,10 @@ class Retry:
             changed = [(with_settings(with_own_shell(profile), settings), configs) for profile, configs in groups]
         by_executor: dict[str, list[tuple[Profile, list[RunConfig]]]] = {}
         for profile, configs in changed:
-            if not registry.find(profile.executor).is_queue:
+            if not executors.find(profile.executor).is_queue:
                 name = self.cluster or profile.source or profile.executor
                 raise UserError(f"cluster: {name} is no SLURM profile; allowed there: `mvar run` goes on itself")
             by_executor.setdefault(profile.executor, []).append((profile, configs))
         for name, requests in by_executor.items():
-            registry.find(name).execute(requests, store, self.dry_run)
+            executors.find(name).execute(requests, store, self.dry_run)
         return code

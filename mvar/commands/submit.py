@@ -30,11 +30,11 @@ class Submit(Sweeps):
 
     def execute(self, arguments: list[str]) -> int:
         """Submit them all; returns the exit code."""
-        from mvar.runs.executors import registry
+        from mvar.runs.executors import contract as executors
         from mvar.runs.request import write_manifest
 
         profile = named_profile(self.cluster, self.cluster_set)
-        executor = registry.find(profile.executor)
+        executor = executors.find(profile.executor)
         executor.check_results(self.results)
         requests, configs, store = self.planned()
         if self.dry_run and not executor.is_queue:

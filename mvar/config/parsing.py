@@ -11,9 +11,10 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origi
 
 from pydantic import BaseModel, ValidationError
 
+from mvar.config.evaluation_sections import SampleConfig
 from mvar.config.identity import FIRST, PATHS, REPINNED, SPLITS, pinned, section_name, subsection
 from mvar.config.schema import SCHEMA_VERSION, RunConfig
-from mvar.config.sections import Config, SampleConfig
+from mvar.config.sections import Config
 from mvar.errors import UserError, one_of, quoted
 from mvar.escaping import one_line
 

@@ -10,17 +10,9 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from mvar.config import identity
-from mvar.config.sections import (
-    Config,
-    DataConfig,
-    EvaluationConfig,
-    ModelConfig,
-    RuntimeConfig,
-    SampleConfig,
-    TokenizerConfig,
-    TokenSpace,
-    TrainConfig,
-)
+from mvar.config.evaluation_sections import EvaluationConfig, SampleConfig
+from mvar.config.model_section import ModelConfig
+from mvar.config.sections import Config, DataConfig, RuntimeConfig, TokenizerConfig, TokenSpace, TrainConfig
 from mvar.files import digest
 
 SCHEMA_VERSION = 1

@@ -1,29 +1,16 @@
-"""The sections of a run's configuration: every field with its default, unit and limits; frozen, JSON in and out."""
+"""The sections of a run's configuration that make data, tokenizer and training; every field with its default, unit and
+limits; frozen, JSON in and out. `model_section` and `evaluation_sections` have the others.
+"""
 
-from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from math import gcd
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveInt,
-    TypeAdapter,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
-from mvar.config.sources import SOURCES
 from mvar.files import expand
-from mvar.pattern import parse_pattern, replace_layers
+from mvar.registries import SOURCES
 from mvar.scales import ScaleSchedule
-
-IS_SPLITS = 10  # of the samples, for the inception score
 
 
 class Config(BaseModel):
@@ -37,7 +24,7 @@ class DataConfig(Config):
 
     name: str = Field(
         default="digits",
-        description="Source of the images, a name in mvar.config.sources: scikit-learn's digits, or one's own folders.",
+        description="Source of the images, a name in mvar.registries: scikit-learn's digits, or one's own folders.",
     )
     root: str | None = Field(
         default=None,
@@ -184,82 +171,6 @@ class TokenizerConfig(Config):
         return 2 ** (len(self.channel_multipliers) - 1)
 
 
-class MambaConfig(Config):
-    """Mamba-2's sizes; the defaults are M-VAR's."""
-
-    d_state: int = Field(default=64, ge=1, description="N, size of the SSM state a channel.")
-    d_conv: int = Field(default=4, ge=2, description="K, tokens that the causal convolution sees.")
-    expand: int = Field(default=2, ge=1, description="Inner width, relative to the model's.")
-    headdim: int = Field(default=64, ge=1, description="P, head size; it divides expand * width.")
-
-
-class ModelConfig(Config):
-    """The generator: a VAR backbone whose layers hold the mixers of `pattern`.
-
-    `replace` and `replacement` derive the pattern from a base (M-VAR's Figure 5) and are folded into it, so that two
-    spellings of one model are one config.
-    """
-
-    depth: int = Field(default=8, ge=1, description="Layers.")
-    width: int = Field(default=64, ge=1, description="D, channels of a token.")
-    num_heads: int = Field(default=4, ge=1, description="H, attention heads; they divide width.")
-    pattern: str = Field(
-        default="global", description="Mixers of every layer (mvar.pattern), e.g. intra+mamba or 4*global 4*intra."
-    )
-    mlp_ratio: float = Field(default=4.0, gt=0, description="Hidden width of the feed-forward, relative to width.")
-    attn_l2_norm: bool = Field(
-        default=True, description="Queries and keys of unit length, with a learned temperature a head (qk-norm)."
-    )
-    shared_adaln: bool = Field(
-        default=False, description="One modulation by the class for all layers, and a learned offset in each."
-    )
-    drop_path: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="Probability that an image skips a branch of the last layer, linear from 0 at the first "
-        "(VAR: 0.1 * depth / 24).",
-    )
-    init: Literal["official", "fixed"] = Field(
-        default="official", description="fixed: every gate of a layer gets init_adaln_gamma, not only the first two."
-    )
-    init_adaln: float = Field(default=0.5, description="Factor on the initial weights of scales and shifts.")
-    init_adaln_gamma: float = Field(default=1e-3, description="Factor on the initial weights of the gates.")
-    init_head: float = Field(default=0.02, description="Factor on the initial weights of the head.")
-    mamba: MambaConfig = MambaConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _canonical_pattern(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        values = dict(values)
-        rule, replacement = values.pop("replace", "none"), values.pop("replacement", "intra+mamba")
-        depth = values.get("depth", cls.model_fields["depth"].default)
-        with suppress(ValidationError):  # 8.0 and "8" are whole numbers to the field itself
-            depth = TypeAdapter(int).validate_python(depth)
-        if isinstance(depth, int) and depth >= 1:  # otherwise depth's own check speaks
-            base = values.get("pattern", cls.model_fields["pattern"].default)
-            values["pattern"] = replace_layers(str(base), str(rule), str(replacement), depth)
-        return values
-
-    @model_validator(mode="after")
-    def _check_heads(self) -> Self:
-        if self.width % self.num_heads:
-            raise ValueError(f"model.num_heads: {self.num_heads} does not divide model.width {self.width}")
-        if "mamba" in self.pattern and (self.width * self.mamba.expand) % self.mamba.headdim:
-            raise ValueError(
-                f"model.mamba.headdim: {self.mamba.headdim} does not divide expand * width = "
-                f"{self.width * self.mamba.expand}"
-            )
-        return self
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """The pattern, one entry a layer."""
-        return parse_pattern(self.pattern, self.depth)
-
-
 class TrainConfig(OptimConfig):
     """Training of the generator."""
 
@@ -281,62 +192,6 @@ class TrainConfig(OptimConfig):
         if not self.steps and not self.init_from:
             raise ValueError("train.steps: 0; allowed: 1 or more, 0 only with train.init_from")
         return self
-
-
-class SampleConfig(Config):
-    """How images are drawn. `seed` numbers the set: image i of it has its own stream of random numbers."""
-
-    cfg_scale: float = Field(
-        default=1.5, ge=0, description="Guidance: t = cfg_scale * s / (S - 1) at scale s of S; 0: off."
-    )
-    top_k: int = Field(default=0, ge=0, description="Codes that a token is drawn from, the likeliest; 0: all.")
-    top_p: float = Field(
-        default=0.95, ge=0, le=1, description="Probability of the codes that a token is drawn from; 0 or 1: all."
-    )
-    more_smooth: bool = Field(default=False, description="Mix codes by a Gumbel-softmax; for pictures, never for FID.")
-    candidates: int = Field(
-        default=1, ge=1, description="Rejection sampling: of so many images a classifier's favourite is kept; 1: off."
-    )
-    seed: int = Field(default=0, ge=0, description="Numbers the set of images.")
-
-    @property
-    def acceptance_rate(self) -> float:
-        """Share of the drawn images that is kept."""
-        return 1 / self.candidates
-
-
-class EvaluationConfig(Config):
-    """What is measured on samples, and against what."""
-
-    num_images: int = Field(default=1800, ge=1, description="Samples that are measured; at least `least_images`.")
-    extractor: Literal["classifier", "inception"] = Field(
-        default="classifier", description="What gives features: a classifier trained on the data, or FID's Inception."
-    )
-    inception_weights: str | None = Field(
-        default=None, description="torch-fidelity's file of Inception, for extractor=inception; never downloaded."
-    )
-    classifier_steps: int = Field(default=250, ge=1, description="Optimizer steps of the classifier.")
-    classifier_seed: int = Field(default=0, ge=0, description="Of the classifier's initialisation and training.")
-    kid_subset_size: int = Field(
-        default=500, ge=2, description="Images in each of KID's subsets; fewer where a set is smaller."
-    )
-    prc_neighborhood: int = Field(
-        default=3, ge=1, description="Precision and recall: which nearest neighbour bounds an image's surroundings."
-    )
-
-    @model_validator(mode="after")
-    def _check_count(self) -> Self:
-        if self.num_images < self.least_images:
-            raise ValueError(
-                f"evaluation.num_images: {self.num_images} is too few; allowed: {self.least_images} or more (the "
-                f"inception score is of {IS_SPLITS} splits, precision and recall of prc_neighborhood + 1 images)"
-            )
-        return self
-
-    @property
-    def least_images(self) -> int:
-        """Samples that the metrics need."""
-        return max(IS_SPLITS, self.prc_neighborhood + 1)
 
 
 class RuntimeConfig(Config):

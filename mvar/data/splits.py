@@ -5,8 +5,7 @@ import numpy as np
 from mvar.config import DataConfig
 from mvar.data.crops import ImageSet
 from mvar.data.folders import spelled
-from mvar.data.sources.contract import OpenedSource, Pictures, Split
-from mvar.data.sources.registry import find
+from mvar.data.sources.contract import OpenedSource, Pictures, Split, find
 from mvar.errors import UserError
 from mvar.files import digest
 

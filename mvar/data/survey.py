@@ -17,7 +17,7 @@ from mvar.config import DataConfig
 from mvar.data.crops import ImageSet
 from mvar.data.folders import FolderSource
 from mvar.data.pictures import is_see_through, plain, read_header
-from mvar.data.sources.registry import find
+from mvar.data.sources.contract import find
 from mvar.data.splits import image_set
 from mvar.files import file_digest
 

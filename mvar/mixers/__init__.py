@@ -1,1 +1,1 @@
-"""Sequence mixers, one file each: what a layer swaps. `base` is the contract, `mvar.pattern.REGISTRY` the list."""
+"""Sequence mixers, one file each: what a layer swaps. `base` is the contract, `mvar.registries.MIXERS` the list."""

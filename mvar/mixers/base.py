@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from mvar.config import ModelConfig, RuntimeConfig
-from mvar.pattern import REGISTRY, parse_layer
-from mvar.registry import loaded
+from mvar.pattern import parse_layer
+from mvar.registries import MIXERS
 from mvar.scales import ScaleSchedule, Span
 
 
@@ -76,4 +76,4 @@ class Mixer(nn.Module, ABC):
 def mixer_class(name: str) -> type[Mixer]:
     """The class registered under a name; unknown names are a `UserError`."""
     (name,) = parse_layer(name)
-    return loaded(REGISTRY[name])
+    return MIXERS.find(name)

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvar.config import DataConfig, RunConfig, override, sources
-from mvar.data.sources.contract import DataSource, OpenedSource
-from mvar.data.sources.registry import find
+from mvar.config import DataConfig, RunConfig, override
+from mvar.data.sources.contract import DataSource, OpenedSource, find
 from mvar.data.splits import check_classes, load_images
 from mvar.errors import UserError
+from mvar.registries import SOURCES
 
 
 @pytest.fixture(autouse=True)
 def own(monkeypatch):
-    monkeypatch.setattr(sources.SOURCES, "own", {})
+    monkeypatch.setattr(SOURCES, "own", {})
 
 
 class Stripes(DataSource):
@@ -41,7 +41,7 @@ class Stripes(DataSource):
 
 @pytest.mark.parametrize("name", ["digits", "imagefolder"])
 def test_every_name_is_one_source(name):
-    assert sources.SOURCES.names() == ["digits", "imagefolder"]
+    assert SOURCES.names() == ["digits", "imagefolder"]
     assert isinstance(find(name), DataSource) and find(name).is_folder == (name == "imagefolder")
 
 
@@ -62,8 +62,8 @@ def test_an_unknown_name_lists_what_is_there(tmp_path, monkeypatch):
 
 
 def test_one_of_the_users_own():
-    sources.register("stripes", Stripes)
-    sources.register("stripes", Stripes)  # a file that is loaded twice
+    SOURCES.register("stripes", Stripes)
+    SOURCES.register("stripes", Stripes)  # a file that is loaded twice
     config = override(RunConfig(), {"data.name": "stripes", "data.num_classes": "2"})
     assert config.run_id.startswith("stripes-d8-")
     check_classes(config.data)
@@ -82,6 +82,6 @@ def test_names_that_cannot_be_had(name):
     class Other(Stripes):
         pass
 
-    sources.register("stripes", Stripes)
+    SOURCES.register("stripes", Stripes)
     with pytest.raises(UserError, match=r"^data.name: .*allowed: (another name than digits, imag|up to 32 small)"):
-        sources.register(name, Other)
+        SOURCES.register(name, Other)

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from mvar.config import MambaConfig, ModelConfig, RuntimeConfig, TokenSpace
 from mvar.cost import num_params
 from mvar.mixers.base import mixer_class
-from mvar.pattern import REGISTRY, parse_layer, replaced_layers
+from mvar.pattern import parse_layer, replaced_layers
+from mvar.registries import MIXERS as REGISTERED
 from mvar.scales import ScaleSchedule
 from mvar.transformer import ScaleTransformer
 
-MIXERS = sorted(REGISTRY)
+MIXERS = sorted(REGISTERED.names())
 PAIRS = [f"{a}+{b}" for a in MIXERS for b in MIXERS if a != b]
 PATTERNS = [*MIXERS, *PAIRS, "global intra+mamba 1*global", "2*intra+mamba mamba", "intra global mamba"]
 REPLACEMENTS = ["none", "all", "first:2", "last:1", "last:3", "every:2", "every:3", "0,3"]

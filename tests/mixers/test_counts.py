@@ -13,11 +13,11 @@ from torch.utils._pytree import tree_leaves
 from mvar.config import MambaConfig, ModelConfig, RuntimeConfig, TokenSpace
 from mvar.cost import state_bytes
 from mvar.mixers.base import mixer_class
-from mvar.pattern import REGISTRY
+from mvar.registries import MIXERS as REGISTERED
 from mvar.scales import PATCH_SIDES, ScaleSchedule
 from mvar.transformer import ScaleTransformer
 
-MIXERS = sorted(REGISTRY)
+MIXERS = sorted(REGISTERED.names())
 SCHEDULES = [(1, 2, 3, 4), (2, 3, 5), (4,), (1, 1, 6), (1, 2, 3, 10)]
 CONFIG = ModelConfig(depth=3, width=32, num_heads=2, mamba=MambaConfig(d_state=8, headdim=16))
 

@@ -9,8 +9,8 @@ import tiny_runs
 from mvar.cli import main
 from mvar.cluster.profiles import PROFILES, load_profile
 from mvar.errors import OK, USER_ERROR, UserError
-from mvar.runs.executors import registry
-from mvar.runs.executors.contract import Executor, Summary
+from mvar.registries import EXECUTORS
+from mvar.runs.executors.contract import Executor, Summary, find
 
 NAMES = ("slurm", "local", "inprocess")
 SETTINGS = [f"{name}={value}" for name, value in tiny_runs.TINY.items()]
@@ -18,7 +18,7 @@ SETTINGS = [f"{name}={value}" for name, value in tiny_runs.TINY.items()]
 
 @pytest.fixture(autouse=True)
 def own(monkeypatch):
-    monkeypatch.setattr(registry.EXECUTORS, "own", {})
+    monkeypatch.setattr(EXECUTORS, "own", {})
 
 
 class Noted(Executor):
@@ -41,9 +41,9 @@ def submit(root, *words):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_is_one_executor(name):
-    assert registry.EXECUTORS.names() == list(NAMES)
-    assert isinstance(registry.find(name), Executor)
-    assert registry.find(name).is_queue == (name == "slurm")
+    assert EXECUTORS.names() == list(NAMES)
+    assert isinstance(find(name), Executor)
+    assert find(name).is_queue == (name == "slurm")
 
 
 def test_profiles_are_read_without_torch():
@@ -59,7 +59,7 @@ def test_an_unknown_name_lists_what_is_there(tmp_path, capsys):
     with pytest.raises(
         UserError, match=r"executor: 'slrum' is unknown \(did you mean 'slurm'\?\); allowed: slurm, loc"
     ):
-        registry.find("slrum")
+        find("slrum")
     with pytest.raises(UserError, match=r"site.toml: executor: 'slrum' is unknown"):
         load_profile(str(path))
     assert submit(tmp_path / "results", "--cluster", "local", "--cluster-set", "executor=loacl") == USER_ERROR
@@ -78,8 +78,8 @@ def test_no_run_falls_through_to_another_executor(tmp_path, monkeypatch, capsys)
 
 
 def test_one_of_the_users_own_gets_the_runs(tmp_path, capsys):
-    registry.EXECUTORS.register("noted", Noted)
-    registry.EXECUTORS.register("noted", Noted)  # a file that is loaded twice
+    EXECUTORS.register("noted", Noted)
+    EXECUTORS.register("noted", Noted)  # a file that is loaded twice
     path = tmp_path / "site.toml"
     path.write_text('executor = "noted"\n[env]\nA = "1"\n')
     assert submit(tmp_path / "results", "--cluster", str(path)) == OK
@@ -95,7 +95,7 @@ def test_a_name_has_one_executor():
     class Other(Noted):
         pass
 
-    registry.EXECUTORS.register("noted", Noted)
+    EXECUTORS.register("noted", Noted)
     for name in ("noted", "local"):
         with pytest.raises(UserError, match=f"executor: '{name}' is taken; allowed: another name than slurm, local"):
-            registry.EXECUTORS.register(name, Other)
+            EXECUTORS.register(name, Other)

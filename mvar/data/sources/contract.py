@@ -10,6 +10,7 @@ from PIL import Image
 from mvar.config import DataConfig
 from mvar.data.folders import spelled
 from mvar.errors import UserError
+from mvar.registries import SOURCES
 
 Split = Literal["train", "heldout"]
 
@@ -72,6 +73,15 @@ class DataSource(ABC):
     def resizes(self, config: DataConfig) -> bool:
         """Whether pictures are resized before they are cropped; not where they have the very size."""
         return True
+
+
+def find(name: str) -> DataSource:
+    """The data source of a name.
+
+    Raises:
+        UserError: there is none; lists those that there are.
+    """
+    return SOURCES.find(name)()
 
 
 def check_num_classes(names: Sequence[str], config: DataConfig, where: str) -> None:

@@ -4,9 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from mvar.config import RunConfig
+from mvar.registries import EXECUTORS
 from mvar.runs.states import FAILED
 from mvar.runs.store import Store
 from mvar.runs.workers import Outcome
@@ -51,7 +52,7 @@ S = TypeVar("S", bound=Settings)
 
 
 class Executor(ABC, Generic[S]):
-    """Has runs made. A name in `mvar.runs.executors.registry` stands for a class; it is made without arguments."""
+    """Has runs made. A name in `mvar.registries.EXECUTORS` stands for a class; it is made without arguments."""
 
     is_queue: ClassVar[bool] = False
     """Whether runs are only sent: `execute` returns at once, `mvar retry` may send them again, and `mvar submit
@@ -85,3 +86,12 @@ class Executor(ABC, Generic[S]):
         Raises:
             UserError: what was asked for is not possible.
         """
+
+
+def find(name: str) -> Executor[Any]:
+    """The executor of a name.
+
+    Raises:
+        UserError: there is none; lists those that there are.
+    """
+    return EXECUTORS.find(name)()

@@ -17,7 +17,7 @@ import torch
 from mvar import layout
 from mvar.config import Config, DataConfig
 from mvar.data.crops import ImageSet
-from mvar.data.sources.registry import find
+from mvar.data.sources.contract import find
 from mvar.data.splits import load_images
 from mvar.data.tokens import prepared_batches
 from mvar.errors import UserError

@@ -1,0 +1,65 @@
+"""The sections of what a trained model is used for: how images are drawn, and what is measured on them."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from mvar.config.sections import Config
+
+IS_SPLITS = 10  # of the samples, for the inception score
+
+
+class SampleConfig(Config):
+    """How images are drawn. `seed` numbers the set: image i of it has its own stream of random numbers."""
+
+    cfg_scale: float = Field(
+        default=1.5, ge=0, description="Guidance: t = cfg_scale * s / (S - 1) at scale s of S; 0: off."
+    )
+    top_k: int = Field(default=0, ge=0, description="Codes that a token is drawn from, the likeliest; 0: all.")
+    top_p: float = Field(
+        default=0.95, ge=0, le=1, description="Probability of the codes that a token is drawn from; 0 or 1: all."
+    )
+    more_smooth: bool = Field(default=False, description="Mix codes by a Gumbel-softmax; for pictures, never for FID.")
+    candidates: int = Field(
+        default=1, ge=1, description="Rejection sampling: of so many images a classifier's favourite is kept; 1: off."
+    )
+    seed: int = Field(default=0, ge=0, description="Numbers the set of images.")
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Share of the drawn images that is kept."""
+        return 1 / self.candidates
+
+
+class EvaluationConfig(Config):
+    """What is measured on samples, and against what."""
+
+    num_images: int = Field(default=1800, ge=1, description="Samples that are measured; at least `least_images`.")
+    extractor: Literal["classifier", "inception"] = Field(
+        default="classifier", description="What gives features: a classifier trained on the data, or FID's Inception."
+    )
+    inception_weights: str | None = Field(
+        default=None, description="torch-fidelity's file of Inception, for extractor=inception; never downloaded."
+    )
+    classifier_steps: int = Field(default=250, ge=1, description="Optimizer steps of the classifier.")
+    classifier_seed: int = Field(default=0, ge=0, description="Of the classifier's initialisation and training.")
+    kid_subset_size: int = Field(
+        default=500, ge=2, description="Images in each of KID's subsets; fewer where a set is smaller."
+    )
+    prc_neighborhood: int = Field(
+        default=3, ge=1, description="Precision and recall: which nearest neighbour bounds an image's surroundings."
+    )
+
+    @model_validator(mode="after")
+    def _check_count(self) -> Self:
+        if self.num_images < self.least_images:
+            raise ValueError(
+                f"evaluation.num_images: {self.num_images} is too few; allowed: {self.least_images} or more (the "
+                f"inception score is of {IS_SPLITS} splits, precision and recall of prc_neighborhood + 1 images)"
+            )
+        return self
+
+    @property
+    def least_images(self) -> int:
+        """Samples that the metrics need."""
+        return max(IS_SPLITS, self.prc_neighborhood + 1)

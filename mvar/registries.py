@@ -1,0 +1,80 @@
+"""What can be chosen by name, kind by kind: every registry is here, and a new thing of ours is one line. Text only.
+
+A user's own class gets its name by `register`, in a file that is loaded as a plug-in (`mvar.plugins`).
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from mvar.errors import one_of
+from mvar.registry import Registry
+
+C = TypeVar("C", bound=type)
+
+MIXERS: Registry[Any] = Registry(
+    "mixer",
+    {
+        "global": "mvar.mixers.global_attention:GlobalAttention",
+        "intra": "mvar.mixers.intra_attention:IntraScaleAttention",
+        "mamba": "mvar.mixers.mamba:Mamba2",
+    },
+)
+SOURCES: Registry[Any] = Registry(
+    "data.name",
+    {
+        "digits": "mvar.data.sources.digits:Digits",
+        "imagefolder": "mvar.data.sources.imagefolder:ImageFolder",
+    },
+)
+EXTRACTORS: Registry[Any] = Registry("evaluation.extractor", {})
+METRICS: Registry[Any] = Registry("metric", {})
+GUIDANCE: Registry[Any] = Registry("sample.guidance", {})
+FILTERS: Registry[Any] = Registry("sample.filter", {})
+# A profile's `executor` is one of these names.
+EXECUTORS: Registry[Any] = Registry(
+    "executor",
+    {
+        "slurm": "mvar.cluster.executor:Slurm",
+        "local": "mvar.runs.executors.local:Local",
+        "inprocess": "mvar.runs.executors.inprocess:InProcess",
+    },
+)
+
+KINDS: dict[str, Registry[Any]] = {
+    "mixer": MIXERS,
+    "source": SOURCES,
+    "extractor": EXTRACTORS,
+    "metric": METRICS,
+    "guidance": GUIDANCE,
+    "filter": FILTERS,
+    "executor": EXECUTORS,
+}
+
+
+def register(kind: str, name: str) -> Callable[[C], C]:
+    """Give a class of one's own a name, by which configs, pattern texts and profiles then know it.
+
+    Example:
+        >>> import mvar
+        >>> @mvar.register("guidance", "half")
+        ... class Half:
+        ...     pass
+
+    Args:
+        kind: one of `KINDS`.
+        name: up to 32 small letters, digits and `_`, a letter first. Part of ids, where what it names is used.
+
+    Returns:
+        A decorator of the class, which stays as it is.
+
+    Raises:
+        UserError: no such kind, no such name, or one that another class has; says whose.
+    """
+    if kind not in KINDS:
+        raise one_of("kind", kind, KINDS)
+
+    def named(own: C) -> C:
+        KINDS[kind].register(name, own)
+        return own
+
+    return named
