@@ -174,7 +174,7 @@ def test_a_checkpoint_of_other_sizes(suffix, nothing_is_loaded, tmp_path, capsys
 
 
 def test_what_is_made_needs_its_file_no_more(trained, tmp_path):
-    from mvar.commands.needed import check_files
+    from mvar.runs.launch.needed import check_files
 
     config: RunConfig = override(
         PRESETS["smoke"], {"train.init_from": "/none.pth", "tokenizer.checkpoint": "/none.pth"}

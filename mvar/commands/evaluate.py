@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import tyro
 
 from mvar.commands.checkpoint import CheckpointFiles, check_source, check_unused, sampling_preset
-from mvar.commands.datasets import DataSets
 from mvar.commands.outcome import conclude
 from mvar.errors import OK, UserError, one_of
+from mvar.runs.launch.datasets import DataSets
 
 if TYPE_CHECKING:
     from mvar.config import RunConfig
@@ -41,7 +41,7 @@ class Evaluate(CheckpointFiles):
         check_source(self.run, self.checkpoint)
         if self.run:
             check_unused(self)
-        from mvar.commands.needed import check_files
+        from mvar.runs.launch.needed import check_files
         from mvar.runs.store import Store, check_writable
 
         store = Store(self.results)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from mvar.commands.bounds import check_launched
 from mvar.errors import UserError, one_of, quoted
 from mvar.files import portable
+from mvar.runs.launch.bounds import check_launched
 
 if TYPE_CHECKING:
     from mvar.config import RunConfig
@@ -91,8 +91,8 @@ class Sweeps:
         Raises:
             UserError: as `requests`; results that cannot be written; data that do not fit a run that is not done.
         """
-        from mvar.commands.datasets import DataSets
-        from mvar.commands.needed import check_files
+        from mvar.runs.launch.datasets import DataSets
+        from mvar.runs.launch.needed import check_files
         from mvar.runs.repair import restore
         from mvar.runs.request import unique
         from mvar.runs.store import Store, check_writable

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from mvar.cli import main
-from mvar.commands.datasets import DataSets
 from mvar.commands.run import Run
 from mvar.config import override
 from mvar.data import survey as survey_module
 from mvar.data.survey import survey
 from mvar.errors import USER_ERROR, UserError
 from mvar.presets import PRESETS
+from mvar.runs.launch.datasets import DataSets
 from mvar.runs.store import Store
 
 
