@@ -1,18 +1,25 @@
 """What of SLURM, GPUs, kernels and disk can be used here, and what to do about the rest."""
 
 import importlib
+import json
 import os
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
+from mvar import shipped
 from mvar.cluster import scheduler
 from mvar.cluster.executor import Slurm
 from mvar.cluster.profiles import Profile
 from mvar.runs.executors import contract as executors
 
+DISTRIBUTION = "mvar-harness"  # what pip knows this as; `mvar` on the package index is somebody else's
+IMPORTED = shipped.PACKAGE.name
 COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 LOW_DISK_GB = 5
 
@@ -33,7 +40,7 @@ def examine(results: Path, profile: Profile | None = None) -> list[Finding]:
     findings = [*_slurm(needs_slurm)]
     if profile is not None and needs_slurm and all(f.state == "ok" for f in findings):
         findings.append(_request(profile))
-    findings += [_torch(), _gpus(profile), *_kernels(), _disk(results)]
+    findings += [*installation(), _torch(), _gpus(profile), *_kernels(), _disk(results)]
     return findings
 
 
@@ -98,6 +105,61 @@ def _request(profile: Profile) -> Finding:
     return Finding("profile", "ok", "SLURM accepts its requests", note)
 
 
+def installation(paths: Iterable[str] | None = None) -> list[Finding]:
+    """Where this `mvar` comes from, and every other one that a script may get in its place.
+
+    Args:
+        paths: where Python looks for modules, in order; None: of this process.
+    """
+    found = [Finding("mvar", "ok", f"{shipped.PACKAGE} ({DISTRIBUTION} {_version()})")]
+    return [*found, *_other_packages(sys.path if paths is None else paths), *_other_distributions()]
+
+
+def _version() -> str:
+    try:
+        return metadata.version(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return "of a checkout that is not installed"
+
+
+def _other_packages(paths: Iterable[str]) -> Iterator[Finding]:
+    """Packages and modules of our name in front of this one, or in the working directory (for `python -m`)."""
+    folders = [Path(path).absolute() for path in paths]
+    ours = shipped.PACKAGE.parent.absolute()
+    before = folders[: folders.index(ours)] if ours in folders else folders
+    for folder in dict.fromkeys((*before, Path.cwd())):
+        for path in (folder / IMPORTED / "__init__.py", folder / f"{IMPORTED}.py"):
+            if not path.is_file() or path.resolve() == (shipped.PACKAGE / "__init__.py").resolve():
+                continue
+            if folder in before:
+                told = f"{path} has this one's name, and Python finds it first"
+                yield Finding("another mvar", "broken", told, "rename it, or take its folder out of PYTHONPATH")
+            else:
+                told = f"{path} has this one's name; Python scripts beside it, and `python -m` there, import it instead"
+                yield Finding("another mvar", "missing", told, "rename it, or work in another folder")
+
+
+def _other_distributions() -> Iterator[Finding]:
+    """Other distributions that bring a package of our name: in one environment they overwrite each other's files."""
+    for name in sorted({*metadata.packages_distributions().get(IMPORTED, ())} - {DISTRIBUTION}):
+        advice = f"pip uninstall {name}"
+        if _is_of_here(name):
+            yield Finding("another mvar", "missing", f"{name} is this one, installed by the name that it had", advice)
+        else:
+            told = f"the distribution {name} has a package of this one's name; what is imported is one of the two"
+            root = shipped.repository()
+            again = f"pip install --force-reinstall --no-deps {f'-e {root}' if root else DISTRIBUTION}"
+            yield Finding("another mvar", "broken", told, f"{advice}, then {again}")
+
+
+def _is_of_here(name: str) -> bool:
+    """Whether a distribution is an editable installation of this very checkout, or what a build has left in it."""
+    root, found = shipped.repository(), metadata.distribution(name)
+    url = urlsplit(json.loads(found.read_text("direct_url.json") or "{}").get("url", ""))
+    where = Path(unquote(url.path)) if url.scheme == "file" else Path(str(found.locate_file("")))
+    return root is not None and where.resolve() == root.resolve()
+
+
 def _torch() -> Finding:
     try:
         import torch
@@ -130,7 +192,9 @@ def _gpus(profile: Profile | None) -> Finding:
 
 def _kernels() -> list[Finding]:
     extras = {"mamba_ssm": ("scan", "mamba"), "flash_attn": ("attention", "flash")}
-    advice = "torch's own {} is used; with a GPU and nvcc: pip install 'mvar[{}]' --no-build-isolation"
+    root = shipped.repository()
+    asked = f"-e '{root}[{{}}]'" if root else f"'{DISTRIBUTION}[{{}}]'"
+    advice = f"torch's own {{}} is used; with a GPU and nvcc: pip install {asked} --no-build-isolation"
     return [_module(name, advice.format(*words)) for name, words in extras.items()]
 
 
