@@ -10,24 +10,32 @@ from itertools import groupby
 
 from mvar.errors import UserError, quoted
 from mvar.registries import MIXERS
+from mvar.registry import NAME
 
 
-def parse_layer(layer: str) -> tuple[str, ...]:
-    """Split one layer such as `"intra+mamba"` into the names of its mixers; unknown names are a `UserError`."""
+def parse_layer(layer: str, known: bool = True) -> tuple[str, ...]:
+    """Split one layer such as `"intra+mamba"` into the names of its mixers; unknown names are a `UserError`.
+
+    Args:
+        layer: the text.
+        known: False: names may be those of a plug-in that is not loaded.
+    """
     names = tuple(layer.split("+"))
     for name in names:
-        MIXERS.check(name)
+        if known or not NAME.fullmatch(name):
+            MIXERS.check(name)
     if len(set(names)) < len(names):
         raise UserError(f"mixer: {quoted(layer)} names a mixer twice; allowed: each at most once in a layer")
     return names
 
 
-def parse_pattern(text: str, depth: int) -> tuple[str, ...]:
+def parse_pattern(text: str, depth: int, known: bool = True) -> tuple[str, ...]:
     """Expand a pattern to one entry a layer.
 
     Args:
         text: groups separated by spaces, each `LAYER` or `COUNT*LAYER`; a single `LAYER` fills the depth.
         depth: the number of layers that the pattern must name.
+        known: as in `parse_layer`.
 
     Raises:
         UserError: an unknown mixer, or a pattern whose length is not the depth.
@@ -40,7 +48,7 @@ def parse_pattern(text: str, depth: int) -> tuple[str, ...]:
         match = re.fullmatch(r"(?:(\d+)\*)?([^*\s]+)", group)
         if not match:
             raise UserError(f"model.pattern: {quoted(group)} is not a group; allowed: LAYER or COUNT*LAYER")
-        parse_layer(match[2])
+        parse_layer(match[2], known)
         count = int(match[1]) if match[1] else (depth if len(groups) == 1 else 1)
         if count > 10_000:
             raise UserError(f"model.pattern: {quoted(group)} repeats a layer more than 10000 times")
@@ -83,9 +91,9 @@ def replaced_layers(rule: str, depth: int) -> tuple[int, ...]:
     return tuple(sorted(numbers))
 
 
-def replace_layers(base: str, rule: str, replacement: str, depth: int) -> str:
+def replace_layers(base: str, rule: str, replacement: str, depth: int, known: bool = True) -> str:
     """The pattern `base` with the layers that `rule` selects replaced, e.g. M-VAR's Figure 5 with `first:8`."""
-    layers = list(parse_pattern(base, depth))
+    layers = list(parse_pattern(base, depth, known))
     parse_layer(replacement)
     for number in replaced_layers(rule, depth):
         layers[number] = replacement

@@ -153,7 +153,7 @@ def load_records(root: Path | str, cache: ReadCache | None = None, allow_empty: 
         read = cache.value(f"run {path.name} {schema}", files, lambda path=path: _read_run(store.run(path.name)))
         problems += read["problems"]
         if read["config"] is not None:
-            configs[path.name] = from_dict(RunConfig, read["config"])
+            configs[path.name] = from_dict(RunConfig, read["config"], lenient=True)
             rows += read["rows"]
     for path in sorted(store.root.glob(f"{layout.STAGES}/*/{layout.STATUS}")):
         _attempt(problems, f"{layout.STAGES}/{path.parent.name}", lambda path=path: read_document(path))

@@ -153,7 +153,9 @@ class Submission:
         """
         path = self.folder / f"{job}.jsonl"
         try:
-            return [Work(w["kind"], w["key"], from_dict(RunConfig, w["config"])) for w in _line(path, index)]
+            return [
+                Work(w["kind"], w["key"], from_dict(RunConfig, w["config"], lenient=True)) for w in _line(path, index)
+            ]
         except (OSError, UserError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
             raise Damaged(
                 f"{path}: what element {index} makes cannot be read ({type(error).__name__}: {error}); `mvar submit` "

@@ -4,13 +4,17 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from mvar.config.sections import Config
+from mvar.config.extensible import Extensible
+from mvar.registries import EXTRACTORS, FILTERS, GUIDANCE, METRICS
 
 IS_SPLITS = 10  # of the samples, for the inception score
 
 
-class SampleConfig(Config):
+class SampleConfig(Extensible):
     """How images are drawn. `seed` numbers the set: image i of it has its own stream of random numbers."""
+
+    SECTION = "sample"
+    REGISTRIES = (GUIDANCE, FILTERS)
 
     cfg_scale: float = Field(
         default=1.5, ge=0, description="Guidance: t = cfg_scale * s / (S - 1) at scale s of S; 0: off."
@@ -31,8 +35,14 @@ class SampleConfig(Config):
         return 1 / self.candidates
 
 
-class EvaluationConfig(Config):
-    """What is measured on samples, and against what."""
+class EvaluationConfig(Extensible):
+    """What is measured on samples, and against what.
+
+    Settings of metrics are in no id and no config that is stored: a metric's own record has them.
+    """
+
+    SECTION = "evaluation"
+    REGISTRIES = (EXTRACTORS, METRICS)
 
     num_images: int = Field(default=1800, ge=1, description="Samples that are measured; at least `least_images`.")
     extractor: Literal["classifier", "inception"] = Field(

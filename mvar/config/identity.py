@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from mvar.config.extensible import Config
 from mvar.files import digest
 from mvar.pattern import mixers_of
 
@@ -102,24 +103,27 @@ def hashed(kind: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def of_section(section: BaseModel) -> dict[str, Any]:
+def of_section(section: Config) -> dict[str, Any]:
     """What a section's identity rests on, as JSON values."""
-    return hashed(type(section), section.model_dump(mode="json"))
+    return hashed(type(section), section.plain())
 
 
-def as_document(section: BaseModel) -> dict[str, Any]:
+def as_document(section: Config) -> dict[str, Any]:
     """A section as it is stored: all values, but later fields only where they differ from their pinned default.
 
     So a file says what it was made with, its bytes do not change with every field that is added, and a version that
     does not know a field reads what does not use it.
     """
-    return _documented(type(section), section.model_dump(mode="json"))
+    return _documented(type(section), section.plain())
 
 
 def _documented(kind: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
     section = section_name(kind)
     kept: dict[str, Any] = {}
     for name, value in values.items():
+        if name not in kind.model_fields:  # settings of what is used by that name
+            kept[name] = value
+            continue
         inner = subsection(kind, name)
         if inner and isinstance(value, Mapping):
             value = _documented(inner, value)

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Literal, Self
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, model_validator
 
-from mvar.config.sections import Config
-from mvar.pattern import parse_pattern, replace_layers
+from mvar.config.extensible import Config, Extensible, is_lenient
+from mvar.pattern import mixers_of, parse_pattern, replace_layers
+from mvar.registries import MIXERS
+from mvar.registry import Registry
 
 
 class MambaConfig(Config):
@@ -19,12 +21,15 @@ class MambaConfig(Config):
     headdim: int = Field(default=64, ge=1, description="P, head size; it divides expand * width.")
 
 
-class ModelConfig(Config):
+class ModelConfig(Extensible):
     """The generator: a VAR backbone whose layers hold the mixers of `pattern`.
 
     `replace` and `replacement` derive the pattern from a base (M-VAR's Figure 5) and are folded into it, so that two
     spellings of one model are one config.
     """
+
+    SECTION = "model"
+    REGISTRIES = (MIXERS,)
 
     depth: int = Field(default=8, ge=1, description="Layers.")
     width: int = Field(default=64, ge=1, description="D, channels of a token.")
@@ -56,7 +61,7 @@ class ModelConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _canonical_pattern(cls, values: Any) -> Any:
+    def _canonical_pattern(cls, values: Any, info: ValidationInfo) -> Any:
         if not isinstance(values, Mapping):
             return values
         values = dict(values)
@@ -66,7 +71,9 @@ class ModelConfig(Config):
             depth = TypeAdapter(int).validate_python(depth)
         if isinstance(depth, int) and depth >= 1:  # otherwise depth's own check speaks
             base = values.get("pattern", cls.model_fields["pattern"].default)
-            values["pattern"] = replace_layers(str(base), str(rule), str(replacement), depth)
+            values["pattern"] = replace_layers(
+                str(base), str(rule), str(replacement), depth, known=not is_lenient(info)
+            )
         return values
 
     @model_validator(mode="after")
@@ -83,4 +90,8 @@ class ModelConfig(Config):
     @property
     def layers(self) -> tuple[str, ...]:
         """The pattern, one entry a layer."""
-        return parse_pattern(self.pattern, self.depth)
+        return parse_pattern(self.pattern, self.depth, known=False)  # checked when the config was made
+
+    def chosen(self) -> list[tuple[Registry[Any], str]]:
+        """The mixers of the pattern."""
+        return [(MIXERS, name) for name in sorted(mixers_of(self.pattern))]

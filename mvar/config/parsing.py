@@ -12,9 +12,9 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origi
 from pydantic import BaseModel, ValidationError
 
 from mvar.config.evaluation_sections import SampleConfig
+from mvar.config.extensible import Config, Extensible, explain_all, no_settings
 from mvar.config.identity import FIRST, PATHS, REPINNED, SPLITS, pinned, section_name, subsection
 from mvar.config.schema import SCHEMA_VERSION, RunConfig
-from mvar.config.sections import Config
 from mvar.errors import UserError, one_of, quoted
 from mvar.escaping import one_line
 
@@ -53,6 +53,9 @@ def override(config: C, values: Mapping[str, Any]) -> C:
         *parents, leaf = dotted.split(".")
         node, kind = tree, type(config)
         for depth, part in enumerate(parents):
+            if issubclass(kind, Extensible) and part not in kind.model_fields:
+                node, kind = _settings(node, kind, part)
+                continue
             if not isinstance(node.get(part), dict):
                 whole = ".".join(parents[: depth + 1])
                 if part in node:
@@ -66,6 +69,14 @@ def override(config: C, values: Mapping[str, Any]) -> C:
             raise UserError(f"{name}: is a section; allowed: its fields, e.g. {name}.{example}=VALUE")
         node[leaf] = _read(dotted, value, str if dotted in DERIVED else kind.model_fields[leaf].annotation)
     return from_dict(type(config), tree)
+
+
+def _settings(node: dict[str, Any], kind: type[Extensible], name: str) -> tuple[dict[str, Any], type[Config]]:
+    """The settings of a registered name in a section's values, with their defaults where they are not there yet."""
+    settings = kind.settings_class(name)
+    if settings is None:
+        raise no_settings(kind, name, node)
+    return node.setdefault(name, settings().model_dump(mode="json")), settings
 
 
 def _read(name: str, value: Any, annotation: Any) -> Any:
@@ -145,20 +156,19 @@ def _kinds(annotation: Any) -> Iterator[Any]:
         yield origin or annotation
 
 
-def from_dict(kind: type[C], values: Mapping[str, Any]) -> C:
-    """Build and validate a config; a mistake is a one-line `UserError`: field, value, what is allowed."""
+def from_dict(kind: type[C], values: Mapping[str, Any], lenient: bool = False) -> C:
+    """Build and validate a config; a mistake is a one-line `UserError`: field, value, what is allowed.
+
+    Args:
+        kind: the section, or the whole config.
+        values: JSON values.
+        lenient: of what was checked when it was stored: names of mixers, sources and the like may be those of a
+            plug-in that is not loaded. Who computes asks `mvar.plugins.check`.
+    """
     try:
-        return kind.model_validate(values, context={"stored": True})
+        return kind.model_validate(values, context={"stored": True, "lenient": lenient})
     except ValidationError as error:
-        raise UserError("; ".join(dict.fromkeys(_one_line(e) for e in error.errors()))) from None
-
-
-def _one_line(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"])
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return message if ":" in message or not where else f"{where}: {message}"
-    return f"{where}: {quoted(error['input'])}: {message}"
+        raise UserError(explain_all(error)) from None
 
 
 class Stored(NamedTuple):
@@ -193,7 +203,7 @@ def stored_config(document: Any) -> Stored:
     if "accumulate" not in values["runtime"]:  # the first version had it in both recipes
         split = document["train"].get("accumulate")
         values["runtime"]["accumulate"] = split if isinstance(split, int) else 1
-    return Stored(from_dict(RunConfig, values), tuple(unknown))
+    return Stored(from_dict(RunConfig, values, lenient=True), tuple(unknown))
 
 
 def _known(
@@ -203,7 +213,9 @@ def _known(
     name, first = section_name(kind), FIRST.get(section_name(kind), frozenset())
     found: dict[str, Any] = {}
     for field, value in values.items():
-        if field not in kind.model_fields:
+        if field not in kind.model_fields and issubclass(kind, Extensible) and _is_settings(kind, field, value, values):
+            found[field] = value
+        elif field not in kind.model_fields:
             unknown.append(f"{where}{field}")
         elif (inner := subsection(kind, field)) and isinstance(value, Mapping):
             found[field] = _known(inner, value, f"{where}{field}.", missing, unknown)
@@ -216,6 +228,11 @@ def _known(
     if "version" in kind.model_fields and "version" not in values:
         found["version"] = pinned(kind, "version")
     return found
+
+
+def _is_settings(kind: type[Extensible], field: str, value: Any, values: Mapping[str, Any]) -> bool:
+    """Whether a field is no field of a newer version but settings of what the section uses by that name."""
+    return isinstance(value, Mapping) and field in [values.get(choice) for choice in kind.CHOICES]
 
 
 __all__ = [

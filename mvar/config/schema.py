@@ -11,9 +11,11 @@ from pydantic import Field, model_validator
 
 from mvar.config import identity
 from mvar.config.evaluation_sections import EvaluationConfig, SampleConfig
+from mvar.config.extensible import Config
 from mvar.config.model_section import ModelConfig
-from mvar.config.sections import Config, DataConfig, RuntimeConfig, TokenizerConfig, TokenSpace, TrainConfig
+from mvar.config.sections import DataConfig, RuntimeConfig, TokenizerConfig, TokenSpace, TrainConfig
 from mvar.files import digest
+from mvar.registry import Registry
 
 SCHEMA_VERSION = 1
 
@@ -63,7 +65,12 @@ class RunConfig(Config):
 
     def canonical(self) -> dict[str, Any]:
         """All but how it is executed, by section, equal for every spelling of the same (`identity.canonical`)."""
-        return identity.canonical(type(self), self.model_dump(mode="json"))
+        return identity.canonical(type(self), self.plain())
+
+    def chosen(self) -> list[tuple[Registry[Any], str]]:
+        """What the run uses by name, and of which kind it is: its data source, its mixers and so on."""
+        sections = (self.data, self.model, self.sample, self.evaluation)
+        return [found for section in sections for found in section.chosen()]
 
     @property
     def key(self) -> str:

@@ -4,23 +4,23 @@ limits; frozen, JSON in and out. `model_section` and `evaluation_sections` have 
 
 from dataclasses import dataclass
 from math import gcd
+from types import MappingProxyType
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PositiveInt, ValidationInfo, model_validator
 
+from mvar.config.extensible import Config, Extensible
 from mvar.files import expand
 from mvar.registries import SOURCES
 from mvar.scales import ScaleSchedule
 
 
-class Config(BaseModel):
-    """Base of every section: immutable, and an unknown field is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
-
-
-class DataConfig(Config):
+class DataConfig(Extensible):
     """Images and how they are split and cropped."""
+
+    SECTION = "data"
+    REGISTRIES = (SOURCES,)
+    CHOICES = MappingProxyType({"name": SOURCES})
 
     name: str = Field(
         default="digits",
@@ -52,11 +52,6 @@ class DataConfig(Config):
     reading: Literal[1, 2] = Field(
         default=1, description="How folders are read (mvar.data.folders, pictures); 1: as by the first version."
     )
-
-    @field_validator("name")
-    @classmethod
-    def _check_name(cls, name: str) -> str:
-        return SOURCES.check(name)
 
     @model_validator(mode="after")
     def _check_root(self) -> Self:

@@ -42,7 +42,9 @@ def config_of(run: RunDirectory, asked: list[RunConfig]) -> RunConfig | None:
     with suppress(UserError, OSError, ValueError, SafetensorError, TypeError, KeyError):
         with safe_open(run.weights, framework="pt") as file:
             values = parse_metadata((file.metadata() or {})[METADATA])["config"]
-        return from_dict(RunConfig, {name: v for name, v in values.items() if name in RunConfig.model_fields})
+        return from_dict(
+            RunConfig, {name: v for name, v in values.items() if name in RunConfig.model_fields}, lenient=True
+        )
     return next((config for config in asked if config.run_id == run.name), None)
 
 
