@@ -24,6 +24,7 @@ SOURCES: Registry[Any] = Registry(
     {
         "digits": "mvar.data.sources.digits:Digits",
         "imagefolder": "mvar.data.sources.imagefolder:ImageFolder",
+        "fashion": "mvar.data.sources.fashion:Fashion",
     },
 )
 EXTRACTORS: Registry[Any] = Registry("evaluation.extractor", {})

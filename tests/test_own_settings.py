@@ -85,7 +85,7 @@ def test_a_stored_config_is_read_without_its_plug_in(monkeypatch):
     assert not unknown and found.data.name == "striped" and found.model.pattern == "recent+mamba"
     assert found.tokenizer_id == config.tokenizer_id  # the ids are those that it was made under
     assert [(r, n) for r, n in found.chosen() if n not in r] == [(SOURCES, "striped"), (MIXERS, "recent")]
-    with pytest.raises(UserError, match="data.name: 'striped' is unknown; allowed: digits, imagefolder"):
+    with pytest.raises(UserError, match=r"data.name: 'striped' is unknown; allowed: digits, imagefolder"):
         override(found, {"seed": 1})
     with pytest.raises(UserError, match="mixer: 'recent' is unknown; allowed: global, intra, mamba"):
         parse_pattern("recent", 8)

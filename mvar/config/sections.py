@@ -24,25 +24,32 @@ class DataConfig(Extensible):
 
     name: str = Field(
         default="digits",
-        description="Source of the images, a name in mvar.registries: scikit-learn's digits, or one's own folders.",
+        description="Source of the images, a name in mvar.registries: scikit-learn's digits, one's own folders, ...",
     )
     root: str | None = Field(
         default=None,
-        description="imagefolder: folder with a subfolder of training images a class; $VARIABLES and ~ are expanded.",
+        description="Where the images are, in the layout of the source: for imagefolder, a folder with a subfolder of "
+        "training images a class; $VARIABLES and ~ are expanded.",
     )
     heldout_root: str | None = Field(
         default=None,
-        description="imagefolder: a separate held-out set with the same classes, e.g. ImageNet's val; none: split.",
+        description="A separate held-out set with the same classes, e.g. ImageNet's val; none: split.",
     )
     image_size: int = Field(default=8, ge=2, description="Side of an image in pixels, after cropping.")
     channels: Literal[1, 3] = Field(default=1, description="Of the images: 1 grey, 3 colour.")
     num_classes: int = Field(default=10, ge=2, description="Classes of the labels; checked against the data.")
     heldout_fraction: float = Field(
-        default=1 / 6, gt=0, lt=1, description="Share of each class that is held out, where there is no heldout_root."
+        default=1 / 6, gt=0, lt=1, description="Share of each class that is held out, where no set of its own is."
     )
     split_seed: int = Field(default=0, ge=0, description="Seed of the choice of held-out images.")
     resize_factor: float = Field(
         default=1.125, ge=1, description="Shorter side before cropping, relative to image_size (VAR: 1.125)."
+    )
+    pad_px: int = Field(
+        default=0,
+        ge=0,
+        le=256,
+        description="Black border around a picture as it is stored, in pixels a side; 0: none.",
     )
     hflip: bool = Field(default=False, description="Mirror training images at random; VAR trains without.")
     class_order: Literal["name", "number"] = Field(

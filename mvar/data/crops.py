@@ -1,21 +1,20 @@
 """From stored pictures to pixels: resized, cropped, as floats.
 
 Preparation is VAR's: the shorter side is resized to `resize_factor * image_size`, then a crop of `image_size`; random
-for training, central otherwise. Shapes: `ch` channels, `(H, W)` pixels, both `image_size`.
+for training, central otherwise. Before that a picture may get a border (`pad_px`). Shapes: `ch` channels, `(H, W)`
+pixels, both `image_size`.
 """
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from mvar.config import DataConfig
-from mvar.data.folders import FolderSource
-from mvar.data.pictures import resized
+from mvar.data.pictures import Reading, resized
 from mvar.data.sources.contract import Pictures
 
 
@@ -32,29 +31,34 @@ def to_uint8(images: Tensor | np.ndarray) -> Tensor:
 
 
 class ImageSet:
-    """Images of one split. `labels` are `(len,)` int64, `class_names[label]` is a class's name."""
+    """Images of one split. `labels` are `(len,)` int64, `class_names[label]` is a class's name.
 
-    def __init__(self, pictures: Pictures, indices: Sequence[int], config: DataConfig, resize: bool = True) -> None:
-        self._pictures = pictures
-        self._indices = [int(i) for i in indices]
+    Args:
+        pictures: of a data source.
+        indices: the numbers of those of the split.
+        config: how they are prepared.
+        resize: whether they are resized.
+        reading: how they are read.
+    """
+
+    def __init__(
+        self, pictures: Pictures, indices: Sequence[int], config: DataConfig, resize: bool, reading: Reading
+    ) -> None:
+        self.pictures = pictures
+        self.indices = [int(i) for i in indices]
         self._config = config
         self.shorter_side = round(config.resize_factor * config.image_size) if resize else None
-        self.labels: np.ndarray = pictures.labels[self._indices]
+        self.labels: np.ndarray = pictures.labels[self.indices]
         self.class_names = pictures.class_names
-        self.reading = config.reading
+        self.reading: Reading = reading
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self.indices)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of the data: pixels for digits, file names and sizes for folders; preparation is not in it."""
-        return self._pictures.fingerprint(self._indices)
-
-    def path(self, i: int) -> Path:
-        """The file of image i of a folder."""
-        assert isinstance(self._pictures, FolderSource)
-        return self._pictures.root / self._pictures.name(self._indices[i])
+        """Digest of the data (`Pictures.fingerprint`); preparation is not in it."""
+        return self.pictures.fingerprint(self.indices)
 
     def image(self, i: int, rng: np.random.Generator | None) -> np.ndarray:
         """Image i, prepared: uint8 `(ch, H, W)`.
@@ -67,7 +71,9 @@ class ImageSet:
             UserError: the file cannot be read; names it.
         """
         mode = "L" if self._config.channels == 1 else "RGB"
-        picture = self._pictures.picture(self._indices[i], mode, self.shorter_side)
+        picture = self.pictures.picture(self.indices[i], mode, self.shorter_side)
+        if self._config.pad_px:
+            picture = ImageOps.expand(picture, self._config.pad_px)
         if rng is not None and self._config.hflip and rng.random() < 0.5:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.shorter_side:

@@ -23,9 +23,9 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from mvar.data.pictures import Reading, decode, plain
+from mvar.data.pictures import Header, Reading, decode, is_see_through, plain, read_header
 from mvar.errors import UserError, warn
-from mvar.files import digest
+from mvar.files import digest, file_digest
 
 ClassOrder = Literal["name", "number"]
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")  # of the first reading
@@ -106,6 +106,22 @@ class FolderSource:
     def fingerprint(self, indices: Sequence[int]) -> str:
         """Digest of names and sizes; contents are not read, ImageNet's would take long."""
         return digest([[self.files[i], os.path.getsize(self.root / self.files[i])] for i in indices], length=16)
+
+    def header(self, i: int, side: int | None) -> Header:
+        """What the header of image i says, as `read_header`."""
+        return read_header(self.root / self.files[i], self.field, side)
+
+    def is_see_through(self, i: int) -> bool:
+        """Whether image i, which has transparency, has a pixel that is not opaque."""
+        return is_see_through(self.root / self.files[i], self.field)
+
+    def stored_bytes(self, i: int) -> int:
+        """Size of its file."""
+        return os.path.getsize(self.root / self.files[i])
+
+    def content_digest(self, i: int) -> str:
+        """SHA-256 of its file."""
+        return file_digest(self.root / self.files[i])
 
     def stamp(self) -> str:
         """Digest of names, sizes and times of change, and of what was left out: the same while nothing was written."""

@@ -1,4 +1,4 @@
-"""One picture file: what its header says, and its pixels as grey or RGB. Files are of strangers: nothing is believed.
+"""One stored picture: what its header says, and its pixels as grey or RGB. Files are of strangers: nothing is believed.
 
 Sizes are checked from the header, before memory is taken: a picture has at most `MAX_PIXELS`, as it is stored and once
 its shorter side is resized. Of animated pictures the first frame counts.
@@ -8,6 +8,7 @@ leaves pictures as they lie in the file. The second puts them on white and turns
 Pictures with neither have the same pixels in both.
 """
 
+import io
 import os
 import stat
 import warnings
@@ -42,6 +43,17 @@ class Header:
     rotated: bool  # its EXIF orientation is not upright
 
 
+@dataclass(frozen=True)
+class Content:
+    """A picture that is no file of its own: its bytes, and what it is called in messages."""
+
+    shown: str
+    data: bytes
+
+
+Stored = Path | Content
+
+
 def plain(path: Path | str) -> str:
     """A path as text that can be printed: bytes that are not UTF-8 as escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
@@ -53,7 +65,7 @@ def resized(width: int, height: int, side: int) -> tuple[int, int]:
     return side * width // shorter, side * height // shorter
 
 
-def read_header(path: Path, field: str, side: int | None = None) -> Header:
+def read_header(path: Stored, field: str, side: int | None = None) -> Header:
     """What a picture's header says.
 
     Raises:
@@ -63,18 +75,18 @@ def read_header(path: Path, field: str, side: int | None = None) -> Header:
         return Header(picture.mode, picture.has_transparency_data, _is_rotated(picture))
 
 
-def is_see_through(path: Path, field: str) -> bool:
+def is_see_through(path: Stored, field: str) -> bool:
     """Whether a picture with transparency has a pixel that is not opaque; it is decoded."""
     with _opened(path, field, None) as picture:
         low, _ = picture.convert("RGBA").getchannel("A").getextrema()
         return low != 255
 
 
-def decode(path: Path, field: str, mode: str, side: int | None = None, reading: Reading = 2) -> Image.Image:
+def decode(path: Stored, field: str, mode: str, side: int | None = None, reading: Reading = 2) -> Image.Image:
     """A picture's pixels.
 
     Args:
-        path: the file.
+        path: the file, or what would be in it.
         field: of the config, for messages.
         mode: `L` (grey) or `RGB`.
         side: what its shorter side will be resized to; None: not resized.
@@ -114,13 +126,12 @@ def _is_rotated(picture: Image.Image) -> bool:
 
 
 @contextmanager
-def _opened(path: Path, field: str, side: int | None) -> Iterator[Image.Image]:
+def _opened(path: Stored, field: str, side: int | None) -> Iterator[Image.Image]:
     """An open picture whose sizes are checked; whatever its decoder raises inside the block is one line."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
-            raise UserError(f"{field}: {plain(path)} is not a regular file; allowed: a picture")
-        with Image.open(path, formats=_formats()) as picture:
-            _check(picture, path, field, side)
+        num_bytes = len(path.data) if isinstance(path, Content) else _file_size(path, field)
+        with Image.open(io.BytesIO(path.data) if isinstance(path, Content) else path, formats=_formats()) as picture:
+            _check(picture, path, num_bytes, field, side)
             yield picture
     except UserError:
         raise
@@ -130,8 +141,19 @@ def _opened(path: Path, field: str, side: int | None) -> Iterator[Image.Image]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, OSError) and error.strerror:
             reason = error.strerror
-        reason = reason.replace(repr(str(path)), "the file")
-        raise UserError(f"{field}: {plain(path)} is not a readable image ({reason}); mend or remove it") from None
+        reason = reason.replace(repr(str(path)), "the file").partition(" <_io.BytesIO")[0]
+        raise UserError(f"{field}: {_shown(path)} is not a readable image ({reason}); mend or remove it") from None
+
+
+def _file_size(path: Path, field: str) -> int:
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
+        raise UserError(f"{field}: {plain(path)} is not a regular file; allowed: a picture")
+    return found.st_size
+
+
+def _shown(path: Stored) -> str:
+    return path.shown if isinstance(path, Content) else plain(path)
 
 
 @cache
@@ -140,7 +162,7 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _check(picture: Image.Image, path: Path, field: str, side: int | None) -> None:
+def _check(picture: Image.Image, path: Stored, num_bytes: int, field: str, side: int | None) -> None:
     width, height = picture.size
     if width * height > MAX_PIXELS:
         raise _too_large(path, field, f"{width:,} x {height:,} pixels")
@@ -150,14 +172,16 @@ def _check(picture: Image.Image, path: Path, field: str, side: int | None) -> No
             now = f"{width:,} x {height:,} pixels, {new_width:,} x {new_height:,} with the shorter side resized"
             raise _too_large(path, field, now)
     if picture.mode.startswith(("I", "F")):  # conversion would saturate nearly every pixel without a word
-        raise UserError(f"{field}: {plain(path)} has more than 8 bits a channel (mode {picture.mode}); allowed: 8 bits")
-    least = width * height * PNG_BITS.get(picture.mode, 1) // 8  # bytes
-    if picture.format == "PNG" and least > DEFLATE_RATIO * os.path.getsize(path):
         raise UserError(
-            f"{field}: {plain(path)} is not a readable image ({width:,} x {height:,} pixels cannot be in so few "
+            f"{field}: {_shown(path)} has more than 8 bits a channel (mode {picture.mode}); allowed: 8 bits"
+        )
+    least = width * height * PNG_BITS.get(picture.mode, 1) // 8  # bytes
+    if picture.format == "PNG" and least > DEFLATE_RATIO * num_bytes:
+        raise UserError(
+            f"{field}: {_shown(path)} is not a readable image ({width:,} x {height:,} pixels cannot be in so few "
             "bytes); mend or remove it"
         )
 
 
-def _too_large(path: Path, field: str, found: str) -> UserError:
-    return UserError(f"{field}: {plain(path)} is too large ({found}); allowed: at most {MAX_PIXELS:,} pixels")
+def _too_large(path: Stored, field: str, found: str) -> UserError:
+    return UserError(f"{field}: {_shown(path)} is too large ({found}); allowed: at most {MAX_PIXELS:,} pixels")

@@ -34,7 +34,8 @@ def image_set(config: DataConfig, opened: OpenedSource, split: Split) -> ImageSe
     pictures = opened.heldout if opened.apart and split == "heldout" else opened.train
     assert pictures is not None  # the split that it was opened for
     indices = range(len(pictures.labels)) if opened.apart else indices_of(pictures, config, split)
-    return ImageSet(pictures, indices, config, find(config.name).resizes(config))
+    source = find(config.name)
+    return ImageSet(pictures, indices, config, source.resizes(config), source.reading(config))
 
 
 def indices_of(pictures: Pictures, config: DataConfig, split: Split) -> list[int]:

@@ -1,25 +1,22 @@
-"""What a folder of images holds, found before anything is launched, and whether the two readings of it differ.
+"""What a stored data set holds, found before anything is launched, and whether two readings of a folder differ.
 
 Every name and size is looked at. Pictures are decoded where there are at most `SAMPLE` of them; of larger sets the
-headers of so many, evenly spread, are read, and `HELDOUT_SAMPLE` held-out files are compared with training files of
-their size. What was looked at is said.
+headers of so many, evenly spread, are read, and `HELDOUT_SAMPLE` held-out pictures are compared, by their bytes, with
+training pictures of their size. What was looked at is said.
 """
 
 import hashlib
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 from mvar.config import DataConfig
 from mvar.data.crops import ImageSet
 from mvar.data.folders import FolderSource
-from mvar.data.pictures import is_see_through, plain, read_header
-from mvar.data.sources.contract import find
+from mvar.data.sources.contract import StoredPictures, find
 from mvar.data.splits import image_set
-from mvar.files import file_digest
 
 SAMPLE = 4096  # pictures: half a minute to decode
 HELDOUT_SAMPLE, SAME_SIZE = 256, 64  # held-out files; training files of its size that each is compared with
@@ -29,7 +26,7 @@ OVERLAP = "held-out images that are also training images, left out of the near-c
 
 @dataclass(frozen=True)
 class Survey:
-    """A folder data set as the second reading finds it."""
+    """A data set as the second reading finds it."""
 
     stamp: str  # of names, sizes and times of change
     train: int
@@ -49,7 +46,6 @@ class Survey:
 
     def line(self, config: DataConfig) -> str:
         """The summary in one line."""
-        roots = [plain(config.path(root)) for root in (config.root, config.heldout_root) if root]
         sampled = "" if self.looked_at == self.train + self.heldout else f" of {self.looked_at:,} looked at"
         parts = [
             f"{self.train:,} training and {self.heldout:,} held-out images of {self.classes:,} classes "
@@ -59,7 +55,7 @@ class Survey:
             f"skipped {_counts(self.skipped)}" if self.skipped else "nothing skipped",
             f"{self.overlap:,} of {self.compared:,} held-out images compared are also training images",
         ]
-        return f"data: {' and '.join(roots)}: {'; '.join(part for part in parts if part)}"
+        return f"data: {find(config.name).shown(config)}: {'; '.join(part for part in parts if part)}"
 
     def difference(self) -> str:
         """What the two readings do otherwise, as text."""
@@ -73,10 +69,10 @@ def _counts(counted: Mapping[str, int]) -> str:
 def survey(
     config: DataConfig, known: Iterable[Mapping[str, Any]] = (), progress: Callable[[int, int], None] | None = None
 ) -> Survey:
-    """Look at a folder data set.
+    """Look at a data set that is not in memory.
 
     Args:
-        config: of a folder; its `reading` does not matter.
+        config: of the data; its `reading` does not matter.
         known: documents of earlier surveys: the one of the same files is taken, and nothing is opened.
         progress: called with (pictures looked at, and compared; in all).
 
@@ -85,7 +81,7 @@ def survey(
     """
     config = config.model_copy(update={"reading": 2})
     opened = find(config.name).open(config)
-    roots = [pictures for pictures in (opened.train, opened.heldout) if isinstance(pictures, FolderSource)]
+    roots = [cast(StoredPictures, pictures) for pictures in (opened.train, opened.heldout) if pictures is not None]
     stamp = ":".join(source.stamp() for source in roots)
     for document in known:
         if document.get("stamp") == stamp and (found := _read(document)):
@@ -106,7 +102,7 @@ def survey(
     modes, details = _headers(roots, train.shorter_side, step)
     overlap, compared = (_same_pixels if small else _same_files)(train, heldout, step)
     differs += details
-    if overlap:
+    if overlap and find(config.name).has_readings:
         differs[OVERLAP] = overlap
     return Survey(
         stamp=stamp,
@@ -137,26 +133,26 @@ def _read(document: Mapping[str, Any]) -> Survey | None:
     return Survey(**values) if whole else None
 
 
-def _sampled(roots: list[FolderSource]) -> list[range]:
+def _sampled(roots: Sequence[StoredPictures]) -> list[range]:
     """The numbers, in units of their count, of the pictures of each root that are looked at."""
-    total = sum(len(source.files) for source in roots)
-    wanted = (min(len(r.files), max(SAMPLE * len(r.files) // max(total, SAMPLE), 1)) for r in roots)
-    return [range(number) for number in wanted]
+    counts = [len(source.labels) for source in roots]
+    return [range(min(number, max(SAMPLE * number // max(sum(counts), SAMPLE), 1))) for number in counts]
 
 
 def _headers(
-    roots: list[FolderSource], side: int | None, step: Callable[[], None] = lambda: None
+    roots: Sequence[StoredPictures], side: int | None, step: Callable[[], None] = lambda: None
 ) -> tuple[Counter[str], Counter[str]]:
     """Modes of a sample of the pictures, and what the first reading does otherwise."""
     modes: Counter[str] = Counter()
     details: Counter[str] = Counter()
     for source, numbers in zip(roots, _sampled(roots), strict=True):
         for number in numbers:
-            path = source.root / source.files[number * len(source.files) // len(numbers)]
-            header = read_header(path, source.field, side)
+            i = number * len(source.labels) // len(numbers)
+            header = source.header(i, side)
             modes[header.mode] += 1
-            details[ROTATED] += header.rotated
-            details[TRANSPARENT] += header.transparent and is_see_through(path, source.field)
+            if isinstance(source, FolderSource):
+                details[ROTATED] += header.rotated
+                details[TRANSPARENT] += header.transparent and source.is_see_through(i)
             step()
     return modes, +details
 
@@ -178,17 +174,18 @@ def _compared(heldout: ImageSet) -> int:
 
 
 def _same_files(train: ImageSet, heldout: ImageSet, step: Callable[[], None]) -> tuple[int, int]:
-    """The same of a sample of the held-out files, by their bytes."""
+    """The same of a sample of the held-out pictures, by their bytes."""
     num_compared = _compared(heldout)
-    sample = [heldout.path(number * len(heldout) // num_compared) for number in range(num_compared)]
-    sizes = [os.path.getsize(path) for path in sample]
+    theirs, ours = cast(StoredPictures, heldout.pictures), cast(StoredPictures, train.pictures)
+    sample = [heldout.indices[number * len(heldout) // num_compared] for number in range(num_compared)]
+    sizes = [theirs.stored_bytes(i) for i in sample]
     same_size: dict[int, list[int]] = {size: [] for size in sizes}
-    for number in range(len(train)):
-        if (found := same_size.get(os.path.getsize(train.path(number)))) is not None and len(found) < SAME_SIZE:
-            found.append(number)
-    digests = {size: {file_digest(train.path(i)) for i in numbers} for size, numbers in same_size.items()}
+    for i in train.indices:
+        if (found := same_size.get(ours.stored_bytes(i))) is not None and len(found) < SAME_SIZE:
+            found.append(i)
+    digests = {size: {ours.content_digest(i) for i in numbers} for size, numbers in same_size.items()}
     overlap = 0
-    for path, size in zip(sample, sizes, strict=True):
-        overlap += file_digest(path) in digests[size]
+    for i, size in zip(sample, sizes, strict=True):
+        overlap += theirs.content_digest(i) in digests[size]
         step()
     return overlap, num_compared

@@ -91,7 +91,7 @@ def test_flip_comes_before_the_resize_and_only_in_training(root):
     flipping = load_images(folder_config(root, resize_factor=1.0, hflip=True), "train")
     picture = Image.open(root / "a_cat" / "0.png")
     assert plain.class_names == ["a_cat", "b_dog"]
-    index = next(i for i in range(len(plain)) if plain._pictures.name(plain._indices[i]) == "a_cat/0.png")
+    index = next(i for i in range(len(plain)) if plain.pictures.name(plain.indices[i]) == "a_cat/0.png")
     mirrored = np.asarray(resize_shorter(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT), 16)).transpose(2, 0, 1)
     upright = np.asarray(resize_shorter(picture, 16)).transpose(2, 0, 1)
 
@@ -150,7 +150,7 @@ def test_digits_at_another_size_and_in_colour():
 def test_split_depends_on_its_seed_only_and_never_overlaps(root):
     def names(split, **changes):
         images = load_images(folder_config(root, **changes), split)
-        return [images._pictures.name(i) for i in images._indices]
+        return [images.pictures.name(i) for i in images.indices]
 
     assert names("train") == names("train") and len(names("heldout")) == 4
     assert not set(names("train")) & set(names("heldout"))
@@ -193,7 +193,7 @@ def test_fingerprint_follows_the_data(root):
     first = load_images(folder_config(root), "train")
     assert first.fingerprint == load_images(folder_config(root, image_size=8), "train").fingerprint
     assert first.fingerprint != load_images(folder_config(root), "heldout").fingerprint
-    name = first._pictures.name(first._indices[0])
+    name = first.pictures.name(first.indices[0])
     with open(root / name, "ab") as file:
         file.write(b"more")
     assert load_images(folder_config(root), "train").fingerprint != first.fingerprint
@@ -287,7 +287,7 @@ def test_damaged_images_are_named(root, damage, kind):
             path.unlink()
     images = load_images(folder_config(root), "train")
     message = message_of(lambda: images.image(0, None))
-    assert message.startswith("data.root: ") and images._pictures.name(images._indices[0]) in message
+    assert message.startswith("data.root: ") and images.pictures.name(images.indices[0]) in message
 
 
 def test_sixteen_bit_images_are_refused(root):

@@ -217,7 +217,7 @@ def test_results_without_their_data_keep_the_reading_that_they_were_made_with(ro
         command(root).planned()
     capsys.readouterr()
     command(root, dry_run=True).planned()
-    assert "is no folder here" in capsys.readouterr().err
+    assert "is not here" in capsys.readouterr().err
 
 
 def test_an_order_that_is_asked_for_is_not_warned_of(root, capsys):

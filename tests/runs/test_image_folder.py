@@ -171,7 +171,7 @@ def test_a_plan_is_made_without_images_but_not_with_wrong_ones(made, tmp_path, c
     assert main(dry) == OK
     out, err = capsys.readouterr()
     assert "4 runs, " in out
-    assert err.startswith(f"mvar: warning: data.root: {tmp_path / 'gone'} is no folder here") and err.count("\n") == 1
+    assert err.startswith(f"mvar: warning: data.root: {tmp_path / 'gone'} is not here") and err.count("\n") == 1
     # what is finished needs its images no more
     moved = root.with_name("moved")
     root.rename(moved)

@@ -2,13 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
 
 from mvar.config import DataConfig
-from mvar.data.folders import spelled
+from mvar.data.folders import Listing, spelled
+from mvar.data.pictures import Header, Reading, plain
 from mvar.errors import UserError
 from mvar.registries import SOURCES
 
@@ -30,7 +32,36 @@ class Pictures(Protocol):
         ...
 
     def fingerprint(self, indices: Sequence[int]) -> str:
-        """Digest of what is stored for these images."""
+        """Digest of what is stored for these images: what was made of them once is used while it stays the same.
+
+        Of pixels and labels (`mvar.data.arrays.pixel_fingerprint`) where they can be had in no time.
+        """
+        ...
+
+
+class StoredPictures(Pictures, Protocol):
+    """Pictures that are decoded when they are needed: what a survey of them looks at.
+
+    `field` names in messages where they are, `listing` says what was left out.
+    """
+
+    field: str
+    listing: Listing
+
+    def header(self, i: int, side: int | None) -> Header:
+        """What can be known of image i before it is decoded; sizes and modes that are refused are a `UserError`."""
+        ...
+
+    def stored_bytes(self, i: int) -> int:
+        """How many bytes image i takes: equal pictures of one form have equally many."""
+        ...
+
+    def content_digest(self, i: int) -> str:
+        """SHA-256 of these bytes."""
+        ...
+
+    def stamp(self) -> str:
+        """A digest that stays the same while nothing was written; contents are not read."""
         ...
 
 
@@ -45,9 +76,15 @@ class OpenedSource(NamedTuple):
 class DataSource(ABC):
     """A kind of data set. It is made without arguments; what it needs to know stands in the config."""
 
-    is_folder: ClassVar[bool] = False
-    """Whether its images are files below `data.root`, as `FolderSource` reads them: a survey looks at them before runs
-    are launched, and what is decoded of them once is kept."""
+    in_memory: ClassVar[bool] = True
+    """Whether an open source has all images at hand. Else it opens `StoredPictures`: they are surveyed before runs are
+    launched, and what is decoded of them once is kept."""
+
+    has_readings: ClassVar[bool] = False
+    """Whether `DataConfig.reading` chooses between two readings, as of `FolderSource`; others have the second alone."""
+
+    takes_heldout: ClassVar[bool] = False
+    """Whether `data.heldout_root` may hold another set of images."""
 
     @abstractmethod
     def check(self, config: DataConfig, stored: bool = False, order_is_asked: bool = False) -> None:
@@ -69,6 +106,20 @@ class DataSource(ABC):
         Raises:
             UserError: as `check`, and no pictures.
         """
+
+    def missing(self, config: DataConfig) -> list[str]:
+        """Roots of the config that are not there, as `field: path`; without them nothing can be checked."""
+        roots = {"data.root": config.root, "data.heldout_root": config.heldout_root}
+        return [f"{field}: {root}" for field, root in roots.items() if root and not Path(config.path(root)).exists()]
+
+    def reading(self, config: DataConfig) -> Reading:
+        """How its pictures are read, as `mvar.data.pictures` says."""
+        return config.reading if self.has_readings else 2
+
+    def shown(self, config: DataConfig) -> str:
+        """Where the images are, for people."""
+        roots = [plain(config.path(root)) for root in (config.root, config.heldout_root) if root]
+        return " and ".join(roots) or config.name
 
     def resizes(self, config: DataConfig) -> bool:
         """Whether pictures are resized before they are cropped; not where they have the very size."""

@@ -18,6 +18,8 @@ WHERE = "scikit-learn's digits"
 class Digits(DataSource):
     """All images are in memory, and have the size that the demo's presets ask for."""
 
+    has_readings = True  # no picture is read otherwise, but its results say 1 from the first version on
+
     def check(self, config: DataConfig, stored: bool = False, order_is_asked: bool = False) -> None:
         """Their classes are ten."""
         check_num_classes(CLASSES, config, WHERE)
@@ -27,6 +29,10 @@ class Digits(DataSource):
         pictures = DigitsPictures()
         check_num_classes(pictures.class_names, config, WHERE)
         return OpenedSource(pictures)
+
+    def missing(self, config: DataConfig) -> list[str]:
+        """Nothing: they have no root."""
+        return []
 
     def resizes(self, config: DataConfig) -> bool:
         """Not at their own size."""

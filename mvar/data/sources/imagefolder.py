@@ -15,7 +15,14 @@ from mvar.errors import UserError, warn
 class ImageFolder(DataSource):
     """Folders as mvar.data.folders reads them."""
 
-    is_folder = True
+    in_memory = False
+    has_readings = True
+    takes_heldout = True
+
+    def missing(self, config: DataConfig) -> list[str]:
+        """Roots that are no folders."""
+        roots = {"data.root": config.root, "data.heldout_root": config.heldout_root}
+        return [f"{field}: {root}" for field, root in roots.items() if root and not Path(config.path(root)).is_dir()]
 
     def check(self, config: DataConfig, stored: bool = False, order_is_asked: bool = False) -> None:
         """Compare the config with the folders and their class subfolders.

@@ -5,6 +5,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from mvar.errors import UserError
+from mvar.registries import SOURCES
 
 if TYPE_CHECKING:
     from mvar.config import RunConfig
@@ -49,8 +50,15 @@ def check_launched(config: "RunConfig", asked: Iterable[str]) -> None:
         largest = LARGEST.get(name)
         if largest is not None and (value := attrgetter(name)(config)) > largest:
             raise UserError(f"{name}: {value:,} is too large; allowed: at most {largest:,}")
-    if "data.heldout_root" in asked and config.data.heldout_root and config.data.name != "imagefolder":
+    if "data.heldout_root" in asked and config.data.heldout_root:
+        _check_heldout(config.data.name)
+
+
+def _check_heldout(name: str) -> None:
+    from mvar.data.sources.contract import find
+
+    if not find(name).takes_heldout:
+        taking = ", ".join(other for other in SOURCES.names() if find(other).takes_heldout)
         raise UserError(
-            f"data.heldout_root: data.name={config.data.name} has held-out images of its own; allowed: with "
-            "data.name=imagefolder"
+            f"data.heldout_root: data.name={name} has held-out images of its own; allowed: with data.name={taking}"
         )

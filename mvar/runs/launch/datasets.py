@@ -66,12 +66,12 @@ class DataSets:
 
         for config in {config.data: config for config in configs}.values():
             data = config.data
-            missing = _missing(data)
+            missing = find(data.name).missing(data)
             if self.dry_run and missing:
-                warn(f"{'; '.join(missing)} is no folder here; a run would fail, and its classes are not checked")
+                warn(f"{'; '.join(missing)} is not here; a run would fail, and its classes are not checked")
                 continue
             check_classes(data, self.stored, self._order_is_asked)
-            if not find(data.name).is_folder:
+            if find(data.name).in_memory:
                 continue
             try:
                 found = self._survey(data)
@@ -104,15 +104,17 @@ class DataSets:
         """The reading that new runs on these data get; where the data are not here, that of the results."""
         from mvar.data.sources.contract import find
 
-        if not find(data.name).is_folder:
+        if not find(data.name).has_readings or find(data.name).in_memory:
             return data.reading
         try:
-            return 2 if not _missing(data) and self._survey(data).differs else self._kept_reading(data)
+            return 2 if not find(data.name).missing(data) and self._survey(data).differs else self._kept_reading(data)
         except UserError:  # said by `check`, where the data are needed
             return self._kept_reading(data)
 
     def _kept_reading(self, data: "DataConfig") -> int:
-        if not _missing(data):
+        from mvar.data.sources.contract import find
+
+        if not find(data.name).missing(data):
             return 1
         return 2 if not self._document(data, 1) and self._document(data, 2) else 1
 
@@ -149,13 +151,3 @@ class DataSets:
         document = {"data": config.data.model_dump(mode="json"), **found.document()}
         if {name: self._document(config.data, config.data.reading).get(name) for name in document} != document:
             write_document(path, document)
-
-
-def _missing(data: "DataConfig") -> list[str]:
-    """Roots of a folder data set that are not there, as `field: path`."""
-    from mvar.data.sources.contract import find
-
-    roots = {"data.root": data.root, "data.heldout_root": data.heldout_root}
-    if not find(data.name).is_folder:
-        return []
-    return [f"{name}: {root}" for name, root in roots.items() if root and not expand(root).is_dir()]

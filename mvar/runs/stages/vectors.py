@@ -1,4 +1,4 @@
-"""The training images of a folder as the search for near-copies compares them: decoded once for each data set.
+"""The training images of a stored data set as the search for near-copies compares them: decoded once for each set.
 
 Every evaluation compares its samples with all training images, and so do the floors. Of ImageNet they take 3.9 GB in
 that form, and hours to be decoded anew. One stage a data set: `vectors.bin`, `meta.json`; before the latter is there,
@@ -32,7 +32,7 @@ BATCH_SIZE = 256
 
 @dataclass(frozen=True)
 class VectorStage(SharedStage):
-    """Writes all training images of a folder in that form; nothing of digits, which are in memory anyway.
+    """Writes all training images in that form; nothing of sources that have them in memory anyway.
 
     Args:
         data: whose training images.
@@ -50,7 +50,7 @@ class VectorStage(SharedStage):
 
     def is_done(self) -> bool:
         """Whether they are there, and of the files that are there now."""
-        if not find(self.data.name).is_folder:
+        if find(self.data.name).in_memory:
             return True
         meta = _read(self.directory.path / layout.META)
         return {name: meta.get(name) for name in self._plan} == self._plan
@@ -77,13 +77,14 @@ class VectorStage(SharedStage):
         return {}
 
     def load(self) -> Vectors | None:
-        """All training images, as `Vectors`; made where they are missing or of other files. None for digits.
+        """All training images, as `Vectors`; made where they are missing or of other files. None where they
+        are in memory anyway.
 
         Raises:
             UserError: an image that cannot be read; a damaged file.
         """
         self.run()
-        if not find(self.data.name).is_folder:
+        if find(self.data.name).in_memory:
             return None
         path, (total, width) = self.directory.path / layout.VECTORS, self._plan["shape"]
         sha256 = read_document(self.directory.path / layout.META)["sha256"]
