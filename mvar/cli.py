@@ -25,6 +25,7 @@ from mvar.commands.evaluate import Evaluate
 from mvar.commands.export import Export
 from mvar.commands.inspect import Inspect
 from mvar.commands.logs import Logs
+from mvar.commands.plugged import Plugged
 from mvar.commands.repair import Repair
 from mvar.commands.report import Report
 from mvar.commands.request import with_budget_value
@@ -80,7 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         say(f"mvar {__version__}")
         return OK
-    return exit_code(lambda: parse(arguments).execute(arguments))
+    return exit_code(lambda: _execute(arguments))
+
+
+def _execute(arguments: list[str]) -> int:
+    command = parse(arguments)
+    if isinstance(command, Plugged):
+        command.load_plugins()
+    return command.execute(arguments)
 
 
 def parse(arguments: list[str]) -> Command:

@@ -28,6 +28,7 @@ TENSORBOARD = "tensorboard"
 
 # runs/<id>/
 ENV = "env.json"
+PLUGINS = "plugins.json"
 START = "start.json"
 EXECUTION = "execution.json"
 TOKENIZER_USED = "tokenizer.json"  # on whose tokens the run is trained

@@ -23,7 +23,7 @@ USERS = sorted(path for kind in ("experiments", "analysis") for path in (ROOT / 
 ROOMS = (
     *("escaping", "errors", "registry", "registries"),
     *("lazy", "layout", "shipped", "memory", "progress", "files", "artefacts", "rows"),
-    *("scales", "pattern", "config", "presets"),
+    *("scales", "pattern", "config", "presets", "plugins"),
     "kernels",
     "mixers",
     *("tokenizer", "transformer", "cost"),

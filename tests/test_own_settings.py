@@ -87,5 +87,5 @@ def test_a_stored_config_is_read_without_its_plug_in(monkeypatch):
     assert [(r, n) for r, n in found.chosen() if n not in r] == [(SOURCES, "striped"), (MIXERS, "recent")]
     with pytest.raises(UserError, match=r"data.name: 'striped' is unknown; allowed: digits, imagefolder"):
         override(found, {"seed": 1})
-    with pytest.raises(UserError, match="mixer: 'recent' is unknown; allowed: global, intra, mamba"):
+    with pytest.raises(UserError, match=r"mixer: 'recent' is unknown; allowed: global, intra, mamba"):
         parse_pattern("recent", 8)

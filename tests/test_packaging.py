@@ -83,21 +83,18 @@ def test_a_file_is_found_by_name_or_path_and_never_in_the_working_directory(tmp_
             take_experiment(given)
 
 
-def test_an_experiment_of_ones_own_has_a_name_of_its_own_and_a_table(tmp_path, monkeypatch):
+def test_an_experiment_of_ones_own_has_a_name_of_its_own_and_a_table(tmp_path):
     text = (ROOT / "experiments/mixers.py").read_text()
     mine = tmp_path / "mine.py"
     mine.write_text(text)
     with pytest.raises(UserError, match="is called 'mixers', as one of ours"):
         take_experiment(str(mine))
-    monkeypatch.setattr("mvar.runs.experiment._TAKEN", {})
-    shipped.load.cache_clear()
     mine.write_text(text.replace('"mixers",', '"mine",', 1))
     store = Store(tmp_path / "results")
     write_manifest(store, Request(take_experiment(str(mine)), "smoke", PRESETS["smoke"]), ["run", str(mine)])
     report = ["report", "--results", str(store.root)]
     assert main([*report, "--experiments", str(mine)]) in (0, 2)  # 2: no run yet
     assert "Table 6: mine, smoke" in (store.root / "report/report.md").read_text()
-    monkeypatch.setattr("mvar.runs.experiment._TAKEN", {})
     main(report)
     assert "no table is known for 'mine'" in (store.root / "report/report.md").read_text()
 

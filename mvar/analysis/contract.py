@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mvar import shipped
+from mvar import plugins, shipped
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,22 @@ class Analysis:
     place: int = 100
 
 
+def analysis_names() -> list[str]:
+    """Ours and those of plug-ins."""
+    return [*shipped.names("analysis"), *(analysis.name for analysis in own_analyses())]
+
+
+def own_analyses() -> list[Analysis]:
+    """Those of plug-ins."""
+    found = (getattr(module, shipped.SETS["analysis"], None) for module in plugins.modules())
+    return [one for one in found if isinstance(one, Analysis)]
+
+
 def find_analysis(name: str) -> Analysis:
-    """The analysis of a name or of a file.
+    """The analysis of a name, ours or a plug-in's, or of a file.
 
     Raises:
         UserError: an unknown name; a file that cannot be loaded or has no `ANALYSIS`.
     """
-    return shipped.read("analysis", shipped.find("analysis", name), Analysis)
+    own = {analysis.name: analysis for analysis in own_analyses()}
+    return own.get(name) or shipped.read("analysis", shipped.find("analysis", name), Analysis)

@@ -172,7 +172,7 @@ def load_records(root: Path | str, cache: ReadCache | None = None, allow_empty: 
 def _read_run(run: RunDirectory) -> dict[str, Any]:
     """Config, rows and problems of one run as JSON values."""
     problems: list[str] = []
-    config = _attempt(problems, f"{layout.RUNS}/{run.name}", run.config)
+    config = _attempt(problems, f"{layout.RUNS}/{run.name}", lambda: run.config(to_compute=False))
     for path in sorted(run.path.glob(TIMINGS)):
         _attempt(problems, f"{layout.RUNS}/{run.name}", lambda path=path: read_document(path))
     rows = [] if config is None else _run_rows(run, config, problems)

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mvar import layout, shipped
+from mvar import layout
 from mvar.analysis import background
 from mvar.analysis.cache import ReadCache
-from mvar.analysis.contract import Analysis, find_analysis
+from mvar.analysis.contract import Analysis, analysis_names, find_analysis
 from mvar.analysis.document import Bullets, Section, Text, document_to_markdown
 from mvar.analysis.inline import prose
 from mvar.analysis.page import document_to_html
@@ -108,7 +108,7 @@ class _Report(Writer):
         for manifest in sweeps_to_show(self.records, self.problems):
             key = (manifest.experiment.place, manifest.sweep, manifest.preset, manifest.mode != "steps", manifest.name)
             placed.append((key, lambda manifest=manifest: self.sweep(manifest)))
-        for name in shipped.names("analysis"):
+        for name in analysis_names():
             analysis = self.attempt(f"analysis {name}", find_analysis, name)
             if analysis and analysis.of == "results":
                 placed.append(((analysis.place, name), lambda analysis=analysis: self.analysis(analysis)))

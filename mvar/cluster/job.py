@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from mvar import layout
+from mvar import layout, shipped
 from mvar.cluster import scheduler
 from mvar.cluster.guard import WARNINGS
 from mvar.cluster.submission import PREEMPTED_MARK, START_MARK, Submission, Work, is_cancelled, read
 from mvar.errors import FAILURE, OK, USER_ERROR, UserError
 from mvar.files import atomic_write
+from mvar.plugins import begin_job
 from mvar.runs.states import FAILED, RUNNING, STOPPED, Stopped
 from mvar.runs.store import DONE_ANEW, RUN, Directory, Store, one_line
 
@@ -107,6 +108,7 @@ class _Process:
         from mvar.training import distributed
 
         environment, element = self._environment, self._element
+        begin_job(shipped.PACKAGE.parent)
         if is_cancelled(Path(element.folder), element.job, element.index):
             print("cancelled", file=sys.stderr)
             return LEFT_OVER

@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from mvar import layout, shipped
 from mvar.cluster.profile_files import check_owner
 from mvar.errors import UserError, warn
 from mvar.files import STRANGE_AGE_S, digest, file_digest, read_json, write_json
+from mvar.plugins import Plugin
 
 ROOT = shipped.PACKAGE.parent
 # Not slurm/: a site's profiles may hold what nobody else is to read, and jobs need none.
@@ -27,8 +30,8 @@ SECRETS = (
 )  # fmt: skip
 
 
-def take(folder: Path) -> Path:
-    """Copy the code into `folder/<id>`, once for each state of it; returns that directory.
+def take(folder: Path, plugins: Sequence[Plugin] = ()) -> Path:
+    """Copy the code, and the user's plug-ins, into `folder/<id>`, once for each state of it; returns that directory.
 
     Tracked files as they are in the working tree, and new ones that git does not ignore; without git all files of the
     same folders; never keys and the like, what `.mvarignore` lists, or what a link takes from elsewhere.
@@ -38,10 +41,12 @@ def take(folder: Path) -> Path:
     Raises:
         UserError: the copy that is there belongs to another user, or others may write it.
     """
-    files = _files()
-    contents = {str(path): file_digest(ROOT / path) for path in files}
+    files = {str(path): ROOT / path for path in _files()}
+    files |= {_place(plugin): Path(plugin.path) for plugin in plugins if not plugin.entry}
+    contents = {name: file_digest(path) for name, path in files.items()}
     commit = (_git("rev-parse", "HEAD") or "").strip() or None
-    snapshot = folder / digest([commit, contents], 16)
+    entries = [asdict(plugin) for plugin in plugins if plugin.entry]  # installed packages: of the environment
+    snapshot = folder / digest([commit, contents, *entries], 16)
     if snapshot.exists() or snapshot.is_symlink():
         changed = _changed(snapshot, contents)
         if not changed:
@@ -52,7 +57,12 @@ def take(folder: Path) -> Path:
     _make_folder(folder)
     copy = Path(tempfile.mkdtemp(dir=folder, prefix=".taking-"))
     try:
-        _copy(files, contents, commit, copy)
+        _copy(files, copy, commit)
+        listed = [replace(p, path=p.path if p.entry else _place(p)) for p in plugins]
+        described = {"commit": commit, "dirty": _is_dirty(copy) if commit else None, "sha256": digest(contents, 64)}
+        described |= {"plugins": [asdict(plugin) for plugin in listed]} if listed else {}
+        write_json(copy / layout.SNAPSHOT, described)
+        _open_to_read(copy)
         os.rename(copy, snapshot)
     except OSError:
         shutil.rmtree(copy, ignore_errors=True)
@@ -72,16 +82,27 @@ def _make_folder(folder: Path) -> None:
             shutil.rmtree(half, ignore_errors=True)
 
 
-def _copy(files: list[Path], contents: dict[str, str], commit: str | None, copy: Path) -> None:
-    for path in files:
-        (copy / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / path, copy / path)
-    new = (_git("ls-files", "--others", "--exclude-standard", "--", *WANTED) or "").splitlines() if commit else []
-    diff = _difference() if commit else ""
-    (copy / layout.DIFF).write_text(diff)
-    dirty = bool(diff or new) if commit else None
-    write_json(copy / layout.SNAPSHOT, {"commit": commit, "dirty": dirty, "sha256": digest(contents, 64)})
-    for path in (copy, *copy.rglob("*")):  # whatever the umask: others may read it and not write it
+def _place(plugin: Plugin) -> str:
+    """Where a user's file lies in a snapshot."""
+    return f"plugins/{plugin.name}.py"
+
+
+def _copy(files: Mapping[str, Path], copy: Path, commit: str | None) -> None:
+    for name, path in files.items():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy / name)
+    (copy / layout.DIFF).write_text(_difference() if commit else "")
+
+
+def _is_dirty(copy: Path) -> bool:
+    """Whether the code differs from its commit."""
+    new = (_git("ls-files", "--others", "--exclude-standard", "--", *WANTED) or "").splitlines()
+    return bool(new or (copy / layout.DIFF).read_text())
+
+
+def _open_to_read(copy: Path) -> None:
+    """Whatever the umask: others may read it and not write it."""
+    for path in (copy, *copy.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 

@@ -19,7 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mvar import layout
+from mvar import layout, plugins
 from mvar.cluster import scheduler, snapshot
 from mvar.cluster.guard import WARNINGS
 from mvar.cluster.job import Element
@@ -107,7 +107,7 @@ def submit(found: Plan, store: Store, profile: Profile) -> Submission:
     if found.max_array == 1 < len(found.runs):
         warn("MaxArraySize: no arrays here; every run is a job of its own, and array_parallelism does not count")
     folder = store.root.absolute() / layout.SUBMISSIONS / new_id()
-    code = snapshot.take(folder.parent / layout.CODE)
+    code = snapshot.take(folder.parent / layout.CODE, plugins.loaded())
     folder.mkdir(parents=True)
     name = f"mvar-{folder.name}"
     jobs, size = [], found.max_array

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mvar.commands.plugged import Plugged
 from mvar.errors import UserError, one_of, say
 
 if TYPE_CHECKING:
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class CheckpointFiles:
+class CheckpointFiles(Plugged):
     """A generator's checkpoint and its tokenizer."""
 
     checkpoint: str = ""

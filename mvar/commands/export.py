@@ -6,11 +6,12 @@ from pathlib import Path
 import tyro
 
 from mvar import layout
+from mvar.commands.plugged import Plugged
 from mvar.errors import OK, UserError, say
 
 
 @dataclass(frozen=True)
-class Export:
+class Export(Plugged):
     """Write a trained run's generator, or its tokenizer, as a checkpoint that the official VAR or M-VAR code loads.
 
     The file carries the run's configuration, so that `inspect`, `sample` and `evaluate` need no more than the file.

@@ -3,15 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from mvar.commands.plugged import Plugged
 from mvar.errors import OK, USER_ERROR, complain, existing_directory, say, warn
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Plugged):
     """Write tables and figures of what is there: one HTML page, Markdown, CSV, LaTeX, PNG, PDF."""
 
     results: Path = Path("results")
     """Where runs are kept."""
+    computes = False
     experiments: tuple[str, ...] = ()
     """FILE.py ... of experiments of one's own, whose tables it is to have too; the files are run."""
 

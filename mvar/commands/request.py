@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from mvar.commands.plugged import Plugged
 from mvar.errors import UserError, one_of, quoted
 from mvar.files import portable
 from mvar.runs.launch.bounds import check_launched
@@ -24,7 +25,7 @@ PATTERN = {"model.pattern", "model.replace", "model.replacement"}
 
 
 @dataclass(frozen=True)
-class Sweeps:
+class Sweeps(Plugged):
     """The runs of one or more sweeps."""
 
     sweeps: tyro.conf.Positional[tuple[str, ...]]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from mvar.commands.plugged import Plugged
 from mvar.commands.submit import Settings, named_profile
 from mvar.errors import FAILURE, OK, UserError, complain, existing_directory
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Retry:
+class Retry(Plugged):
     """Submit runs again that failed, were killed or left the queue; they go on from their last checkpoint.
 
     With the profile that they had, but for its shell lines and variables: those are read again from where it came.

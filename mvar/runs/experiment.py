@@ -9,14 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
-from mvar import shipped
+from mvar import plugins, shipped
 from mvar.config import RunConfig, override
 from mvar.errors import UserError, one_of, warn_once
 from mvar.runs import columns
 from mvar.runs.columns import Column
 
 MAX_STEPS = 10**12  # that a budget may amount to: years on any machine
-_TAKEN: dict[str, "Experiment"] = {}  # of files that a user has named, by the name of the experiment
 STEPS, BUDGET = "steps", "budget"  # the modes: equal steps (the paper's way), equal training FLOPs
 
 
@@ -192,8 +191,8 @@ def find_experiment(name: str) -> Experiment:
     Raises:
         UserError: an unknown name; a file that cannot be loaded, or has no `EXPERIMENT`.
     """
-    if name in _TAKEN:
-        return _TAKEN[name]
+    if own := _own(name):
+        return own
     if name not in shipped.names("experiments"):
         raise one_of("sweep", name, experiment_names())
     return shipped.read("experiments", shipped.find("experiments", name), Experiment)
@@ -201,7 +200,13 @@ def find_experiment(name: str) -> Experiment:
 
 def is_experiment(name: str) -> bool:
     """Whether there is an experiment of that name."""
-    return name in _TAKEN or name in shipped.names("experiments")
+    return bool(_own(name)) or name in shipped.names("experiments")
+
+
+def _own(name: str) -> Experiment | None:
+    """The experiment of a name that a plug-in has."""
+    found = (getattr(module, shipped.SETS["experiments"], None) for module in plugins.modules())
+    return next((one for one in found if isinstance(one, Experiment) and one.name == name), None)
 
 
 def take_experiment(given: str) -> Experiment:
@@ -213,12 +218,15 @@ def take_experiment(given: str) -> Experiment:
     if "/" not in given and not given.endswith(".py"):
         return find_experiment(given)
     path = shipped.find("experiments", given)
-    found = shipped.read("experiments", path, Experiment)
-    ours = shipped.folder("experiments") / f"{found.name}.py"
-    if ours.is_file() and path.resolve() != ours.resolve():
+    ours = shipped.folder("experiments")
+    if path.resolve().parent == ours.resolve():
+        return shipped.read("experiments", path, Experiment)
+    plugin = plugins.load(given)  # it may register what its runs are made of, which workers and jobs are to know too
+    found = shipped.read("experiments", path.absolute(), Experiment)
+    if (ours / f"{found.name}.py").is_file():
+        plugins.forget(plugin.name)
         raise UserError(
             f"{path}: its EXPERIMENT is called {found.name!r}, as one of ours; allowed: a name of its own, by which "
             "its requests are told from those"
         )
-    _TAKEN[found.name] = found
     return found

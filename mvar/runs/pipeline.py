@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from mvar import layout
+from mvar import layout, plugins
 from mvar.config import RunConfig, from_dict
 from mvar.files import write_json
 from mvar.memory import keep_freed_memory
@@ -48,6 +48,7 @@ def execute(
     directory = directory or store.run_of(config)
     if directory.is_done(config.evaluation_id):
         return DONE
+    plugins.check(config, directory.path)
     watch = Watch(progress or nobody, should_stop or never)
     try:
         with directory.lock(watch.should_stop):
@@ -64,6 +65,7 @@ def _execute(stages: Stages) -> None:
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
     run.write_config(config)
+    plugins.record(config, run.path)
     if run.evaluations() and stages.tokenizer.is_done():
         stages.train.check_tokenizer()  # before anything is written: a finished run stays finished
     with recorded(run, "tokenizer"):

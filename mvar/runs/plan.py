@@ -142,7 +142,7 @@ class Clock:
                 for record in run.evaluations().values():
                     if record["timing"]["train_s"] > 0:
                         rate = record["cost"]["train_flops"] / record["timing"]["train_s"]
-                        self._finished[run.config().model] = rate
+                        self._finished[run.stored().config.model] = rate
         self._rates: dict[object, tuple[float, str]] = {}
 
     def estimate(self, config: RunConfig, flops: float | None = None) -> Estimate:

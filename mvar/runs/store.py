@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mvar import layout
+from mvar import layout, plugins
 from mvar.config import RunConfig, identity, stored_config
 from mvar.config.parsing import Stored
 from mvar.errors import UserError, warn_once
@@ -169,16 +169,21 @@ class RunDirectory(Directory):
             steps = 0
         return derived.run_status(self.path, self.evaluations(), steps)
 
-    def config(self) -> RunConfig:
+    def config(self, to_compute: bool = True) -> RunConfig:
         """The config that the run was made with; fields of a newer version are left out, with one warning.
 
+        Args:
+            to_compute: whether to go on from it, which needs the plug-ins that it was made with.
+
         Raises:
-            UserError: as `stored`.
+            UserError: as `stored`; a plug-in that is not loaded.
         """
         config, unknown = self.stored()
         if unknown:
             names = ", ".join(unknown)
             warn_once(f"{self.config_path}: written by a newer version; {names} is not known here and left out")
+        if to_compute:
+            plugins.check(config, self.path)
         return config
 
     def write_config(self, config: RunConfig) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from mvar.config import RunConfig, from_dict
 from mvar.errors import is_mistake, pass_warnings_on
+from mvar.plugins import begin_child
 from mvar.runs.states import DONE, FAILED, STOPPED, Stopped
 from mvar.runs.store import RunDirectory, Store, one_line
 
@@ -123,6 +124,7 @@ def work(kind: str, config_values: dict[str, Any], root: str, run: str = "") -> 
     _Worker.busy.set()
     _Worker.progress("", 0, 0)
     try:
+        begin_child()
         state, reason, is_user_error = _work(kind, from_dict(RunConfig, config_values), Store(Path(root)), run)
     except Stopped:
         state, reason, is_user_error = STOPPED, "", False

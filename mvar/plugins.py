@@ -1,0 +1,260 @@
+"""Files of a user's own that are loaded before any config is read: mixers, data sources, metrics and the like.
+
+Named by `--plugin FILE.py`, by `plugins = [...]` in `mvar.toml` of the working directory, or by an installed package's
+entry point in the group `mvar.plugins`. All of them run code, so only commands that compute load them. A worker and a
+job load the very files of the command that started them, by their digests.
+"""
+
+import json
+import os
+import sys
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mvar import layout, registry, shipped
+from mvar.config import RunConfig
+from mvar.errors import UserError, one_of, say, warn_once
+from mvar.files import file_digest, read_json, write_json
+from mvar.registries import KINDS
+
+FILE, GROUP, VARIABLE = "mvar.toml", "mvar.plugins", "MVAR_PLUGINS"
+FIELDS = ("plugins",)  # of mvar.toml
+SHOWN = 12  # digits of a digest
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One that is loaded."""
+
+    name: str  # the file's, or the entry point's
+    path: str  # of the file
+    sha256: str
+    entry: str = ""  # `module` or `module:name` of an entry point, which is loaded by that
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.path}, sha256 {self.sha256[:SHOWN]})"
+
+
+_loaded: dict[str, tuple[Plugin, ModuleType]] = {}
+
+
+def loaded() -> list[Plugin]:
+    """Those of this process, in the order in which they were loaded."""
+    return [plugin for plugin, _ in _loaded.values()]
+
+
+def modules() -> list[ModuleType]:
+    """Their modules, in the same order."""
+    return [module for _, module in _loaded.values()]
+
+
+def begin(files: Sequence[str], everything: bool = True) -> list[Plugin]:
+    """Load what a command that computes is to know, and say what that is; processes that it starts load the same.
+
+    Args:
+        files: of `--plugin`.
+        everything: also what installed packages and mvar.toml name.
+
+    Raises:
+        UserError: as `load`; a mistake in mvar.toml, which is named.
+    """
+    forget_all()
+    for point in metadata.entry_points(group=GROUP) if everything else ():
+        load_entry(point.name, point.value)
+    for path in [*(_of_toml(Path(FILE)) if everything else ()), *files]:
+        load(path)
+    if _loaded:
+        say("plug-ins: " + ", ".join(map(str, loaded())))
+    return loaded()
+
+
+def begin_child() -> None:
+    """Load, in a process that a command has started, what that command has loaded.
+
+    Raises:
+        UserError: as `load`; a file that has changed since.
+    """
+    for values in json.loads(os.environ.get(VARIABLE) or "[]"):
+        _load_again(Plugin(**values))
+
+
+def begin_job(code: Path) -> None:
+    """Load, in a job, what the submission was made with: the files lie in its snapshot of the code.
+
+    Args:
+        code: the snapshot's folder.
+    """
+    described = code / layout.SNAPSHOT
+    for values in read_json(described).get("plugins", []) if described.is_file() else []:
+        plugin = Plugin(**values)
+        _load_again(plugin if plugin.entry else Plugin(plugin.name, str(code / plugin.path), plugin.sha256))
+
+
+def _load_again(plugin: Plugin) -> None:
+    found = load_entry(plugin.name, plugin.entry) if plugin.entry else load(plugin.path)
+    if found.sha256 != plugin.sha256:
+        raise UserError(f"plugin: {found} has changed since the command began; allowed: start the command again")
+
+
+def _of_toml(path: Path) -> list[str]:
+    """The files that mvar.toml names, from its own folder."""
+    if not path.is_file():
+        return []
+    try:
+        values = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {error}; allowed: TOML, e.g. plugins = ['my_mixer.py']") from None
+    for name in values:
+        if name not in FIELDS:
+            raise one_of(f"{path}: field", name, FIELDS)
+    files = values.get("plugins", [])
+    if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
+        raise UserError(f"{path}: plugins: {files!r:.200}; allowed: a list of files, e.g. ['my_mixer.py']")
+    return [str(path.parent / shipped.user_path(file)) for file in files]
+
+
+def load(given: str) -> Plugin:
+    """Load a file, once; it is known by its own name, which no other plug-in may have.
+
+    Raises:
+        UserError: no such file, another plug-in of that name, a file that raises or needs a missing package.
+    """
+    path = shipped.user_path(given)
+    if not path.is_file() or path.suffix != ".py":
+        raise UserError(f"plugin: no Python file {given!r}; allowed: the path of a .py file")
+    plugin = Plugin(path.stem, str(path.absolute()), file_digest(path))
+    if _is_loaded(plugin):
+        return plugin
+    module = _guarded(plugin, lambda: shipped.load(path.absolute()))
+    return _keep(plugin, module)
+
+
+def load_entry(name: str, value: str) -> Plugin:
+    """Load what an installed package's entry point names; as `load`."""
+    point = metadata.EntryPoint(name, value, GROUP)
+    found: list[Any] = []
+    with_path = Plugin(name, value, "", value)
+    if name in _loaded and _loaded[name][0].entry == value:
+        return _loaded[name][0]
+    _guarded(with_path, lambda: found.append(point.load()))
+    module = found[0] if isinstance(found[0], ModuleType) else _module_of(point)
+    path = str(module.__file__)
+    plugin = Plugin(name, path, file_digest(Path(path)), value)
+    return plugin if _is_loaded(plugin) else _keep(plugin, module)
+
+
+def _module_of(point: metadata.EntryPoint) -> ModuleType:
+    from importlib import import_module
+
+    return import_module(point.module)
+
+
+def _is_loaded(plugin: Plugin) -> bool:
+    """Whether the very same is loaded.
+
+    Raises:
+        UserError: another one has the name.
+    """
+    there = _loaded.get(plugin.name)
+    if there and there[0].sha256 != plugin.sha256:
+        raise UserError(f"plugin: {there[0]} and {plugin} have one name; allowed: a name for each")
+    return there is not None
+
+
+def _guarded(plugin: Plugin, act: Any) -> Any:
+    """What loading gives; what goes wrong in it is one line, and leaves nothing registered."""
+    try:
+        with registry.owned_by(plugin.name):
+            return act()
+    except ModuleNotFoundError as error:
+        why = _needs(error)
+    except UserError as error:
+        cause = error.__cause__
+        why = _needs(cause) if isinstance(cause, ModuleNotFoundError) else str(error)
+    except Exception as error:
+        why = f"cannot be loaded ({type(error).__name__}: {error})"
+    forget(plugin.name)
+    raise UserError(f"plugin {plugin.path}: {why.removeprefix(f'{plugin.path}: ')}")
+
+
+def _needs(error: ModuleNotFoundError) -> str:
+    return f"needs the package {error.name!r}, which is not installed; allowed: install it"
+
+
+def _keep(plugin: Plugin, module: ModuleType) -> Plugin:
+    _loaded[plugin.name] = (plugin, module)
+    os.environ[VARIABLE] = json.dumps([asdict(one) for one in loaded()])
+    return plugin
+
+
+def forget(name: str) -> None:
+    """Unload one, where it is loaded: nothing that it registered stays."""
+    plugin, module = _loaded.pop(name, (None, None))
+    if plugin and module:
+        shipped.load.cache_clear()
+        sys.modules.pop(module.__name__, None)  # that it registers anew where it is loaded again
+    for kind in KINDS.values():
+        for own in [own for own, owner in kind.owners.items() if owner == name]:
+            del kind.own[own], kind.owners[own]
+
+
+def forget_all() -> None:
+    """Unload everything: in a process that runs several commands each loads its own."""
+    for name in list(_loaded):
+        forget(name)
+    os.environ.pop(VARIABLE, None)
+
+
+# Of a run -------------------------------------------------------------------------------------------------------------
+
+
+def used_by(config: RunConfig) -> list[Plugin]:
+    """The plug-ins whose mixers, source and so on a run has."""
+    owners = dict.fromkeys(found.owners.get(name, "") for found, name in config.chosen())
+    return [_loaded[name][0] for name in owners if name in _loaded]
+
+
+def record(config: RunConfig, run: Path) -> None:
+    """Keep, in a run's directory, which plug-ins train it: files and digests. Nothing where it uses none."""
+    if not (run / layout.MODEL).is_file() and (used := used_by(config)):
+        write_json(run / layout.PLUGINS, {"plugins": [asdict(plugin) for plugin in used]})
+
+
+def check(config: RunConfig, run: Path) -> None:
+    """Refuse to compute with a run whose plug-in is not loaded, or to train it on with another version of that.
+
+    Args:
+        config: of the run.
+        run: its directory.
+
+    Raises:
+        UserError: says what is missing, from which file that was, and how to go on.
+    """
+    recorded = _recorded(run)
+    lacking = [(found.field, name) for found, name in config.chosen() if name not in found]
+    if lacking:
+        what = ", ".join(f"{field} {name!r}" for field, name in lacking)
+        files = " ".join(f"--plugin {plugin.path}" for plugin in recorded.values())
+        made = f" (the run was made with {', '.join(map(str, recorded.values()))})" if recorded else ""
+        raise UserError(f"run {run.name}: needs {what} of a plug-in{made}; allowed: {files or '--plugin FILE.py'}")
+    for plugin in used_by(config):
+        before = recorded.get(plugin.name)
+        if before and before.sha256 != plugin.sha256:
+            changed = f"plug-in {plugin} is another than the run was begun with (sha256 {before.sha256[:SHOWN]})"
+            if not (run / layout.MODEL).is_file():
+                raise UserError(f"run {run.name}: {changed}; allowed: that file, or remove {run} to train it anew")
+            warn_once(f"run {run.name}: {changed}; its weights are of that one")
+
+
+def _recorded(run: Path) -> dict[str, Plugin]:
+    """What a run was made with, by name; nothing of a record that is missing or damaged."""
+    try:
+        values: Iterable[Mapping[str, str]] = read_json(run / layout.PLUGINS)["plugins"]
+        return {found.name: found for found in (Plugin(**one) for one in values)}
+    except (OSError, UserError, KeyError, TypeError):
+        return {}

@@ -1,0 +1,200 @@
+"""Plug-ins: loaded before any config is read, in every process, by their digests; each mistake is one clear line."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import tiny_runs
+
+from mvar import layout, plugins
+from mvar.cli import main
+from mvar.cluster import snapshot
+from mvar.config import RunConfig, override
+from mvar.errors import FAILURE, OK, USER_ERROR, UserError
+from mvar.files import file_digest
+from mvar.registries import KINDS
+from mvar.runs.store import Store
+
+MIXER = """
+import mvar
+from mvar.mixers.global_attention import GlobalAttention
+
+@mvar.register("mixer", "again")
+class Again(GlobalAttention):
+    pass
+"""
+SWEEP = (
+    MIXER
+    + """
+def build(config):
+    return [mvar.Cell("again", mvar.override(config, {"model.pattern": "again"}))]
+
+EXPERIMENT = mvar.Experiment("mine", "My table", "one row", build)
+"""
+)
+TINY = [f"{name}={value}" for name, value in tiny_runs.TINY.items()]
+
+
+def write(path: Path, text: str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return str(path)
+
+
+def run(root: Path, *words: str) -> int:
+    return main(["run", *words, "--preset", "smoke", "--results", str(root), "--workers", "1", "--set", *TINY])
+
+
+def test_one_file_is_a_mixer_and_its_sweep_in_workers_too(tmp_path, capsys):
+    """From the command to the table: a finished run, the record of its plug-in, and what is said without it."""
+    mine = write(tmp_path / "mine_sweep.py", SWEEP)
+    assert run(tmp_path / "results", mine) == OK
+    (made,) = Store(tmp_path / "results").runs()
+    assert "-again-" in made.name
+    (recorded,) = json.loads((made.path / layout.PLUGINS).read_text())["plugins"]
+    assert recorded == {"name": "mine_sweep", "path": mine, "sha256": file_digest(Path(mine)), "entry": ""}
+    capsys.readouterr()
+    assert run(tmp_path / "results", mine) == OK and "1 of 1 runs done" in capsys.readouterr().out
+
+    for command in (["status"], ["report"], ["report", "--plugin", mine]):  # the run is shown all the same
+        assert main([*command, "--results", str(tmp_path / "results")]) == OK, command
+        shown = capsys.readouterr()
+        assert "unknown" not in shown.err and "damaged" not in shown.err
+        assert ("plug-ins: mine_sweep" in shown.out) == ("--plugin" in command)
+    assert "again" in (tmp_path / "results/report/report.md").read_text()
+
+    sample = ["sample", made.name, "--results", str(tmp_path / "results"), "--out", str(tmp_path / "g.png")]
+    assert main([*sample, "--per-class", "1"]) == USER_ERROR
+    said = capsys.readouterr().err
+    assert f"run {made.name}: needs mixer 'again' of a plug-in (the run was made with mine_sweep ({mine}" in said
+    assert f"allowed: --plugin {mine}" in said and said.count("\n") == 1
+    assert main([*sample, "--per-class", "1", "--plugin", mine]) == OK
+    assert capsys.readouterr().out.startswith(f"plug-ins: mine_sweep ({mine}, sha256 {recorded['sha256'][:12]})\n")
+
+    write(Path(mine), SWEEP + "\n# another\n")  # changed since: finished weights are used, with a word
+    assert main([*sample, "--per-class", "1", "--plugin", mine]) == OK
+    assert "is another than the run was begun with" in capsys.readouterr().err
+
+
+def test_an_unfinished_run_is_not_trained_on_with_another_file(tmp_path):
+    mine = write(tmp_path / "mine.py", MIXER)
+    plugins.begin([mine])
+    config, store = override(tiny_runs.CONFIG, {"model.pattern": "again"}), Store(tmp_path / "results")
+    tiny_runs.interrupt(config, store, 4)
+    plugins.begin([write(Path(mine), MIXER + "\n# another\n")])
+    with pytest.raises(UserError, match=r"is another than the run was begun with .*allowed: that file, or remove"):
+        tiny_runs.execute(config, store)
+    plugins.forget_all()
+    with pytest.raises(UserError, match=r"needs mixer 'again' of a plug-in .*allowed: --plugin"):
+        tiny_runs.execute(store.runs()[0].config(), store)
+
+
+def test_first_line_and_order_of_flags_and_toml(tmp_path, monkeypatch, capsys):
+    write(tmp_path / "plug/a.py", MIXER)
+    write(tmp_path / "mvar.toml", 'plugins = ["plug/a.py"]')
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "mixers", "--preset", "smoke", "--dry-run", "--set", *TINY, "model.pattern=again"]) == OK
+    assert capsys.readouterr().out.startswith(f"plug-ins: a ({tmp_path}/plug/a.py, sha256 ")
+    assert main(["status"]) in (OK, FAILURE, USER_ERROR)  # runs no code of mvar.toml
+    write(tmp_path / "plug/a.py", "raise SystemExit('ran')")
+    assert main(["report"]) in (OK, FAILURE, USER_ERROR)
+    assert "ran" not in capsys.readouterr().err
+    assert main(["run", "mixers", "--preset", "smoke", "--dry-run"]) == USER_ERROR
+    assert "plugin " in (said := capsys.readouterr().err) and "cannot be loaded (SystemExit: ran)" in said
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("plugins = 3", r"mvar.toml: plugins: 3; allowed: a list of files"),
+        ("plugin = []", r"mvar.toml: field: 'plugin' is unknown \(did you mean 'plugins'\?\); allowed: plugins"),
+        ("plugins = [", r"mvar.toml: .*allowed: TOML"),
+        ("plugins = ['nowhere.py']", r"plugin: no Python file 'nowhere.py'; allowed: the path of a .py file"),
+    ],
+)
+def test_mistakes_in_mvar_toml(text, said, tmp_path, monkeypatch):
+    write(tmp_path / "mvar.toml", text)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=said):
+        plugins.begin([])
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("1 / 0", r"plugin \S*/p.py: cannot be loaded \(ZeroDivisionError: division by zero\)"),
+        ("def", r"plugin \S*/p.py: cannot be loaded \(SyntaxError: "),
+        ("import no_such_package", r"plugin \S*/p.py: needs the package 'no_such_package', which is not installed"),
+        (MIXER.replace('"again"', '"global"'), r"plugin \S*/p.py: mixer: 'global' is taken; allowed: another name"),
+        (MIXER.replace('"again"', '"A-b"'), r"mixer: 'A-b' is no name; allowed: up to 32 small letters"),
+        (MIXER.replace('"mixer"', '"mixr"'), r"kind: 'mixr' is unknown \(did you mean 'mixer'\?\); allowed: mixer, so"),
+    ],
+)
+def test_a_file_that_cannot_be_loaded_is_one_line_and_leaves_nothing(text, said, tmp_path):
+    before = {kind: registry.names() for kind, registry in KINDS.items()}
+    with pytest.raises(UserError, match=said) as caught:
+        plugins.begin([write(tmp_path / "p.py", MIXER.replace('"again"', '"first"') + text)])
+    assert "\n" not in str(caught.value) and plugins.loaded() == []
+    assert {kind: registry.names() for kind, registry in KINDS.items()} == before
+
+
+def test_two_of_one_name(tmp_path):
+    one, other = write(tmp_path / "a/p.py", MIXER), write(tmp_path / "b/p.py", MIXER + "#")
+    with pytest.raises(UserError, match=r"plugin: p \(.*a/p.py.*\) and p \(.*b/p.py.*\) have one name; allowed"):
+        plugins.begin([one, other])
+    plugins.begin([one, one, write(tmp_path / "c/p.py", MIXER)])  # the very same file is no other one
+    assert len(plugins.loaded()) == 1
+    with pytest.raises(UserError, match=r"mixer: 'again' is taken by p; allowed: another name"):
+        plugins.begin([one, write(tmp_path / "q.py", MIXER)])
+
+
+def test_a_worker_loads_the_files_of_its_command_and_no_other_ones(tmp_path, monkeypatch):
+    mine = write(tmp_path / "p.py", MIXER)
+    plugins.begin([mine])
+    code = "from mvar import plugins; plugins.begin_child(); print([p.name for p in plugins.loaded()])"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout == "['p']\n"
+    write(Path(mine), MIXER + "# changed")
+    failed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "has changed since the command began; allowed: start the command again" in failed.stderr
+
+
+def test_a_job_loads_the_files_of_its_snapshot(tmp_path, monkeypatch):
+    mine = write(tmp_path / "p.py", MIXER)
+    plugins.begin([mine])
+    plain, code = snapshot.take(tmp_path / "code"), snapshot.take(tmp_path / "code", plugins.loaded())
+    assert plain != code == snapshot.take(tmp_path / "code", plugins.loaded())
+    assert (code / "plugins/p.py").read_text() == MIXER and not (plain / "plugins").exists()
+    write(Path(mine), "raise SystemExit")  # changed or gone while the job waits
+    plugins.forget_all()
+    plugins.begin_job(code)
+    (plugin,) = plugins.loaded()
+    assert plugin.path == str(code / "plugins/p.py") and "again" in KINDS["mixer"]
+    plugins.forget_all()
+    plugins.begin_job(plain)
+    assert plugins.loaded() == []
+
+
+def test_an_installed_package_may_bring_some(tmp_path, monkeypatch, capsys):
+    write(tmp_path / "my_package_of_mixers.py", MIXER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    point = metadata.EntryPoint("theirs", "my_package_of_mixers", plugins.GROUP)
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [point] if group == plugins.GROUP else [])
+    (plugin,) = plugins.begin([])
+    assert plugin.entry == "my_package_of_mixers" and plugin.sha256 == file_digest(Path(plugin.path))
+    assert "again" in KINDS["mixer"] and plugins.begin([], everything=False) == []
+    assert "again" not in KINDS["mixer"]
+    plugins._load_again(plugin)  # as a worker does; the module is imported already
+    assert "again" in KINDS["mixer"] and asdict(plugins.loaded()[0]) == asdict(plugin)
+
+
+def test_what_uses_no_plug_in_records_none(tmp_path):
+    plugins.begin([write(tmp_path / "p.py", MIXER)])
+    assert plugins.used_by(RunConfig()) == []
+    plugins.record(RunConfig(), tmp_path)
+    assert not (tmp_path / layout.PLUGINS).exists()
+    assert [p.name for p in plugins.used_by(override(RunConfig(), {"model.pattern": "again"}))] == ["p"]
