@@ -11,8 +11,10 @@ from mvar.lazy import lazily
 if TYPE_CHECKING:
     from mvar import layout
     from mvar.artefacts import check_artefact
-    from mvar.config import ModelConfig, RunConfig, override
+    from mvar.config import Config, ModelConfig, RunConfig, override
     from mvar.cost import attention_cost, layer_attention_cost, num_params, sample_flops
+    from mvar.data.arrays import ArrayPictures
+    from mvar.data.sources.contract import DataSource, OpenedSource
     from mvar.errors import UserError
     from mvar.evaluation.measure import label_accuracy
     from mvar.files import digest
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from mvar.runs import columns
     from mvar.runs.columns import Column
     from mvar.runs.demo import demo_runs
+    from mvar.runs.executors.contract import Executor, Summary
+    from mvar.runs.executors.local import Local as LocalExecutor
     from mvar.runs.experiment import Cell, Experiment, paper_rows
     from mvar.runs.gallery import of_run
     from mvar.runs.stages.sample import draw_images
@@ -46,8 +50,10 @@ _HOMES = {
     "mvar.runs.demo": ("demo_runs",),
     "mvar": ("layout",),
     "mvar.artefacts": ("check_artefact",),
-    "mvar.config": ("ModelConfig", "RunConfig", "override"),
+    "mvar.config": ("Config", "ModelConfig", "RunConfig", "override"),
     "mvar.cost": ("attention_cost", "layer_attention_cost", "num_params", "sample_flops"),
+    "mvar.data.arrays": ("ArrayPictures",),
+    "mvar.data.sources.contract": ("DataSource", "OpenedSource"),
     "mvar.errors": ("UserError",),
     "mvar.files": ("digest",),
     "mvar.presets": ("PRESETS", "imagenet", "model_size", "resize"),
@@ -55,6 +61,8 @@ _HOMES = {
     "mvar.registries": ("register",),
     "mvar.runs": ("columns",),
     "mvar.runs.columns": ("Column",),
+    "mvar.runs.executors.contract": ("Executor", "Summary"),
+    "mvar.runs.executors.local": ("LocalExecutor",),
     "mvar.runs.experiment": ("Cell", "Experiment", "paper_rows"),
     "mvar.runs.wiring": (
         "Stages",
@@ -64,4 +72,4 @@ _HOMES = {
     "mvar.runs.store": ("RunDirectory", "Store", "one_line"),
     "mvar.scales": ("PATCH_SIDES", "ScaleSchedule"),
 }
-__getattr__, __dir__, __all__ = lazily("mvar", _HOMES)
+__getattr__, __dir__, __all__ = lazily("mvar", _HOMES, {"LocalExecutor": "Local"})

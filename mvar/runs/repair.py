@@ -320,7 +320,7 @@ def _is_origin(path: Path, sections: tuple[str, ...]) -> bool:
     try:
         values = read_json(path)
         for name in sections:
-            from_dict(cast("type[Config]", RunConfig.model_fields[name].annotation), values[name])
+            from_dict(cast("type[Config]", RunConfig.model_fields[name].annotation), values[name], lenient=True)
         return values.get("schema_version", SCHEMA_VERSION) == SCHEMA_VERSION  # the first version wrote none here
     except (UserError, OSError, KeyError, TypeError, AttributeError):
         return False

@@ -39,14 +39,16 @@ def of_stages(config: RunConfig, index: RunIndex, run: Callable[[str], StoredRun
     for sections in (("data", "tokenizer"), ("data",)):
         if folder := index.spelled(canonical, *sections):
             document = read_json(folder / layout.CONFIG)
-            found = {name: from_dict(type(getattr(config, name)), document[name]) for name in sections}
+            found = {name: from_dict(type(getattr(config, name)), document[name], lenient=True) for name in sections}
             config = config.model_copy(update=found)
             break
     if config.evaluation.inception_weights and (folder := index.spelled(canonical, "evaluation")):
         if folder.parent.name == layout.RUNS:
             return of_evaluation(config, run(folder.name))
         document = read_json(folder / layout.CONFIG)
-        return config.model_copy(update={"evaluation": from_dict(EvaluationConfig, document["evaluation"])})
+        return config.model_copy(
+            update={"evaluation": from_dict(EvaluationConfig, document["evaluation"], lenient=True)}
+        )
     return config
 
 
@@ -58,7 +60,7 @@ def of_evaluation(config: RunConfig, run: StoredRun) -> RunConfig:
     with suppress(UserError):
         stored = [run.stored().config.evaluation]
         made = [record["evaluation"] for record in run.evaluations().values() if "evaluation" in record]
-        for evaluation in [*stored, *(from_dict(EvaluationConfig, values) for values in made)]:
+        for evaluation in [*stored, *(from_dict(EvaluationConfig, values, lenient=True) for values in made)]:
             spelled = config.model_copy(update={"evaluation": evaluation})
             if spelled.canonical()["evaluation"] == wanted:
                 return spelled

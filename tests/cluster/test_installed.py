@@ -49,7 +49,7 @@ def test_a_wheel_submits_from_a_folder_with_a_users_own_folders(slurm, tmp_path)
     assert (git["snapshot"], git["commit"], git["dirty"]) == (code.name, None, None)
     packaged = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("mvar/")}
     assert any(name.startswith("mvar/_shipped/experiments/") for name in packaged)
-    assert files_below(code) == packaged | set(snapshot.OWN)
+    assert files_below(code) == packaged | {*snapshot.OWN, "plugins/one.py"}
 
     jobs = [p for p in installed.processes() if any("submitit" in word for word in p["words"])]
     assert len(jobs) == 2  # the shared stages, the run
