@@ -10,8 +10,14 @@ from mvar.lazy import lazily
 
 if TYPE_CHECKING:
     from mvar import layout
+    from mvar.api.experiments import experiment
+    from mvar.api.loading import load
+    from mvar.api.making import evaluate, train
+    from mvar.api.model import Model
+    from mvar.api.tables import runs
+    from mvar.api.trained import Likelihood, Trained
     from mvar.artefacts import check_artefact
-    from mvar.config import Config, ModelConfig, RunConfig, override
+    from mvar.config import Config, ModelConfig, RunConfig, SampleConfig, override
     from mvar.cost import attention_cost, layer_attention_cost, num_params, sample_flops
     from mvar.data.arrays import ArrayPictures
     from mvar.data.sources.contract import DataSource, OpenedSource
@@ -28,29 +34,36 @@ if TYPE_CHECKING:
     from mvar.runs.executors.contract import Executor, Summary
     from mvar.runs.executors.local import Local as LocalExecutor
     from mvar.runs.experiment import Cell, Experiment, paper_rows
-    from mvar.runs.gallery import of_run
     from mvar.runs.stages.sample import draw_images
     from mvar.runs.states import DONE
     from mvar.runs.store import RunDirectory, Store, one_line
     from mvar.runs.wiring import Stages, run_attention
     from mvar.sampling import filter_logits, generate
+    from mvar.sampling.filters.contract import Filter
+    from mvar.sampling.guidance.contract import Guidance
     from mvar.scales import PATCH_SIDES, ScaleSchedule
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "mvar.api.experiments": ("experiment",),
+    "mvar.api.loading": ("load",),
+    "mvar.api.making": ("evaluate", "train"),
+    "mvar.api.model": ("Model",),
+    "mvar.api.trained": ("Likelihood", "Trained"),
     "mvar.sampling": (
         "filter_logits",
         "generate",
     ),
+    "mvar.sampling.filters.contract": ("Filter",),
+    "mvar.sampling.guidance.contract": ("Guidance",),
     "mvar.evaluation.measure": ("label_accuracy",),
     "mvar.runs.stages.sample": ("draw_images",),
-    "mvar.runs.gallery": ("of_run",),
     "mvar.probes.measurable": ("drawn_inputs",),
     "mvar.runs.demo": ("demo_runs",),
-    "mvar": ("layout",),
+    "mvar": ("layout", "runs"),  # modules; that of runs can be called
     "mvar.artefacts": ("check_artefact",),
-    "mvar.config": ("Config", "ModelConfig", "RunConfig", "override"),
+    "mvar.config": ("Config", "ModelConfig", "RunConfig", "SampleConfig", "override"),
     "mvar.cost": ("attention_cost", "layer_attention_cost", "num_params", "sample_flops"),
     "mvar.data.arrays": ("ArrayPictures",),
     "mvar.data.sources.contract": ("DataSource", "OpenedSource"),

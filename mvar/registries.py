@@ -29,8 +29,21 @@ SOURCES: Registry[Any] = Registry(
 )
 EXTRACTORS: Registry[Any] = Registry("evaluation.extractor", {})
 METRICS: Registry[Any] = Registry("metric", {})
-GUIDANCE: Registry[Any] = Registry("sample.guidance", {})
-FILTERS: Registry[Any] = Registry("sample.filter", {})
+GUIDANCE: Registry[Any] = Registry(
+    "sample.guidance",
+    {
+        "ramp": "mvar.sampling.guidance.ramp:Ramp",
+        "constant": "mvar.sampling.guidance.constant:Constant",
+        "interval": "mvar.sampling.guidance.interval:Interval",
+    },
+)
+FILTERS: Registry[Any] = Registry(
+    "sample.filter",
+    {
+        "top": "mvar.sampling.filters.top:Top",
+        "min_p": "mvar.sampling.filters.min_p:MinP",
+    },
+)
 # A profile's `executor` is one of these names.
 EXECUTORS: Registry[Any] = Registry(
     "executor",

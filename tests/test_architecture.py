@@ -32,6 +32,7 @@ ROOMS = (
     *("evaluation", "probes"),
     "runs",
     *("cluster", "analysis"),
+    "api",
     *("commands", "cli"),
 )
 NAMES = {value: name for name, value in vars(layout).items() if name.isupper()}  # of a results directory
@@ -42,13 +43,14 @@ LOOK_ALIKES = {
     ("attention", "a part of the model, in words or as a key"): (
         *("analysis.records", "checkpoints.published", "cluster.doctor", "runs.environment"),
     ),
-    ("attention", "what is made, as it is shown"): ("commands.attention", "runs.stages.attention"),
+    ("attention", "what is made, as it is shown"): ("api.trained", "commands.attention", "runs.stages.attention"),
     ("attention", "an analysis, or its table's row"): ("attention_cost.py",),
     ("code", "a public name"): ("analysis",),
     ("code", "a field, of a message or a document"): ("cluster.snapshot", "cluster.submission"),
     ("grid.png", "a file of the user's own"): ("commands.sample",),
     ("report", "what is made, as it is shown"): ("analysis.report", "commands.report"),
     ("runs", "a word of a message or a heading"): ("analysis.render", "cluster.executor"),
+    ("runs", "a public name"): ("mvar",),
     ("samples", "images, in messages"): ("evaluation.copies", "evaluation.measure", "evaluation.metrics"),
     ("samples", "an analysis, or its figure"): ("samples.py",),
     ("stages", "a word of a message"): ("cluster.executor",),
@@ -148,12 +150,14 @@ def test_what_users_edit_stands_on_public_names(path):
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
 def test_notebooks_stand_on_public_names(path):
     cells = (cell["source"] for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code")
-    lines = [line.strip() for cell in cells for line in cell if "import" in line and "mvar" in line]
-    assert lines
-    for line in lines:
-        (node,) = ast.parse(line).body
-        assert isinstance(node, ast.ImportFrom) and node.module in PUBLIC, line
-        assert {alias.name for alias in node.names} <= PUBLIC[str(node.module)], line
+    tree = ast.parse("\n".join("".join(line for line in cell if not line.startswith("%")) for cell in cells))
+    imported = [n for n in ast.walk(tree) if isinstance(n, ast.Import) and any("mvar" in a.name for a in n.names)]
+    assert [ast.unparse(node) for node in imported] == ["import mvar"], "one import"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "mvar":
+            assert {alias.name for alias in node.names} <= PUBLIC[str(node.module)], ast.unparse(node)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "mvar":
+            assert node.attr in PUBLIC["mvar"], ast.unparse(node)
 
 
 @pytest.mark.parametrize("package", [mvar, mvar.analysis], ids=lambda p: p.__name__)

@@ -35,7 +35,7 @@ def nothing_is_loaded(monkeypatch):
     for name in (
         "mvar.runs.stages.train.trained_generator",
         "mvar.runs.gallery.draw_images",
-        "mvar.runs.gallery.published",
+        "mvar.api.trained_files.published",
     ):
         monkeypatch.setattr(name, fail)
     monkeypatch.setattr("mvar.probes.attention_kept.measure", fail)
@@ -212,12 +212,11 @@ def test_a_list_of_no_classes(trained, nothing_is_loaded, tmp_path, capsys):
 
 def test_a_field_of_sampling_by_its_whole_name(trained):
     """`--set sample.top_p=0` is `--set top_p=0`: off, as the config has it."""
-    from mvar.runs import gallery
+    from mvar.runs.gallery import with_sampling
 
-    store, config = trained
+    _, config = trained
     for name in ("top_p", "sample.top_p"):
-        generator = gallery.of_run(store, store.run(config.run_id), {name: "0"})
-        assert generator.config.sample == config.sample.model_copy(update={"top_p": 0.0})
+        assert with_sampling(config, {name: "0"}).sample == config.sample.model_copy(update={"top_p": 0.0})
 
 
 @pytest.mark.parametrize("command", [["run"], ["run", "--dry-run"], ["submit", "--cluster", "local"]])

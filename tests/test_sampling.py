@@ -1,6 +1,8 @@
 """Sampling against the official code (guidance, filters, smoothing, whole images), and one stream an image."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,11 +11,22 @@ from hypothesis import strategies as st
 from official import GOLDEN, facts_of, load_model, load_quantizer
 from safetensors.torch import load_file
 
-from mvar import sampling
 from mvar.checkpoints.published import load_tokenizer
-from mvar.config import ModelConfig, SampleConfig, TokenizerConfig, TokenSpace
+from mvar.config import ModelConfig, SampleConfig, TokenizerConfig, TokenSpace, override
 from mvar.errors import UserError
-from mvar.sampling import balanced_labels, draw, filter_logits, generate, guide, smallest_kept, smooth_probabilities
+from mvar.registries import KINDS, register
+from mvar.sampling import (
+    balanced_labels,
+    draw,
+    filter_logits,
+    generate,
+    generation,
+    guide,
+    smallest_kept,
+    smooth_probabilities,
+)
+from mvar.sampling.draws import only_kept
+from mvar.sampling.methods import guidance_weights, is_guided, kept_by
 from mvar.tokenizer.quantizer import ResidualQuantizer
 from mvar.transformer import ScaleTransformer
 
@@ -50,7 +63,8 @@ def test_equal_values_share_their_fate():
 def test_guidance(functions, row):
     inputs, outputs = functions
     logits = torch.cat((inputs["cond"], inputs["uncond"]))
-    mixed = guide(logits, row["cfg"], row["scale_index"], row["num_scales"])
+    sample = SampleConfig(cfg_scale=row["cfg"])
+    mixed = guide(logits, guidance_weights(sample, row["num_scales"])[row["scale_index"]])
     torch.testing.assert_close(mixed, outputs[row["key"]], rtol=1e-6, atol=1e-5)
 
 
@@ -116,7 +130,7 @@ def test_tokens_of_the_official_random_stream(case, monkeypatch):
         probabilities = logits.where(logits >= smallest, -torch.inf).softmax(-1).flatten(0, 1)
         return torch.multinomial(probabilities, 1, replacement=True, generator=stream).view(logits.shape[:2])
 
-    monkeypatch.setattr(sampling, "draw", official_draw)
+    monkeypatch.setattr(generation, "draw", official_draw)
     config = SampleConfig(cfg_scale=float(cfg), top_k=int(k), top_p=float(p))
     tokens = generate(model, quantizer, labels, range(len(labels)), config).tokens
     assert torch.equal(tokens, expected[key])
@@ -179,7 +193,9 @@ def test_draws_invert_the_whole_distribution(num_codes):
 
 def test_one_scale_gets_full_guidance():
     logits = torch.randn(2, 3, 5)
-    torch.testing.assert_close(guide(logits, 2.0, 0, 1), 3 * logits[:1] - 2 * logits[1:])
+    torch.testing.assert_close(
+        guide(logits, guidance_weights(SampleConfig(cfg_scale=2), 1)[0]), 3 * logits[:1] - 2 * logits[1:]
+    )
 
 
 def test_balanced_labels():
@@ -243,3 +259,141 @@ def test_weights_that_are_not_finite_are_named(bad, fields):
     }.items():
         with pytest.raises(UserError, match=says):
             sample(spoil)
+
+
+# Forms of guidance and filters --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own():
+    """Registers a class of one's own for the time of a test."""
+    names = []
+
+    def add(kind, name, **methods):
+        names.append((KINDS[kind], name))
+        return register(kind, name)(type(name.title(), (), methods))
+
+    yield add
+    for registry, name in names:
+        registry.own.pop(name)
+
+
+def sampled(**fields):
+    return override(SampleConfig(), fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, [0, 0.5, 1, 1.5, 2]),
+        ({"guidance": "constant"}, [2] * 5),
+        ({"guidance": "interval"}, [0, 2, 2, 2, 0]),
+        ({"guidance": "interval", "interval.low": 0.5, "interval.high": 1}, [0, 0, 2, 2, 2]),
+        ({"guidance": "interval", "interval.low": 0.3, "interval.high": 0.4}, [0] * 5),
+        ({"guidance": "constant", "cfg_scale": 0}, [0] * 5),
+    ],
+)
+def test_weights_of_the_forms_of_guidance(fields, expected):
+    config = sampled(**{"cfg_scale": 2, **fields})
+    assert guidance_weights(config, 5) == expected
+    assert is_guided(config, 5) == any(expected)
+
+
+def test_a_form_of_guidance_is_what_images_are_drawn_with():
+    """Scale by scale: the guided logits are those of two runs of the model, without guidance, on the same tokens."""
+    model, quantizer = small()
+    labels, seeds, seen = torch.tensor([0, 1]), [(0, 0), (0, 1)], []
+    config = sampled(cfg_scale=3, guidance="interval", **{"interval.low": 0.5, "interval.high": 0.5})
+    tokens = generate(model, quantizer, labels, seeds, config, on_logits=lambda _, logits: seen.append(logits)).tokens
+    inputs = quantizer.inputs(tokens)
+    with torch.no_grad():
+        conditional, unconditional = (model(classes, inputs)[0] for classes in (labels, torch.full_like(labels, 3)))
+    for scale, (span, logits) in enumerate(zip(model.schedule.steps(), seen, strict=True)):
+        part, t = slice(span.start, span.stop), 3 if scale == 1 else 0
+        expected = (1 + t) * conditional[:, part] - t * unconditional[:, part]
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    # no weight anywhere: as without guidance, to the bit
+    nowhere = sampled(cfg_scale=3, guidance="interval", **{"interval.low": 0.1, "interval.high": 0.2})
+    plain = generate(model, quantizer, labels, seeds, sampled(cfg_scale=0))
+    assert torch.equal(generate(model, quantizer, labels, seeds, nowhere).latent, plain.latent)
+
+
+def test_min_p():
+    logits = torch.tensor([0.5, 0.3, 0.1, 0.07, 0.03]).log().expand(1, 2, 5).contiguous()
+
+    def kept(**fields):
+        config = sampled(filter="min_p", **fields)
+        return (only_kept(logits, kept_by(config, 3)(0, logits)) > -torch.inf)[0, 0].tolist()
+
+    assert kept(**{"top_p": 0, "min_p.p": 0.15}) == [True, True, True, False, False]
+    assert kept(**{"top_p": 0, "min_p.p": 0.01}) == [True] * 5
+    assert kept(**{"top_p": 0, "min_p.p": 1}) == [True, False, False, False, False]
+    assert kept(**{"top_p": 0, "top_k": 2, "min_p.p": 0.15}) == [True, True, False, False, False]
+    assert kept(**{"top_p": 0.4, "min_p.p": 0.15}) == [True, False, False, False, False]
+
+
+def test_a_mask_and_a_bound_draw_the_same():
+    torch.manual_seed(0)
+    logits, uniform = torch.randn(2, 50, 40), torch.rand(2, 50, dtype=torch.float64)
+    bound = smallest_kept(logits, top_k=7)
+    assert torch.equal(draw(logits, uniform, bound), draw(logits, uniform, logits >= bound))
+    assert torch.equal(only_kept(logits, bound), only_kept(logits, logits >= bound))
+    assert torch.equal(only_kept(logits, bound), filter_logits(logits, top_k=7))
+
+
+def test_methods_of_ones_own(own):
+    """A form that guides the last scale, a filter that keeps a single code of it."""
+    own("guidance", "last", weight=lambda self, s, S, cfg, settings: cfg * (s == S - 1))
+
+    def even(self, logits, scale, num_scales, sample, settings):
+        if scale < num_scales - 1:
+            return None
+        return (torch.arange(logits.shape[-1]) % 2 == 0).expand(logits.shape)
+
+    own("filter", "even", kept=even)
+    model, quantizer = small()
+    labels, seeds = torch.tensor([0, 1]), [0, 1]
+    config, plain = sampled(cfg_scale=3, guidance="last", filter="even"), sampled(cfg_scale=0, top_p=0)
+    found = generate(model, quantizer, labels, seeds, config).tokens
+    assert torch.equal(found[:, :5], generate(model, quantizer, labels, seeds, plain).tokens[:, :5])
+    assert (found[:, 5:] % 2 == 0).all() and guidance_weights(config, 3) == [0, 0, 3]
+    smooth = generate(model, quantizer, labels, seeds, sampled(filter="even", more_smooth=True))
+    assert smooth.latent.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "methods", "message"),
+    [
+        ("guidance", {"weight": lambda *_: 1 / 0}, "sample.guidance: mine raises ZeroDivisionError: division by zero"),
+        ("guidance", {"weight": lambda *_: float("nan")}, "gives scale 0 the weight nan; allowed: finite numbers"),
+        ("guidance", {}, "sample.guidance: mine raises AttributeError: "),
+        ("filter", {"kept": lambda *_: 1 / 0}, "sample.filter: mine raises ZeroDivisionError"),
+        ("filter", {"kept": lambda *_: 3}, "mine gives int; allowed: the smallest logit that is kept (B, 1, 1), "),
+        ("filter", {"kept": lambda _, x, *__: x}, "mine gives (2, 1, 32) torch.float32; allowed: "),
+        ("filter", {"kept": lambda _, x, *__: x[..., :1] > 0}, "mine gives (2, 1, 1) torch.bool; allowed: "),
+        ("filter", {"kept": lambda _, x, *__: x > 1e9}, "mine keeps no code of some token; allowed: one or more"),
+        ("filter", {"kept": lambda _, x, *__: x.amax(-1, keepdim=True) + 1}, "mine keeps no code of some token"),
+    ],
+)
+def test_mistakes_in_methods_of_ones_own_are_one_line(own, kind, methods, message):
+    own(kind, "mine", **methods)
+    model, quantizer = small()
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        generate(model, quantizer, torch.tensor([0, 1]), [0, 1], sampled(cfg_scale=1, **{kind: "mine"}))
+    assert "\n" not in str(caught.value)
+
+
+def test_which_methods_there_are():
+    for kind in ("guidance", "filter"):
+        with pytest.raises(UserError, match=f"sample.{kind}: 'nope' is unknown; allowed: "):
+            sampled(**{kind: "nope"})
+    with pytest.raises(UserError, match=r"sample.interval.low: 0.9 is above high; allowed: at most 0.8"):
+        sampled(**{"guidance": "interval", "interval.low": 0.9})
+
+
+def test_forms_of_guidance_are_known_without_torch():
+    code = (
+        "import sys; from mvar.config import SampleConfig; from mvar.sampling.methods import is_guided; "
+        "assert is_guided(SampleConfig(guidance='interval'), 5) and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

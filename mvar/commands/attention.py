@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from mvar import layout
 from mvar.commands.checkpoint import CheckpointFiles, check_source, sampling_preset
-from mvar.errors import OK, UserError, existing_directory, one_of, say
+from mvar.errors import OK, UserError, one_of, say
 from mvar.escaping import rich_text
 from mvar.pattern import mixers_of
 
 if TYPE_CHECKING:
+    from mvar.api.trained import Trained
+    from mvar.api.trained_files import TrainedFiles
+    from mvar.api.trained_run import TrainedRun
     from mvar.config import ModelConfig, TokenSpace
     from mvar.probes.attention_mass import AttentionStats
-    from mvar.probes.measurable import Measurable
-
-RUN_IMAGES, CHECKPOINT_IMAGES = 1000, 64  # unless said otherwise
 
 
 @dataclass(frozen=True)
@@ -66,41 +65,39 @@ class Attention(CheckpointFiles):
         for name in ("picture", "layer", "head", "query"):
             if (value := getattr(self, name)) < -1:
                 raise UserError(f"{name}: {value}; allowed: 0 or more, -1 for none in particular")
-        what, name, folder = self._of_run() if self.run else self._of_checkpoint()
+        trained, options = self._opened()
+        what, folder = trained.measurable(self.source, self.images, self.batch, options)
+        folder = Path(self.out) if self.out else folder
         from mvar.probes.attention_kept import measure
         from mvar.runs.display import shown
 
         with shown("attention", "measuring") as progress:
             stats = measure(what, folder, progress)
-        show(stats, f"{name}, {stats.num_images:,} images ({self.source})")
+        show(stats, f"{trained.name}, {stats.num_images:,} images ({self.source})")
         draw(stats, folder)
         if self.picture >= 0:
-            self._draw_picture(what, stats, folder)
+            self._draw_picture(trained, options if self.source == "self" else {}, stats, folder)
         say(f"{folder}: {', '.join(sorted(path.name for path in folder.glob('attention*')))}")
         return OK
 
-    def _draw_picture(self, what: "Measurable", stats: "AttentionStats", folder: Path) -> None:
+    def _draw_picture(
+        self, trained: "Trained", settings: dict[str, Any], stats: "AttentionStats", folder: Path
+    ) -> None:
         """One image that the model draws: growing, one map, and one query over the image."""
-        import torch
-
         from mvar.analysis import maps, pictures, style
-        from mvar.probes.measurable import drawn_inputs
 
-        opened = what.open()
-        model, tokenizer, schedule = opened.model, opened.tokenizer, opened.model.schedule
+        schedule, wanted = trained.config.token_space.schedule, self.picture
         layer = self.layer if self.layer >= 0 else stats.layers[int(stats.layer_relative_entropy.argmin())]
         head = self.head if self.head >= 0 else None
         side = schedule.sides[-1]
         query = self.query if self.query >= 0 else schedule.offsets[-2] + side * (side // 2) + side // 2
-        sample = opened.sample
-        labels, seeds = torch.tensor([self.picture], device=model.pos_1LC.device), [(sample.seed, 0)]
-        inputs = drawn_inputs(model, tokenizer.quantize, labels, seeds, sample)
-        row = maps.attention_map(model, labels, inputs, layer, head, query=query)
-        rows = maps.attention_map(model, labels, inputs, layer, head, scale=schedule.levels[query])
-        grown = pictures.grow(model, tokenizer, labels, seeds, sample)
-        title = f"class {self.picture}, layer {layer}, {'mean over heads' if head is None else f'head {head}'}"
+        settings = {"seed": trained.config.sample.seed, **settings}
+        row = trained.attention_map(layer, head, drawn=wanted, query=query, **settings)
+        rows = trained.attention_map(layer, head, drawn=wanted, scale=schedule.levels[query], **settings)
+        grown = trained.grow([wanted], **settings)
+        title = f"class {wanted}, layer {layer}, {'mean over heads' if head is None else f'head {head}'}"
         figures = {
-            "growth": pictures.growth_figure(grown, schedule.sides, title=f"class {self.picture}, scale by scale"),
+            "growth": pictures.growth_figure(grown, schedule.sides, title=f"class {wanted}, scale by scale"),
             "map": maps.map_figure(rows, schedule, title),
             "query": pictures.query_figure(row, schedule, query, grown[0, -1], title),
         }
@@ -127,68 +124,16 @@ class Attention(CheckpointFiles):
 
         return sampling_preset(self.sampling) | parse_overrides(s for group in self.set for s in group)
 
-    def _of_run(self) -> "tuple[Measurable, str, Path]":
-        from mvar.runs.store import Store
-
-        if not Path(self.run, layout.CONFIG).is_file():  # a run's own directory says where it lies
-            existing_directory("results", self.results, "one that `mvar run` has made")
-        for name in ("tokenizer", "images_from", "patch_sides", "num_heads", "weights"):
-            if getattr(self, name):
-                raise UserError(f"{name.replace('_', '-')}: only for --checkpoint; a run has its own")
-        run, store = Store.locate(self.results, self.run)
-        config = run.config()
-        self._check_picture(config.model, config.token_space)
-        from mvar.config import override
-        from mvar.runs.wiring import Stages
-
-        limit, attention = self.images or RUN_IMAGES, Stages.of_run(store, run).attention
-        if self.source == "self":
-            sample = override(config.sample, self._settings())
-            what = attention.drawn(limit, self.batch, sample)
-        else:
-            what = attention.heldout(limit, self.batch)
-        is_default = self.source == "heldout" and limit == RUN_IMAGES and not self.batch
-        return what, run.name, self._folder(run.name, what, store.root, run.path if is_default else None)
-
-    def _of_checkpoint(self) -> "tuple[Measurable, str, Path]":
-        if not self.tokenizer:
-            raise UserError("tokenizer: not given; allowed: the tokenizer's file, which --checkpoint needs")
-        if bool(self.images_from) != (self.source == "heldout"):
-            needs = "needs" if self.source == "heldout" else "does without"
-            raise UserError(
-                f"images-from: {self.images_from!r}; --source {self.source} of a checkpoint {needs} it; allowed: a "
-                "folder of class subfolders with --source heldout, none with --source self"
-            )
-        from mvar.checkpoints.checkpoint_files import with_choice
-        from mvar.config import override
-        from mvar.presets import SAMPLING
-        from mvar.probes.checkpoint_pair import CheckpointPair, drawn_by_checkpoint, images_for_checkpoint
-
-        pair = CheckpointPair(
-            Path(with_choice(self.checkpoint, self.weights)), Path(self.tokenizer), self.sides(), self.num_heads or None
-        )
-        if self.picture >= 0:
-            from mvar.checkpoints.checkpoint_files import read_checkpoint
-            from mvar.checkpoints.published import infer_generator
-
-            found = read_checkpoint(pair.checkpoint, "generator")
-            facts = infer_generator(found, patch_sides=pair.patch_sides, num_heads=pair.num_heads)
-            self._check_picture(facts.config, facts.space)
-        limit = self.images or CHECKPOINT_IMAGES
-        if self.source == "self":
-            sample = override(SAMPLING["fid"], self._settings())
-            what = drawn_by_checkpoint(pair, limit, self.batch, sample)
-        else:
-            what = images_for_checkpoint(pair, Path(self.images_from), limit, self.batch)
-        name = Path(self.checkpoint).stem
-        return what, name, self._folder(name, what, self.results)
-
-    def _folder(self, name: str, what: "Measurable", root: Path, default: Path | None = None) -> Path:
-        if self.out:
-            return Path(self.out)
-        from mvar.files import digest
-
-        return default or root / layout.ATTENTION / f"{name}-{self.source}-{digest(what.identity)}"
+    def _opened(self) -> "tuple[TrainedRun | TrainedFiles, dict[str, Any]]":
+        """What is measured, once the picture that is asked for can be drawn of it; and options of the measurement."""
+        if self.run:
+            for name in ("tokenizer", "images_from", "patch_sides", "num_heads", "weights"):
+                if getattr(self, name):
+                    raise UserError(f"{name.replace('_', '-')}: only for --checkpoint; a run has its own")
+        trained = self.load(self.run, self.results)
+        self._check_picture(trained.config.model, trained.config.token_space)
+        options = self._settings() if self.source == "self" else {}
+        return trained, options | ({"images_from": self.images_from} if self.images_from else {})
 
 
 def show(stats: "AttentionStats", title: str) -> None:

@@ -2,12 +2,15 @@
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mvar.commands.plugged import Plugged
 from mvar.errors import UserError, one_of, say
 
 if TYPE_CHECKING:
+    from mvar.api.trained_files import TrainedFiles
+    from mvar.api.trained_run import TrainedRun
     from mvar.config import RunConfig
 
 
@@ -49,6 +52,21 @@ class CheckpointFiles(Plugged):
         )
         say(f"{self.checkpoint}: {facts}")
         return config
+
+    def load(self, run: str, results: Path) -> "TrainedRun | TrainedFiles":
+        """What `mvar.load` makes of a run, or of the files."""
+        from mvar.api.loading import load
+
+        if run:
+            return load(run, results=results)
+        if not self.tokenizer:
+            raise UserError("tokenizer: not given; allowed: the tokenizer's file, which --checkpoint needs")
+        cannot_tell: dict[str, Any] = {
+            "patch_sides": self.sides(),
+            "num_heads": self.num_heads or None,
+            "weights": self.weights,
+        }
+        return load(self.checkpoint, self.tokenizer, results=results, **cannot_tell)
 
 
 def check_source(run: str, checkpoint: str) -> None:

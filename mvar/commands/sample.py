@@ -2,16 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from mvar.commands.checkpoint import CheckpointFiles, check_source, check_unused, sampling_preset
 from mvar.errors import OK, UserError, quoted, say
 from mvar.files import check_place
-
-if TYPE_CHECKING:
-    from mvar.runs.gallery import Generator
 
 MOST_PER_CLASS = 10_000  # images: they are one picture
 
@@ -49,25 +45,21 @@ class Sample(CheckpointFiles):
         if self.seed < 0:
             raise UserError(f"seed: {self.seed}; allowed: 0 or more")
         settings = sampling_preset(self.sampling) | parse_overrides(s for group in self.set for s in group)
+        for name in ("classes", "per_class", "seed"):
+            if {name, f"sample.{name}"} & settings.keys():
+                raise UserError(f"set: {name} is given by --{name.replace('_', '-')}; allowed: fields of the sampling")
         classes = [name.strip() for name in self.classes.split(",") if name.strip()]
         if self.classes.strip() and not classes:
             raise UserError(f"classes: {quoted(self.classes)} names none; allowed: e.g. 0,3 (empty: the first ten)")
         check_place("out", self.out)
-        from mvar.runs.gallery import draw_grid
+        from mvar.runs.gallery import class_numbers
+        from mvar.runs.stages.sample import save_grid
 
-        names = draw_grid(self._generator(settings, classes), classes, self.per_class, self.seed, self.out)
-        say(f"{self.out}: rows {', '.join(names)}")
+        trained = self.load(self.run, self.results)
+        if self.checkpoint:
+            say(f"{self.checkpoint}: {trained.facts}")
+        numbers = class_numbers(classes, trained.class_names)
+        images = trained.sample(numbers, self.per_class, self.seed, **settings)
+        save_grid(self.out, images.reshape(len(numbers), self.per_class, *images.shape[1:]))
+        say(f"{self.out}: rows {', '.join(trained.class_names[number] for number in numbers)}")
         return OK
-
-    def _generator(self, settings: dict[str, Any], classes: list[str]) -> "Generator":
-        from mvar.presets import PRESETS
-        from mvar.runs import gallery
-        from mvar.runs.store import Store
-
-        if self.run:
-            run, store = Store.locate(self.results, self.run)
-            return gallery.of_run(store, run, settings, classes)
-        if not self.tokenizer:
-            raise UserError("tokenizer: not given; allowed: the tokenizer's file, which --checkpoint needs")
-        config = self.config(PRESETS["imagenet256-d16"], adapt_data=True)
-        return gallery.of_checkpoint(config, self.num_heads or None, settings, classes)

@@ -1,5 +1,6 @@
 """The sections of what a trained model is used for: how images are drawn, and what is measured on them."""
 
+from types import MappingProxyType
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -15,9 +16,18 @@ class SampleConfig(Extensible):
 
     SECTION = "sample"
     REGISTRIES = (GUIDANCE, FILTERS)
+    CHOICES = MappingProxyType({"guidance": GUIDANCE, "filter": FILTERS})
 
-    cfg_scale: float = Field(
-        default=1.5, ge=0, description="Guidance: t = cfg_scale * s / (S - 1) at scale s of S; 0: off."
+    cfg_scale: float = Field(default=1.5, ge=0, description="Strength of guidance, see guidance; 0: off.")
+    guidance: str = Field(
+        default="ramp",
+        description="Form of guidance, a name in mvar.registries. At scale s of S: ramp, cfg_scale * s / (S - 1); "
+        "constant, cfg_scale; interval, cfg_scale in some scales only.",
+    )
+    filter: str = Field(
+        default="top",
+        description="Filter of codes, a name in mvar.registries. top: top_k, then top_p; min_p: those, and what is too "
+        "unlikely beside the likeliest.",
     )
     top_k: int = Field(default=0, ge=0, description="Codes that a token is drawn from, the likeliest; 0: all.")
     top_p: float = Field(

@@ -15,6 +15,7 @@ from mvar.errors import UserError
 from mvar.runs.experiment import training_flops
 from mvar.runs.states import DONE
 from mvar.runs.store import RUN, RunDirectory, Store
+from mvar.sampling.methods import is_guided
 from mvar.tokenizer.model import Tokenizer
 from mvar.training.distributed import resolve_device
 from mvar.transformer import ScaleTransformer
@@ -44,7 +45,8 @@ def run_flops(config: RunConfig) -> float:
 
 def sampling_flops(config: RunConfig) -> int:
     """What drawing the images of one evaluation takes."""
-    an_image = cost.sample_flops(config.model, config.token_space, guided=config.sample.cfg_scale > 0)
+    space = config.token_space
+    an_image = cost.sample_flops(config.model, space, guided=is_guided(config.sample, space.schedule.num_scales))
     return an_image * config.sample.candidates * config.evaluation.num_images
 
 

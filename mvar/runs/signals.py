@@ -32,3 +32,17 @@ def handled(stop: Callable[[int], None], hang_up: Callable[[int], None]) -> Iter
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def collected() -> Iterator[list[int]]:
+    """Inside the block SIGINT, SIGTERM and SIGHUP are collected instead of obeyed; a second of them ends at once."""
+    received: list[int] = []
+
+    def stop(number: int) -> None:
+        received.append(number)
+        if len(received) > 1:  # asked twice: at once
+            raise KeyboardInterrupt
+
+    with handled(stop, received.append):
+        yield received

@@ -129,7 +129,7 @@ def test_a_checkpoint_on_its_own_images(tmp_path, capsys):
         (["--checkpoint", str(VAR)], "tokenizer: not given"),
         (["--checkpoint", str(VAR), "--tokenizer", str(TOKENIZER)], "images-from: ''"),
         (["--checkpoint", "nope.pth", "--tokenizer", str(TOKENIZER), "--source", "self"], "checkpoint: no file"),
-        (["--checkpoint", str(MVAR), "--tokenizer", str(TOKENIZER), "--source", "self"], "has no global layer"),
+        (["--checkpoint", str(MVAR), "--tokenizer", str(TOKENIZER), "--source", "self"], "do not fit the generator's"),
     ],
 )
 def test_mistakes(results, capsys, arguments, message):

@@ -21,7 +21,7 @@ from mvar.cluster.queue import View, _in_queue, cause_of_death
 from mvar.cluster.submission import Job, Submission
 from mvar.config import override
 from mvar.errors import FAILURE, OK, UserError
-from mvar.runs import environment
+from mvar.runs import environment, signals
 from mvar.runs.executors import inprocess
 from mvar.runs.states import DONE, FAILED, QUEUED, RUNNING, STOPPED, Stopped
 from mvar.runs.store import Directory, Store
@@ -410,14 +410,14 @@ def test_a_closed_terminal_stops_and_never_ends_at_once():
     """SIGHUP comes more than once where a terminal closes; under nohup it stays ignored."""
     previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
-        with inprocess._signals() as received:
+        with signals.collected() as received:
             for _ in range(2):
                 os.kill(os.getpid(), signal.SIGHUP)
             assert received == [signal.SIGHUP] * 2
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), signal.SIGINT)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        with inprocess._signals():
+        with signals.collected():
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, previous)

@@ -1,13 +1,12 @@
 """Make runs in this very process, one after the other: for debugging, and for `torchrun`."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from mvar import escaping
 from mvar.config import RunConfig
 from mvar.errors import is_mistake
 from mvar.runs.executors.contract import Executor, Settings, Summary
-from mvar.runs.signals import handled
+from mvar.runs.signals import collected
 from mvar.runs.states import DONE, FAILED, STOPPED
 from mvar.runs.store import Store, one_line
 from mvar.runs.workers import Outcome
@@ -37,7 +36,7 @@ def run_all(configs: Sequence[RunConfig], store: Store) -> Summary:
     from mvar.runs.pipeline import follow  # and torch, which a profile is read without
     from mvar.training.distributed import joined_by_torchrun
 
-    with _signals() as received, joined_by_torchrun() as team:
+    with collected() as received, joined_by_torchrun() as team:
         if team and team.rank:
             follow(store, lambda: bool(received))
         else:
@@ -65,17 +64,3 @@ def _run_all(configs: Sequence[RunConfig], store: Store, received: list[int], ra
             summary.interrupted = True
             break
     return summary
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT, SIGTERM and SIGHUP instead of dying of them."""
-    received: list[int] = []
-
-    def stop(number: int) -> None:
-        received.append(number)
-        if len(received) > 1:  # asked twice: at once
-            raise KeyboardInterrupt
-
-    with handled(stop, received.append):
-        yield received

@@ -14,6 +14,7 @@ from mvar.runs.stages.extractor import ExtractorStage
 from mvar.runs.stages.sample import SampleStage
 from mvar.runs.stages.tokens import TokenStage
 from mvar.runs.stages.vectors import VectorStage
+from mvar.sampling.methods import is_guided
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def costs(config: RunConfig) -> dict[str, float]:
     """What the run costs by analysis: parameters; FLOPs of a forward pass, the training, one kept image; state."""
     model, space = config.model, config.token_space
     images = config.train.steps * config.train.batch_size
-    an_image = cost.sample_flops(model, space, guided=config.sample.cfg_scale > 0)
+    an_image = cost.sample_flops(model, space, guided=is_guided(config.sample, space.schedule.num_scales))
     return {
         "num_params": cost.num_params(model, space),
         "forward_flops": cost.forward_flops(model, space),

@@ -1,0 +1,136 @@
+"""`mvar.train` and `mvar.evaluate`: the one pipeline, in this process."""
+
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from mvar.api.loading import load
+from mvar.api.trained_run import TrainedRun
+from mvar.config import EvaluationConfig, RunConfig, SampleConfig, override
+from mvar.errors import UserError, one_of
+from mvar.presets import PRESETS
+from mvar.runs.display import shown
+from mvar.runs.launch.bounds import check_launched
+from mvar.runs.launch.datasets import DataSets
+from mvar.runs.launch.needed import check_files
+from mvar.runs.pipeline import execute
+from mvar.runs.published_tokenizer import need_tokenizer
+from mvar.runs.repair import restore
+from mvar.runs.signals import collected
+from mvar.runs.states import STOPPED
+from mvar.runs.store import RunDirectory, Store, check_writable
+
+
+def train(
+    config: RunConfig | str,
+    results: str | PathLike[str] = "results",
+    settings: Mapping[str, Any] | None = None,
+) -> TrainedRun:
+    """Make a run: tokenizer, training, samples, metrics. What `mvar run` does, for one run and in this process.
+
+    What is done already is not done again, what was interrupted goes on. Ctrl-C ends after the step and saves.
+
+    Example:
+        >>> import mvar
+        >>> config = mvar.load("digits").config  # or mvar.PRESETS["digits"]
+        >>> run = mvar.train(config, settings={"seed": 1})
+        >>> run.config.seed, run.sample(classes=[3]).shape
+        (1, (1, 8, 8, 1))
+
+    Args:
+        config: the run, or the name of a preset.
+        results: where runs are kept.
+        settings: fields that differ from the config, by their dotted names, as `--set` takes them.
+
+    Returns:
+        The run, loaded.
+
+    Raises:
+        UserError: an unknown preset or field, a value that is not allowed, data or files that are not there.
+        KeyboardInterrupt: it was interrupted; the same call goes on.
+    """
+    if isinstance(config, str):
+        if config not in PRESETS:
+            raise one_of("preset", config, PRESETS)
+        config = PRESETS[config]
+    asked = dict(settings or {})
+    config = override(config, asked)
+    check_launched(config, asked)
+    store = Store(Path(results))
+    data_sets = DataSets(store)
+    config = store.as_stored(data_sets.settled_config(config, asked))
+    check_writable(store.root)
+    restore(store, [config])
+    run = store.run_of(config)
+    _make(config, store, run, data_sets)
+    return TrainedRun(store, run)
+
+
+def evaluate(
+    run: TrainedRun | RunConfig | str | PathLike[str], *, results: str | PathLike[str] = "results", **settings: Any
+) -> dict[str, float]:
+    """Metrics of a trained run: images are drawn and measured once, and kept. Nothing is trained.
+
+    Example:
+        >>> import mvar
+        >>> metrics = mvar.evaluate("digits", cfg_scale=3, num_images=20)
+        >>> metrics["eval/fid"] > 0
+        True
+
+    Args:
+        run: what `mvar.load` returned, or what it takes for a run.
+        results: where runs are kept, where `run` is no loaded one.
+        settings: fields of `SampleConfig` and `EvaluationConfig` that differ from the run's own.
+
+    Returns:
+        Every metric by its name, as `eval.json` of the run has them.
+
+    Raises:
+        UserError: an unknown run or field, a value that is not allowed, a run that is not trained.
+        KeyboardInterrupt: it was interrupted; the same call goes on.
+    """
+    found = run if isinstance(run, TrainedRun) else load(run, results=results)
+    if not isinstance(found, TrainedRun):
+        raise UserError("run: a checkpoint; allowed: a run, which `mvar evaluate --checkpoint` makes of it")
+    config, store = override(found.config, _dotted(settings)), found.store
+    need_tokenizer(store, config, found.directory)
+    config = store.as_stored(config)
+    check_writable(store.root)
+    _make(config, store, found.directory, DataSets(store, stored=True))
+    return dict(found.directory.evaluations()[config.evaluation_id]["metrics"])
+
+
+def _dotted(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields by their own names, or sections of them, as dotted names."""
+    sections = {"sample": SampleConfig, "evaluation": EvaluationConfig}
+    values: dict[str, Any] = {}
+    for name, value in settings.items():
+        section = next((s for s, kind in sections.items() if name in kind.model_fields), None)
+        if name in (*sections, "runtime") and isinstance(value, Mapping):
+            values |= {f"{name}.{field}": inner for field, inner in value.items()}
+        elif section or name.partition(".")[0] in (*sections, "runtime"):
+            values[f"{section}.{name}" if section else name] = value
+        else:
+            raise one_of("field", name, [*SampleConfig.model_fields, *EvaluationConfig.model_fields])
+    return values
+
+
+def _make(config: RunConfig, store: Store, run: RunDirectory, data_sets: DataSets) -> None:
+    """Do what is missing of a run, under a bar.
+
+    Raises:
+        KeyboardInterrupt: it was asked to stop, and has saved.
+    """
+    if run.is_done(config.evaluation_id):
+        return
+    check_files([config], store)
+    data_sets.check([config])
+    with collected() as received, shown(run.name, "starting") as progress:
+
+        def tell(stage: str, done: int, total: int) -> None:
+            progress(done, total, stage)
+
+        state = execute(config, store, tell, lambda: bool(received), run)
+    if state == STOPPED:
+        raise KeyboardInterrupt(f"{run.name}: interrupted; the same call goes on where it was")

@@ -1,0 +1,294 @@
+"""A trained generator with its tokenizer: draws images, is judged by its likelihood, shows where its attention goes."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mvar.checkpoints.published import GeneratorFacts
+from mvar.config import RunConfig
+from mvar.data.crops import to_float
+from mvar.errors import UserError, one_of
+from mvar.evaluation.likelihood import heldout_nll
+from mvar.probes.attention_kept import measure
+from mvar.probes.attention_mass import AttentionStats
+from mvar.probes.measurable import Batch, Measurable, drawn_inputs
+from mvar.runs import gallery
+from mvar.runs.display import shown
+from mvar.runs.stages.reject import LabelScore
+from mvar.tokenizer.model import Tokenizer
+from mvar.transformer import ScaleTransformer
+
+SOURCES = ("heldout", "self")  # of images that attention is measured on
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How well images are predicted under teacher forcing, given their class: means over images and tokens."""
+
+    bits: float
+    """Negative log-likelihood in bits a token: lower is better."""
+    bits_by_scale: tuple[float, ...]
+    """The same of each scale, coarse to fine."""
+    error: float
+    """Share of tokens, 0 to 1, that are not the likeliest ones."""
+    error_by_scale: tuple[float, ...]
+    """The same of each scale."""
+    num_images: int
+    """Images that were looked at."""
+
+
+class Trained(ABC):
+    """What `mvar.load` returns. Weights are loaded when they are first used, in evaluation mode, on the run's device.
+
+    Attributes:
+        name: of the run, or of the checkpoint's file.
+        config: of the run; of a checkpoint what its files say, and the published settings of sampling.
+        class_names: by class number.
+        facts: what a checkpoint's file says of itself, for people; None for a run.
+    """
+
+    name: str
+    config: RunConfig
+    facts: GeneratorFacts | None = None
+
+    @property
+    @abstractmethod
+    def class_names(self) -> list[str]: ...
+
+    @property
+    @abstractmethod
+    def model(self) -> ScaleTransformer:
+        """The generator."""
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> Tokenizer:
+        """Images to tokens and back."""
+
+    def __repr__(self) -> str:
+        model, data = self.config.model, self.config.data
+        return f"<{self.name}: {model.depth} layers of {model.pattern!r}, width {model.width}, on {data.name}>"
+
+    # Images -----------------------------------------------------------------------------------------------------------
+
+    def sample(
+        self, classes: Sequence[str | int] = (), per_class: int = 1, seed: int = 0, **settings: Any
+    ) -> np.ndarray:
+        """Draw images.
+
+        Example:
+            >>> import mvar
+            >>> run = mvar.load("digits")
+            >>> images = run.sample(classes=[3, 8], per_class=2, seed=0, cfg_scale=3)
+            >>> images.shape, images.dtype
+            ((4, 8, 8, 1), dtype('uint8'))
+
+        Args:
+            classes: numbers or names; none: the first ten.
+            per_class: images of each class.
+            seed: numbers the set: equal seeds give equal images, those of `mvar sample` too.
+            settings: fields of `SampleConfig` that differ from the run's own: `cfg_scale=3`, `guidance="interval"`,
+                `interval={"low": 0.2}`. Every image that is drawn is kept unless `candidates` is given.
+
+        Returns:
+            uint8 `(N, H, W, channels)`, class by class: image `i * per_class + j` is number j of class i.
+
+        Raises:
+            UserError: an unknown class or field, or a value that is not allowed.
+        """
+        numbers = gallery.class_numbers(classes, self.class_names)
+        config = self._drawing(settings, seed)
+        score, tokenizer = self._score(config), self.tokenizer
+        return gallery.draw_set(self.model, tokenizer, numbers, per_class, config, score)
+
+    def grow(self, classes: Sequence[str | int] = (), seed: int = 0, **settings: Any) -> np.ndarray:
+        """Draw an image of each class and decode it after every scale.
+
+        Example:
+            >>> import mvar
+            >>> mvar.load("digits").grow(classes=[3]).shape  # one image, four scales
+            (1, 4, 8, 8, 1)
+
+        Args:
+            classes, seed, settings: as of `sample`; the last scale is the image that it draws.
+
+        Returns:
+            uint8 `(N, S, H, W, channels)`.
+
+        Raises:
+            UserError: as `sample`.
+        """
+        from mvar.analysis.pictures import grow
+
+        numbers = gallery.class_numbers(classes, self.class_names)
+        seeds = [(seed, number) for number in range(len(numbers))]
+        sample = self._drawing(settings, seed).sample
+        return grow(self.model, self.tokenizer, torch.tensor(numbers), seeds, sample)
+
+    def _drawing(self, settings: Mapping[str, Any], seed: int) -> RunConfig:
+        """The config with other settings of the sampling."""
+        if seed < 0:
+            raise UserError(f"seed: {seed}; allowed: 0 or more")
+        return gallery.with_sampling(self.config, {"candidates": 1, **settings, "seed": seed})
+
+    @abstractmethod
+    def _score(self, config: RunConfig) -> LabelScore | None:
+        """What picks the best of several candidates; None where every image is kept."""
+
+    # Likelihood -------------------------------------------------------------------------------------------------------
+
+    def nll(
+        self,
+        images: np.ndarray | None = None,
+        labels: Sequence[str | int] = (),
+        split: Literal["heldout", "train"] = "heldout",
+    ) -> Likelihood:
+        """How well images are predicted, in all and scale by scale.
+
+        Example:
+            >>> import mvar
+            >>> run = mvar.load("digits")
+            >>> found = run.nll()
+            >>> len(found.bits_by_scale)
+            4
+            >>> found.bits == mvar.evaluate(run)["eval/nll_bits_per_token"]
+            True
+
+        Args:
+            images: uint8 `(N, H, W, channels)`; None: those of the split.
+            labels: their classes, N numbers or names.
+            split: of the run's data; `train` are the random crops that it was trained on.
+
+        Raises:
+            UserError: images of another size, not one label each; a split that is not there.
+        """
+        tokens, numbers = self._split(split) if images is None else self._tokens(images, labels)
+        found = heldout_nll(self.model, self.tokenizer.quantize, tokens, numbers)
+        scales = range(self.model.schedule.num_scales)
+        bits, error = ([found[f"eval/{name}_scale_{k:02d}"] for k in scales] for name in ("nll_bits", "error"))
+        totals = (found["eval/nll_bits_per_token"], found["eval/error"])
+        return Likelihood(totals[0], tuple(bits), totals[1], tuple(error), len(tokens))
+
+    def _tokens(self, images: np.ndarray, labels: Sequence[str | int]) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens `(N, L)` of images, and the numbers of their classes."""
+        data, images = self.config.data, np.asarray(images)
+        shape = (data.image_size, data.image_size, data.channels)
+        if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
+            allowed = f"uint8 (N, {', '.join(map(str, shape))}), one image or more"
+            raise UserError(f"images: {images.dtype} {images.shape}; allowed: {allowed}")
+        if len(labels) != len(images):
+            raise UserError(f"labels: {len(labels)} for {len(images)} images; allowed: one class an image")
+        tokens, size = [], self.config.runtime.sample_batch
+        with torch.no_grad():
+            for start in range(0, len(images), size):
+                pixels = to_float(np.ascontiguousarray(np.moveaxis(images[start : start + size], -1, 1)))
+                tokens.append(self.tokenizer.encode(pixels.to(self.device)).cpu())
+        return torch.cat(tokens).numpy(), np.asarray(gallery.class_numbers(labels, self.class_names))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.model.pos_1LC.device
+
+    @abstractmethod
+    def _split(self, split: Literal["heldout", "train"]) -> tuple[Any, Any]:
+        """Tokens `(N, L)` and labels `(N,)` of a split of the data."""
+
+    # Attention --------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def measurable(
+        self, source: str, images: int = 0, batch: int = 0, options: dict[str, Any] | None = None
+    ) -> tuple[Measurable, Path]:
+        """What `attention` measures, and the folder that it is kept in."""
+
+    def _kept_attention(self, source: str, images: int, batch: int, options: dict[str, Any]) -> AttentionStats:
+        what, folder = self.measurable(source, images, batch, options)
+        with shown("attention", "measuring") as progress:
+            return measure(what, folder, progress)
+
+    @abstractmethod
+    def attention(
+        self, source: Literal["heldout", "self"] = "heldout", images: int = 0, batch: int = 0, **options: Any
+    ) -> AttentionStats:
+        """How much attention stays inside a scale and goes to each coarser one; measured once, and kept."""
+
+    def attention_map(
+        self,
+        layer: int,
+        head: int | None = None,
+        *,
+        image: int = 0,
+        drawn: str | int | None = None,
+        seed: int = 0,
+        query: int | None = None,
+        scale: int | None = None,
+        **settings: Any,
+    ) -> Tensor:
+        """Attention of one image in one layer.
+
+        Example:
+            >>> import mvar
+            >>> run = mvar.load("digits")
+            >>> run.attention_map(layer=0, head=1, image=5).shape  # of all 30 tokens
+            torch.Size([30, 30])
+            >>> run.attention_map(layer=0, drawn=3, query=29).shape  # mean over heads, what the last token looks at
+            torch.Size([30])
+
+        Args:
+            layer: one with global attention.
+            head: None: the mean over heads.
+            image: number of a held-out image.
+            drawn: instead, the class of an image that the model draws: the one of `sample(classes=[drawn], seed=seed)`.
+            seed, settings: of that drawing.
+            query: token whose row is wanted.
+            scale: scale whose rows are wanted.
+
+        Returns:
+            On the CPU: with `query` the row `(V,)` over the V tokens that it sees; with `scale` `(n, V)`; with neither
+            `(L, L)`, zero where a token does not see. Rows sum to 1.
+
+        Raises:
+            UserError: no such layer (or one without global attention), head, query, scale, image or class.
+        """
+        from mvar.analysis.maps import attention_map
+
+        if drawn is None and settings:
+            raise UserError(f"{next(iter(settings))}: only for an image that is drawn; allowed: with drawn=CLASS")
+        labels, inputs = self._heldout(image) if drawn is None else self._drawn(drawn, seed, settings)
+        return attention_map(self.model, labels[0], inputs[0], layer, head, query=query, scale=scale)
+
+    def _drawn(self, drawn: str | int, seed: int, settings: dict[str, Any]) -> Batch:
+        """Label and inputs of an image as the model saw it while drawing."""
+        labels = torch.tensor(gallery.class_numbers([drawn], self.class_names), device=self.device)
+        sample = self._drawing(settings, seed).sample
+        return labels, drawn_inputs(self.model, self.tokenizer.quantize, labels, [(seed, 0)], sample)
+
+    def _heldout(self, image: int) -> Batch:
+        """Label and inputs of a held-out image."""
+        tokens, labels = self._split("heldout")
+        if not 0 <= image < len(tokens):
+            raise UserError(f"image: {image}; allowed: 0 to {len(tokens) - 1}")
+        found = (torch.from_numpy(np.array(a[image : image + 1], dtype=np.int64)) for a in (tokens, labels))
+        codes, label = (part.to(self.device) for part in found)
+        with torch.no_grad():
+            return label, self.tokenizer.quantize.inputs(codes)
+
+
+def check_measured(source: str, images: int, batch: int) -> None:
+    """What attention can be measured on.
+
+    Raises:
+        UserError: an unknown source, a negative number.
+    """
+    if source not in SOURCES:
+        raise one_of("source", source, SOURCES)
+    for name, value in (("images", images), ("batch", batch)):
+        if value < 0:
+            raise UserError(f"{name}: {value}; allowed: 1 or more, 0 for the default")

@@ -1,0 +1,131 @@
+"""Scale-by-scale generation: the one loop that draws images, whatever the form of guidance and the filter.
+
+Shapes: `B` batch, `L` tokens of all scales, `n` tokens of one scale, `V` codebook size, `C` code channels.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mvar.checkpoints.weights import INFINITE, is_finite
+from mvar.config import SampleConfig
+from mvar.errors import UserError
+from mvar.progress import Progress
+from mvar.sampling.draws import ImageStreams, are_kept, draw, only_kept, smooth_probabilities
+from mvar.sampling.guidance.contract import position
+from mvar.sampling.methods import guidance_weights, kept_by
+from mvar.transformer import ScaleTransformer
+
+if TYPE_CHECKING:
+    from mvar.tokenizer.quantizer import ResidualQuantizer
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Tokens `(B, L)` int64, all scales, and the latent `(B, C, h, h)` that the tokenizer decodes."""
+
+    tokens: Tensor
+    latent: Tensor
+
+
+def guide(x: Tensor, weight: float) -> Tensor:
+    """Classifier-free guidance: `(1 + t) cond - t uncond`, t the weight.
+
+    The two factors add up to 1. So guiding what the affine head is given yields the same as guiding its logits, as the
+    official code does, with half the head's work.
+
+    Args:
+        x: logits `(2B, n, V)` or the head's input `(2B, n, D)`, the conditional half first.
+        weight: as the form of guidance has it for a scale (`mvar.sampling.guidance`).
+    """
+    conditional, unconditional = x.chunk(2)
+    return torch.lerp(unconditional, conditional, 1 + weight)  # the same in one pass
+
+
+@torch.no_grad()
+def generate(
+    model: ScaleTransformer,
+    quantizer: "ResidualQuantizer",
+    labels: Tensor,
+    seeds: Sequence[int | tuple[int, ...]],
+    config: SampleConfig,
+    progress: Progress | None = None,
+    on_logits: Callable[[int, Tensor], None] | None = None,
+    on_latent: Callable[[int, Tensor], None] | None = None,
+) -> Generated:
+    """Draw one image for each label, coarse to fine, carrying every mixer's state.
+
+    Args:
+        model: the generator. It is run as it is: put it in `eval()` to switch drop path off.
+        quantizer: of the tokenizer that it was trained on.
+        labels: `(B,)` classes; `num_classes` draws without a class.
+        seeds: B seeds, one an image (`numpy.random.default_rng` takes them): equal seeds give equal images.
+        config: guidance, filters and smoothing.
+        progress: called with (scales done, scales).
+        on_logits: called at every scale with its number and the guided, unfiltered logits `(B, n, V)`.
+        on_latent: called after every scale with its number and the latent so far `(B, C, h, h)`, which can be decoded.
+
+    Raises:
+        UserError: a method of the user's own that breaks its contract; logits or latent that are not finite: names the
+            weights that are not. Looked at once, in the end.
+    """
+    schedule, space, device = model.schedule, model.space, model.pos_1LC.device
+    strengths, filtered = guidance_weights(config, schedule.num_scales), kept_by(config, schedule.num_scales)
+    labels, guided = labels.to(device), any(strengths)
+    conditions = torch.cat((labels, torch.full_like(labels, space.num_classes))) if guided else labels
+    streams = ImageStreams(seeds, device)
+    side, codebook = schedule.sides[-1], quantizer.embedding.weight
+    latent = torch.zeros(len(labels), space.code_channels, side, side, device=device, dtype=codebook.dtype)
+    inputs = latent.new_empty(len(conditions), 0, space.code_channels)
+    state, tokens, sums, sound = None, [], [], []
+    for scale, span in enumerate(schedule.steps()):
+        guidance = partial(guide, weight=strengths[scale]) if guided else None
+        logits, state = model(conditions, inputs, span, state, before_head=guidance)
+        sums.append(logits.sum(dtype=torch.float32))
+        if on_logits:
+            on_logits(scale, logits)
+        kept = filtered(scale, logits)
+        tokens.append(draw(logits, streams.uniform(span.length), kept))
+        sound.append(are_kept(logits, tokens[-1], kept))
+        codes = quantizer.embed(tokens[-1])
+        if config.more_smooth:
+            codes = _smooth_codes(only_kept(logits, kept), streams, codebook, position(scale, schedule.num_scales))
+        latent = quantizer.add(latent, codes.to(latent.dtype), scale)
+        if on_latent:
+            on_latent(scale, latent)
+        if not span.is_last:
+            inputs = quantizer.next_input(latent, scale + 1)
+            inputs = torch.cat((inputs, inputs)) if guided else inputs
+        if progress:
+            progress(scale + 1, schedule.num_scales)
+    if not torch.stack([*sums, latent.sum(dtype=torch.float32)]).isfinite().all():
+        raise UserError(_why_not_finite(model, quantizer))
+    if not torch.stack(sound).all():
+        raise UserError(f"sample.filter: {config.filter} keeps no code of some token; allowed: one or more of each")
+    return Generated(torch.cat(tokens, dim=1), latent)
+
+
+def _smooth_codes(logits: Tensor, streams: ImageStreams, codebook: Tensor, ratio: float) -> Tensor:
+    """`more_smooth`: mixtures `(B, n, C)` of the codes that are left of logits `(B, n, V)`."""
+    noise = streams.gumbel(*logits.shape[1:]).to(logits.dtype)
+    weights = smooth_probabilities(logits, noise, ratio)
+    return weights @ codebook.to(weights.dtype)
+
+
+def _why_not_finite(model: ScaleTransformer, quantizer: "ResidualQuantizer") -> str:
+    for owner, module in (("generator", model), ("tokenizer", quantizer)):
+        bad = [n for n, t in module.state_dict().items() if not n.endswith(INFINITE) and not is_finite(t)]
+        if bad:
+            more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+            return (
+                f"sampling: the {owner}'s weights are not finite (NaN or infinity) in {bad[0]}{more}; allowed: finite "
+                "weights, as a training that did not diverge saves them"
+            )
+    return (
+        "sampling: the generator's logits or the latent are not finite, though all weights are: numbers overflow on "
+        "the way; allowed: weights of another training or checkpoint"
+    )
