@@ -25,6 +25,11 @@ SOURCES: Registry[Any] = Registry(
         "digits": "mvar.data.sources.digits:Digits",
         "imagefolder": "mvar.data.sources.imagefolder:ImageFolder",
         "fashion": "mvar.data.sources.fashion:Fashion",
+        "ilsvrc": "mvar.data.sources.ilsvrc:Ilsvrc",
+        "npy": "mvar.data.sources.npy:Npy",
+        "parquet": "mvar.data.sources.parquet:Parquet",
+        "tar": "mvar.data.sources.tar:Tar",
+        "torchvision": "mvar.data.sources.torchvision:Torchvision",
     },
 )
 EXTRACTORS: Registry[Any] = Registry("evaluation.extractor", {})

@@ -53,6 +53,7 @@ LOOK_ALIKES = {
     ("runs", "a public name"): ("mvar",),
     ("samples", "images, in messages"): ("evaluation.copies", "evaluation.measure", "evaluation.metrics"),
     ("samples", "an analysis, or its figure"): ("samples.py",),
+    ("samples", "where data sets of torchvision keep theirs"): ("data.sources.torchvision",),
     ("stages", "a word of a message"): ("cluster.executor",),
     ("tokens.bin", "a type, which takes literals alone"): ("data.tokens",),
     ("labels.bin", "a type, which takes literals alone"): ("data.tokens",),
