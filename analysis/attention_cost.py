@@ -59,11 +59,13 @@ class ScoredModel:
 
     config: RunConfig  # of one seed
     stats: dict[str, AttentionStats]  # by run id
+    seeds: dict[str, int]  # of training, by run id
 
     @property
     def score(self) -> kit.Measured:
         """Intra-scale share of attention mass over seeds."""
-        measured = kit.Measured.of(pd.Series([stats.share for stats in self.stats.values()]))
+        shares = {self.seeds[run_id]: stats.share for run_id, stats in self.stats.items()}
+        measured = kit.Measured.of(pd.Series(shares))
         assert measured is not None  # a group has at least one run
         return measured
 
@@ -93,7 +95,8 @@ def scored_models(
             configs.setdefault(key, config)
         except Exception as error:  # one run with damaged files: the others are still measured
             problems.append(f"{layout.RUNS}/{run_id}: attention is not measured: {one_line(error)}")
-    return [ScoredModel(configs[key], stats) for key, stats in groups.items() if stats], problems
+    seeds = {run_id: records.configs[run_id].seed for stats in groups.values() for run_id in stats}
+    return [ScoredModel(configs[key], stats, seeds) for key, stats in groups.items() if stats], problems
 
 
 def _of_size_sweeps_alone(records: kit.Records) -> set[str]:
@@ -183,30 +186,51 @@ def _reading(models: list[ScoredModel]) -> list[str]:
     ]
     if not models:
         lines.append("No trained run with global attention in every layer is there: the score is not measured.")
-    for scored in models:
-        lines += _score_reading(scored)
+    verdicts = against_uniform(models)
+    for number, scored in enumerate(models):
+        lines += _score_reading(scored, verdicts[number])
     return lines
 
 
-def _score_reading(scored: ScoredModel) -> list[str]:
+def against_uniform(models: list[ScoredModel]) -> dict[int, kit.Verdict]:
+    """Whether each model puts more mass on its own scale than uniform attention would; `better` is more."""
+    pairs = {}
+    for number, scored in enumerate(models):
+        uniform = uniform_share(scored.config.token_space.schedule)
+        pairs[number] = (scored.score, kit.Measured.of(pd.Series({seed: uniform for seed, _ in scored.score.by_seed})))
+    return kit.judge(pairs, higher_is_better=list(pairs))
+
+
+TOLD = {"better": "the model puts more there", "worse": "the model puts less there"}
+
+
+def _score_reading(scored: ScoredModel, verdict: kit.Verdict) -> list[str]:
     schedule = scored.config.token_space.schedule
     score, uniform = scored.score.mean, uniform_share(schedule)
     dense, kept = (attention_cost(schedule)[name]["intra"] for name in ("dense", "kept"))
     name = f"{scored.config.data.name} ({scored.config.train.steps:,} steps)"
-    above = "more" if score > uniform else "no more"
-    there = "is there" if score > 0.5 > dense else "is not there"
-    by_kept = "is there" if score > 0.5 > kept else "is not there"
+    there, by_kept = (_is_there(score, uniform, cost) for cost in (dense, kept))
+    told = TOLD.get(verdict.word, "whether the model differs is inconclusive")
+    missing = (
+        f" ({scored.score.n} seed, two or more are needed)" if verdict.p is None else f" (p {kit.p_text(verdict.p)})"
+    )
     by_image = sum(float(stats.intra_sd.mean()) for stats in scored.stats.values()) / len(scored.stats)
     images = next(iter(scored.stats.values())).num_images
     return [
         f"{name}: inside a scale lie {score:.1%} of the mass, {dense:.1%} of the dense cells, {kept:.1%} of the kept "
-        f"ones. Uniform attention would put {uniform:.1%} there: the model prefers its own scale {above} than the "
-        "sizes of the scales explain.",
-        f"{name}: the paper's finding, most of the score for the smaller part of the cost, {there} by dense cells; by "
-        f"kept cells it {by_kept}.",
+        f"ones. Uniform attention would put {uniform:.1%} there: {told}{missing}.",
+        f"{name}: most of the score for the smaller part of the cost, as the paper has it: {there} by dense cells, "
+        f"{by_kept} by kept cells.",
         f"{name}: {scored.score.n} seed{'s' if scored.score.n > 1 else ''}, {images:,} images; a layer's share varies "
         f"from image to image by {by_image:.1%} (standard deviation).",
     ]
+
+
+def _is_there(score: float, uniform: float, cost: float) -> str:
+    """The paper's finding, most of the mass inside a scale for less than half of the cells; it may need no training."""
+    if not score > 0.5 > cost:
+        return "no"
+    return "yes, as uniform attention would have it" if uniform > 0.5 else "yes, as uniform attention would not"
 
 
 def draw(page: kit.Writer) -> None:

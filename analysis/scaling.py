@@ -30,7 +30,7 @@ COLUMNS = (
     Column("axis", "against", is_text=True),
     Column("points", "sizes"),
     Column("exponent", "exponent b", columns.MEASURED, 3),
-    Column("interval", "95 % interval of b", columns.MEASURED, is_text=True),
+    Column("interval", "bootstrap range of b", columns.MEASURED, is_text=True),
     Column("offset", "offset c", columns.MEASURED, 3),
     Column("factor", "factor a (at the smallest)", columns.MEASURED, 3),
     Column("correlation", "correlation of the logs", columns.MEASURED, 3),
@@ -108,9 +108,10 @@ def scaling_table(found: Sequence[Curve], manifest: kit.Manifest) -> tuple[kit.T
 
 def _reading(found: Sequence[Curve], few: int, manifest: kit.Manifest) -> list[str]:
     lines = [
-        "y = c + a (x / smallest x)^-b by least squares on log y. The interval of b is from "
-        f"{kit.BOOTSTRAP} bootstraps of the residuals. With as few sizes as these, offset and exponent trade off "
-        "against each other: a law is a description of these runs, no forecast.",
+        "y = c + a (x / smallest x)^-b by least squares on log y. The range of b holds the middle 95 % of "
+        f"{kit.BOOTSTRAP} bootstraps of the residuals. It is no 95 % interval: with so few sizes it held the true "
+        "exponent in 71 to 88 % of simulated laws. Offset and exponent trade off against each other: a law is a "
+        "description of these runs, no forecast.",
         "The correlation is of log x and log y, as VAR states it (near -0.998 on ImageNet).",
         "Every size trains the same steps: a point is one finished training, not the compute-optimal one.",
     ]

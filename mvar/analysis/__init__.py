@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mvar.analysis.style import MIXERS as MIXER_NAMES
     from mvar.analysis.style import WIDTH, Figure, canvas, despine, mixer_look, page
     from mvar.analysis.tables import KEYS, cell_rows, contradictions
+    from mvar.analysis.verdicts import Verdict, judge, p_text
     from mvar.analysis.writer import Writer
     from mvar.escaping import code
     from mvar.escaping import figure as figure_text
@@ -42,6 +43,7 @@ _HOMES = {
     "mvar.analysis.report": ("main",),
     "mvar.analysis.style": ("MIXER_NAMES", "WIDTH", "Figure", "canvas", "despine", "mixer_look", "page"),
     "mvar.analysis.tables": ("KEYS", "cell_rows", "contradictions"),
+    "mvar.analysis.verdicts": ("Verdict", "judge", "p_text"),
     "mvar.analysis.writer": ("Writer",),
     "mvar.escaping": ("code", "figure_text"),
 }

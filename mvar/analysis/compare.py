@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mvar.errors import UserError
@@ -114,6 +115,28 @@ def sampling_sd(rows: pd.DataFrame, column: str) -> float | None:
         return None
     squares = sum(float(((values - values.mean()) ** 2).to_numpy().sum()) for values in groups)
     return math.sqrt(squares / sum(len(values) - 1 for values in groups))
+
+
+def training_sd(rows: pd.DataFrame, column: str) -> float | None:
+    """Standard deviation over training seeds with what drawing images is worth taken out; None where it is not known.
+
+    One-way random effects: the variance of the runs' means is that of training plus that of sampling over the number
+    of sets. Pooled over rows; 0 where the means scatter no more than sampling alone would make them.
+    """
+    within = sampling_sd(rows, column)
+    if within is None:
+        return None
+    found = rows.dropna(subset=[column])
+    squares, freedom, sets = 0.0, 0, []
+    for _, row in found.groupby([name for name in ("pattern", "settings") if name in found]):
+        runs = [values.to_numpy(dtype=float) for _, values in row.groupby("run_id")[column]]
+        means = np.array([values.mean() for values in runs])
+        squares, freedom = squares + float(((means - means.mean()) ** 2).sum()), freedom + len(means) - 1
+        sets += [len(values) for values in runs]
+    if not freedom:
+        return None
+    mean_sets = len(sets) / sum(1 / count for count in sets)
+    return math.sqrt(max(0.0, squares / freedom - within**2 / mean_sets))
 
 
 def check_comparable(rows: pd.DataFrame, ignore: Collection[str] = ()) -> None:

@@ -1,8 +1,8 @@
 """Power laws of a few points: how a quantity falls with size or compute, and how surely the exponent is known.
 
 `y = c + a (x / x0)^-b`, x0 the smallest size, by least squares on log y; the correlation of log x and log y that VAR
-states; an interval of the exponent from a bootstrap of the residuals. The offset c is what no size takes away; with few
-points c and b trade off against each other, which the interval shows.
+states; a range of the exponent from a bootstrap of the residuals, which with few points covers the truth less often
+than 95 %. The offset c is what no size takes away; with few points c and b trade off against each other.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Law:
 
 
 def fit_law(xs: np.ndarray, ys: np.ndarray, seed: int = 0, resamples: int = BOOTSTRAP) -> Law:
-    """Fit the law to at least `MIN_POINTS` positive points `(n,)`, with a bootstrap interval of the exponent."""
+    """Fit the law to at least `MIN_POINTS` positive points `(n,)`, with a bootstrap range of the exponent."""
     from scipy.optimize import least_squares
 
     smallest = float(xs.min())

@@ -98,7 +98,7 @@ class _Report(Writer):
         self.add(Bullets([*lines, *(f"**Machine**: {line}." for line in machines), *made]))
         self.floors = self.attempt("floors", background.floor_rows, self.records, self.problems) or []
         if self.floors:
-            what = Text("What no generator on top of this tokenizer can be expected to beat.")
+            what = Text(background.FLOORS_ARE)
             self.section("Floors", what, level=3)
             self.table(background.floors_table(self.floors))
 

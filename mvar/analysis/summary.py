@@ -1,4 +1,4 @@
-"""The first screen of the report: what was run, the main finding, what no generator can beat, and what to beware of."""
+"""The first screen of the report: what was run, the main finding, the floors, and what to beware of."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mvar.analysis.compare import aggregate, check_comparable, ratio, sampling_sd
+from mvar.analysis.compare import aggregate, check_comparable, ratio, sampling_sd, training_sd
 from mvar.analysis.reading import Row, order_reading, trend_reading
 from mvar.analysis.records import AskedCell, Manifest, Missing, Records
 from mvar.analysis.render import Note, Table
@@ -162,10 +162,22 @@ def _sampling_line(found: pd.DataFrame) -> list[str]:
     sd, sets = sampling_sd(found, "eval/fid"), found.groupby("run_id")["sample_seed"].nunique().max()
     if sd is None:
         return []
+    training = _training(found)
     return [
         f"Up to {sets} sets of images a run (sampling seeds), averaged before seeds are compared. Over sampling seeds "
-        f"of one training FID has a standard deviation of {sd:.2f}: what drawing other images is worth."
+        f"of one training FID has a standard deviation of {sd:.2f}: what drawing other images is worth.{training}"
     ]
+
+
+def _training(found: pd.DataFrame) -> str:
+    """What training again is worth, beside that."""
+    sd = training_sd(found, "eval/fid")
+    if sd is None:
+        return ""
+    return (
+        f" Over training seeds it has one of {sd:.2f} with that taken out. Not varied: tokenizer, feature extractor, "
+        "split of the data; their choice is in no interval here."
+    )
 
 
 def _seeds_line(seeds: list[int]) -> str:

@@ -17,6 +17,7 @@ from mvar.analysis.compare import CONFIDENCE, Measured
 
 ALPHA = 1 - CONFIDENCE
 POWER = 0.8
+COUNTS = 0.013  # of a FID: smaller differences change no conclusion, however surely they are there
 MOST_SEEDS = 1000
 K = TypeVar("K", bound=Hashable)  # what a comparison is called
 BETTER, WORSE, INCONCLUSIVE = "better", "worse", "inconclusive"

@@ -1,13 +1,16 @@
 """Verdicts hold what they promise, by simulation: false ones in at most 5 % of tables, intervals that cover, power."""
 
 import math
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import t, ttest_rel
 
-from mvar.analysis.compare import Measured
+from mvar import shipped
+from mvar.analysis.compare import Measured, sampling_sd, training_sd
+from mvar.analysis.differences import counted
 from mvar.analysis.verdicts import (
     ALPHA,
     BETTER,
@@ -21,6 +24,7 @@ from mvar.analysis.verdicts import (
     seeds_needed,
     t_test,
 )
+from mvar.config import RunConfig, override
 
 TABLES = 4000
 MIXERS = 4
@@ -138,3 +142,68 @@ def test_words_pairs_and_what_is_missing():
     assert verdicts["other seeds"].told.startswith("inconclusive: no seed in common")
     assert (verdicts["some"].n, verdicts["some"].left_out) == (2, 1)
     assert verdicts["fid"].told.startswith("better (p ")
+
+
+def test_the_variance_is_split_over_training_and_sampling_seeds():
+    """Simulated: 4 mixers of 10 trainings, 3 sets of images each; the two deviations come out as they went in."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"pattern": m, "run_id": f"{m}-{s}", "settings": "{}", "fid": m + training + rng.normal(0, 0.2)}
+        for m in range(40)
+        for s in range(10)
+        for training in [rng.normal(0, 0.5)]
+        for _ in range(3)
+    ]
+    found = pd.DataFrame(rows)
+    assert sampling_sd(found, "fid") == pytest.approx(0.2, rel=0.06)
+    assert training_sd(found, "fid") == pytest.approx(0.5, rel=0.08)
+    means = found.groupby(["pattern", "run_id"])["fid"].transform("mean")
+    assert training_sd(found.assign(fid=found["fid"] - means), "fid") == 0.0  # nothing but sampling
+    assert training_sd(found.drop_duplicates("run_id"), "fid") is None  # one set a run tells nothing of either
+
+
+def attention_cost():
+    return shipped.load(shipped.find("analysis", "attention_cost"))
+
+
+@pytest.mark.parametrize(
+    "sides, shares, said",
+    [
+        ((1, 2, 3, 4), [0.70, 0.71, 0.69], r"the model puts more there \(p "),
+        ((1, 2, 3, 4), [0.40, 0.41, 0.39], r"the model puts less there \(p "),
+        ((1, 2, 3, 4), [0.70], r"whether the model differs is inconclusive \(1 seed, two or more are needed\)"),
+    ],
+)
+def test_attention_is_held_to_uniform_attention_by_a_verdict(sides, shares, said):
+    script = attention_cost()
+    config = override(RunConfig(), {"tokenizer.patch_sides": sides, "data.image_size": sides[-1] * 2})
+
+    class Stats:
+        intra_sd, num_images, sides = np.zeros(2), 9, (1, 2, 3, 4)
+
+        def __init__(self, share):
+            self.share = share
+
+    stats = {f"r{i}": Stats(share) for i, share in enumerate(shares)}
+    scored = script.ScoredModel(config, stats, {f"r{i}": i for i in range(len(shares))})
+    lines = " ".join(script._reading([scored]))
+    assert re.search(said, lines)
+    assert "yes, as uniform attention" in lines or "more there" not in lines
+
+
+def test_uniform_attention_shows_the_papers_finding_on_few_scales():
+    """Two scales of one and four tokens: most of the mass lies inside a scale before anything was trained."""
+    script = attention_cost()
+    assert script._is_there(0.83, 0.82, 0.4) == "yes, as uniform attention would have it"
+    assert script._is_there(0.83, 0.40, 0.4) == "yes, as uniform attention would not"
+    assert script._is_there(0.45, 0.40, 0.4) == script._is_there(0.83, 0.40, 0.6) == "no"
+
+
+def test_a_difference_too_small_to_count_is_said_so():
+    first, second = measured([1.001, 1.0021, 1.0]), measured([1.002, 1.0031, 1.001])
+    sure = judge({"fid": (first, second)})["fid"]
+    assert sure.word == BETTER and counted(sure, second)["fid_verdict"] == f"{sure.told}, too small to count"
+    large = judge({"fid": (measured([0.9, 0.91, 0.9]), second)})["fid"]
+    assert counted(large, second) == {"fid_smallest": pytest.approx(0.013 * 1.002, rel=1e-3), "fid_verdict": large.told}
+    unsure = judge({"fid": (measured([1.0, 1.1, 0.9]), second)})["fid"]
+    assert counted(unsure, second)["fid_verdict"] == unsure.told

@@ -1,4 +1,4 @@
-"""The floors: what no generator can beat, the tokenizer's own reconstructions, and real images against real ones."""
+"""The floors: marks to read a table by, of the tokenizer's own reconstructions, and real images against real ones."""
 
 from dataclasses import dataclass
 from typing import Any
