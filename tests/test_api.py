@@ -29,6 +29,7 @@ from mvar.runs.store import Store
 from mvar.transformer import ScaleTransformer
 
 TINY = override(CONFIG, {"model.pattern": "global"})
+ROOT = Path(__file__).parents[1]
 EXAMPLES = ["Model", "Trained", "evaluate", "experiment", "load", "register", "runs", "train"]
 
 
@@ -373,3 +374,20 @@ def test_rows_of_an_experiment():
     assert (found.name, found.artefact, found.notes) == ("sizes", "Sizes", ("small",))
     with pytest.raises(UserError, match="'widht' is unknown"):
         mvar.experiment("sizes", {"a": {"model.widht": 32}}).cells(mvar.PRESETS["digits"])
+
+
+def test_the_page_on_python(here, monkeypatch):
+    """Every block of docs/python.md, in order; `digits` stands for the tiny run, and files for what was exported."""
+    page = (ROOT / "docs/python.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 5 and len(blocks[0].splitlines()) == 11
+    monkeypatch.setitem(mvar.PRESETS, "digits", TINY)
+    for extra, name in (([], "var_d16.pth"), (["--tokenizer"], "vae_ch160v4096z32.pth")):
+        assert main(["export", TINY.run_id, "--out", name, *extra]) == OK
+    names = {}
+    for block in blocks:
+        exec(block.replace("digits-d8-w64-global", "digits-d2-w16-global"), names)
+    assert names["images"].shape == (1, 8, 8, 1) and len(names["bits"]) == 4 and names["row"].shape == (30,)
+    for kind in ("guidance", "filter"):  # the tables name what there is
+        for name in KINDS[kind].paths:
+            assert f"| `{name}` |" in page

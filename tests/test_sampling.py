@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from official import GOLDEN, facts_of, load_model, load_quantizer
 from safetensors.torch import load_file
 
+from mvar import plugins
 from mvar.checkpoints.published import load_tokenizer
 from mvar.config import ModelConfig, SampleConfig, TokenizerConfig, TokenSpace, override
 from mvar.errors import UserError
@@ -30,6 +32,7 @@ from mvar.sampling.methods import guidance_weights, is_guided, kept_by
 from mvar.tokenizer.quantizer import ResidualQuantizer
 from mvar.transformer import ScaleTransformer
 
+ROOT = Path(__file__).parents[1]
 FUNCTIONS = facts_of("sampling_fn")
 CASES = ["var_plain", "var_plain_shared", "var_l2", "var_l2_shared", "mvar_plain", "mvar_l2"]
 WHOLE_IMAGES = [(case, run["tag"]) for case in CASES for run in facts_of(case)["infer"]]
@@ -397,3 +400,26 @@ def test_forms_of_guidance_are_known_without_torch():
         "assert is_guided(SampleConfig(guidance='interval'), 5) and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_example_of_a_form_and_a_filter():
+    """examples/guidance.py: a cosine; codes of which the least typical is needed to reach the probability."""
+    plugins.load(str(ROOT / "examples/guidance.py"))
+    assert guidance_weights(sampled(cfg_scale=4, guidance="cosine"), 5) == pytest.approx(
+        [0, 0.586, 2, 3.414, 4], abs=1e-3
+    )
+    late = guidance_weights(sampled(cfg_scale=4, guidance="cosine", **{"cosine.power": 3}), 5)
+    assert late == pytest.approx([0, 0.002, 0.152, 1.514, 4], abs=1e-3)
+    torch.manual_seed(0)
+    logits = 2 * torch.randn(2, 30, 20)
+    kept = kept_by(sampled(filter="typical", **{"typical.p": 0.6}), 3)(0, logits)
+    p = logits.softmax(-1)
+    surprise = (-p.log() - torch.special.entr(p).sum(-1, keepdim=True)).abs()
+    mass = (p * kept).sum(-1)
+    worst = surprise.where(kept, -1).argmax(-1, keepdim=True)
+    assert (mass >= 0.6).all() and (mass - p.gather(-1, worst)[..., 0] < 0.6).all()
+    assert (surprise.where(kept, -1).amax(-1) <= surprise.where(~kept, 1e9).amin(-1)).all()
+    assert not kept.gather(-1, logits.argmax(-1, keepdim=True)).all()  # which no bound from below could say
+    model, quantizer = small()
+    config = sampled(guidance="cosine", filter="typical")
+    assert generate(model, quantizer, torch.tensor([0]), [0], config).latent.isfinite().all()

@@ -48,11 +48,13 @@ def experiment(
     def made(found: Rows | Build) -> Experiment:
         def build(config: RunConfig) -> list[Cell]:
             given = found(config) if callable(found) else found
-            return [
-                Cell(label, row if isinstance(row, RunConfig) else override(config, row))
-                for label, row in given.items()
-            ]
+            return [_cell(label, row, config) for label, row in given.items()]
 
         return Experiment(name, artefact or name, summary or name, build, **options)
 
     return made if rows is None else made(rows)
+
+
+def _cell(label: str, row: Mapping[str, Any] | RunConfig, config: RunConfig) -> Cell:
+    """A row; what it differs in can be a column, by its dotted name."""
+    return Cell(label, row) if isinstance(row, RunConfig) else Cell(label, override(config, row), dict(row))
