@@ -121,11 +121,29 @@ def floor_rows(records: Records, problems: list[str]) -> list[dict[str, Any]]:
         if document and not record:
             problems.append(f"{path.relative_to(records.store.root)}: no floors for this tokenizer and evaluation")
         metrics = (record or {}).get("metrics", {})
-        about = {"data": config.data.name, "num_images": config.evaluation.num_images}
+        counts = _floor_counts(config) if metrics else {}
         for key, text in FLOORS.items():
             if key in metrics:
+                about = {"data": config.data.name, "images": counts.get(key, "")}
                 rows.append(about | {"what": text, "value": metrics[key], "sd": metrics.get(f"{key}_sd"), "key": key})
     return rows
+
+
+def _floor_counts(config: RunConfig) -> dict[str, str]:
+    """How many images each floor is of, in words; empty where the data are not here."""
+    try:
+        train, heldout = (len(load_images(config.data, split)) for split in ("train", "heldout"))
+    except (UserError, OSError):
+        return {}
+    few = min(config.evaluation.num_images, train)
+    against = f"{few:,} against {heldout:,}"
+    return dict.fromkeys(FLOORS, against) | {
+        "floor/fid_reconstruction_heldout": f"{heldout:,} against the same",
+        "floor/fid_halves": f"{heldout - heldout // 2:,} against {heldout // 2:,}",
+        "floor/copy_rate_reconstruction_heldout": f"{heldout:,}",
+        "floor/copy_rate_reconstruction_train": f"{few:,}",
+        "floor/psnr": f"{heldout:,}",
+    }
 
 
 def floors_table(rows: list[dict[str, Any]]) -> Table:
@@ -134,12 +152,14 @@ def floors_table(rows: list[dict[str, Any]]) -> Table:
         Column("what", "floor", is_text=True),
         Column("value", "value", MEASURED, 3),
         Column("data", "data", is_text=True),
+        Column("images", "images", is_text=True),
     )
     shown = [
         {
             "what": row["what"],
             "value": Measured(row["value"], row["sd"], 1),
-            "data": f"{row['data']}, {row['num_images']:,} images",
+            "data": row["data"],
+            "images": row["images"],
         }
         for row in rows
     ]

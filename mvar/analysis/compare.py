@@ -102,6 +102,16 @@ def difference(rows: pd.DataFrame, reference: pd.DataFrame, column: str) -> Diff
     return Difference(mean, mean - half, mean + half, n, run_ids)
 
 
+def share_interval(share: float, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of `count` images."""
+    from scipy.stats import norm
+
+    z = float(norm.ppf((1 + CONFIDENCE) / 2))
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) / (1 + z**2 / count)
+    return centre - half, centre + half
+
+
 def sampling_sd(rows: pd.DataFrame, column: str) -> float | None:
     """Standard deviation over sampling seeds within a trained run, pooled over runs; None with one set of images a run.
 

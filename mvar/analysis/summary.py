@@ -1,5 +1,6 @@
 """The first screen of the report: what was run, the main finding, the floors, and what to beware of."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from mvar.escaping import code, markdown
 FEW_IMAGES = 10_000  # below it FID's bias is a good part of it; the papers use 50,000
 MANY_COPIES = 1.5  # near-copies over those of held-out images, from which on a row is named
 MAX_SCORES = 3
+CHANCE = 0.995  # of log2 V: a held-out NLL from there on is that of guessing
 Tables = Sequence[tuple[Manifest, Table, Table | None]]  # a sweep, its table, its differences from the baseline
 
 PRINTED = (
@@ -38,7 +40,7 @@ def summary(
     ]
     if floors:
         blocks.append(Bullets(_floor_lines(floors), "Floors"))
-    warnings = _warnings(records, tables, num_problems)
+    warnings = [*_warnings(records, tables, num_problems), *_blind(floors)]
     if warnings:
         blocks.append(Bullets(warnings, "Warnings"))
     return [*blocks, Text(PRINTED)]
@@ -132,8 +134,8 @@ def _floor_lines(floors: Sequence[dict[str, Any]]) -> list[str]:
     groups: dict[str, list[str]] = {}
     for row in floors:
         if row["key"] in names:
-            about = f"{row['data']}, {row['num_images']:,} images"
-            groups.setdefault(about, []).append(f"{names[row['key']]} {row['value']:.2f}")
+            images = f" ({row['images']})" if row["images"] else ""
+            groups.setdefault(row["data"], []).append(f"{names[row['key']]} {row['value']:.2f}{images}")
     return [f"FID on {about}: {', '.join(values)}." for about, values in groups.items()]
 
 
@@ -164,6 +166,40 @@ def _warnings(records: Records, tables: Tables, num_problems: int) -> list[str]:
     if copies:
         told = ", ".join(f"{markdown(label)} {value.mean:.1%}" for label, value in copies.items())
         lines.append(f"More near-copies of training images than new images would have ({heldout:.1%}): {told}.")
+    lines += _at_chance(records)
     if num_problems:
         lines.append(f"{_count(num_problems, 'problem')} with what was read or drawn: [Problems](#problems).")
     return lines
+
+
+def _blind(floors: Sequence[dict[str, Any]]) -> list[str]:
+    """Where the measure of near-copies would not see a generator that recites its training images."""
+    values: dict[str, dict[str, float]] = {}
+    for row in floors:
+        values.setdefault(row["data"], {})[row["key"]] = row["value"]
+    reciting, new = (f"floor/copy_rate_reconstruction_{split}" for split in ("train", "heldout"))
+    return [
+        f"Near-copies on {markdown(data)} say nothing: training images seen through the tokenizer score "
+        f"{found[reciting]:.1%}, new ones {found[new]:.1%}. A generator that recites would not be seen."
+        for data, found in values.items()
+        if reciting in found and new in found and found[reciting] <= found[new]
+    ]
+
+
+def _at_chance(records: Records) -> list[str]:
+    """Models that predict no better than all codes alike."""
+    done, nll = records.done, "eval/nll_bits_per_token"
+    if nll not in done:
+        return []
+    lines = []
+    for run_id, values in done.groupby("run_id")[nll]:
+        config = records.configs.get(str(run_id))
+        mean = float(values.to_numpy(dtype=float).mean())
+        if config and mean >= CHANCE * math.log2(config.tokenizer.vocab_size):
+            lines.append(str(run_id))
+    return [f"At chance: the held-out NLL of {_some(lines)} is that of drawing all codes alike."] if lines else []
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(code, names[:3])) + more

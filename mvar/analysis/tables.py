@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mvar.analysis.compare import aggregate, check_comparable, ratio, sampling_sd, training_sd
+from mvar.analysis.compare import aggregate, check_comparable, ratio, sampling_sd, share_interval, training_sd
 from mvar.analysis.reading import Row, order_reading, trend_reading
 from mvar.analysis.records import AskedCell, Manifest, Missing, Records
 from mvar.analysis.render import Note, Table
@@ -198,10 +198,26 @@ def _settings_line(found: pd.DataFrame) -> str:
         f"{_images_line(found)} FID of so many is above that of more images (its bias is upwards, the more so the "
         "fewer there are): it compares only with FIDs of the same counts. Sampling time is for the whole set."
     )
-    heldout = "eval/copy_rate_heldout"
-    if heldout in found and found[heldout].notna().to_numpy().any():
-        line += (
-            f" Near-copies lie nearer to a training image than the nearest {found[heldout].mean():.1%} of held-out "
-            "images do: new images would score about that."
-        )
+    return line + _copies_line(found)
+
+
+def _copies_line(found: pd.DataFrame) -> str:
+    """What a near-copy is, what new images would score, and how surely a share of so many images is known."""
+    shares, both = _known(found, "eval/copy_rate_heldout"), _known(found, "eval/heldout_in_training")
+    if not len(shares):
+        return ""
+    share, images = float(shares.mean()), int(found["num_images"].iloc[0])
+    low, high = share_interval(share, images)
+    line = (
+        f" Near-copies lie nearer to a training image than the nearest {share:.1%} of held-out images do: so many of "
+        f"{images:,} new images would be {low:.1%} to {high:.1%} (95 %, Wilson)."
+    )
+    if len(both) and both.max() > 0:
+        line += f" {int(both.max()):,} held-out images are training images too, and are left out of that threshold."
     return line
+
+
+def _known(found: pd.DataFrame, column: str) -> np.ndarray:
+    """The values of a column that are there."""
+    values = found[column].to_numpy(dtype=float) if column in found else np.array([])
+    return values[~np.isnan(values)]

@@ -1,15 +1,19 @@
 """Differences paired by seed, what sampling seeds are worth, and the tables and laws that rest on them."""
 
+import math
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
 from mvar import shipped
-from mvar.analysis.compare import Difference, check_comparable, difference, sampling_sd
+from mvar.analysis.compare import Difference, check_comparable, difference, sampling_sd, share_interval
 from mvar.analysis.differences import differences_table
 from mvar.analysis.power_law import MIN_POINTS, fit_law
 from mvar.analysis.records import load_records
+from mvar.analysis.summary import _at_chance, _blind
 from mvar.analysis.tables import sweep_table
 from mvar.errors import UserError
 from mvar.presets import DIGITS
@@ -192,3 +196,29 @@ def test_too_few_sizes_say_how_many_are_there_and_how_to_make_more(results):
     assert not laws
     (line,) = [line for line in table.reading if "not fitted" in line]
     assert f"needs {MIN_POINTS} sizes, {MIN_POINTS - 1} are there" in line and "`mvar run scaling" in line
+
+
+def test_the_interval_of_a_share_covers_it():
+    """Wilson's, by simulation: of 900 images 5 % are near-copies; and where none is."""
+    counts = np.random.default_rng(0).binomial(900, 0.05, 2000)
+    covered = [low <= 0.05 <= high for low, high in (share_interval(count / 900, 900) for count in counts)]
+    assert 0.93 <= np.mean(covered) <= 0.97
+    low, high = share_interval(0.0, 900)
+    assert low == pytest.approx(0, abs=1e-12) and 0.003 < high < 0.005
+
+
+def test_where_reciting_is_not_seen_the_report_says_so():
+    def floors(reciting):
+        values = {"train": reciting, "heldout": 0.05}
+        return [{"data": "d", "key": f"floor/copy_rate_reconstruction_{k}", "value": v} for k, v in values.items()]
+
+    assert _blind(floors(0.9)) == []
+    (line,) = _blind(floors(0.0))
+    assert line.startswith("Near-copies on d say nothing: ") and "score 0.0%, new ones 5.0%" in line
+
+
+def test_a_model_at_chance_is_named():
+    done = pd.DataFrame({"run_id": ["a", "b"], "eval/nll_bits_per_token": [math.log2(96), 4.0]})
+    records = SimpleNamespace(done=done, configs={"a": DIGITS, "b": DIGITS})
+    assert _at_chance(records) == ["At chance: the held-out NLL of `a` is that of drawing all codes alike."]
+    assert DIGITS.tokenizer.vocab_size == 96
