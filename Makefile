@@ -1,6 +1,7 @@
 # The two commands: `make demo` and `make test`. Both make .venv and install what they need on first use.
 PYTHON ?= python3
 PRESET ?= digits
+SWEEPS ?= mixers layers parameters
 RESULTS ?= results
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -11,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: demo test lint format clean
 
 demo: $(VENV)/core
-	$(BIN)/mvar run mixers layers parameters --preset $(PRESET) --results $(RESULTS)
+	$(BIN)/mvar run $(SWEEPS) --preset $(PRESET) --results $(RESULTS)
 	$(BIN)/mvar report --results $(RESULTS)
 
 test: $(VENV)/dev $(VENV)/mamba-ssm

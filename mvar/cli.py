@@ -20,6 +20,7 @@ from mvar import __version__
 from mvar.commands.attention import Attention
 from mvar.commands.cancel import Cancel
 from mvar.commands.copy import Copy
+from mvar.commands.data import Data
 from mvar.commands.doctor import Doctor
 from mvar.commands.evaluate import Evaluate
 from mvar.commands.export import Export
@@ -54,6 +55,7 @@ COMMANDS = (
     Inspect,
     Export,
     Copy,
+    Data,
 )
 
 

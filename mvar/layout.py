@@ -71,6 +71,9 @@ CLASSIFIER = "classifier.safetensors"
 FLOORS = "floors.json"
 CLASS_OUTPUTS = "class_outputs.json"
 
+# checks/<source>-<id>
+CHECKS = "checks"
+
 # stages/data-<id>/
 SUMMARY = "summary.json"
 

@@ -4,7 +4,7 @@ Shapes: `N` pictures of `(H, W)` pixels, grey `(N, H, W)` or in colour `(N, H, W
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,14 +42,14 @@ class ArrayPictures:
     def fingerprint(self, indices: Sequence[int]) -> str:
         """As `pixel_fingerprint`."""
         chosen = np.asarray(indices, dtype=np.int64)
-        found = hashlib.sha256()
+        return fingerprint_of(self._digests(chosen), self.labels[chosen])
+
+    def _digests(self, chosen: np.ndarray) -> Iterator[bytes]:
         height, width = self.pixels.shape[1:3]
         for start in range(0, len(chosen), BLOCK):
             block = self.pixels[chosen[start : start + BLOCK]]
             for picture in np.repeat(block[..., None], 3, axis=-1) if block.ndim == 3 else block:
-                found.update(_size(width, height) + picture.tobytes())
-        found.update(_as_bytes(self.labels[chosen]))
-        return found.hexdigest()[:LENGTH]
+                yield _digest(width, height, picture.tobytes())
 
 
 def pixel_fingerprint(pictures: "Pictures", indices: Sequence[int]) -> str:
@@ -60,17 +60,23 @@ def pixel_fingerprint(pictures: "Pictures", indices: Sequence[int]) -> str:
     Raises:
         UserError: a picture that cannot be read.
     """
+    digests = (picture_digest(pictures.picture(i, "RGB", None)) for i in indices)
+    return fingerprint_of(digests, pictures.labels[list(indices)])
+
+
+def picture_digest(picture: Image.Image) -> bytes:
+    """SHA-256 of the size and the pixels of an RGB picture, 32 bytes."""
+    return _digest(*picture.size, picture.tobytes())
+
+
+def fingerprint_of(digests: Iterable[bytes], labels: np.ndarray) -> str:
+    """The fingerprint of pictures of which the digests are known."""
     found = hashlib.sha256()
-    for i in indices:
-        picture = pictures.picture(i, "RGB", None)
-        found.update(_size(*picture.size) + picture.tobytes())
-    found.update(_as_bytes(pictures.labels[list(indices)]))
+    for one in digests:
+        found.update(one)
+    found.update(labels.astype("<i8").tobytes())
     return found.hexdigest()[:LENGTH]
 
 
-def _size(width: int, height: int) -> bytes:
-    return f"{width}x{height}:".encode()
-
-
-def _as_bytes(labels: np.ndarray) -> bytes:
-    return labels.astype("<i8").tobytes()
+def _digest(width: int, height: int, pixels: bytes) -> bytes:
+    return hashlib.sha256(f"{width}x{height}:".encode() + pixels).digest()

@@ -41,6 +41,7 @@ class Header:
     mode: str  # Pillow's name: L, RGB, P, RGBA, CMYK, ...
     transparent: bool  # has an alpha channel, or a colour that counts as transparent
     rotated: bool  # its EXIF orientation is not upright
+    size: tuple[int, int]  # width and height as it is stored, pixels
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def read_header(path: Stored, field: str, side: int | None = None) -> Header:
         UserError: as `decode`, except of damage behind the header.
     """
     with _opened(path, field, side) as picture:
-        return Header(picture.mode, picture.has_transparency_data, _is_rotated(picture))
+        return Header(picture.mode, picture.has_transparency_data, _is_rotated(picture), picture.size)
 
 
 def is_see_through(path: Stored, field: str) -> bool:

@@ -214,6 +214,8 @@ def test_arrays_of_other_kinds(array, text, tmp_path):
     np.save(tmp_path / "set" / "images.npy", PIXELS)
     np.save(tmp_path / "set" / "labels.npy", LABELS - 1)
     assert "label -1 has no class; allowed: 0 to 9" in message_of(config)
+    np.save(tmp_path / "set" / "labels.npy", np.array([*range(19), 1 << 60]))  # no list of so many names is made
+    assert f"label {1 << 60} is too large; allowed: 0 to 1048575" in message_of(config)
     (tmp_path / "set" / "classes.txt").write_text("a\nb\na\n")
     assert "names 'a' twice" in message_of(config)
 

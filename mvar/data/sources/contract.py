@@ -135,11 +135,20 @@ def find(name: str) -> DataSource:
     return SOURCES.find(name)()
 
 
+class OtherNumberOfClasses(UserError):
+    """The config has another number of classes than the data, whose `count` it is."""
+
+    def __init__(self, message: str, count: int) -> None:
+        super().__init__(message)
+        self.count = count
+
+
 def check_num_classes(names: Sequence[str], config: DataConfig, where: str) -> None:
     count = len(names)
     if count == 1:
         raise UserError(f"data.root: {where} has one class only ({spelled(names[0])}); allowed: two or more")
     if count != config.num_classes:
-        raise UserError(
-            f"data.num_classes: {config.num_classes} does not fit {where}, which has {count} classes; allowed: {count}"
+        raise OtherNumberOfClasses(
+            f"data.num_classes: {config.num_classes} does not fit {where}, which has {count} classes; allowed: {count}",
+            count,
         )

@@ -53,7 +53,8 @@ class MappedPictures(ArrayPictures):
 
     def header(self, i: int, side: int | None) -> Header:
         """Grey or in colour."""
-        return Header("L" if self.pixels.ndim == 3 else "RGB", transparent=False, rotated=False)
+        mode = "L" if self.pixels.ndim == 3 else "RGB"
+        return Header(mode, transparent=False, rotated=False, size=(self.pixels.shape[2], self.pixels.shape[1]))
 
     def stored_bytes(self, i: int) -> int:
         """The same for all."""

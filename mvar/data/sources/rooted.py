@@ -13,6 +13,7 @@ from mvar.data.sources.contract import DataConfig, DataSource, OpenedSource, Pic
 from mvar.errors import UserError
 
 SHOWN_CLASSES = 5
+MAX_CLASSES = 1 << 20  # beyond, a label is damage; more only where the config has them
 
 
 class RootedSource(DataSource):
@@ -96,8 +97,10 @@ def named_classes(labels: np.ndarray, names: Sequence[str] | None, num_classes: 
         UserError: labels that are negative, or have no name.
     """
     lowest, highest = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
-    if names is None:
+    if names is None and highest < max(num_classes, MAX_CLASSES):
         names = [str(label) for label in range(max(highest + 1, num_classes))]
+    if names is None:
+        raise UserError(f"{field}: label {highest} is too large; allowed: 0 to {max(num_classes, MAX_CLASSES) - 1}")
     if lowest < 0 or highest >= len(names):
         wrong = lowest if lowest < 0 else highest
         raise UserError(f"{field}: label {wrong} has no class; allowed: 0 to {len(names) - 1}")

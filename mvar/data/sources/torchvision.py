@@ -104,7 +104,8 @@ class TorchvisionPictures:
 
     def header(self, i: int, side: int | None) -> Header:
         """Its mode; it is decoded for that."""
-        return Header(self._stored(i).mode, transparent=False, rotated=False)
+        stored = self._stored(i)
+        return Header(stored.mode, transparent=False, rotated=False, size=stored.size)
 
     def stored_bytes(self, i: int) -> int:
         """Bytes of its pixels."""
