@@ -16,9 +16,20 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 SETTINGS = [f"{name}={value}" for name, value in (TINY | {"train.steps": 5}).items()]
 JOBS = ["cpus_per_task=1", "mem_gb=4", "timeout_min=60"]
 ONE = """
-from mvar import Cell, Experiment
+import mvar
+from mvar.mixers.global_attention import GlobalAttention
 
-EXPERIMENT = Experiment("one", "an own table", "one run", lambda config: [Cell("VAR", config)])
+
+@mvar.register("mixer", "again")
+class Again(GlobalAttention):
+    pass
+
+
+def cells(config):
+    return [mvar.Cell("again", mvar.override(config, {"model.pattern": "again"}))]
+
+
+EXPERIMENT = mvar.Experiment("one", "an own table", "one run", cells)
 """
 
 
@@ -28,7 +39,7 @@ def files_below(folder: Path) -> set[str]:
 
 
 def test_a_wheel_submits_from_a_folder_with_a_users_own_folders(slurm, tmp_path):
-    """The profile `cpu` and the code are the wheel's; the experiment is a file of the user's."""
+    """The profile `cpu` and the code are the wheel's; the experiment and its mixer are a file of the user's."""
     wheel = installed_wheel.build(tmp_path)
     installed = installed_wheel.Installed(wheel, tmp_path)
     here = tmp_path / "work"
@@ -43,6 +54,8 @@ def test_a_wheel_submits_from_a_folder_with_a_users_own_folders(slurm, tmp_path)
     (run,) = (store.run(path.name) for path in sorted((store.root / "runs").iterdir()))
     logs = "".join(p.read_text() for p in sorted((store.root / "submissions").glob("*/logs/*.err")))
     assert run.state() == DONE, (run.status(), logs)
+    (plugin,) = json.loads((run.path / "plugins.json").read_text())["plugins"]
+    assert "-again-" in run.name and plugin["path"].endswith("/plugins/one.py")  # of the snapshot
     assert "1 done" in installed.mvar(here, "status")
     (code,) = (store.root / "submissions" / "code").iterdir()
     git = json.loads((run.path / "env.json").read_text())["git"]
