@@ -38,10 +38,10 @@ def snapshot(root: Path) -> dict[Path, tuple[int, bytes]]:
 
 MISTAKES = [
     (["frob"], "frob"),
-    (["run"], "sweep: none given; allowed: mixers, layers, parameters, rejection, scaling"),
+    (["run"], "sweep: none given; allowed: mixers, guidance, layers, parameters, rejection, scaling"),
     (
         ["run", "mixer"],
-        "sweep: 'mixer' is unknown (did you mean 'mixers'?); allowed: mixers, layers, parameters, rejection, scaling",
+        "sweep: 'mixer' is unknown (did you mean 'mixers'?); allowed: mixers, guidance, layers, parameters, rejection, scaling",
     ),
     (["run", "mixers", "nope"], "sweep: 'nope' is unknown"),
     (["run", "mixers", "--preset", "digit"], "preset: 'digit' is unknown (did you mean 'digits'?)"),
