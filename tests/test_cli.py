@@ -41,7 +41,7 @@ MISTAKES = [
     (["run"], "sweep: none given; allowed: mixers, guidance, layers, parameters, rejection, scaling"),
     (
         ["run", "mixer"],
-        "sweep: 'mixer' is unknown (did you mean 'mixers'?); allowed: mixers, guidance, layers, parameters, rejection, scaling",
+        "sweep: 'mixer' is unknown (did you mean 'mixers'?); allowed: mixers, guidance, layers, parameters, rejection,",
     ),
     (["run", "mixers", "nope"], "sweep: 'nope' is unknown"),
     (["run", "mixers", "--preset", "digit"], "preset: 'digit' is unknown (did you mean 'digits'?)"),

@@ -224,6 +224,6 @@ def test_a_wheel_runs_the_demo_beside_a_users_own_folders_of_these_names(install
 
 
 def test_experiments_are_short_and_in_order():
-    assert experiment_names() == ["mixers", "layers", "parameters", "rejection", "scaling"]
+    assert experiment_names() == ["mixers", "guidance", "layers", "parameters", "rejection", "scaling"]
     for name in experiment_names():
         assert len(shipped.find("experiments", name).read_text().splitlines()) < 100

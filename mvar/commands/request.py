@@ -29,8 +29,8 @@ class Sweeps(Plugged):
     """The runs of one or more sweeps."""
 
     sweeps: tyro.conf.Positional[tuple[str, ...]]
-    """Sweeps: mixers (Table 6), layers (Figure 5), parameters (Table 5), rejection (Table 3), guidance, scaling, or FILE.py of
-    one's own. What they share is made once."""
+    """Sweeps: mixers (Table 6), layers (Figure 5), parameters (Table 5), rejection (Table 3), guidance,
+    scaling, or FILE.py of one's own. What they share is made once."""
     preset: str = "digits"
     """Where sizes, data and recipe come from, see mvar/presets.py."""
     seeds: str = "1"
