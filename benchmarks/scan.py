@@ -94,7 +94,7 @@ def mixer_pair(
 ) -> tuple[list[Tensor], dict[str, Callable[..., Tensor]], int]:
     """The whole mixer; the gradients are those of its input and of all parameters."""
     config = ModelConfig(width=width, num_heads=1)
-    mixer = Mamba2(config, RuntimeConfig(scan_backend="torch"))
+    mixer = Mamba2(config, config.mamba, RuntimeConfig(scan_backend="torch"))
     names = [name for name, _ in mixer.named_parameters()]
     span = ScaleSchedule((1,) * length).span()
 
@@ -118,7 +118,7 @@ def mixer_pair(
 
         functions["transformers"] = transformers
     leaves = [torch.randn(batch, length, width), *(p.detach() for p in mixer.parameters())]
-    return [leaf.requires_grad_() for leaf in leaves], functions, batch * Mamba2.flops(config, span)
+    return [leaf.requires_grad_() for leaf in leaves], functions, batch * Mamba2.flops(config, config.mamba, span)
 
 
 def measure(settings: Settings, width: int, length: int, part: str, peer: Any) -> list[dict[str, Any]]:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from mvar.errors import UserError
     from mvar.evaluation.measure import label_accuracy
     from mvar.files import digest
+    from mvar.mixers.base import Mixer
+    from mvar.mixers.scale_attention import ScaleAttention
     from mvar.presets import PRESETS, imagenet, model_size, resize
     from mvar.probes.attention_mass import AttentionStats, uniform_share
     from mvar.probes.measurable import drawn_inputs
@@ -69,6 +71,8 @@ _HOMES = {
     "mvar.data.sources.contract": ("DataSource", "OpenedSource"),
     "mvar.errors": ("UserError",),
     "mvar.files": ("digest",),
+    "mvar.mixers.base": ("Mixer",),
+    "mvar.mixers.scale_attention": ("ScaleAttention",),
     "mvar.presets": ("PRESETS", "imagenet", "model_size", "resize"),
     "mvar.probes.attention_mass": ("AttentionStats", "uniform_share"),
     "mvar.registries": ("register",),

@@ -4,14 +4,9 @@ FLOPs count matrix products and convolutions (a multiply-add is 2); norms, activ
 """
 
 from mvar.config import ModelConfig, TokenSpace
-from mvar.mixers.base import Mixer, mixer_class
+from mvar.mixers.base import Chosen, chosen_in
 from mvar.pattern import parse_layer
 from mvar.scales import ScaleSchedule, Span
-
-
-def layer_mixers(layer: str) -> list[type[Mixer]]:
-    """The mixer classes of a layer such as `intra+mamba`, in order."""
-    return [mixer_class(name) for name in parse_layer(layer)]
 
 
 def _hidden(model: ModelConfig) -> int:
@@ -19,11 +14,11 @@ def _hidden(model: ModelConfig) -> int:
 
 
 def layer_params(model: ModelConfig, layer: str) -> dict[str, int]:
-    """Trainable parameters of one layer by part: a key for every mixer, `ffn`, and `ada_lin` or `ada_gss`."""
-    width, names = model.width, parse_layer(layer)
-    parts = {name: mixer_class(name).num_params(model) for name in names}
+    """Trainable parameters of one layer by part: a key for every mixer's text, `ffn`, and `ada_lin` or `ada_gss`."""
+    width, mixers = model.width, chosen_in(model, layer)
+    parts = {text: cls.num_params(model, settings) for text, (cls, settings) in mixers.items()}
     parts["ffn"] = 2 * width * _hidden(model) + _hidden(model) + width
-    chunks = 3 * (len(names) + 1)
+    chunks = 3 * (len(mixers) + 1)
     if model.shared_adaln:
         return parts | {"ada_gss": chunks * width}
     return parts | {"ada_lin": (width + 1) * chunks * width}
@@ -43,14 +38,14 @@ def num_params(model: ModelConfig, space: TokenSpace) -> int:
 
 
 def layer_flops(model: ModelConfig, span: Span, layer: str) -> dict[str, int]:
-    """Forward FLOPs of one layer on a span for one image, by part: a key for every mixer, `ffn`, `adaln`.
+    """Forward FLOPs of one layer on a span for one image, by part: a key for every mixer's text, `ffn`, `adaln`.
 
     The modulation is made once, with the first scale.
     """
-    names = parse_layer(layer)
-    parts = {name: mixer_class(name).flops(model, span) for name in names}
+    mixers = chosen_in(model, layer)
+    parts = {text: cls.flops(model, settings, span) for text, (cls, settings) in mixers.items()}
     parts["ffn"] = 4 * span.length * model.width * _hidden(model)
-    chunks = 3 * (len(names) + 1)
+    chunks = 3 * (len(mixers) + 1)
     parts["adaln"] = 0 if model.shared_adaln or span.first else 2 * chunks * model.width**2
     return parts
 
@@ -86,9 +81,14 @@ def sample_flops(model: ModelConfig, space: TokenSpace, *, guided: bool) -> int:
 
 
 def state_bytes(model: ModelConfig, space: TokenSpace, *, element_bytes: int = 4) -> int:
-    """Bytes of mixer state that one image (one guidance branch) holds while its last scale is sampled."""
-    mixers = [cls for layer in model.layers for cls in layer_mixers(layer)]
-    return sum(cls.state_bytes(model, space.schedule, element_bytes) for cls in mixers)
+    """Bytes of mixer state that one image (one guidance branch) holds: the sum of its mixers' peaks."""
+    mixers = [chosen for layer in model.layers for chosen in chosen_in(model, layer).values()]
+    return sum(cls.state_bytes(model, settings, space.schedule, element_bytes) for cls, settings in mixers)
+
+
+def _score_cells(model: ModelConfig, schedule: ScaleSchedule) -> dict[str, int]:
+    chosen = {name: Chosen.of(model, name) for name in ("global", "intra")}
+    return {name: cls.score_cells(model, settings, schedule.span()) for name, (cls, settings) in chosen.items()}
 
 
 def attention_cost(schedule: ScaleSchedule) -> dict[str, dict[str, float]]:
@@ -99,12 +99,8 @@ def attention_cost(schedule: ScaleSchedule) -> dict[str, dict[str, float]]:
         `kept`: of the cells that the mask keeps, which is also what sampling with keys and values cached computes.
         Each has `intra` and `inter`, which sum to 1.
     """
-    span = schedule.span()
-    intra = mixer_class("intra").score_cells(span)
-    shares = {
-        "dense": intra / schedule.num_tokens**2,
-        "kept": intra / mixer_class("global").score_cells(span),
-    }
+    cells = _score_cells(ModelConfig(), schedule)  # of a head: the model's sizes play no part
+    shares = {"dense": cells["intra"] / schedule.num_tokens**2, "kept": cells["intra"] / cells["global"]}
     return {name: {"intra": share, "inter": 1 - share} for name, share in shares.items()}
 
 
@@ -117,6 +113,6 @@ def layer_attention_cost(model: ModelConfig, schedule: ScaleSchedule) -> dict[st
     """
     span = schedule.span()
     total = sum(layer_flops(model, span, "global").values())
-    cells = {name: mixer_class(name).score_cells(span) for name in ("global", "intra")}
+    cells = _score_cells(model, schedule)
     intra, every = (4 * model.width * cells[name] / total for name in ("intra", "global"))
     return {"intra": intra, "inter": every - intra, "rest": 1 - every}

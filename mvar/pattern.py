@@ -3,6 +3,9 @@
 A layer is one registered mixer or several joined by `+`, each a residual sub-layer of its own. A pattern names every
 layer: `"intra+mamba"` (all of them) or `"8*intra+mamba 8*global"`. Partial replacement derives one pattern from
 another: `first:8`, `last:8`, `every:2` or an explicit list such as `0,3,5`.
+
+A mixer may have settings: `markov:2`, the value of its first field, or by name `window:3,dilation=2`. What they mean
+its class says, and `mvar.config.mixer_settings` reads them; here they are text.
 """
 
 import re
@@ -12,21 +15,50 @@ from mvar.errors import UserError, quoted
 from mvar.registries import MIXERS
 from mvar.registry import NAME
 
+WORD = re.compile("[A-Za-z0-9_.-]+")  # a value of a setting
+SETTINGS_FORM = "allowed: NAME:VALUE,FIELD=VALUE,... with values of letters, digits, '.', '-' and '_'"
+
+
+def mixer_name(text: str) -> str:
+    """The name in a mixer's text: `markov` of `markov:2`."""
+    return text.partition(":")[0]
+
+
+def parse_mixer(text: str) -> tuple[str, dict[str, str]]:
+    """Name and settings of a mixer's text: `("window", {"": "3", "dilation": "2"})`; "" is the first field, unnamed.
+
+    Raises:
+        UserError: settings that are no such list; names the mixer.
+    """
+    name, colon, rest = text.partition(":")
+    settings: dict[str, str] = {}
+    for number, part in enumerate(rest.split(",") if colon else ()):
+        field, equals, value = part.rpartition("=")
+        if not WORD.fullmatch(value) or not re.fullmatch(r"[a-z_][a-z0-9_]*" if equals else "", field):
+            raise UserError(f"mixer: {quoted(text)}: {quoted(part)} is no setting; {SETTINGS_FORM}")
+        if number and not equals:
+            raise UserError(f"mixer: {quoted(text)}: {quoted(part)} has no name, and is not the first; {SETTINGS_FORM}")
+        if field in settings:
+            raise UserError(f"mixer: {quoted(text)} gives {field} twice; allowed: once")
+        settings[field] = value
+    return name, settings
+
 
 def parse_layer(layer: str, known: bool = True) -> tuple[str, ...]:
-    """Split one layer such as `"intra+mamba"` into the names of its mixers; unknown names are a `UserError`.
+    """Split one layer such as `"intra+markov:2"` into the texts of its mixers; unknown names are a `UserError`.
 
     Args:
         layer: the text.
         known: False: names may be those of a plug-in that is not loaded.
     """
-    names = tuple(layer.split("+"))
+    texts = tuple(layer.split("+"))
+    names = [parse_mixer(text)[0] for text in texts]
     for name in names:
         if known or not NAME.fullmatch(name):
             MIXERS.check(name)
     if len(set(names)) < len(names):
         raise UserError(f"mixer: {quoted(layer)} names a mixer twice; allowed: each at most once in a layer")
-    return names
+    return texts
 
 
 def parse_pattern(text: str, depth: int, known: bool = True) -> tuple[str, ...]:
@@ -100,6 +132,11 @@ def replace_layers(base: str, rule: str, replacement: str, depth: int, known: bo
     return format_pattern(tuple(layers))
 
 
+def mixer_texts(text: str) -> frozenset[str]:
+    """The texts of the mixers in a pattern, settings included, whether they are registered or not."""
+    return frozenset(mixer for group in text.split() for mixer in group.rpartition("*")[2].split("+"))
+
+
 def mixers_of(text: str) -> frozenset[str]:
     """The names in a pattern's text, whether they are registered or not."""
-    return frozenset(name for group in text.split() for name in group.rpartition("*")[2].split("+"))
+    return frozenset(map(mixer_name, mixer_texts(text)))

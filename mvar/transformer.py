@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from mvar.config import ModelConfig, RuntimeConfig, TokenSpace
 from mvar.kernels.gelu import gelu
-from mvar.mixers.base import Mixer, mixer_class
-from mvar.pattern import parse_layer
+from mvar.mixers.base import Mixer, chosen_in
+from mvar.pattern import mixer_name
 from mvar.scales import Span
 
 NORM_EPS = 1e-6
@@ -78,10 +78,10 @@ class Block(nn.Module):
         super().__init__()
         self.config = config
         self.mixer_names: list[str] = []
-        for name in parse_layer(layer):
-            cls = mixer_class(name)
-            attribute = cls.key if cls.key not in self.mixer_names else f"{cls.key}_{name}"
-            self.add_module(attribute, cls(config, runtime))
+        for text, chosen in chosen_in(config, layer).items():
+            key = chosen.cls.key
+            attribute = key if key not in self.mixer_names else f"{key}_{mixer_name(text)}"
+            self.add_module(attribute, chosen.build(config, runtime))
             self.mixer_names.append(attribute)
         self.ffn = FeedForward(config.width, round(config.width * config.mlp_ratio))
         self.drop_path = DropPath(drop_path) if drop_path else None

@@ -26,7 +26,7 @@ ROOMS = (
     *("scales", "pattern", "config", "presets", "plugins"),
     "kernels",
     "mixers",
-    *("tokenizer", "transformer", "cost"),
+    *("tokenizer", "transformer", "cost", "checking"),
     *("checkpoints", "sampling", "data"),
     "training",
     *("evaluation", "probes"),

@@ -1,11 +1,22 @@
 """Layer patterns and partial replacement."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mvar.errors import UserError
-from mvar.pattern import format_pattern, parse_layer, parse_pattern, replace_layers, replaced_layers
+from mvar.pattern import (
+    format_pattern,
+    mixer_texts,
+    mixers_of,
+    parse_layer,
+    parse_mixer,
+    parse_pattern,
+    replace_layers,
+    replaced_layers,
+)
 from mvar.registries import MIXERS as REGISTERED
 
 layer = st.lists(st.sampled_from(sorted(REGISTERED.names())), min_size=1, max_size=3, unique=True).map("+".join)
@@ -66,3 +77,39 @@ def test_wrong_patterns(text, message):
 def test_unknown_mixer_lists_the_registry():
     with pytest.raises(UserError, match="allowed: global, intra, mamba"):
         parse_layer("attention")
+
+
+def test_mixers_may_have_settings():
+    assert parse_pattern("intra+mamba:32 1*global", 2) == ("intra+mamba:32", "global")
+    assert parse_mixer("window:3,dilation=2") == ("window", {"": "3", "dilation": "2"})
+    assert parse_mixer("mamba") == ("mamba", {})
+    assert mixers_of("4*intra+mamba:d_conv=2 2*mamba:8,expand=1") == {"intra", "mamba"}
+    assert mixer_texts("4*intra+mamba:d_conv=2 mamba") == {"intra", "mamba:d_conv=2", "mamba"}
+    assert replace_layers("global", "first:2", "mamba:8,expand=1", 4) == "2*mamba:8,expand=1 2*global"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("mamba:", "mixer: 'mamba:': '' is no setting; allowed: NAME:VALUE,FIELD=VALUE"),
+        ("mamba:8,", "mixer: 'mamba:8,': '' is no setting"),
+        ("mamba:=8", "mixer: 'mamba:=8': '=8' is no setting"),
+        ("mamba:8:9", "mixer: 'mamba:8:9': '8:9' is no setting"),
+        ("mamba:D=8", "mixer: 'mamba:D=8': 'D=8' is no setting"),
+        ("mamba:8,9", "mixer: 'mamba:8,9': '9' has no name, and is not the first"),
+        ("mamba:d_state=8,9", "'9' has no name, and is not the first"),
+        ("mamba:d_state=8,d_state=9", "mixer: 'mamba:d_state=8,d_state=9' gives d_state twice"),
+        ("mamba:8+mamba:9", "mixer: 'mamba:8+mamba:9' names a mixer twice"),
+        ("mmaba:8", "mixer: 'mmaba' is unknown (did you mean 'mamba'?); allowed: global, intra, mamba"),
+    ],
+)
+def test_wrong_settings_are_one_line(text, message):
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        parse_pattern(text, 4)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pattern_of_a_missing_plug_in_is_read():
+    assert parse_pattern("recent:2 3*intra", 4, known=False) == ("recent:2", "intra", "intra", "intra")
+    with pytest.raises(UserError, match="is no setting"):
+        parse_pattern("recent:", 4, known=False)

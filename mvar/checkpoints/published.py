@@ -281,7 +281,7 @@ def official_state(model: ScaleTransformer) -> dict[str, Tensor]:
         UserError: a model that the official code cannot build: mixed layers, other mixers, M-VAR with shared AdaLN.
     """
     config, schedule = model.config, model.schedule
-    if config.pattern not in OFFICIAL_PATTERNS or (config.pattern != "global" and config.shared_adaln):
+    if config.resolved_pattern not in OFFICIAL_PATTERNS or (config.pattern != "global" and config.shared_adaln):
         raise UserError(
             f"export: official code has no model with pattern {config.pattern!r} and shared AdaLN "
             f"{'on' if config.shared_adaln else 'off'}; allowed: 'global' (VAR), or 'intra+mamba' without shared AdaLN "

@@ -16,6 +16,7 @@ from mvar.checkpoints.published import GeneratorFacts, load_generator
 from mvar.config import ModelConfig, TokenSpace
 from mvar.errors import UserError, in_field
 from mvar.files import file_digest
+from mvar.pattern import mixer_name, parse_layer
 from mvar.transformer import ScaleTransformer
 
 # What a checkpoint and the model that starts from it must share.
@@ -92,10 +93,11 @@ def start_from(model: ScaleTransformer, path: Path | str) -> Start:
 
 
 def _kept_layers(theirs: ModelConfig, ours: ModelConfig) -> set[int]:
-    def same(a: str, b: str) -> bool:
-        return a == b and ("mamba" not in a or theirs.mamba == ours.mamba)
+    def mixers(config: ModelConfig, layer: str) -> list[tuple[str, Any]]:
+        return [(mixer_name(text), config.settings_of(text)) for text in parse_layer(layer)]
 
-    return {i for i, (a, b) in enumerate(zip(theirs.layers, ours.layers, strict=True)) if same(a, b)}
+    layers = enumerate(zip(theirs.layers, ours.layers, strict=True))
+    return {i for i, (a, b) in layers if mixers(theirs, a) == mixers(ours, b)}
 
 
 def check_sizes(config: ModelConfig, space: TokenSpace, facts: GeneratorFacts, path: Path | str) -> None:

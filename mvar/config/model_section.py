@@ -1,13 +1,15 @@
 """The generator's section of a run's configuration: sizes, and the mixers of every layer with their settings."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, Literal, Self
 
 from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, model_validator
 
 from mvar.config.extensible import Config, Extensible, is_lenient
-from mvar.pattern import mixers_of, parse_pattern, replace_layers
+from mvar.config.mixer_settings import read_settings, write_settings
+from mvar.pattern import format_pattern, mixer_name, mixer_texts, mixers_of, parse_pattern, replace_layers
 from mvar.registries import MIXERS
 from mvar.registry import Registry
 
@@ -35,7 +37,8 @@ class ModelConfig(Extensible):
     width: int = Field(default=64, ge=1, description="D, channels of a token.")
     num_heads: int = Field(default=4, ge=1, description="H, attention heads; they divide width.")
     pattern: str = Field(
-        default="global", description="Mixers of every layer (mvar.pattern), e.g. intra+mamba or 4*global 4*intra."
+        default="global",
+        description="Mixers of every layer (mvar.pattern), e.g. intra+mamba, 4*global 4*intra or mamba:32.",
     )
     mlp_ratio: float = Field(default=4.0, gt=0, description="Hidden width of the feed-forward, relative to width.")
     attn_l2_norm: bool = Field(
@@ -77,15 +80,82 @@ class ModelConfig(Extensible):
         return values
 
     @model_validator(mode="after")
-    def _check_heads(self) -> Self:
+    def _check_mixers(self, info: ValidationInfo) -> Self:
         if self.width % self.num_heads:
             raise ValueError(f"model.num_heads: {self.num_heads} does not divide model.width {self.width}")
-        if "mamba" in self.pattern and (self.width * self.mamba.expand) % self.mamba.headdim:
-            raise ValueError(
-                f"model.mamba.headdim: {self.mamba.headdim} does not divide expand * width = "
-                f"{self.width * self.mamba.expand}"
-            )
+        if not is_lenient(info):  # what is stored is in its one form already
+            object.__setattr__(self, "pattern", self._with_texts(self._on_base))
+            _ = self.resolved_pattern  # settings that no pattern can hold are refused here
+        for text in sorted(mixer_texts(self.pattern)):
+            if mixer_name(text) == "mamba":
+                self._check_mamba(self.settings_of(text))
         return self
+
+    def _check_mamba(self, mamba: MambaConfig) -> None:
+        if (self.width * mamba.expand) % mamba.headdim:
+            raise ValueError(
+                f"model.mamba.headdim: {mamba.headdim} does not divide expand * width = {self.width * mamba.expand}"
+            )
+
+    def _on_base(self, text: str) -> str:
+        """A mixer's text without what its section says anyway."""
+        name = mixer_name(text)
+        return write_settings(name, self.settings_of(text), self.settings_of(name)) if name != text else text
+
+    def settings_of(self, name: str) -> Any:
+        """The settings of a mixer as a pattern names it: `markov:2` is section `model.markov`, its first field 2.
+
+        Raises:
+            UserError: an unknown mixer, or settings that it does not take.
+        """
+        mixer = mixer_name(name)
+        MIXERS.check(mixer)
+        base = self._own_section(mixer) or super().settings_of(mixer)
+        return read_settings(name, type(base) if base is not None else None, base, self.pattern)
+
+    @property
+    def resolved_pattern(self) -> str:
+        """The pattern with all settings in it that are not a mixer's defaults; Mamba's stand in its section.
+
+        Two spellings of one model have one: `model.markov.w=3 model.pattern=markov` and `model.pattern=markov:3`.
+        """
+        return self._with_texts(partial(self._on_defaults, self._own_sections()))
+
+    def _with_texts(self, change: Callable[[str], str]) -> str:
+        """The pattern with the text of every mixer changed, in its shortest form."""
+        layers = {layer: "+".join(map(change, layer.split("+"))) for layer in self.layers}
+        return format_pattern(tuple(layers[layer] for layer in self.layers))
+
+    def _own_section(self, name: str) -> Config | None:
+        """The section of a mixer that had one in the first version, as a field."""
+        section = self.__dict__.get(name)
+        return section if isinstance(section, Config) else None
+
+    def _own_sections(self) -> dict[str, Config]:
+        """What such sections say in the one spelling: the settings of the first mixer that has one."""
+        found: dict[str, Config] = {}
+        for text in (text for layer in self.layers for text in layer.split("+")):
+            if self._own_section(name := mixer_name(text)):
+                found.setdefault(name, self.settings_of(text))
+        return found
+
+    def _on_defaults(self, sections: Mapping[str, Config], text: str) -> str:
+        name = mixer_name(text)
+        if name in sections:
+            return write_settings(name, self.settings_of(text), sections[name])
+        if name not in MIXERS or name not in (self.__pydantic_extra__ or {}):
+            return text  # on the defaults already; and no mixer is loaded, for which `mvar status` would wait
+        kind = self.settings_class(name)
+        return write_settings(name, self.settings_of(text), kind() if kind else None)
+
+    def plain(self) -> dict[str, Any]:
+        """As `Config.plain`; the settings of registered mixers stand in the pattern alone."""
+        values = super().plain()
+        for name in self.__pydantic_extra__ or {}:
+            if name in MIXERS:
+                values.pop(name, None)
+        sections = {name: section.model_dump(mode="json") for name, section in self._own_sections().items()}
+        return values | sections | {"pattern": self.resolved_pattern}
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -80,7 +80,7 @@ class RunConfig(Config):
     @property
     def run_id(self) -> str:
         """Readable slug and 8 hex digits of the identity's hash: one science, one directory."""
-        pattern = re.sub(r"[^a-z0-9+]+", "_", self.model.pattern.replace("*", "x"))
+        pattern = re.sub(r"[^a-z0-9+]+", "_", self.model.resolved_pattern.replace("*", "x"))
         slug = f"{self.data.name}-d{self.model.depth}-w{self.model.width}-{pattern[:48]}-s{self.seed}"
         return f"{slug}-{digest(self.identity())}"
 

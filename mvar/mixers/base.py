@@ -4,12 +4,14 @@ Shapes: `B` batch, `L` tokens of a span, `D` width.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mvar.config import ModelConfig, RuntimeConfig
-from mvar.pattern import parse_layer
+from mvar.config import Config, ModelConfig, RuntimeConfig
+from mvar.pattern import mixer_name, parse_layer
 from mvar.registries import MIXERS
 from mvar.scales import ScaleSchedule, Span
 
@@ -22,13 +24,14 @@ class Mixer(nn.Module, ABC):
     """
 
     key: ClassVar[str]  # the sub-layer's name in a block and in checkpoints, as in the official code
-    # What a token sees: `scales`, all tokens of its own scale and the coarser ones; `scale`, those of its own scale;
-    # `raster`, itself and all tokens before it.
-    reach: ClassVar[Literal["scales", "scale", "raster"]]
+    # Its own settings, a section of a config, whose first field may stand in a pattern without its name: `markov:2`.
+    Settings: ClassVar[type[Config] | None] = None
+    examples: ClassVar[tuple[str, ...]] = ()  # settings as in a pattern, `"2"`, that are checked beside the defaults
 
-    def __init__(self, config: ModelConfig, runtime: RuntimeConfig) -> None:
+    def __init__(self, config: ModelConfig, settings: Any, runtime: RuntimeConfig) -> None:
         super().__init__()
         self.config = config
+        self.settings = settings  # of the class `Settings`; None without one
         self.runtime = runtime
 
     @abstractmethod
@@ -46,7 +49,7 @@ class Mixer(nn.Module, ABC):
 
     @abstractmethod
     def init_weights(self, std: float) -> None:
-        """Initialise as the official code does.
+        """Initialise as the official code does, from torch's global random numbers.
 
         Args:
             std: standard deviation of the truncated normal, `sqrt(1 / (3 D))`.
@@ -54,26 +57,61 @@ class Mixer(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def num_params(cls, config: ModelConfig) -> int:
+    def visible(cls, settings: Any, schedule: ScaleSchedule) -> NDArray[np.bool_]:
+        """Which tokens a token sees: `(L, L)`, row i the tokens whose input the output of token i depends on.
+
+        Those of finer scales never: an image is drawn coarse to fine.
+        """
+
+    @classmethod
+    @abstractmethod
+    def num_params(cls, config: ModelConfig, settings: Any) -> int:
         """Trainable parameters of one such mixer."""
 
     @classmethod
     @abstractmethod
-    def flops(cls, config: ModelConfig, span: Span) -> int:
-        """Forward FLOPs for one image, given the state of the coarser scales. A multiply-add counts 2."""
+    def flops(cls, config: ModelConfig, settings: Any, span: Span) -> int:
+        """Forward FLOPs for one image, given the state of the coarser scales. A multiply-add counts 2.
+
+        Of matrix products and convolutions; norms, activations and softmax are left out.
+        """
 
     @classmethod
     @abstractmethod
-    def score_cells(cls, span: Span) -> int:
+    def score_cells(cls, config: ModelConfig, settings: Any, span: Span) -> int:
         """Query-key pairs that are computed for one image and head; 0 for a mixer without attention."""
 
     @classmethod
     @abstractmethod
-    def state_bytes(cls, config: ModelConfig, schedule: ScaleSchedule, element_bytes: int) -> int:
-        """Bytes of state that one image holds while its last scale is sampled."""
+    def state_bytes(cls, config: ModelConfig, settings: Any, schedule: ScaleSchedule, element_bytes: int) -> int:
+        """Bytes of state that one image holds at its peak, over all steps of sampling."""
 
 
 def mixer_class(name: str) -> type[Mixer]:
     """The class registered under a name; unknown names are a `UserError`."""
-    (name,) = parse_layer(name)
     return MIXERS.find(name)
+
+
+class Chosen(NamedTuple):
+    """A mixer as a layer's text names it."""
+
+    cls: type[Mixer]
+    settings: Any
+
+    @classmethod
+    def of(cls, config: ModelConfig, text: str) -> "Chosen":
+        """What `markov:2` stands for in a model.
+
+        Raises:
+            UserError: an unknown mixer, or settings that it does not take.
+        """
+        return cls(mixer_class(mixer_name(text)), config.settings_of(text))
+
+    def build(self, config: ModelConfig, runtime: RuntimeConfig) -> Mixer:
+        """The module."""
+        return self.cls(config, self.settings, runtime)
+
+
+def chosen_in(config: ModelConfig, layer: str) -> dict[str, Chosen]:
+    """The mixers of a layer such as `intra+markov:2`, in order, by their texts."""
+    return {text: Chosen.of(config, text) for text in parse_layer(layer)}

@@ -5,7 +5,9 @@ Shapes: `B` batch, `L` tokens of a span, `D` width, `H` heads.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mvar.config import ModelConfig
@@ -47,8 +49,6 @@ class KeyValueState:
 class GlobalAttention(ScaleAttention):
     """VAR's block-causal attention: scale k attends to scales 0..k. State: keys and values."""
 
-    reach = "scales"
-
     def forward(self, x: Tensor, span: Span, state: KeyValueState | None = None) -> tuple[Tensor, KeyValueState | None]:
         """See `Mixer.forward`."""
         if (state.filled if state else 0) != span.start:
@@ -62,11 +62,17 @@ class GlobalAttention(ScaleAttention):
         return self.merge(y), None if span.is_last else state
 
     @classmethod
-    def score_cells(cls, span: Span) -> int:
+    def visible(cls, settings: None, schedule: ScaleSchedule) -> NDArray[np.bool_]:
+        """See `Mixer.visible`: the own scale and all coarser ones."""
+        levels = np.array(schedule.levels)
+        return levels[:, None] >= levels
+
+    @classmethod
+    def score_cells(cls, config: ModelConfig, settings: None, span: Span) -> int:
         """See `Mixer.score_cells`: n_k times n_1 + ... + n_k."""
         return sum(span.schedule.lengths[k] * span.visible(k) for k in span.scales)
 
     @classmethod
-    def state_bytes(cls, config: ModelConfig, schedule: ScaleSchedule, element_bytes: int) -> int:
+    def state_bytes(cls, config: ModelConfig, settings: None, schedule: ScaleSchedule, element_bytes: int) -> int:
         """See `Mixer.state_bytes`: keys and values of every token."""
         return 2 * schedule.num_tokens * config.width * element_bytes

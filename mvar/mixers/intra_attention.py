@@ -3,6 +3,8 @@
 Shapes: `B` batch, `L` tokens of a span, `D` width.
 """
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mvar.config import ModelConfig
@@ -14,19 +16,23 @@ from mvar.scales import ScaleSchedule, Span
 class IntraScaleAttention(ScaleAttention):
     """M-VAR's intra-scale attention (paper, Eq. 4-5): a scale attends to itself. No state."""
 
-    reach = "scale"
-
     def forward(self, x: Tensor, span: Span, state: None = None) -> tuple[Tensor, None]:
         """See `Mixer.forward`."""
         q, k, v = self.project(x)
         return self.merge(attend(q, k, v, span, within_scale=True, backend=self.runtime.attention_backend)), None
 
     @classmethod
-    def score_cells(cls, span: Span) -> int:
+    def visible(cls, settings: None, schedule: ScaleSchedule) -> NDArray[np.bool_]:
+        """See `Mixer.visible`: the own scale."""
+        levels = np.array(schedule.levels)
+        return levels[:, None] == levels
+
+    @classmethod
+    def score_cells(cls, config: ModelConfig, settings: None, span: Span) -> int:
         """See `Mixer.score_cells`: n_k squared."""
         return sum(span.schedule.lengths[k] ** 2 for k in span.scales)
 
     @classmethod
-    def state_bytes(cls, config: ModelConfig, schedule: ScaleSchedule, element_bytes: int) -> int:
+    def state_bytes(cls, config: ModelConfig, settings: None, schedule: ScaleSchedule, element_bytes: int) -> int:
         """See `Mixer.state_bytes`: none."""
         return 0

@@ -7,11 +7,13 @@ checkpoints load as they are. Shapes: `B` batch, `L` tokens, `D` width, `H` head
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mvar.config import ModelConfig, RuntimeConfig
+from mvar.config import MambaConfig, ModelConfig, RuntimeConfig
 from mvar.kernels.causal_conv import causal_conv
 from mvar.kernels.gated_norm import gated_rms_norm
 from mvar.kernels.scan import ssd_flops, ssd_scan
@@ -27,7 +29,7 @@ class Mamba2State(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Sizes of a Mamba-2 mixer, derived from the config."""
+    """Sizes of a Mamba-2 mixer, derived from the config and its settings."""
 
     inner: int  # expand * D = H * P
     heads: int  # H
@@ -35,11 +37,11 @@ class Sizes(NamedTuple):
     projected: int  # of in_proj: z, x, B, C and dt
 
     @classmethod
-    def of(cls, config: ModelConfig) -> "Sizes":
+    def of(cls, config: ModelConfig, settings: MambaConfig) -> "Sizes":
         """The sizes that a config asks for."""
-        inner = config.mamba.expand * config.width
-        heads = inner // config.mamba.headdim
-        channels = inner + 2 * config.mamba.d_state
+        inner = settings.expand * config.width
+        heads = inner // settings.headdim
+        channels = inner + 2 * settings.d_state
         return cls(inner, heads, channels, inner + channels + heads)
 
 
@@ -66,14 +68,15 @@ class Mamba2(Mixer):
     """Mamba-2 with one group, a gated RMSNorm and no projection biases, as M-VAR's inter-scale mixer."""
 
     key = "mamba"
-    reach = "raster"
+    Settings = MambaConfig
+    settings: MambaConfig
 
-    def __init__(self, config: ModelConfig, runtime: RuntimeConfig) -> None:
-        super().__init__(config, runtime)
-        mamba, sizes = config.mamba, Sizes.of(config)
+    def __init__(self, config: ModelConfig, settings: MambaConfig, runtime: RuntimeConfig) -> None:
+        super().__init__(config, settings, runtime)
+        sizes = Sizes.of(config, settings)
         self.sizes = sizes
         self.in_proj = nn.Linear(config.width, sizes.projected, bias=False)
-        self.conv1d = OfficialConv(sizes.channels, sizes.channels, mamba.d_conv, groups=sizes.channels)
+        self.conv1d = OfficialConv(sizes.channels, sizes.channels, settings.d_conv, groups=sizes.channels)
         self.dt_bias = nn.Parameter(torch.empty(sizes.heads))
         self.A_log = nn.Parameter(torch.empty(sizes.heads))
         self.D = nn.Parameter(torch.empty(sizes.heads))
@@ -84,7 +87,7 @@ class Mamba2(Mixer):
     def forward(self, x: Tensor, span: Span, state: Mamba2State | None = None) -> tuple[Tensor, Mamba2State | None]:
         """Scan the span's tokens `(B, L, D)` on from the state that the coarser scales left."""
         tail, ssm = (None, None) if state is None else state
-        sizes, n = self.sizes, self.config.mamba.d_state
+        sizes, n = self.sizes, self.settings.d_state
         z, xbc, dt = self.in_proj(x).split([sizes.inner, sizes.channels, sizes.heads], dim=-1)
         xbc, tail = causal_conv(xbc, self.conv1d.weight, self.conv1d.bias, tail, activation="silu")
         inputs, b, c = xbc.split([sizes.inner, n, n], dim=-1)
@@ -122,34 +125,41 @@ class Mamba2(Mixer):
         nn.init.ones_(self.norm.weight)
 
     @classmethod
-    def num_params(cls, config: ModelConfig) -> int:
-        """Both projections, the convolution, the norm's weight, and three numbers a head."""
-        sizes = Sizes.of(config)
-        projections = config.width * (sizes.projected + sizes.inner)
-        return projections + sizes.channels * (config.mamba.d_conv + 1) + sizes.inner + 3 * sizes.heads
+    def visible(cls, settings: MambaConfig, schedule: ScaleSchedule) -> NDArray[np.bool_]:
+        """Itself and all tokens before it, in raster order."""
+        return np.tri(schedule.num_tokens, dtype=np.bool_)
 
     @classmethod
-    def flops(cls, config: ModelConfig, span: Span) -> int:
+    def num_params(cls, config: ModelConfig, settings: MambaConfig) -> int:
+        """Both projections, the convolution, the norm's weight, and three numbers a head."""
+        sizes = Sizes.of(config, settings)
+        projections = config.width * (sizes.projected + sizes.inner)
+        return projections + sizes.channels * (settings.d_conv + 1) + sizes.inner + 3 * sizes.heads
+
+    @classmethod
+    def flops(cls, config: ModelConfig, settings: MambaConfig, span: Span) -> int:
         """Projections, convolution and the scan's matrix products at the scan's own chunk size (`ssd_flops`)."""
-        sizes, mamba = Sizes.of(config), config.mamba
-        token = config.width * (sizes.projected + sizes.inner) + mamba.d_conv * sizes.channels
+        sizes = Sizes.of(config, settings)
+        token = config.width * (sizes.projected + sizes.inner) + settings.d_conv * sizes.channels
         scan = ssd_flops(
             span.length,
             sizes.heads,
-            mamba.headdim,
-            mamba.d_state,
+            settings.headdim,
+            settings.d_state,
             has_state=span.first > 0,
             need_state=not span.is_last,
         )
         return 2 * token * span.length + scan
 
     @classmethod
-    def score_cells(cls, span: Span) -> int:
+    def score_cells(cls, config: ModelConfig, settings: MambaConfig, span: Span) -> int:
         """None: there is no attention."""
         return 0
 
     @classmethod
-    def state_bytes(cls, config: ModelConfig, schedule: ScaleSchedule, element_bytes: int) -> int:
+    def state_bytes(
+        cls, config: ModelConfig, settings: MambaConfig, schedule: ScaleSchedule, element_bytes: int
+    ) -> int:
         """The SSM state in fp32 and the convolution's tail, whatever the schedule."""
-        sizes, mamba = Sizes.of(config), config.mamba
-        return 4 * sizes.inner * mamba.d_state + element_bytes * (mamba.d_conv - 1) * sizes.channels
+        sizes = Sizes.of(config, settings)
+        return 4 * sizes.inner * settings.d_state + element_bytes * (settings.d_conv - 1) * sizes.channels

@@ -4,6 +4,7 @@ Shapes: `B` batch, `L` tokens of a span, `D` width, `H` heads. Parameter names a
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +22,8 @@ class ScaleAttention(Mixer):
 
     key = "attn"
 
-    def __init__(self, config: ModelConfig, runtime: RuntimeConfig) -> None:
-        super().__init__(config, runtime)
+    def __init__(self, config: ModelConfig, settings: Any, runtime: RuntimeConfig) -> None:
+        super().__init__(config, settings, runtime)
         width = config.width
         self.mat_qkv = nn.Linear(width, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width))
@@ -63,15 +64,15 @@ class ScaleAttention(Mixer):
                 self.scale_mul_1H11.fill_(math.log(4))
 
     @classmethod
-    def num_params(cls, config: ModelConfig) -> int:
+    def num_params(cls, config: ModelConfig, settings: Any) -> int:
         """See `Mixer.num_params`."""
         width = config.width
         return 4 * width * width + 3 * width + (config.num_heads if config.attn_l2_norm else 0)
 
     @classmethod
-    def flops(cls, config: ModelConfig, span: Span) -> int:
+    def flops(cls, config: ModelConfig, settings: Any, span: Span) -> int:
         """See `Mixer.flops`: four projections, and two products for every query-key pair."""
-        return 8 * span.length * config.width**2 + 4 * config.width * cls.score_cells(span)
+        return 8 * span.length * config.width**2 + 4 * config.width * cls.score_cells(config, settings, span)
 
 
 def _at_length(x: Tensor, length: Tensor | float) -> Tensor:

@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mvar.config import MambaConfig, ModelConfig, RuntimeConfig, TokenSpace
+from mvar.checking.mixer import check_mixer, texts_to_check
+from mvar.config import MambaConfig, ModelConfig, TokenSpace
 from mvar.cost import num_params
 from mvar.mixers.base import mixer_class
 from mvar.pattern import parse_layer, replaced_layers
 from mvar.registries import MIXERS as REGISTERED
-from mvar.scales import ScaleSchedule
 from mvar.transformer import ScaleTransformer
 
 MIXERS = sorted(REGISTERED.names())
@@ -122,27 +122,11 @@ def test_gradients_through_any_split_equal_teacher_forcing(pattern, data):
         torch.testing.assert_close(split, whole, rtol=1e-9, atol=1e-9)
 
 
-def dependence(mixer, schedule):
-    """`(L, L)` booleans: whether the output of a token (row) depends on the input of another (column)."""
-    torch.manual_seed(2)
-    x = torch.randn(1, schedule.num_tokens, mixer.config.width, dtype=torch.float64)
-    jacobian = torch.autograd.functional.jacobian(lambda x: mixer(x, schedule.span())[0].sum((0, 2)), x)
-    return jacobian[:, 0].abs().sum(-1) > 0
-
-
-@pytest.mark.parametrize("name", MIXERS)
-def test_information_flows_as_the_mixer_says(name):
-    schedule = ScaleSchedule((1, 2, 3))
-    torch.manual_seed(0)
-    mixer = mixer_class(name)(model_config(), RuntimeConfig()).double()
-    mixer.init_weights(0.3)
-    levels, position = torch.tensor(schedule.levels), torch.arange(schedule.num_tokens)
-    expected = {
-        "scales": levels[:, None] >= levels[None],
-        "scale": levels[:, None] == levels[None],
-        "raster": position[:, None] >= position[None],
-    }[mixer.reach]
-    assert torch.equal(dependence(mixer, schedule), expected)
+@pytest.mark.parametrize("norm", [False, True], ids=["plain", "l2"])
+@pytest.mark.parametrize("text", [text for name in MIXERS for text in texts_to_check(name)])
+def test_the_whole_contract(text, norm):
+    """What `mvar check` runs on a user's mixer: see `mvar.checking`."""
+    assert [str(finding) for finding in check_mixer(text, model_config(attn_l2_norm=norm)) if finding.faults] == []
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -197,22 +181,6 @@ def test_no_code_path_depends_on_training_mode(pattern):
 def test_counts_equal_the_analytic_ones(pattern, shared):
     model = make_model(pattern, shared_adaln=shared)
     assert sum(p.numel() for p in model.parameters()) == num_params(model.config, model.space)
-
-
-@pytest.mark.parametrize("name", MIXERS)
-@pytest.mark.parametrize("norm", [False, True])
-def test_a_mixer_counts_its_own_parameters(name, norm):
-    config = model_config(attn_l2_norm=norm)
-    mixer = mixer_class(name)(config, RuntimeConfig())
-    assert sum(p.numel() for p in mixer.parameters()) == mixer.num_params(config)
-
-
-@pytest.mark.parametrize("name", MIXERS)
-def test_cost_is_additive_over_the_steps(name):
-    config, schedule = model_config(), ScaleSchedule((1, 2, 3, 4))
-    cls = mixer_class(name)
-    assert sum(cls.score_cells(span) for span in schedule.steps()) == cls.score_cells(schedule.span())
-    assert cls.flops(config, schedule.span()) > 0
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

@@ -23,7 +23,7 @@ SMALL = ModelConfig(width=32, num_heads=4, pattern="mamba", mamba=MambaConfig(d_
 
 def make(config: ModelConfig = SMALL, dtype=torch.float64, seed=0) -> Mamba2:
     torch.manual_seed(seed)
-    mixer = Mamba2(config, RuntimeConfig()).to(dtype)
+    mixer = Mamba2(config, config.mamba, RuntimeConfig()).to(dtype)
     for name in ("conv1d.weight", "in_proj.weight"):  # larger than at initialisation, so that every part matters
         mixer.get_parameter(name).data.mul_(5)
     return mixer
@@ -33,7 +33,7 @@ def golden() -> tuple[Mamba2, dict, dict, dict, dict]:
     facts = json.loads((GOLDEN / "config.json").read_text())
     tensors = [load_file(GOLDEN / f"{name}.safetensors") for name in ("state", "inputs", "outputs")]
     sizes = MambaConfig(**{k: facts[k] for k in ("d_state", "d_conv", "expand", "headdim")})
-    mixer = Mamba2(ModelConfig(width=facts["d_model"], num_heads=2, pattern="mamba", mamba=sizes), RuntimeConfig())
+    mixer = Mamba2(ModelConfig(width=facts["d_model"], num_heads=2), sizes, RuntimeConfig())
     mixer.load_state_dict(tensors[0])
     return mixer, facts, *tensors
 
@@ -212,7 +212,7 @@ def test_state_bytes_are_constant_in_length(sides, element_bytes, dtype):
     mixer, span = make(dtype=dtype), schedule.span(0, schedule.num_scales - 1)
     _, state = mixer(torch.randn(1, span.length, SMALL.width, dtype=dtype), span)
     held = sum(t.untyped_storage().nbytes() for t in (state.conv_tail, state.ssm))
-    assert held == Mamba2.state_bytes(SMALL, schedule, element_bytes)
+    assert held == Mamba2.state_bytes(SMALL, SMALL.mamba, schedule, element_bytes)
 
 
 @pytest.mark.parametrize(
@@ -221,8 +221,8 @@ def test_state_bytes_are_constant_in_length(sides, element_bytes, dtype):
 def test_counts_equal_the_parameters(width, d_state, d_conv, expand, headdim):
     sizes = MambaConfig(d_state=d_state, d_conv=d_conv, expand=expand, headdim=headdim)
     config = ModelConfig(width=width, num_heads=1, pattern="mamba", mamba=sizes)
-    mixer = Mamba2(config, RuntimeConfig())
-    assert sum(p.numel() for p in mixer.parameters()) == Mamba2.num_params(config)
+    mixer = Mamba2(config, config.mamba, RuntimeConfig())
+    assert sum(p.numel() for p in mixer.parameters()) == Mamba2.num_params(config, config.mamba)
 
 
 def test_flops_equal_the_counted_products():
@@ -236,14 +236,14 @@ def test_flops_equal_the_counted_products():
         convolution = (
             2 * config.mamba.d_conv * mixer.sizes.channels * span.length
         )  # done without a product torch counts
-        assert counter.get_total_flops() + convolution == Mamba2.flops(config, span)
-    assert Mamba2.score_cells(schedule.span()) == 0
+        assert counter.get_total_flops() + convolution == Mamba2.flops(config, config.mamba, span)
+    assert Mamba2.score_cells(config, config.mamba, schedule.span()) == 0
 
 
 def test_initialisation_is_the_official_one():
     config = ModelConfig(width=256, num_heads=4, pattern="mamba", mamba=MambaConfig(headdim=8))
     torch.manual_seed(0)
-    mixer = Mamba2(config, RuntimeConfig())
+    mixer = Mamba2(config, config.mamba, RuntimeConfig())
     for parameter in mixer.parameters():
         parameter.data.fill_(float("nan"))
     mixer.init_weights(0.036)
@@ -261,7 +261,9 @@ def test_registered_with_official_names():
     with torch.device("meta"):
         keys = {
             k: tuple(v.shape)
-            for k, v in Mamba2(ModelConfig(width=1024, num_heads=16), RuntimeConfig()).state_dict().items()
+            for k, v in Mamba2(ModelConfig(width=1024, num_heads=16), MambaConfig(), RuntimeConfig())
+            .state_dict()
+            .items()
         }
     assert keys == {
         "dt_bias": (32,),
