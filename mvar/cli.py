@@ -19,6 +19,7 @@ import tyro
 from mvar import __version__
 from mvar.commands.attention import Attention
 from mvar.commands.cancel import Cancel
+from mvar.commands.check import Check
 from mvar.commands.copy import Copy
 from mvar.commands.data import Data
 from mvar.commands.doctor import Doctor
@@ -47,6 +48,7 @@ COMMANDS = (
     Cancel,
     Retry,
     Doctor,
+    Check,
     Repair,
     Report,
     Sample,

@@ -50,17 +50,17 @@ def score_cells(case: Case) -> Iterator[str]:
     mixer = case.mixer(torch.float32)
     for sides in SIDES:
         schedule = ScaleSchedule(sides)
-        where, total, state = of_sides(schedule), 0, None
-        for span in schedule.steps():
+        where, state = of_sides(schedule), None
+        for span in [*schedule.steps(), schedule.span()]:  # the last step leaves no state to the whole
             x = case.tokens(span, dtype=torch.float32)
             with torch.no_grad():
                 cells, (_, state) = count_softmax(lambda x=x, span=span, s=state: call(mixer, x, span, s))
             said = cls.score_cells(case.config, settings, span)
-            total += said
             found = cells / case.config.num_heads
             if said != found and (cells or not said):
                 yield f"{where}, {scales(span)}: score_cells says {said:,}; a head's softmax is over {found:,g} pairs"
         whole = cls.score_cells(case.config, settings, schedule.span())
+        total = sum(cls.score_cells(case.config, settings, span) for span in schedule.steps())
         pairs = int(cls.visible(settings, schedule).sum())
         if whole != total:
             yield f"{where}: score_cells says {whole:,} for the whole image and {total:,} for its scales together"

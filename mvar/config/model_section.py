@@ -111,7 +111,8 @@ class ModelConfig(Extensible):
         mixer = mixer_name(name)
         MIXERS.check(mixer)
         base = self._own_section(mixer) or super().settings_of(mixer)
-        return read_settings(name, type(base) if base is not None else None, base, self.pattern)
+        where = self.pattern if name in mixer_texts(self.pattern) else name
+        return read_settings(name, type(base) if base is not None else None, base, where)
 
     @property
     def resolved_pattern(self) -> str:
