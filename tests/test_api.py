@@ -182,12 +182,14 @@ def test_settings_of_the_drawing(run):
 def test_sampling_methods_on_the_command_line(run, here, capsys):
     """A method is a setting of evaluations: what is there stays done, and a new one is drawn by it."""
     before = json.loads((run.directory.path / "eval.json").read_text())["evaluations"]
-    mvar.evaluate(run, guidance="constant", filter="min_p", num_images=20, **{"sample.min_p.p": 0.2})
+    mvar.register("guidance", "mine")(type("Mine", (mvar.Guidance,), {"weight": lambda self, *_: 1.0}))
+    assert here.is_done(TINY)
+    mvar.evaluate(run, guidance="mine", filter="min_p", num_images=20, min_p={"p": 0.2})
     after = json.loads((run.directory.path / "eval.json").read_text())["evaluations"]
     (new,) = after.keys() - before.keys()
-    assert {name: after[name] for name in before} == before
+    assert {name: after[name] for name in before} == before and here.is_done(TINY)
     told = after[new]["sample"]
-    assert (told["guidance"], told["filter"], told["min_p"]) == ("constant", "min_p", {"p": 0.2})
+    assert (told["guidance"], told["filter"], told["min_p"]) == ("mine", "min_p", {"p": 0.2})
     assert "guidance" not in identity.as_document(TINY.sample)  # documents of today's runs keep their bytes
     drawn = run.sample([3], guidance="constant", cfg_scale=100)
     words = ["--classes", "3", "--per-class", "1", "--set", "guidance=constant", "cfg_scale=100"]

@@ -11,11 +11,12 @@ from mvar.config import EvaluationConfig, RunConfig, SampleConfig, override
 from mvar.errors import UserError, one_of
 from mvar.presets import PRESETS
 from mvar.runs.display import shown
+from mvar.runs.gallery import dotted
 from mvar.runs.launch.bounds import check_launched
 from mvar.runs.launch.datasets import DataSets
+from mvar.runs.launch.evaluation import evaluation_of
 from mvar.runs.launch.needed import check_files
 from mvar.runs.pipeline import execute
-from mvar.runs.published_tokenizer import need_tokenizer
 from mvar.runs.repair import restore
 from mvar.runs.signals import collected
 from mvar.runs.states import STOPPED
@@ -81,7 +82,8 @@ def evaluate(
     Args:
         run: what `mvar.load` returned, or what it takes for a run.
         results: where runs are kept, where `run` is no loaded one.
-        settings: fields of `SampleConfig` and `EvaluationConfig` that differ from the run's own.
+        settings: fields of `SampleConfig` and `EvaluationConfig` that differ from the run's own, and settings of a form
+            of guidance, a filter or a metric: `guidance="interval"`, `interval={"low": 0.3}`.
 
     Returns:
         Every metric by its name, as `eval.json` of the run has them.
@@ -93,27 +95,26 @@ def evaluate(
     found = run if isinstance(run, TrainedRun) else load(run, results=results)
     if not isinstance(found, TrainedRun):
         raise UserError("run: a checkpoint; allowed: a run, which `mvar evaluate --checkpoint` makes of it")
-    config, store = override(found.config, _dotted(settings)), found.store
-    need_tokenizer(store, config, found.directory)
-    config = store.as_stored(config)
+    store, asked = found.store, dotted({_in_section(name): value for name, value in settings.items()})
+    config = store.as_stored(evaluation_of(store, found.directory, asked))
     check_writable(store.root)
     _make(config, store, found.directory, DataSets(store, stored=True))
     return dict(found.directory.evaluations()[config.evaluation_id]["metrics"])
 
 
-def _dotted(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields by their own names, or sections of them, as dotted names."""
-    sections = {"sample": SampleConfig, "evaluation": EvaluationConfig}
-    values: dict[str, Any] = {}
-    for name, value in settings.items():
-        section = next((s for s, kind in sections.items() if name in kind.model_fields), None)
-        if name in (*sections, "runtime") and isinstance(value, Mapping):
-            values |= {f"{name}.{field}": inner for field, inner in value.items()}
-        elif section or name.partition(".")[0] in (*sections, "runtime"):
-            values[f"{section}.{name}" if section else name] = value
-        else:
-            raise one_of("field", name, [*SampleConfig.model_fields, *EvaluationConfig.model_fields])
-    return values
+def _in_section(name: str) -> str:
+    """The dotted name of a field of the sampling or the evaluation, or of settings of what they choose by name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name.partition(".")[0] in ("sample", "evaluation", "runtime"):
+        return name
+    for kind in (SampleConfig, EvaluationConfig):
+        first = name.partition(".")[0]
+        if first in kind.model_fields or kind.settings_class(first):
+            return f"{kind.SECTION}.{name}"
+    raise one_of("field", name, [*SampleConfig.model_fields, *EvaluationConfig.model_fields])
 
 
 def _make(config: RunConfig, store: Store, run: RunDirectory, data_sets: DataSets) -> None:
@@ -122,10 +123,9 @@ def _make(config: RunConfig, store: Store, run: RunDirectory, data_sets: DataSet
     Raises:
         KeyboardInterrupt: it was asked to stop, and has saved.
     """
-    if run.is_done(config.evaluation_id):
-        return
-    check_files([config], store)
-    data_sets.check([config])
+    if not run.is_done(config.evaluation_id):
+        check_files([config], store)
+        data_sets.check([config])
     with collected() as received, shown(run.name, "starting") as progress:
 
         def tell(stage: str, done: int, total: int) -> None:

@@ -8,14 +8,11 @@ import tyro
 
 from mvar.commands.checkpoint import CheckpointFiles, check_source, check_unused, sampling_preset
 from mvar.commands.outcome import conclude
-from mvar.errors import OK, UserError, one_of
+from mvar.errors import OK, one_of
 from mvar.runs.launch.datasets import DataSets
 
 if TYPE_CHECKING:
     from mvar.config import RunConfig
-    from mvar.runs.store import RunDirectory, Store
-
-OF_A_RUN = ("sample.", "evaluation.", "runtime.")
 
 
 @dataclass(frozen=True)
@@ -41,13 +38,14 @@ class Evaluate(CheckpointFiles):
         check_source(self.run, self.checkpoint)
         if self.run:
             check_unused(self)
+        from mvar.runs.launch.evaluation import evaluation_of
         from mvar.runs.launch.needed import check_files
         from mvar.runs.store import Store, check_writable
 
         store = Store(self.results)
         if self.run:
             run, store = Store.locate(self.results, self.run)
-            config = self._of_run(store, run)
+            config = evaluation_of(store, run, self._overrides())
             data_sets = DataSets(store, stored=True)
         else:
             data_sets = DataSets(store)
@@ -71,22 +69,6 @@ class Evaluate(CheckpointFiles):
 
         named = {f"sample.{name}": value for name, value in sampling_preset(self.sampling).items()}
         return named | parse_overrides(setting for group in self.set for setting in group)
-
-    def _of_run(self, store: "Store", run: "RunDirectory") -> "RunConfig":
-        """The run's config with the settings that were asked for. Nothing is trained anew to evaluate it."""
-        from mvar.config import RunConfig, override
-        from mvar.config.parsing import current_name
-        from mvar.runs.published_tokenizer import need_tokenizer
-
-        overrides = self._overrides()
-        for name in overrides:
-            if not current_name(RunConfig, name).startswith(OF_A_RUN):
-                raise UserError(f"set: {name} would be another run; allowed: fields of {', '.join(OF_A_RUN)}")
-        if not run.weights.is_file():
-            raise UserError(f"run: {run.name} is not trained yet ({run.state()}); allowed: a trained run")
-        config = override(run.config(), overrides)
-        need_tokenizer(store, config, run)
-        return config
 
     def _of_checkpoint(self, data_sets: DataSets) -> "RunConfig":
         from mvar.config import override

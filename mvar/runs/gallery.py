@@ -21,16 +21,23 @@ DEFAULT_CLASSES = 10
 
 
 def with_sampling(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
-    """A run's config with other fields of `SampleConfig`: by their name, `sample.` before it or not, or a section's.
+    """The config with other fields of `SampleConfig`, by their name (`sample.` before it or not), or whole sections.
 
     Raises:
         UserError: an unknown field, or a value that is not allowed.
     """
+    return override(config, dotted({f"sample.{name.removeprefix('sample.')}": settings[name] for name in settings}))
+
+
+def dotted(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields by their dotted names, of settings some of which are whole sections."""
     values: dict[str, Any] = {}
     for name, value in settings.items():
-        dotted = f"sample.{name.removeprefix('sample.')}"
-        values |= {f"{dotted}.{n}": v for n, v in value.items()} if isinstance(value, Mapping) else {dotted: value}
-    return override(config, values)
+        if isinstance(value, Mapping):
+            values |= dotted({f"{name}.{inner}": value[inner] for inner in value})
+        else:
+            values[name] = value
+    return values
 
 
 def draw_set(
