@@ -131,6 +131,28 @@ def test_a_survey_looks_at_every_stored_source(layout, tmp_path):
         assert survey(config, [found.document()]).train > found.train
 
 
+@pytest.mark.parametrize("layout", ["parquet", "torchvision", "tar", "ilsvrc"])
+def test_a_survey_of_many_pictures_reads_few_of_them(layout, tmp_path, monkeypatch):
+    for name, value in (("SAMPLE", 4), ("HELDOUT_SAMPLE", 2), ("SAME_SIZE", 3)):
+        monkeypatch.setattr(f"mvar.data.survey.{name}", value)
+    config = written(layout, tmp_path / "set")
+    kind, method = type(find(config.name).open(config).train), "_stored" if layout == "torchvision" else "content"
+    read, real = set(), getattr(kind, method)
+    monkeypatch.setattr(kind, method, lambda self, i: read.add(i) or real(self, i))
+    monkeypatch.setattr(kind, "stored_bytes", lambda self, i, real=kind.stored_bytes: measured(real, self, i))
+    asked = []
+
+    def measured(real, self, i):
+        before = len(read)
+        size = real(self, i)
+        asked.append((i, len(read) - before if layout != "ilsvrc" else 0))
+        return size
+
+    found = survey(config)
+    assert found.looked_at == 4 and found.compared == 2
+    assert len(asked) > 10 and not any(grown for _, grown in asked)  # of every picture, and none was opened for it
+
+
 @pytest.mark.parametrize("layout", WRITERS)
 def test_stored_sources_say_so(layout, tmp_path):
     config = written(layout, tmp_path / "set")

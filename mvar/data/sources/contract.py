@@ -53,7 +53,8 @@ class StoredPictures(Pictures, Protocol):
         ...
 
     def stored_bytes(self, i: int) -> int:
-        """How many bytes image i takes: equal pictures of one form have equally many."""
+        """How many bytes image i takes: equal pictures of one form have equally many. 0 where it would have to be read:
+        this is asked of every image."""
         ...
 
     def content_digest(self, i: int) -> str:
