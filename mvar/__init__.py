@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from mvar.data.arrays import ArrayPictures
     from mvar.data.sources.contract import DataSource, OpenedSource
     from mvar.errors import UserError
+    from mvar.evaluation.extractors.contract import ExtractorKind
     from mvar.evaluation.measure import label_accuracy
+    from mvar.evaluation.metrics.contract import Metric
     from mvar.files import digest
     from mvar.mixers.base import Mixer
     from mvar.mixers.scale_attention import ScaleAttention
@@ -59,6 +61,8 @@ _HOMES = {
     ),
     "mvar.sampling.filters.contract": ("Filter",),
     "mvar.sampling.guidance.contract": ("Guidance",),
+    "mvar.evaluation.extractors.contract": ("ExtractorKind",),
+    "mvar.evaluation.metrics.contract": ("Metric",),
     "mvar.evaluation.measure": ("label_accuracy",),
     "mvar.runs.stages.sample": ("draw_images",),
     "mvar.probes.measurable": ("drawn_inputs",),

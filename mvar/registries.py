@@ -32,8 +32,25 @@ SOURCES: Registry[Any] = Registry(
         "torchvision": "mvar.data.sources.torchvision:Torchvision",
     },
 )
-EXTRACTORS: Registry[Any] = Registry("evaluation.extractor", {})
-METRICS: Registry[Any] = Registry("metric", {})
+EXTRACTORS: Registry[Any] = Registry(
+    "evaluation.extractor",
+    {
+        "classifier": "mvar.evaluation.extractors.classifier:ClassifierKind",
+        "inception": "mvar.evaluation.extractors.inception:InceptionKind",
+    },
+)
+METRICS: Registry[Any] = Registry(
+    "metric",
+    {
+        "fid": "mvar.evaluation.metrics.fid:Fid",
+        "is": "mvar.evaluation.metrics.inception_score:InceptionScore",
+        "kid": "mvar.evaluation.metrics.kid:Kid",
+        "precision_recall": "mvar.evaluation.metrics.precision_recall:PrecisionRecall",
+        "nll": "mvar.evaluation.metrics.likelihood:HeldoutLikelihood",
+        "copies": "mvar.evaluation.metrics.copies:Copies",
+        "label_accuracy": "mvar.evaluation.metrics.label_accuracy:LabelAccuracy",
+    },
+)
 GUIDANCE: Registry[Any] = Registry(
     "sample.guidance",
     {

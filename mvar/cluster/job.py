@@ -21,11 +21,13 @@ from mvar import layout, shipped
 from mvar.cluster import scheduler
 from mvar.cluster.guard import WARNINGS
 from mvar.cluster.submission import PREEMPTED_MARK, START_MARK, Submission, Work, is_cancelled, read
+from mvar.config import RunConfig
 from mvar.errors import FAILURE, OK, USER_ERROR, UserError
 from mvar.files import atomic_write
 from mvar.plugins import begin_job
+from mvar.runs.measured import to_measure
 from mvar.runs.states import FAILED, RUNNING, STOPPED, Stopped
-from mvar.runs.store import DONE_ANEW, RUN, Directory, Store, one_line
+from mvar.runs.store import DONE_ANEW, RUN, Directory, RunDirectory, Store, one_line
 
 REQUEUE_TRIES, REQUEUE_WAIT_S = 10, 2.0  # waits 2, 4 ... 20 s: a controller that is being restarted comes back
 EARLY_S = 60  # by which SLURM may warn before it was asked to
@@ -149,7 +151,7 @@ class _Process:
             return _said(error)
 
     def _work(self, works: list[Work], store: Store) -> int:
-        works = [w for w in works if w.kind != RUN or not store.run(w.name).is_done(w.config.evaluation_id)]
+        works = [w for w in works if w.kind != RUN or _is_open(store.run(w.name), w.config)]
         if not works:  # a job that was requeued after its end: not worth the import of torch
             return OK
         from mvar.training import distributed
@@ -263,6 +265,11 @@ class _Process:
                 directory.write_status(state, status["stage"], reason=reason)
         print(reason, file=sys.stderr)
         return code
+
+
+def _is_open(run: RunDirectory, config: RunConfig) -> bool:
+    """Whether a run, or a metric of its evaluation, is still to be made."""
+    return not run.is_done(config.evaluation_id) or bool(to_measure(run, config))
 
 
 def _said(error: Exception) -> int:

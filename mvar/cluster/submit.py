@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from itertools import chain
@@ -29,7 +29,7 @@ from mvar.cluster.queue import active_elements
 from mvar.cluster.submission import STAGES, START_MARK, Claim, Submission, job_of, new_id, note_job_id, note_sent
 from mvar.config import RunConfig
 from mvar.errors import UserError, warn
-from mvar.runs.plan import RUN, Task, tasks_of
+from mvar.runs.plan import METRICS, RUN, Task, tasks_of
 from mvar.runs.store import Store
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def plan(configs: Sequence[RunConfig], store: Store, runs_per_job: int = 1, act:
         SchedulerError: SLURM is not there or does not answer.
     """
     max_array = scheduler.max_array_size()
-    tasks = tasks_of(configs, store)
+    # a job of a finished run computes the metrics that it lacks
+    tasks = [replace(t, kind=RUN) if t.kind == METRICS else t for t in tasks_of(configs, store)]
     busy = active_elements(store, act)
     busy_runs = {key.partition("/")[0] for key in busy if "/" in key}  # one run's two evaluations share a directory
     runs = [t for t in tasks if t.kind == RUN and t.name not in busy_runs]

@@ -58,7 +58,7 @@ class Evaluate(CheckpointFiles):
         from mvar.runs.runner import run_all
 
         code = conclude(run_all([config], store, 1, directory=run), store)
-        if code == OK:
+        if code == OK or run.is_done(config.evaluation_id):
             from mvar.commands.evaluation_table import print_evaluation
 
             print_evaluation(run, config)

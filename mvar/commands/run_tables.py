@@ -31,6 +31,7 @@ def print_plan(requests: Sequence[Request], store: Store, num_workers: int | Non
     A run is trained once, however many evaluations of it are asked for.
     """
     from mvar.cost import num_params, train_flops
+    from mvar.runs.measured import to_measure
     from mvar.runs.plan import Clock, sampling_flops
     from mvar.runs.runner import worker_places
 
@@ -49,7 +50,8 @@ def print_plan(requests: Sequence[Request], store: Store, num_workers: int | Non
         flops = train_flops(config.model, config.token_space, config.train.steps * config.train.batch_size)
         total_flops += flops
         left = [one for one in (config, *others) if not store.is_done(one)]
-        state, time = "to do" if left else "done", ""
+        lacks = any(to_measure(store.run_of(one), one) for one in (config, *others) if one not in left)
+        state, time = "to do" if left else "metrics" if lacks else "done", ""
         if left:
             training = 0 if store.run_of(config).weights.is_file() else flops
             estimate = clock.estimate(config, float(training + sum(map(sampling_flops, left))))

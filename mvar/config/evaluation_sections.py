@@ -1,7 +1,7 @@
 """The sections of what a trained model is used for: how images are drawn, and what is measured on them."""
 
 from types import MappingProxyType
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
@@ -53,10 +53,12 @@ class EvaluationConfig(Extensible):
 
     SECTION = "evaluation"
     REGISTRIES = (EXTRACTORS, METRICS)
+    CHOICES = MappingProxyType({"extractor": EXTRACTORS})
 
     num_images: int = Field(default=1800, ge=1, description="Samples that are measured; at least `least_images`.")
-    extractor: Literal["classifier", "inception"] = Field(
-        default="classifier", description="What gives features: a classifier trained on the data, or FID's Inception."
+    extractor: str = Field(
+        default="classifier",
+        description="What gives features: classifier, trained on the data, inception, FID's own, or one of one's own.",
     )
     inception_weights: str | None = Field(
         default=None, description="torch-fidelity's file of Inception, for extractor=inception; never downloaded."

@@ -103,9 +103,9 @@ class RunConfig(Config):
 
     @property
     def extractor_id(self) -> str:
-        """Identity of the feature extractor: for the classifier its data and training, else the named network."""
-        evaluation = identity.of_section(self.evaluation)
-        made_by = {name: value for name, value in evaluation.items() if name in identity.EXTRACTOR}
+        """Identity of the feature extractor: data, name, training and settings."""
+        evaluation, own = identity.of_section(self.evaluation), self.evaluation.extractor  # the section of its settings
+        made_by = {name: value for name, value in evaluation.items() if name in {*identity.EXTRACTOR, own}}
         return digest([identity.of_section(self.data), made_by])
 
     @property

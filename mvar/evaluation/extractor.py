@@ -1,21 +1,13 @@
-"""Feature extractors: one interface for the small classifier and for Inception."""
+"""A feature extractor in use: one interface for the small classifier, for Inception and for a user's own."""
 
-import io
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from mvar.checkpoints.pickles import complain_of_tensors, read_pickle
-from mvar.checkpoints.weights import complain_of_values
 from mvar.errors import UserError
 from mvar.evaluation.images import Images
-from mvar.files import expand
 from mvar.progress import Progress
-
-INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
-MAX_INCEPTION_BYTES = 512 << 20  # the file has 92 MiB
 
 
 class Extractor(nn.Module):
@@ -48,8 +40,8 @@ class Extractor(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.network.parameters()).device
+        """Where the weights are; a network without any works on the CPU."""
+        return next((tensor.device for tensor in self.network.parameters()), torch.device("cpu"))
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,58 +64,3 @@ class Extractor(nn.Module):
         parts = [[part.cpu() for part in self(batch)] for batch in images.batches(batch_size, progress)]
         features, logits = zip(*parts, strict=True)
         return torch.cat(features), torch.cat(logits)
-
-
-def inception_extractor(weights: str | None, *, id: str, channels: int) -> Extractor:
-    """torch-fidelity's port of the TensorFlow Inception of FID (2048 features, pool3), from a local file.
-
-    Args:
-        weights: path of the weights file; `~` and environment variables are expanded. Never downloaded.
-        id: identity of the extractor.
-        channels: of the images, 1 or 3; grey images are repeated to three channels.
-
-    Raises:
-        UserError: no path, no such file, or a file that does not hold these weights.
-    """
-    wanted = f"allowed: the path of {INCEPTION_FILE} (torch-fidelity's pt_inception weights), which is not downloaded"
-    if not weights:
-        raise UserError(f"evaluation.inception_weights: not set; {wanted}")
-    path = expand(weights)
-    if not path.is_file():
-        raise UserError(f"evaluation.inception_weights: no file {str(path)!r}; {wanted}")
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    try:
-        network = FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=_only_tensors(path)
-        )
-    except Exception as error:  # the kinds of damage are many (zip, pickle, keys, shapes) and all mean one thing
-        text = str(error).removeprefix(f"checkpoint: {path} ").removeprefix("checkpoint: ")
-        reason = (text.splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"evaluation.inception_weights: cannot use {str(path)!r} ({reason}); {wanted}") from None
-    return Extractor(network, _inception_forward, id=id, channels=channels)
-
-
-def _only_tensors(path: Path) -> io.BytesIO:
-    """A file's tensors, written anew in memory: torch-fidelity unpickles whatever it is given.
-
-    The file is read once. What is checked, loaded without its objects and handed on are these same bytes, whatever
-    becomes of the file meanwhile.
-    """
-    with path.open("rb") as file:
-        content = file.read(MAX_INCEPTION_BYTES + 1)
-    if len(content) > MAX_INCEPTION_BYTES:
-        raise UserError(f"more than {MAX_INCEPTION_BYTES} bytes")
-    state = read_pickle(path, content)
-    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise UserError("no state dict")
-    complain_of_tensors(path, state, len(content))
-    complain_of_values(path, state)
-    clean = io.BytesIO()
-    torch.save(dict(state), clean)
-    clean.seek(0)
-    return clean
-
-
-def _inception_forward(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    return network(images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images)

@@ -27,8 +27,9 @@ from mvar.data.crops import to_float, to_uint8
 from mvar.errors import UserError
 from mvar.evaluation.copies import Vectors, copy_rate
 from mvar.evaluation.extractor import Extractor
+from mvar.evaluation.fidelity import frechet_distance
 from mvar.evaluation.images import Images, check_same_size, in_turn, spread_indices
-from mvar.evaluation.metrics import frechet_distance, image_metrics
+from mvar.evaluation.measure import image_metrics
 from mvar.progress import Progress
 from mvar.tokenizer.model import Tokenizer
 

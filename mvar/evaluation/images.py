@@ -73,15 +73,15 @@ class Images(Dataset):
         """The images with the given numbers, in that order."""
         return Images(_Subset(self, indices), self.what)
 
-    def in_content_order(self, progress: Progress | None = None) -> "Images":
-        """The same images ordered by the SHA-256 of their pixels, whatever order they came in.
+    def content_order(self, progress: Progress | None = None) -> np.ndarray:
+        """The numbers of the images in the order of the SHA-256 of their pixels, whatever order they came in.
 
         The inception score is a mean over consecutive splits and KID one over random subsets: with images sorted by
         class, or merely in another order, the same set would get another score.
         """
         batches = self.batches(HASH_BATCH, progress)
         digests = [hashlib.sha256(image.numpy().tobytes()).digest() for batch in batches for image in batch]
-        return self.subset(np.array(sorted(range(len(self)), key=digests.__getitem__)))
+        return np.array(sorted(range(len(self)), key=digests.__getitem__))
 
 
 class _Subset:

@@ -56,6 +56,7 @@ class _Evaluation(TypedDict):
     execution: NotRequired[dict[str, Any]]
     cost: NotRequired[dict[str, Any]]
     timing: NotRequired[dict[str, Any]]
+    measured: NotRequired[dict[str, Any]]
 
 
 @with_config(OPEN)

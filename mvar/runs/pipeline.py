@@ -15,7 +15,9 @@ from mvar.config import RunConfig, from_dict
 from mvar.files import write_json
 from mvar.memory import keep_freed_memory
 from mvar.runs.environment import describe, kernels_of
+from mvar.runs.measured import to_measure
 from mvar.runs.stages.contract import Tell, Watch, never, nobody, recorded
+from mvar.runs.stages.evaluate import MetricsFailed
 from mvar.runs.states import DONE, RUNNING, STOPPED, ShouldStop, Stopped
 from mvar.runs.store import RunDirectory, Store
 from mvar.runs.wiring import Stages
@@ -46,24 +48,37 @@ def execute(
     """
     config = store.as_stored(config)
     directory = directory or store.run_of(config)
-    if directory.is_done(config.evaluation_id):
+    if directory.is_done(config.evaluation_id) and not to_measure(directory, config):
         return DONE
     plugins.check(config, directory.path)
     watch = Watch(progress or nobody, should_stop or never)
     try:
         with directory.lock(watch.should_stop):
-            if not directory.is_done(config.evaluation_id):
-                _execute(Stages(config, store, watch, directory))
+            stages = Stages(config, store, watch, directory)
+            if directory.is_done(config.evaluation_id):
+                _measure(stages)
+            else:
+                _execute(stages)
     except Stopped:
         return STOPPED
     return DONE
 
 
-def _execute(stages: Stages) -> None:
-    config, run = stages.config, stages.run
+def _measure(stages: Stages) -> None:
+    """Add to a finished run's evaluation the metrics that it lacks; it stays finished, whatever becomes of them."""
+    _prepare(stages.config)
+    stages.evaluate.run()
+
+
+def _prepare(config: RunConfig) -> None:
     keep_freed_memory()
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
+
+
+def _execute(stages: Stages) -> None:
+    config, run = stages.config, stages.run
+    _prepare(config)
     run.write_config(config)
     plugins.record(config, run.path)
     if run.evaluations() and stages.tokenizer.is_done():
@@ -83,8 +98,16 @@ def _execute(stages: Stages) -> None:
         run.write_status(RUNNING, "evaluate")
         stages.extractor.run()
         stages.floors.run()
-        stages.evaluate.run()
+        failed = None
+        try:
+            stages.evaluate.run()
+        except MetricsFailed as error:
+            if error.of_ours:
+                raise
+            failed = error  # of a user's own metric: the run itself is finished
         run.write_status(DONE, "evaluate")
+    if failed:
+        raise failed
 
 
 def _write_environment(stages: Stages) -> None:

@@ -13,6 +13,7 @@ from mvar import cost
 from mvar.config import DataConfig, RunConfig, TokenizerConfig
 from mvar.errors import UserError
 from mvar.runs.experiment import training_flops
+from mvar.runs.measured import to_measure
 from mvar.runs.states import DONE
 from mvar.runs.store import RUN, RunDirectory, Store
 from mvar.sampling.methods import is_guided
@@ -20,12 +21,15 @@ from mvar.tokenizer.model import Tokenizer
 from mvar.training.distributed import resolve_device
 from mvar.transformer import ScaleTransformer
 
+METRICS = "metrics"  # those that the evaluation of a finished run lacks: nothing is trained or drawn
+OF_A_RUN = (RUN, METRICS)
+
 
 @dataclass(frozen=True)
 class Task:
     """One piece of work for one worker: a shared stage or a run."""
 
-    kind: str  # tokenizer, tokens, extractor, floors or run
+    kind: str  # tokenizer, tokens, extractor, floors, metrics or run
     config: RunConfig
     key: str  # what makes two tasks the same; a run's id, a stage's id
     flops: float  # analytic where there is a formula (the generator), counted on the model else
@@ -35,7 +39,7 @@ class Task:
     @property
     def name(self) -> str:
         """For people: the name of the run's directory, or the stage and its id."""
-        return (Path(self.run).name or self.config.run_id) if self.kind == RUN else self.key
+        return (Path(self.run).name or self.config.run_id) if self.kind in OF_A_RUN else self.key
 
 
 def run_flops(config: RunConfig) -> float:
@@ -83,16 +87,18 @@ def tasks_of(configs: Iterable[RunConfig], store: Store, directory: RunDirectory
     tasks: dict[str, Task] = {}
     for config in configs:
         run = directory or store.run_of(config)
+        key = f"{run.name}/{config.evaluation_id}"
         if run.is_done(config.evaluation_id):
+            if to_measure(run, config):
+                tasks[key] = Task(METRICS, config, key, 0.0, (), str(run.path.absolute()))
             continue
         stages = _stages_of(config)
         for task in stages:
             tasks.setdefault(task.key, task)
         needs = tuple(task.key for task in stages if task.kind != "floors")
-        key = f"{run.name}/{config.evaluation_id}"
         tasks[key] = Task(RUN, config, key, run_flops(config), needs, str(run.path.absolute()))
     tasks = {key: task for key, task in tasks.items() if not _stage_is_done(task, store)}
-    order = {kind: number for number, kind in enumerate(("tokenizer", "extractor", "tokens", "floors", RUN))}
+    order = {kind: number for number, kind in enumerate(("tokenizer", "extractor", "tokens", "floors", METRICS, RUN))}
     return sorted(tasks.values(), key=lambda task: (order[task.kind], -task.flops, task.name))
 
 
@@ -108,7 +114,7 @@ def _stages_of(config: RunConfig) -> list[Task]:
 
 
 def _stage_is_done(task: Task, store: Store) -> bool:
-    if task.kind == RUN:
+    if task.kind in OF_A_RUN:
         return False
     if task.kind == "floors":
         return store.floors(task.config) is not None

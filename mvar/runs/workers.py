@@ -143,7 +143,7 @@ def _work(kind: str, config: RunConfig, store: Store, run: str) -> tuple[str, st
     from mvar.runs.stages.contract import Watch
     from mvar.runs.wiring import Stages
 
-    if kind == "run":
+    if run:  # the whole of it, or the metrics that it lacks
         directory = RunDirectory(Path(run))
         return execute(config, store, _Worker.progress, _Worker.should_stop, directory), "", False
     Stages(config, store, Watch(_Worker.progress, _Worker.should_stop)).shared(kind).run()

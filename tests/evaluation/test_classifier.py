@@ -6,13 +6,8 @@ from mvar import layout
 from mvar.config import RunConfig, override
 from mvar.data.splits import load_images
 from mvar.errors import UserError
-from mvar.evaluation.classifier import (
-    Classifier,
-    ClassifierObjective,
-    load_extractor,
-    random_shift,
-    train_classifier,
-)
+from mvar.evaluation.extractors.classifier import Classifier, ClassifierObjective, random_shift
+from mvar.evaluation.extractors.contract import kind_of
 from mvar.evaluation.images import Images
 
 CONFIG = override(
@@ -25,13 +20,13 @@ CONFIG = override(
 def trained(tmp_path_factory):
     directory = tmp_path_factory.mktemp("extractor")
     calls = []
-    assert train_classifier(CONFIG, directory, lambda *call: calls.append(call))
+    assert kind_of(CONFIG).train(directory, lambda *call: calls.append(call))
     assert calls[-1] == (80, 80)
     return directory
 
 
 def test_learns_the_digits(trained):
-    extractor = load_extractor(CONFIG, trained)
+    extractor = kind_of(CONFIG).load(trained)
     heldout = load_images(CONFIG.data, "heldout")
     features, logits = extractor.extract(Images(heldout, "heldout"))
     assert features.shape == (len(heldout), 64) and features.dtype == torch.float64
@@ -41,7 +36,7 @@ def test_learns_the_digits(trained):
 
 
 def test_features_do_not_depend_on_the_batch(trained):
-    extractor = load_extractor(CONFIG, trained)
+    extractor = kind_of(CONFIG).load(trained)
     images = Images(load_images(CONFIG.data, "heldout"), "heldout").subset(np.arange(10))
     whole, single = (extractor.extract(images, size)[0] for size in (10, 1))
     torch.testing.assert_close(whole, single, rtol=1e-12, atol=1e-12)
@@ -55,36 +50,36 @@ def test_resumes_bit_for_bit(trained, tmp_path):
         steps += 1
         return steps > 40
 
-    assert not train_classifier(CONFIG, tmp_path, should_stop=stop_half_way)
+    assert not kind_of(CONFIG).train(tmp_path, should_stop=stop_half_way)
     assert not (tmp_path / layout.CLASSIFIER).exists()
     with pytest.raises(UserError, match=r"extractor: no file .*classifier"):
-        load_extractor(CONFIG, tmp_path)
-    assert train_classifier(CONFIG, tmp_path)
+        kind_of(CONFIG).load(tmp_path)
+    assert kind_of(CONFIG).train(tmp_path)
     assert (tmp_path / layout.CLASSIFIER).read_bytes() == (trained / layout.CLASSIFIER).read_bytes()
 
 
 def test_a_finished_one_is_not_trained_again(trained):
     before = (trained / layout.CLASSIFIER).stat().st_mtime_ns
-    assert train_classifier(CONFIG, trained)
+    assert kind_of(CONFIG).train(trained)
     assert (trained / layout.CLASSIFIER).stat().st_mtime_ns == before
 
 
 def test_weights_of_another_extractor_are_refused(trained):
     other = override(CONFIG, {"evaluation.classifier_seed": 1})
     with pytest.raises(UserError, match=f"is of extractor {CONFIG.extractor_id}; allowed: {other.extractor_id}"):
-        load_extractor(other, trained)
+        kind_of(other).load(trained)
 
 
 def test_truncated_weights_are_an_error(trained, tmp_path):
     (tmp_path / layout.CLASSIFIER).write_bytes((trained / layout.CLASSIFIER).read_bytes()[:500])
     with pytest.raises(UserError, match=layout.CLASSIFIER):
-        load_extractor(CONFIG, tmp_path)
+        kind_of(CONFIG).load(tmp_path)
 
 
 def test_inception_is_built_from_the_config(tmp_path):
     config = override(CONFIG, {"evaluation.extractor": "inception"})
     with pytest.raises(UserError, match=r"evaluation\.inception_weights: not set"):
-        load_extractor(config, tmp_path)
+        kind_of(config).load(tmp_path)
 
 
 @pytest.mark.parametrize(("channels", "side"), [(1, 8), (3, 8), (3, 33), (1, 4)])

@@ -11,13 +11,19 @@ from torch import nn
 from mvar.config import EvaluationConfig, ModelConfig, TokenizerConfig, TokenSpace
 from mvar.errors import UserError
 from mvar.evaluation.copies import copy_rate
-from mvar.evaluation.extractor import INCEPTION_FILE, Extractor, inception_extractor
+from mvar.evaluation.extractor import Extractor
+from mvar.evaluation.extractors.inception import INCEPTION_FILE, inception_forward, inception_network
 from mvar.evaluation.images import Images
-from mvar.evaluation.measure import measure_samples
-from mvar.evaluation.metrics import image_metrics
+from mvar.evaluation.measure import image_metrics
+from mvar.evaluation.metrics.contract import every_metric
+from mvar.evaluation.metrics.inputs import Inputs, Parts, compute, shares
 from mvar.evaluation.rejection import class_outputs, label_score
 
 CONFIG = EvaluationConfig(kid_subset_size=40)
+
+
+def inception(path, channels):
+    return Extractor(inception_network(path), inception_forward, id="x", channels=channels)
 
 
 class Toy(nn.Module):
@@ -236,6 +242,16 @@ def test_splits_keep_the_share_of_every_class(monkeypatch, share):
         assert np.abs(counts - 30 * share).max() <= 1
 
 
+def measured(extractor, progress=None, **parts):
+    """Every metric of ours, as a run's evaluation has them."""
+    given = Parts(extractor=lambda: extractor, **{name: lambda part=part: part for name, part in parts.items()})
+    inputs, found = Inputs(CONFIG, given), {}
+    metrics = {n: kind for n, kind in every_metric().items() if n != "label_accuracy" or extractor.knows_labels}
+    for (name, kind), report in zip(metrics.items(), shares(progress, len(metrics)), strict=True):
+        found |= compute(name, kind(), inputs, report)
+    return found
+
+
 def test_the_whole_evaluation(extractor, tokenizer):
     from mvar.transformer import ScaleTransformer
 
@@ -245,32 +261,69 @@ def test_the_whole_evaluation(extractor, tokenizer):
     labels = extractor.extract(Images(samples, "x"))[1].argmax(1).numpy()
     labels[:5] = (labels[:5] + 1) % 4
     parts = {
-        "model": model,
-        "quantizer": tokenizer.quantize,
-        "heldout_tokens": np.random.default_rng(0).integers(0, 16, (60, 10)),
-        "heldout_labels": np.arange(60) % 4,
-        "train_images": train,
-        "heldout_images": heldout,
-        "config": CONFIG,
+        "weights": (model, tokenizer.quantize),
+        "tokens": (np.random.default_rng(0).integers(0, 16, (60, 10)), np.arange(60) % 4),
+        "train": train,
+        "reference": heldout,
     }
     calls = []
-    found = measure_samples(samples, labels, extractor=extractor, progress=lambda *c: calls.append(c), **parts)
-    assert found["eval/label_accuracy"] == 0.9
+    found = measured(extractor, lambda *call: calls.append(call), samples=(samples, labels), **parts)
+    assert found["eval/label_accuracy"] == 0.9  # the labels follow their images into the order of the content
     assert {"eval/fid", "eval/nll_bits_per_token", "eval/nll_bits_scale_01", "eval/copy_rate"} < set(found)
-    assert all(isinstance(value, float) and np.isfinite(value) for value in found.values())
-    total = (2 * 50 + 60) + 60 + (50 + 60 + 80) + 50  # metrics, likelihood, copies, labels
-    assert {of for _, of in calls} == {total} and calls[-1][0] == total
-    assert len(calls) > 4 and calls == sorted(set(calls))
-    more = []
-    parts["train_images"] = draw(80 + 3 * 2048, 1)
-    measure_samples(samples, labels, extractor=extractor, progress=lambda *c: more.append(c), **parts)
-    assert len(more) == len(calls) + 3  # a call a batch
-    parts["train_images"] = train
-    assert measure_samples(samples, labels, extractor=extractor, **parts) == found
+    assert found | image_metrics(samples, heldout, extractor, CONFIG) == found
+    assert found | copy_rate(samples, train, heldout) == found
+    assert {of for _, of in calls} == {7000} and calls == sorted(calls) and len(calls) > 4
+    order = np.random.default_rng(3).permutation(50)
+    assert measured(extractor, samples=(samples[order], labels[order]), **parts) == found
     unlabelled = Extractor(Toy(), toy_forward, id="toy", channels=1)
-    assert set(found) - set(measure_samples(samples, labels, extractor=unlabelled, **parts)) == {"eval/label_accuracy"}
+    lacks = set(found) - set(measured(unlabelled, samples=(samples, labels), **parts))
+    assert lacks == {"eval/label_accuracy"}
     with pytest.raises(UserError, match=r"labels: shape \(49,\); allowed: \(50,\)"):
-        measure_samples(samples, labels[1:], extractor=extractor, **parts)
+        measured(extractor, samples=(samples, labels[1:]), **parts)
+
+
+def test_each_metric_is_what_torch_fidelity_computes_in_one_call(extractor):
+    from torch_fidelity import FeatureExtractorBase, calculate_metrics, register_feature_extractor
+
+    class Adapter(FeatureExtractorBase):
+        def __init__(self, name, features_list, **kwargs):
+            super().__init__(name, features_list)
+
+        @staticmethod
+        def get_provided_features_list():
+            return ("features", "logits")
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric):
+            return "logits" if metric == "isc" else "features"
+
+        @staticmethod
+        def can_be_compiled():
+            return False
+
+        def forward(self, images):
+            parts = dict(zip(("features", "logits"), extractor(images), strict=True))
+            return tuple(parts[name] for name in self.features_list)
+
+    register_feature_extractor("whole", Adapter)
+    samples, reference = draw(150, 0, high=180), draw(130, 1)
+    ordered = Images(samples, "samples")
+    whole = calculate_metrics(
+        input1=ordered.subset(ordered.content_order()),
+        input2=Images(reference, "reference"),
+        feature_extractor="whole",
+        **dict.fromkeys(("isc", "fid", "kid", "prc", "save_cpu_ram"), True),
+        **dict.fromkeys(("cuda", "cache", "verbose"), False),
+        isc_splits=10,
+        kid_subset_size=CONFIG.kid_subset_size,
+        rng_seed=2020,
+        batch_size=64,
+    )
+    found = image_metrics(samples, reference, extractor, CONFIG)
+    assert found.pop("eval/kid_subset_size") == CONFIG.kid_subset_size
+    theirs = ("frechet_inception_distance", "inception_score_mean", "inception_score_std")
+    theirs += ("kernel_inception_distance_mean", "kernel_inception_distance_std", "precision", "recall")
+    assert list(found.values()) == [whole[name] for name in theirs]
 
 
 @pytest.fixture(scope="module")
@@ -290,13 +343,13 @@ def inception_file(tmp_path_factory):
 
 def test_inception_from_a_file(inception_file, monkeypatch):
     monkeypatch.setenv("TEST_WEIGHTS", str(inception_file.parent))
-    extractor = inception_extractor(f"$TEST_WEIGHTS{os.sep}{INCEPTION_FILE}", id="x", channels=1)
+    extractor = inception(f"$TEST_WEIGHTS{os.sep}{INCEPTION_FILE}", channels=1)
     grey = torch.from_numpy(draw(2, 0))
     features, logits = extractor(grey)
     assert features.shape == (2, 2048) and logits.shape == (2, 1008)
     assert features.dtype == logits.dtype == torch.float64
     assert not extractor.knows_labels and extractor.heldout_accuracy is None
-    colour = inception_extractor(str(inception_file), id="x", channels=3)
+    colour = inception(str(inception_file), channels=3)
     assert torch.equal(colour(grey.repeat(1, 3, 1, 1))[0], features)
 
 
@@ -308,7 +361,7 @@ def test_rejection_is_judged_by_inceptions_logits(inception_file):
         def image(self, i, rng):
             return self.pixels[i]
 
-    extractor = inception_extractor(str(inception_file), id="x", channels=1)
+    extractor = inception(str(inception_file), channels=1)
     outputs = class_outputs(extractor, Training(), 2, per_class=2)
     images = np.moveaxis(draw(3, 1), 1, -1)
     scores = label_score(extractor, outputs, images, torch.tensor([0, 1, 1]))
@@ -343,7 +396,7 @@ def test_inception_weights_are_read_once_and_never_run(inception_file, tmp_path,
     torch.save(state, path)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", swap)
-        extractor = inception_extractor(str(path), id="x", channels=3)
+        extractor = inception(str(path), channels=3)
     assert len(opened) == 1
     weight = "Conv2d_1a_3x3.conv.weight"
     assert torch.equal(extractor.network.state_dict()[weight], state[weight])
@@ -360,7 +413,7 @@ def test_inception_weights_are_read_once_and_never_run(inception_file, tmp_path,
     for says, content in bad.items():
         torch.save(content, path)
         with pytest.raises(UserError, match=says) as error:
-            inception_extractor(str(path), id="x", channels=3)
+            inception(str(path), channels=3)
         assert "evaluation.inception_weights" in str(error.value) and "\n" not in str(error.value)
     assert capsys.readouterr().out == "" and builtins.print is print
 
@@ -375,5 +428,5 @@ def test_inception_without_its_file_says_which_one(inception_file, tmp_path, kin
     elif kind == "truncated":
         path.write_bytes(inception_file.read_bytes()[:1000])
     with pytest.raises(UserError, match=INCEPTION_FILE) as error:
-        inception_extractor(None if kind == "none" else str(path), id="x", channels=3)
+        inception(None if kind == "none" else str(path), channels=3)
     assert "evaluation.inception_weights" in str(error.value) and "\n" not in str(error.value)

@@ -42,10 +42,10 @@ def _check(config: "RunConfig", store: "Store", facts: "Callable[..., GeneratorF
         _check_start(config, facts)
     if tokenizer and not store.has_tokenizer(config):
         _existing("tokenizer.checkpoint", tokenizer)
-    if evaluation.extractor == "inception":
-        if not evaluation.inception_weights:
-            raise UserError("evaluation.inception_weights: not set; allowed: the file that extractor=inception needs")
-        _existing("evaluation.inception_weights", evaluation.inception_weights)
+    if evaluation.extractor != "classifier":  # which needs no file
+        from mvar.evaluation.extractors.contract import kind_of
+
+        kind_of(config).check()
 
 
 def _existing(field: str, path: str) -> None:

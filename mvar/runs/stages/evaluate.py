@@ -1,25 +1,57 @@
-"""Measures a finished set of samples and the model's held-out likelihood: an evaluation's record in `eval.json`."""
+"""Measures a finished set of samples and the model's held-out likelihood: an evaluation's record in `eval.json`.
 
+Metric by metric: each is written once it is computed, one that cannot be computed leaves the others, and what a record
+has is not computed again. Images, weights and features are read where a metric that is missing needs them.
+"""
+
+import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from mvar import cost
+from mvar import cost, layout
 from mvar.config import RunConfig, identity
 from mvar.data.splits import load_images
-from mvar.evaluation.measure import measure_samples
+from mvar.errors import FAILURE, UserError, is_mistake
+from mvar.evaluation.metrics.contract import Metric
+from mvar.evaluation.metrics.inputs import Inputs, Parts, compute, shares
+from mvar.files import atomic_write
+from mvar.progress import Progress
+from mvar.registries import METRICS
+from mvar.runs.measured import recalled, settings_of, to_measure, with_metric
 from mvar.runs.stages.contract import RunStage
 from mvar.runs.stages.extractor import ExtractorStage
 from mvar.runs.stages.sample import SampleStage
 from mvar.runs.stages.tokens import TokenStage
 from mvar.runs.stages.vectors import VectorStage
+from mvar.runs.states import Stopped
+from mvar.runs.store import one_line
 from mvar.sampling.methods import is_guided
+from mvar.training.distributed import resolve_device
+
+
+class MetricsFailed(UserError):
+    """Metrics that could not be computed; the others are stored.
+
+    Args:
+        errors: by metric.
+    """
+
+    def __init__(self, errors: Mapping[str, Exception]) -> None:
+        reasons: dict[str, list[str]] = {}
+        for name, error in errors.items():
+            reasons.setdefault(one_line(error), []).append(name)
+        told = [f"metric{'s' * (len(n) > 1)} {', '.join(n)}: {reason}" for reason, n in reasons.items()]
+        super().__init__("; ".join(told))
+        self.of_ours = any(name in METRICS.paths for name in errors)
+        self.exit_code = UserError.exit_code if all(map(is_mistake, errors.values())) else FAILURE
 
 
 @dataclass(frozen=True)
 class EvaluateStage(RunStage):
-    """Adds the evaluation's record to `eval.json` of the run.
+    """Adds the evaluation's record to `eval.json` of the run, or to that record what it lacks.
 
     Args:
         directory: of the run.
@@ -37,42 +69,92 @@ class EvaluateStage(RunStage):
     name = "evaluate"
 
     def is_done(self) -> bool:
-        """Whether the record is there."""
-        return self.config.evaluation_id in self.directory.evaluations()
+        """Whether the record has every metric that there is now and that can be computed."""
+        return self.config.evaluation_id in self.directory.evaluations() and not self._missing()
 
     def make(self) -> None:
-        """Measure; nothing is kept of a part."""
+        """Measure what is missing, and write each metric as it is computed.
+
+        Raises:
+            MetricsFailed: some could not be computed; the others are written.
+        """
         self.watch.check()
-        config = self.config
-        pixels, labels = self.sample.read()
-        model, tokenizer = self.sample.artist
-        heldout, tokens = load_images(config.data, "heldout"), self.tokens.open("heldout")
-        vectors = self.vectors.load()
-        metrics = measure_samples(
-            np.moveaxis(pixels, -1, 1),
-            labels,
-            model=model,
-            quantizer=tokenizer.quantize,
-            heldout_tokens=tokens.tokens,
-            heldout_labels=tokens.labels,
-            train_images=vectors or load_images(config.data, "train"),
-            heldout_images=heldout,
-            extractor=self.extractor.load(),
-            config=config.evaluation,
-            progress=self.watch.heed(self.name),
+        names, errors = self._missing(), {}
+        record, inputs = self._record(), self._inputs()
+        for name, report in zip(names, shares(self.watch.heed(self.name), len(names)), strict=True):
+            self.watch.check()
+            try:
+                values = recalled(record, name, self.config) or self._measure(name, inputs, report)
+            except Stopped:
+                raise
+            except Exception as error:
+                errors[name] = error
+                self._keep_traceback(error)
+                continue
+            record = with_metric(record, name, values, self.config)
+            self.directory.add_evaluation(self.config.evaluation_id, record)
+        if errors:
+            raise MetricsFailed(errors)
+
+    def _missing(self) -> list[str]:
+        return to_measure(self.directory, self.config)
+
+    def _measure(self, name: str, inputs: Inputs, report: Progress) -> dict[str, float]:
+        kind: type[Metric] = METRICS.find(name)
+        return compute(name, kind(settings_of(name, self.config)), inputs, report)
+
+    def _keep_traceback(self, error: Exception) -> None:
+        """Of what is no user's mistake: `error.txt`, for who wrote the metric."""
+        if not isinstance(error, UserError):
+            with atomic_write(self.directory.path / layout.ERROR) as file:
+                file.write("".join(traceback.format_exception(error)).encode(errors="replace"))
+
+    def _inputs(self) -> Inputs:
+        data = self.config.data
+        parts = Parts(
+            samples=self._samples,
+            reference=lambda: load_images(data, "heldout"),
+            train=lambda: self.vectors.load() or load_images(data, "train"),
+            weights=self._weights,
+            tokens=self._tokens,
+            extractor=self._extractor,
         )
+        return Inputs(self.config.evaluation, parts, resolve_device(self.config.runtime))
+
+    def _samples(self) -> tuple[Any, Any]:
+        pixels, labels = self.sample.read()
+        return np.moveaxis(pixels, -1, 1), labels
+
+    def _weights(self) -> tuple[Any, Any]:
+        self.sample.train.check_tokenizer()
+        model, tokenizer = self.sample.artist
+        return model, tokenizer.quantize
+
+    def _tokens(self) -> tuple[Any, Any]:
+        self.tokens.run()
+        found = self.tokens.open("heldout")
+        return found.tokens, found.labels
+
+    def _extractor(self) -> Any:
+        self.extractor.run()
+        return self.extractor.load()
+
+    def _record(self) -> dict[str, Any]:
+        """The record that is there, or one without metrics."""
+        config = self.config
+        if there := self.directory.evaluations().get(config.evaluation_id):
+            return there
         drawn = self.sample.timing()
-        record = {
+        return {
             "sample": identity.as_document(config.sample),
             "evaluation": identity.as_document(config.evaluation),
             "extractor_id": config.extractor_id,
-            "reference": {"split": "heldout", "num_images": len(heldout)},
+            "reference": {"split": "heldout", "num_images": len(load_images(config.data, "heldout"))},
             "execution": {"train": self.directory.execution(), "sample": drawn.get("execution", {})},
-            "metrics": metrics,
+            "metrics": {},
             "cost": costs(config),
             "timing": self._timing(drawn),
         }
-        self.directory.add_evaluation(config.evaluation_id, record)
 
     def _timing(self, drawn: dict[str, Any]) -> dict[str, float]:
         train_s = (self.directory.status() or {}).get("train_s", 0.0)

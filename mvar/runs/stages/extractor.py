@@ -1,13 +1,14 @@
-"""The feature extractor, what images are judged with: a classifier that is trained, or the network that is named."""
+"""The feature extractor, what images are judged with: trained here, or a network that is given."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 
 from mvar import layout
 from mvar.config import Config, RunConfig
-from mvar.evaluation.classifier import load_extractor, train_classifier
 from mvar.evaluation.extractor import Extractor
+from mvar.evaluation.extractors.contract import ExtractorKind, kind_of
 from mvar.runs.documents import write_document
 from mvar.runs.stages.contract import SharedStage, way_out
 from mvar.runs.states import DONE, Stopped
@@ -15,7 +16,7 @@ from mvar.runs.states import DONE, Stopped
 
 @dataclass(frozen=True)
 class ExtractorStage(SharedStage):
-    """Writes `extractor.json` and, of a classifier, its weights. Runs share it.
+    """Writes `extractor.json` and, of one that is trained, its weights. Runs share it.
 
     Args:
         config: a run's; which extractor, and its id.
@@ -30,14 +31,14 @@ class ExtractorStage(SharedStage):
         return {"data": self.config.data, "evaluation": self.config.evaluation}
 
     def is_done(self) -> bool:
-        """Whether it was seen to load, and a classifier's weights are there."""
+        """Whether it was seen to load, and what it has learned is there."""
         return self.directory.state() == DONE and not self._lacks_weights()
 
     def build(self) -> Mapping[str, float]:
-        """Train the classifier, or check that the named network loads."""
+        """Train it, or check that the given network loads."""
         if self._is_trained:
             report, heed = self.watch.report(self.name), self.watch.heed(self.name)
-            if not train_classifier(self.config, self.directory.path, report, self.watch.should_stop, heed):
+            if not self._kind.train(self.directory.path, report, self.watch.should_stop, heed):
                 raise Stopped("extractor: asked to stop")
         self._describe(self._open())
         return {}
@@ -55,14 +56,18 @@ class ExtractorStage(SharedStage):
 
     @property
     def _is_trained(self) -> bool:
-        return self.config.evaluation.extractor == "classifier"
+        return bool(self._kind.keeps)
+
+    @cached_property
+    def _kind(self) -> ExtractorKind:
+        return kind_of(self.config)
 
     def _lacks_weights(self) -> bool:
-        return self._is_trained and not (self.directory.path / layout.CLASSIFIER).is_file()
+        return self._is_trained and not (self.directory.path / self._kind.keeps).is_file()
 
     def _open(self) -> Extractor:
         with way_out() if self._is_trained else nullcontext():
-            return load_extractor(self.config, self.directory.path)
+            return self._kind.load(self.directory.path)
 
     def _describe(self, extractor: Extractor) -> None:
         values = {"id": extractor.id, "heldout_accuracy": extractor.heldout_accuracy}

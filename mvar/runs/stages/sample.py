@@ -26,6 +26,7 @@ from mvar.rows import Rows
 from mvar.runs import arrays
 from mvar.runs.documents import read_or_warn
 from mvar.runs.environment import execution_of
+from mvar.runs.measured import lacking
 from mvar.runs.stages.contract import RunStage
 from mvar.runs.stages.reject import LabelScore, RejectStage
 from mvar.runs.stages.train import TrainStage
@@ -91,7 +92,8 @@ class SampleStage(RunStage):
         """Whether the images are there, and can be read where somebody is going to look at them."""
         if not self._finished.is_file():
             return False
-        if self.config.evaluation_id in self.directory.evaluations():
+        there = self.directory.evaluations().get(self.config.evaluation_id)
+        if there and not lacking(there, self.config):
             return True
         try:
             self.read()

@@ -12,9 +12,9 @@ from mvar.artefacts import complain_of
 from mvar.checkpoints.weights import load_weights, save_weights
 from mvar.config import Config, DataConfig, EvaluationConfig, RuntimeConfig, TokenizerConfig, identity
 from mvar.data.splits import load_images
+from mvar.evaluation.fidelity import check_reference
 from mvar.evaluation.floors import psnr, reconstruct
 from mvar.evaluation.images import Images
-from mvar.evaluation.metrics import check_reference
 from mvar.files import known_digest
 from mvar.runs.documents import write_document
 from mvar.runs.published_tokenizer import check_source, published_tokenizer, source_digest

@@ -15,15 +15,14 @@ from torch.nn import functional
 
 from mvar import layout
 from mvar.checkpoints.weights import load_weights, save_weights
-from mvar.config import OptimConfig, RunConfig
+from mvar.config import OptimConfig
 from mvar.data.crops import ImageSet, to_float
 from mvar.data.splits import load_images
 from mvar.errors import UserError
-from mvar.evaluation.extractor import Extractor, inception_extractor
+from mvar.evaluation.extractors.contract import ExtractorKind
 from mvar.evaluation.images import Images
 from mvar.progress import Progress
 from mvar.training.contract import DataOrder, Objective, Tensors
-from mvar.training.distributed import resolve_device
 from mvar.training.loop import fit
 
 NUM_FEATURES = 64
@@ -100,94 +99,64 @@ def classifier_optim(steps: int) -> OptimConfig:
     return OptimConfig(steps=steps, batch_size=BATCH_SIZE, base_lr=PEAK_LR * 256 / BATCH_SIZE, warmup_fraction=0.1)
 
 
-def train_classifier(
-    config: RunConfig,
-    directory: Path,
-    progress: Progress | None = None,
-    should_stop: Callable[[], bool] | None = None,
-    measured: Progress | None = None,
-) -> bool:
-    """Train the classifier on the training split and measure it on the held-out one.
+class ClassifierKind(ExtractorKind):
+    """A classifier that is trained on the training split: its seed, steps and data make up its identity."""
 
-    Resumes what a killed call left in `directory`; a finished one is not trained again.
+    knows_labels = True
+    keeps = layout.CLASSIFIER
 
-    Args:
-        config: `data`, `evaluation` and `runtime` of the run.
-        directory: of the stage; gets the weights, with the held-out accuracy in their metadata.
-        progress: called with steps done and in all.
-        should_stop: asked after every step; when true, the state is saved and training stops.
-        measured: called with held-out images done and in all; what it raises ends the work, and the state is saved.
+    def train(
+        self,
+        directory: Path,
+        progress: Progress | None = None,
+        should_stop: Callable[[], bool] | None = None,
+        measured: Progress | None = None,
+    ) -> bool:
+        """Train it on the training split and measure it on the held-out one, which its weights' metadata keep.
 
-    Returns:
-        Whether it is finished.
-
-    Raises:
-        UserError: a data set that cannot be read.
-    """
-    directory = Path(directory)
-    if (directory / layout.CLASSIFIER).exists():
-        return True
-    data, evaluation = config.data, config.evaluation
-    torch.manual_seed(evaluation.classifier_seed)
-    classifier = Classifier(data.channels, data.num_classes)
-    optim = classifier_optim(evaluation.classifier_steps)
-    result = fit(
-        ClassifierObjective(classifier, load_images(data, "train"), evaluation.classifier_seed),
-        optim,
-        directory,
-        config.runtime.for_batch(optim.batch_size),
-        seed=evaluation.classifier_seed,
-        progress=progress,
-        should_stop=should_stop,
-    )
-    if not result.finished:
-        return False
-    heldout = load_images(data, "heldout")
-    _, logits = _as_extractor(classifier, config, None).extract(Images(heldout, "held-out images"), progress=measured)
-    accuracy = (logits.argmax(1).numpy() == heldout.labels).mean()
-    metadata = {"extractor_id": config.extractor_id, "heldout_accuracy": float(accuracy)}
-    save_weights(directory / layout.CLASSIFIER, classifier.float(), metadata)
-    return True
-
-
-def load_extractor(config: RunConfig, directory: Path) -> Extractor:
-    """The feature extractor that `config.evaluation` names, ready to use on `config.runtime`'s device.
-
-    Args:
-        config: which extractor; for the classifier also the channels and classes of the data.
-        directory: of the stage where `train_classifier` left its weights; not read for Inception.
-
-    Raises:
-        UserError: weights that are missing, damaged, or of another extractor.
-    """
-    evaluation, data = config.evaluation, config.data
-    if evaluation.extractor == "inception":
-        extractor = inception_extractor(evaluation.inception_weights, id=config.extractor_id, channels=data.channels)
-        return extractor.to(resolve_device(config.runtime))
-    path = Path(directory) / layout.CLASSIFIER
-    if not path.is_file():
-        raise UserError(f"extractor: no file {str(path)!r}; allowed: a directory where the classifier is trained")
-    state, metadata = load_weights(path)
-    if metadata.get("extractor_id") != config.extractor_id:
-        raise UserError(
-            f"extractor: {str(path)!r} is of extractor {metadata.get('extractor_id')}; allowed: {config.extractor_id}"
+        Raises:
+            UserError: a data set that cannot be read.
+        """
+        config, directory = self.config, Path(directory)
+        if (directory / layout.CLASSIFIER).exists():
+            return True
+        data, evaluation = config.data, config.evaluation
+        torch.manual_seed(evaluation.classifier_seed)
+        classifier = Classifier(data.channels, data.num_classes)
+        optim = classifier_optim(evaluation.classifier_steps)
+        result = fit(
+            ClassifierObjective(classifier, load_images(data, "train"), evaluation.classifier_seed),
+            optim,
+            directory,
+            config.runtime.for_batch(optim.batch_size),
+            seed=evaluation.classifier_seed,
+            progress=progress,
+            should_stop=should_stop,
         )
-    classifier = Classifier(data.channels, data.num_classes)
-    classifier.load_state_dict(state)
-    return _as_extractor(classifier, config, float(metadata["heldout_accuracy"]))
+        if not result.finished:
+            return False
+        heldout = load_images(data, "heldout")
+        _, logits = self.of(classifier.double()).extract(Images(heldout, "held-out images"), progress=measured)
+        accuracy = (logits.argmax(1).numpy() == heldout.labels).mean()
+        metadata = {"extractor_id": config.extractor_id, "heldout_accuracy": float(accuracy)}
+        save_weights(directory / layout.CLASSIFIER, classifier.float(), metadata)
+        return True
 
+    def network(self, directory: Path) -> tuple[nn.Module, float | None]:
+        """The trained classifier, in double precision: features do not depend on the batch that an image is in."""
+        config, path = self.config, Path(directory) / layout.CLASSIFIER
+        if not path.is_file():
+            raise UserError(f"extractor: no file {str(path)!r}; allowed: a directory where the classifier is trained")
+        state, metadata = load_weights(path)
+        if metadata.get("extractor_id") != config.extractor_id:
+            raise UserError(
+                f"extractor: {str(path)!r} is of extractor {metadata.get('extractor_id')}; allowed: "
+                f"{config.extractor_id}"
+            )
+        classifier = Classifier(config.data.channels, config.data.num_classes)
+        classifier.load_state_dict(state)
+        return classifier.double(), float(metadata["heldout_accuracy"])
 
-def _as_extractor(classifier: Classifier, config: RunConfig, accuracy: float | None) -> Extractor:
-    # In double precision features do not depend on the batch that an image happens to be in.
-    return Extractor(
-        classifier.double(),
-        _classifier_forward,
-        id=config.extractor_id,
-        channels=config.data.channels,
-        heldout_accuracy=accuracy,
-        knows_labels=True,
-    ).to(resolve_device(config.runtime))
-
-
-def _classifier_forward(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    return network(to_float(images).double())
+    def forward(self, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features `(B, 64)` and logits `(B, num_classes)`."""
+        return network(to_float(images).double())

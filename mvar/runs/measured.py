@@ -1,0 +1,142 @@
+"""Which metrics a stored evaluation has, of which versions, and which of those that there are now it lacks.
+
+`eval.json` keeps all values of an evaluation in one flat `metrics`, as from the first version on, and beside it, by
+metric, `measured`: version, keys, settings that are not at their defaults, the plug-in of a metric of a user's own,
+and values of earlier versions. Nothing here imports torch.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mvar import layout, plugins
+from mvar.config import Config, RunConfig
+from mvar.errors import warn_once
+from mvar.evaluation.metrics.contract import DRAWN, Metric, every_metric
+from mvar.registries import METRICS
+from mvar.registry import loaded
+from mvar.runs.store import RunDirectory
+
+# In files of the first version it stood after precision and recall, and so it does in new ones.
+AFTER = {"eval/kid_subset_size": "precision_recall"}
+
+
+def settings_of(name: str, config: RunConfig) -> Config | None:
+    """The settings that a config has for a metric; None where it has none."""
+    return config.evaluation.settings_of(name)
+
+
+def told_settings(name: str, config: RunConfig) -> dict[str, Any]:
+    """Of its settings those that are not at their defaults, as JSON values."""
+    found = settings_of(name, config)
+    return found.model_dump(mode="json", exclude_defaults=True) if found else {}
+
+
+def measured(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a record says of each metric that it has; a record of the first version has ours, in version 1."""
+    there = record.get("measured")
+    found = {name: entry for name, entry in there.items() if _is_entry(entry)} if isinstance(there, dict) else {}
+    for name, path in METRICS.paths.items():
+        kind: type[Metric] = loaded(path)
+        if name not in found and kind.keys[0] in record["metrics"]:
+            found[name] = {"version": 1, "keys": [key for key in record["metrics"] if kind.gives(key)]}
+    return found
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and type(entry.get("version")) is int and isinstance(entry.get("keys"), list)
+
+
+def versions(record: Mapping[str, Any]) -> dict[str, str]:
+    """The version of each key, as tables compare it: number and settings; those of plain version 1 are left out."""
+    found = {}
+    for entry in measured(record).values():
+        if (told := version_text(entry)) != "1":
+            found |= {key: told for key in entry["keys"] if isinstance(key, str)}
+    return found
+
+
+def version_text(entry: Mapping[str, Any]) -> str:
+    """`2`, or with settings `2 (k=5)`."""
+    settings = entry.get("settings") or {}
+    told = ", ".join(f"{name}={value}" for name, value in sorted(settings.items())) if settings else ""
+    return f"{entry['version']} ({told})" if told else str(entry["version"])
+
+
+def lacking(record: Mapping[str, Any] | None, config: RunConfig) -> list[str]:
+    """The metrics that there are now and that a record does not have in their version and settings.
+
+    Raises:
+        UserError: as `every_metric`.
+    """
+    there = measured(record) if record else {}
+    found = []
+    for name, kind in every_metric().items():
+        entry = there.get(name)
+        if entry is None:
+            if kind.applies(config):
+                found.append(name)
+        elif entry["version"] < kind.version or (entry.get("settings") or {}) != told_settings(name, config):
+            found.append(name)
+    return found
+
+
+def to_measure(run: RunDirectory, config: RunConfig) -> list[str]:
+    """The metrics that an evaluation of a run lacks and that can be computed; says what cannot, in one line."""
+    names = lacking(run.evaluations().get(config.evaluation_id), config)
+    if not names or (run.samples(config.evaluation_id) / layout.SAMPLES_NPZ).is_file():
+        return names
+    gone = [name for name in names if DRAWN & set(METRICS.find(name).needs)]
+    if gone and run.is_done(config.evaluation_id):
+        warn_once(
+            f"run {run.name}: the images of evaluation {config.evaluation_id} were deleted: no {', '.join(gone)} of "
+            "them; what is there stays"
+        )
+        return [name for name in names if name not in gone]
+    return names
+
+
+def recalled(record: Mapping[str, Any], name: str, config: RunConfig) -> dict[str, float] | None:
+    """The values of a metric in its version and settings of now, where they were measured once and then replaced."""
+    wanted = _identity({"version": METRICS.find(name).version, "settings": told_settings(name, config)})
+    for earlier in measured(record).get(name, {}).get("earlier", []):
+        if _identity(earlier) == wanted:
+            return dict(earlier["metrics"])
+    return None
+
+
+def with_metric(record: Mapping[str, Any], name: str, values: Mapping[str, float], config: RunConfig) -> dict[str, Any]:
+    """A record with a metric's values; those of another version or other settings are kept under `earlier`."""
+    kind: type[Metric] = METRICS.find(name)
+    entry: dict[str, Any] = {"version": kind.version, "keys": list(values)}
+    if settings := told_settings(name, config):
+        entry["settings"] = settings
+    if name not in METRICS.paths:
+        directions = {"lower": list(kind.lower), "higher": list(kind.higher)}
+        entry |= {"about": kind.about(), **directions}
+        owner = METRICS.owners.get(name)
+        for one in plugins.loaded():
+            if one.name == owner:
+                entry["plugin"] = {"name": one.name, "path": one.path, "sha256": one.sha256}
+    metrics, there = dict(record["metrics"]), measured(record)
+    if before := there.get(name):
+        old = {key: metrics.pop(key) for key in before["keys"] if key in metrics}
+        told = {"version": before["version"], **({"settings": before["settings"]} if before.get("settings") else {})}
+        kept = [one for one in before.get("earlier", []) if _identity(one) not in (_identity(told), _identity(entry))]
+        if _identity(told) != _identity(entry):
+            kept.append({**told, "metrics": old})
+        if kept:
+            entry["earlier"] = kept
+    there[name] = entry
+    return {**record, "metrics": _ordered(metrics | dict(values), there), "measured": there}
+
+
+def _identity(entry: Mapping[str, Any]) -> tuple[int, str]:
+    return entry["version"], version_text(entry)
+
+
+def _ordered(metrics: Mapping[str, float], there: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """The values in the order of the registry, whenever each was computed."""
+    names: Sequence[str] = METRICS.names()
+    place = {key: names.index(name) if name in names else len(names) for name, e in there.items() for key in e["keys"]}
+    place |= {key: names.index(name) for key, name in AFTER.items()}
+    return {key: metrics[key] for key in sorted(metrics, key=lambda k: (place.get(k, len(names)), k in AFTER))}
