@@ -51,7 +51,10 @@ LOOK_ALIKES = {
     ("report", "what is made, as it is shown"): ("analysis.report", "commands.report"),
     ("runs", "a word of a message or a heading"): ("analysis.render", "cluster.executor"),
     ("runs", "a public name"): ("mvar",),
-    ("samples", "images, in messages"): ("evaluation.copies", "evaluation.measure", "evaluation.metrics"),
+    ("samples", "images, in messages"): ("evaluation.copies", "evaluation.measure"),
+    ("samples", "what a metric needs"): (
+        *("evaluation.metrics.contract", "evaluation.metrics.inputs", "evaluation.metrics.copies"),
+    ),
     ("samples", "an analysis, or its figure"): ("samples.py",),
     ("samples", "where data sets of torchvision keep theirs"): ("data.sources.torchvision",),
     ("stages", "a word of a message"): ("cluster.executor",),

@@ -213,12 +213,14 @@ def test_dry_run_says_parameters_flops_and_time(monkeypatch, results, capsys):
     import torch
 
     from mvar.cost import forward_flops
+    from mvar.evaluation.metrics.contract import every_metric
     from mvar.runs.display import duration
     from mvar.runs.plan import run_flops
     from mvar.transformer import ScaleTransformer
 
     done, timed_rate, finished_rate = PRESETS["digits"], 1e9, 4e9  # FLOP/s
-    record = {"metrics": {}, "timing": {"train_s": 2.0}, "cost": {"train_flops": 2 * finished_rate}}
+    metrics = {key: 1.0 for kind in every_metric().values() for key in kind.keys}
+    record = {"metrics": metrics, "timing": {"train_s": 2.0}, "cost": {"train_flops": 2 * finished_rate}}
     Store(results).run(done.run_id).add_evaluation(done.evaluation_id, record)
     monkeypatch.setattr("mvar.runs.plan.step_rate", lambda config: timed_rate)
     arguments = ["run", "mixers", "layers", "--seeds", "2", "--dry-run", "--workers", "2", "--results", str(results)]

@@ -22,6 +22,7 @@ from mvar.files import digest
 from mvar.presets import DIGITS
 from mvar.runs.documents import Damaged, read_document, read_or_empty
 from mvar.runs.experiment import Experiment, find_experiment, is_experiment
+from mvar.runs.measured import versions
 from mvar.runs.repair import damaged_origins
 from mvar.runs.states import DONE
 from mvar.runs.store import RunDirectory, Store
@@ -263,6 +264,8 @@ def _evaluation_columns(record: Mapping[str, Any], where: str, problems: list[st
         "extractor_id": record["extractor_id"],
         "num_images": record["evaluation"]["num_images"],
     }
+    if told := versions(record):
+        columns["versions"] = json.dumps(told, sort_keys=True)
     for section in ("metrics", "cost", "timing"):
         for key, value in record[section].items():
             if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):

@@ -16,6 +16,7 @@ from mvar.analysis.cache import ReadCache
 from mvar.analysis.contract import Analysis, analysis_names, find_analysis
 from mvar.analysis.document import Bullets, Section, Text, document_to_markdown
 from mvar.analysis.inline import prose
+from mvar.analysis.own_metrics import own_table
 from mvar.analysis.page import document_to_html
 from mvar.analysis.records import NO_RUN, Manifest, Records, load_records, unasked
 from mvar.analysis.render import Table, csv_text
@@ -64,7 +65,7 @@ class _Report(Writer):
 
     def write(self) -> Path:
         """Write everything; the path of `report.md`."""
-        parts = [self._background, *self._drawn(), self._runs]
+        parts = [self._background, *self._drawn(), self._own_metrics, self._runs]
         self.total = len(parts) + 1
         for part in parts:
             self.attempt("report", part)
@@ -113,6 +114,11 @@ class _Report(Writer):
             if analysis and analysis.of == "results":
                 placed.append(((analysis.place, name), lambda analysis=analysis: self.analysis(analysis)))
         return [draw for _, draw in sorted(placed, key=lambda item: item[0])]
+
+    def _own_metrics(self) -> None:
+        if table := own_table(self.records):
+            self.section("Metrics of one's own", Text("No table of ours names these."))
+            self.table(table)
 
     def _runs(self) -> None:
         table = self.records.table

@@ -4,7 +4,7 @@ What must not be compared is refused, what is missing is a dash, and nothing is 
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from mvar.analysis.compare import aggregate, check_comparable, ratio, sampling_s
 from mvar.analysis.reading import Row, order_reading, trend_reading
 from mvar.analysis.records import AskedCell, Manifest, Missing, Records
 from mvar.analysis.render import Note, Table
+from mvar.analysis.versions import missing_versions, newest, notes, only
 from mvar.escaping import code, markdown
 from mvar.runs.experiment import paper_rows
 
@@ -35,7 +36,7 @@ CONSTANTS = ("num_params", "train_flops", "sample_flops", "steps", "acceptance_r
 
 
 def cell_rows(records: Records, manifest: Manifest) -> list[tuple[AskedCell, pd.DataFrame]]:
-    """The finished evaluations of every cell of a sweep.
+    """The finished evaluations of every cell of a sweep; of metrics in several versions the newest one's values.
 
     Raises:
         UserError: they must not be compared; names what differs and lists the groups.
@@ -44,7 +45,8 @@ def cell_rows(records: Records, manifest: Manifest) -> list[tuple[AskedCell, pd.
     found = pd.concat([rows for _, rows in cells])
     if not found.empty:
         check_comparable(found, manifest.experiment.varied if manifest.is_known else ())
-    return cells
+    wanted = newest(found)
+    return [(cell, only(rows, wanted)) for cell, rows in cells] if wanted else cells
 
 
 def sweep_table(records: Records, manifest: Manifest) -> Table:
@@ -55,7 +57,10 @@ def sweep_table(records: Records, manifest: Manifest) -> Table:
     """
     experiment = manifest.experiment
     cells = cell_rows(records, manifest)
-    rows = [_row(cell, found) for cell, found in cells]
+    own = {column.key: column.key for column in experiment.columns if column.key.startswith("eval/")}
+    rows = [_row(cell, found, own) for cell, found in cells]
+    keys = {column.key: (KEYS | own)[column.key] for column in experiment.columns if column.key in KEYS | own}
+    whole = [records.rows(cell) for cell in manifest.cells]
     found = pd.concat([found for _, found in cells])
     if experiment.relative_to:
         _add_relative(rows, cells, experiment.relative_to)
@@ -65,9 +70,12 @@ def sweep_table(records: Records, manifest: Manifest) -> Table:
         columns=experiment.columns,
         rows=rows,
         run_ids=[sorted(set(found["run_id"])) for _, found in cells],
-        notes=contradictions(manifest.artefact, rows),
+        notes=[*contradictions(manifest.artefact, rows), *notes([rows for _, rows in cells], whole, keys)],
         reading=_reading(manifest, found, rows),
-        missing=missing_lines([m for m in records.missing if m.sweep == manifest.name]) or _unasked(manifest),
+        missing=[
+            *(missing_lines([m for m in records.missing if m.sweep == manifest.name]) or _unasked(manifest)),
+            *missing_versions(pd.concat(whole), manifest, [key for key in keys.values() if key.startswith("eval/")]),
+        ],
         caption="" if found.empty else f"{_seeds_line(_seeds(rows))} {_images_line(found)}",
     )
 
@@ -85,13 +93,13 @@ def _unasked(manifest: Manifest) -> list[str]:
     return [] if asked else [f"No run of this was asked for yet. Command: {code(manifest.command)}"]
 
 
-def _row(cell: AskedCell, found: pd.DataFrame) -> dict[str, Any]:
+def _row(cell: AskedCell, found: pd.DataFrame, own: Mapping[str, str]) -> dict[str, Any]:
     row: dict[str, Any] = {"label": cell.label, **cell.axes}
     row |= {f"paper_{key}": value for key, value in cell.printed.items()}
     row["paper_fid"] = _number(row.get("paper_fid"))
     if found.empty:
         return row
-    row |= {name: aggregate(found, key) for name, key in KEYS.items()}
+    row |= {name: aggregate(found, key) for name, key in (KEYS | dict(own)).items()}
     row |= {name: _constant(found, name) for name in CONSTANTS}
     return row | {"n": found["seed"].nunique()}
 

@@ -1,0 +1,73 @@
+"""Metrics of a user's own, which no table of ours names: what they are, as the runs say it, and their values."""
+
+from typing import Any
+
+from mvar.analysis.records import Records
+from mvar.analysis.render import Table
+from mvar.analysis.versions import FIRST, newest, only, version_of
+from mvar.escaping import code, markdown
+from mvar.evaluation.metrics.contract import Metric
+from mvar.registries import METRICS
+from mvar.registry import loaded
+from mvar.runs.columns import MEASURED, Column
+from mvar.runs.measured import measured
+
+SHOWN = 12  # digits of a digest
+
+
+def own_keys(records: Records) -> list[str]:
+    """Keys of the table that none of our metrics gives."""
+    ours: list[type[Metric]] = [loaded(path) for path in METRICS.paths.values()]
+    keys = [key for key in records.done.columns if str(key).startswith("eval/")]
+    keys = [key for key in keys if records.done[key].notna().to_numpy().any()]
+    return [key for key in keys if not any(kind.gives(key) for kind in ours)]
+
+
+def own_table(records: Records) -> Table | None:
+    """A row a finished evaluation, a column a key; None where there is no metric of one's own."""
+    keys = own_keys(records)
+    if not keys:
+        return None
+    whole = records.done
+    rows = only(whole, newest(whole))
+    told = _told(records, keys)
+    arrows = {key: " ↓" if key in told[key]["lower"] else " ↑" if key in told[key]["higher"] else "" for key in keys}
+    columns = [Column("label", "run", is_text=True)]
+    columns += [Column(key, f"{key.removeprefix('eval/')}{arrows[key]}", MEASURED, 4) for key in keys]
+    values = [{"label": row["run_id"], **{key: row[key] for key in keys}} for _, row in rows.iterrows()]
+    lines = dict.fromkeys(told[key]["line"] for key in keys)
+    return Table(
+        "own-metrics",
+        "Metrics of one's own",
+        columns,
+        [{key: None if value != value else value for key, value in row.items()} for row in values],
+        [[row["run_id"]] for _, row in rows.iterrows()],
+        reading=list(lines),
+    )
+
+
+def _told(records: Records, keys: list[str]) -> dict[str, dict[str, Any]]:
+    """What the runs say of each key: a line, and which way is better."""
+    found = {key: {"line": f"{code(key)}: nothing is recorded of it.", "lower": [], "higher": []} for key in keys}
+    rows = records.done
+    for key in keys:
+        wanted = newest(rows).get(key)
+        for _, row in rows[rows[key].notna()].iterrows():
+            if wanted and version_of(row, key) != wanted:
+                continue
+            record = records.store.run(str(row["run_id"])).evaluations().get(str(row["evaluation_id"]))
+            for name, entry in measured(record).items() if record else ():
+                if key in entry["keys"]:
+                    found[key] = {
+                        "line": _line(name, entry, version_of(row, key)),
+                        **{way: entry.get(way) or [] for way in ("lower", "higher")},
+                    }
+            break
+    return found
+
+
+def _line(name: str, entry: dict[str, Any], version: str) -> str:
+    plugin = entry.get("plugin")
+    by = f"; of {markdown(str(plugin['name']))}, sha256 {str(plugin['sha256'])[:SHOWN]}" if plugin else ""
+    number = f", version {markdown(version)}" if version != FIRST else ""
+    return f"{code(name)}{number}: {markdown(str(entry.get('about') or 'says nothing of itself'))}{by}"

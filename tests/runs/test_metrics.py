@@ -1,0 +1,293 @@
+"""Metrics of finished runs: each is recorded by itself, a new one is added without an image or a step of training."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_runs import CONFIG, arguments
+
+from mvar import plugins
+from mvar.cli import main
+from mvar.config import override
+from mvar.errors import FAILURE, OK, USER_ERROR, UserError
+from mvar.evaluation.metrics.contract import Metric, every_metric
+from mvar.registries import EXTRACTORS, METRICS
+from mvar.runs.measured import lacking, measured, to_measure, versions
+from mvar.runs.pipeline import execute
+from mvar.runs.plan import tasks_of
+from mvar.runs.stages.evaluate import MetricsFailed
+from mvar.runs.states import DONE, STOPPED
+from mvar.runs.store import Store
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "metric.py"
+OURS = ["fid", "is", "kid", "precision_recall", "nll", "copies", "label_accuracy"]
+
+
+@pytest.fixture
+def store(made, tmp_path):
+    shutil.copytree(made, tmp_path / "results")
+    return Store(tmp_path / "results")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays():
+    yield
+    plugins.forget_all()
+    METRICS.own.clear()
+    EXTRACTORS.own.clear()
+
+
+def register(name="mine", value=1.5, **members):
+    """Register a metric, in place of one of that name; what a test leaves out is as simple as can be."""
+
+    def compute(self, inputs):
+        assert len(inputs.samples) == CONFIG.evaluation.num_images
+        return {f"eval/{name}": value}
+
+    members = {"__doc__": "Of mine.", "needs": ("samples",), "keys": (f"eval/{name}",), "compute": compute} | members
+    METRICS.own[name] = kind = type("Mine", (Metric,), members)
+    return kind
+
+
+def record(store):
+    return store.run(CONFIG.run_id).evaluations()[CONFIG.evaluation_id]
+
+
+def test_a_record_names_each_metric(made):
+    found = record(Store(made))
+    assert list(found["measured"]) == OURS
+    assert {key for entry in found["measured"].values() for key in entry["keys"]} == set(found["metrics"])
+    assert all(entry["version"] == 1 for entry in found["measured"].values()) and versions(found) == {}
+
+
+def test_a_record_of_the_first_version_has_ours_in_version_1(made):
+    found = {name: value for name, value in record(Store(made)).items() if name != "measured"}
+    assert measured(found) == record(Store(made))["measured"] and lacking(found, CONFIG) == []
+    del found["metrics"]["eval/fid"]
+    assert lacking(found, CONFIG) == ["fid"]
+
+
+def test_a_new_metric_is_added_to_a_finished_run(store, monkeypatch):
+    """No image is drawn, nothing is trained, and a metric of samples loads no model, extractor or tokens."""
+    run, before = store.run(CONFIG.run_id), record(store)
+    files = (path for path in store.root.rglob("*") if path.is_file() and path.name not in (".lock", "eval.json"))
+    times = {path: path.stat().st_mtime_ns for path in files}
+    kind = register()
+    assert lacking(before, CONFIG) == ["mine"] and store.is_done(CONFIG)
+    (task,) = tasks_of([CONFIG], store)
+    assert (task.kind, task.flops, task.needs, task.name) == ("metrics", 0.0, (), run.name)
+    for path in (*store.root.glob("stages/*/*.safetensors"), *store.root.glob("stages/tokens-*/heldout/*")):
+        path.rename(path.with_name(f"{path.name}.away"))
+    loads = []
+    monkeypatch.setattr("mvar.runs.stages.train.TrainStage.generator", property(lambda self: loads.append(1)))
+    assert execute(CONFIG, store) == DONE and not loads
+    after = record(store)
+    assert after["metrics"] == before["metrics"] | {"eval/mine": 1.5}
+    entry = {"version": 1, "keys": ["eval/mine"], "about": "Of mine.", "lower": [], "higher": []}
+    assert after["measured"] == before["measured"] | {"mine": entry}
+    assert {k: v for k, v in after.items() if k not in ("metrics", "measured")} == {
+        k: v for k, v in before.items() if k not in ("metrics", "measured")
+    }
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items() if path.is_file())
+    assert tasks_of([CONFIG], store) == [] and kind.gives("eval/mine")
+
+
+def test_a_newer_version_is_kept_beside_the_old_value(store):
+    register(value=1.0)
+    execute(CONFIG, store)
+    register(value=2.0, version=2)
+    assert to_measure(store.run(CONFIG.run_id), CONFIG) == ["mine"]
+    execute(CONFIG, store)
+    found = record(store)
+    assert found["metrics"]["eval/mine"] == 2.0 and versions(found) == {"eval/mine": "2"}
+    assert found["measured"]["mine"]["earlier"] == [{"version": 1, "metrics": {"eval/mine": 1.0}}]
+    register(value=3.0)  # code of the older version leaves the newer value
+    assert to_measure(store.run(CONFIG.run_id), CONFIG) == []
+
+
+def test_of_other_settings_it_is_computed_anew_and_what_was_is_not_forgotten(store):
+    plugins.load(str(EXAMPLE))
+    more = override(CONFIG, {"evaluation.density_coverage.k": 3})
+    assert more.evaluation_id == CONFIG.evaluation_id and more.run_id == CONFIG.run_id
+    execute(CONFIG, store)
+    first = record(store)
+    assert set(first["measured"]["density_coverage"]["keys"]) == {"eval/density", "eval/coverage"}
+    assert 0 <= first["metrics"]["eval/coverage"] <= 1
+    plugin = first["measured"]["density_coverage"]["plugin"]
+    assert plugin["name"] == "metric" and len(plugin["sha256"]) == 64
+    execute(more, store)
+    second = record(store)
+    assert second["measured"]["density_coverage"]["settings"] == {"k": 3}
+    assert versions(second) == {"eval/density": "1 (k=3)", "eval/coverage": "1 (k=3)"}
+    METRICS.own["density_coverage"].compute = None  # not called again: its values of these settings are known
+    execute(CONFIG, store)
+    third = record(store)
+    assert third["metrics"] == first["metrics"] and len(third["measured"]["density_coverage"]["earlier"]) == 1
+
+
+def test_the_example_is_what_its_paper_says():
+    import numpy as np
+    import torch
+
+    from mvar.config import EvaluationConfig
+    from mvar.evaluation.metrics.inputs import Features, Inputs, Parts
+
+    plugins.load(str(EXAMPLE))
+    kind = METRICS.find("density_coverage")
+    rng = np.random.default_rng(0)
+    real, fake = (torch.from_numpy(rng.normal(size=(n, 3))) for n in (40, 30))
+    inputs = Inputs(EvaluationConfig(), Parts())
+    inputs._features = Features(fake, fake, real, real)
+    found = kind(kind.Settings(k=4)).compute(inputs)
+    within = [sorted(math.dist(a, b) for b in real.tolist())[4] for a in real.tolist()]
+    inside = [[math.dist(a, b) <= r for b in fake.tolist()] for a, r in zip(real.tolist(), within, strict=True)]
+    assert found["eval/density"] == pytest.approx(sum(map(sum, inside)) / (4 * 30))
+    assert found["eval/coverage"] == pytest.approx(sum(map(any, inside)) / 40)
+
+
+@pytest.mark.parametrize(
+    ("compute", "reason"),
+    [
+        (lambda self, inputs: {"eval/mine": math.nan}, "metric mine: eval/mine is nan; allowed: a finite number"),
+        (lambda self, inputs: {"eval/mine": "many"}, "metric mine: eval/mine is 'many'; allowed: a finite number"),
+        (lambda self, inputs: {"eval/mine": True}, "metric mine: eval/mine is True; allowed: a finite number"),
+        (lambda self, inputs: 3.0, "metric mine: gave 3.0; allowed: a dict of its keys"),
+        (lambda self, inputs: {}, "metric mine: gave no eval/mine; allowed: all of its keys"),
+        (lambda self, inputs: {"eval/mine": 1.0, "eval/fid": 0.0}, "metric mine: gave 'eval/fid', which is not among"),
+        (lambda self, inputs: 1 / 0, "metric mine: ZeroDivisionError: division by zero"),
+        (
+            lambda self, inputs: inputs.model,
+            "metric mine: reads weights, which its `needs` do not name; allowed: samples",
+        ),
+    ],
+)
+def test_one_that_fails_leaves_the_others(store, compute, reason):
+    register(compute=compute)
+    register("other", 7.0)
+    with pytest.raises(MetricsFailed) as error:
+        execute(CONFIG, store)
+    assert str(error.value).startswith(reason) and "\n" not in str(error.value)
+    assert record(store)["metrics"]["eval/other"] == 7.0 and "mine" not in record(store)["measured"]
+    run = store.run(CONFIG.run_id)
+    assert run.state() == DONE and store.is_done(CONFIG)  # what is finished stays finished
+    assert (run.path / "error.txt").is_file() == ("ZeroDivision" in reason)
+
+
+def test_the_command_says_which_metric_of_which_run_and_ends_badly(store, tmp_path, capsys):
+    file = tmp_path / "bad.py"
+    file.write_text(
+        "import mvar\n@mvar.register('metric', 'bad')\nclass Bad(mvar.Metric):\n    needs = ('samples',)\n"
+        "    keys = ('eval/bad',)\n    def compute(self, inputs):\n        return {'eval/bad': float('nan')}\n"
+    )
+    words = ["evaluate", CONFIG.run_id, "--results", str(store.root), "--plugin", str(file)]
+    assert main(words) == FAILURE
+    out, err = capsys.readouterr()
+    (line,) = [line for line in err.splitlines() if "error" in line]
+    assert line == f"mvar: error: {CONFIG.run_id}: metric bad: eval/bad is nan; allowed: a finite number"
+    assert "eval/fid" in out and "1 of 1 runs done" in out
+    plugins.forget_all()
+    assert main(["evaluate", CONFIG.run_id, "--results", str(store.root)]) == OK
+
+
+def test_a_run_with_deleted_images_keeps_what_it_has(store, capsys):
+    shutil.rmtree(store.run(CONFIG.run_id).samples(CONFIG.evaluation_id))
+    before = record(store)
+    register()
+    register("of_tokens", needs=("tokens",), compute=lambda self, inputs: {"eval/of_tokens": len(inputs.tokens)})
+    assert execute(CONFIG, store) == DONE
+    assert record(store)["metrics"] == before["metrics"] | {"eval/of_tokens": 450.0}
+    told = [line for line in capsys.readouterr().err.splitlines() if "deleted" in line]
+    assert len(set(told)) == 1 and "no mine of them; what is there stays" in told[0]
+    assert tasks_of([CONFIG], store) == [] and not store.run(CONFIG.run_id).samples(CONFIG.evaluation_id).exists()
+
+
+def test_interrupted_between_two_metrics_the_first_stays(store):
+    asked = []
+    register("a", compute=lambda self, inputs: asked.append("a") or {"eval/a": 1.0})
+    register("b", compute=lambda self, inputs: asked.append("b") or {"eval/b": 2.0})
+    assert execute(CONFIG, store, should_stop=lambda: bool(asked)) == STOPPED
+    assert asked == ["a"] and record(store)["metrics"]["eval/a"] == 1.0 and "eval/b" not in record(store)["metrics"]
+    assert execute(CONFIG, store) == DONE
+    assert asked == ["a", "b"] and record(store)["metrics"]["eval/b"] == 2.0
+
+
+def test_the_runner_does_it_too_and_a_plan_says_so(store, capsys):
+    words = arguments(store.root, "--plugin", str(EXAMPLE), "--dry-run")
+    assert main(words) == OK
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if CONFIG.run_id in line]
+    assert "metrics" in line
+    plugins.forget_all()
+    assert main([word for word in words if word not in ("--plugin", str(EXAMPLE))]) == OK
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if CONFIG.run_id in line]
+    assert "metrics" not in line and "done" in line
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ({"keys": ("eval/fid",)}, "metric: 'mine' gives eval/fid, which metric 'fid' gives; allowed: another key"),
+        ({"keys": ("eval/error_scale_00",)}, "metric: 'mine' gives eval/error_scale_00, which metric 'nll' gives"),
+        ({"also": ("eval/co*",)}, "metric: 'mine' gives eval/co\\*, which metric 'copies' gives"),
+        ({"keys": ("mine",)}, "metric 'mine': key 'mine'; allowed: eval/ and small letters"),
+        ({"keys": ()}, "metric 'mine': says no `needs` or no `keys`"),
+        ({"needs": ("pictures",)}, "metric 'mine': needs: 'pictures' is unknown .*allowed: samples, reference"),
+        ({"version": 0}, "metric 'mine': version 0; allowed: a whole number from 1 on"),
+    ],
+)
+def test_what_is_no_metric_is_refused(members, reason):
+    register(**members)
+    with pytest.raises(UserError, match=reason):
+        every_metric()
+
+
+def test_a_user_extractor_by_its_name(store):
+    from pydantic import Field
+    from torch import nn
+
+    import mvar
+    from mvar.config import Config
+    from mvar.evaluation.extractors.contract import ExtractorKind, kind_of
+
+    class Means(ExtractorKind):
+        """Means over rows and columns."""
+
+        class Settings(Config):
+            scale: float = Field(default=1.0, description="Of the features.")
+
+        def network(self, directory):
+            return nn.Identity(), None
+
+        def forward(self, network, images):
+            features = images.double().mean(1).flatten(1) * self.settings.scale
+            return features, features
+
+    with pytest.raises(UserError, match=r"evaluation.extractor: 'means' is unknown; allowed: classifier, inception"):
+        override(CONFIG, {"evaluation.extractor": "means"})
+    mvar.register("extractor", "means")(Means)
+    plain = override(CONFIG, {"evaluation.extractor": "means"})
+    scaled = override(plain, {"evaluation.means.scale": 2.0})
+    default = override(plain, {"evaluation.means.scale": 1.0})
+    assert default.extractor_id == plain.extractor_id != scaled.extractor_id != CONFIG.extractor_id
+    assert default.evaluation_id == plain.evaluation_id != scaled.evaluation_id
+    assert override(CONFIG, {"evaluation.means.scale": 2.0}).extractor_id == CONFIG.extractor_id
+    extractor = kind_of(scaled).load(store.root)
+    assert extractor.id == scaled.extractor_id and not extractor.knows_labels
+    assert execute(plain, store) == DONE
+    found = store.run(CONFIG.run_id).evaluations()[plain.evaluation_id]
+    assert "eval/label_accuracy" not in found["metrics"] and found["metrics"]["eval/fid"] > 0
+    assert json.loads((store.stage("extractor", plain.extractor_id).path / "extractor.json").read_text())["id"]
+
+
+def test_status_needs_no_plug_in_and_says_done(store, tmp_path, capsys):
+    register()
+    execute(CONFIG, store)
+    METRICS.own.clear()
+    assert main(["status", "--results", str(store.root)]) == OK
+    out = capsys.readouterr().out
+    assert "1 done" in out
+    assert main(["report", "--results", str(store.root)]) in (OK, USER_ERROR)
+    report = (store.root / "report" / "report.md").read_text()
+    assert "Metrics of one's own" in report and "Of mine." in report and "1.5000" in report
+    assert "eval/mine" in (store.root / "report" / "tables" / "runs.csv").read_text().splitlines()[0]
