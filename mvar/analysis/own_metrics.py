@@ -4,7 +4,7 @@ from typing import Any
 
 from mvar.analysis.records import Records
 from mvar.analysis.render import Table
-from mvar.analysis.versions import FIRST, newest, only, version_of
+from mvar.analysis.versions import FIRST, newest, only, rows_of, version_of
 from mvar.escaping import code, markdown
 from mvar.evaluation.metrics.contract import Metric
 from mvar.registries import METRICS
@@ -34,14 +34,14 @@ def own_table(records: Records) -> Table | None:
     arrows = {key: " ↓" if key in told[key]["lower"] else " ↑" if key in told[key]["higher"] else "" for key in keys}
     columns = [Column("label", "run", is_text=True)]
     columns += [Column(key, f"{key.removeprefix('eval/')}{arrows[key]}", MEASURED, 4) for key in keys]
-    values = [{"label": row["run_id"], **{key: row[key] for key in keys}} for _, row in rows.iterrows()]
+    values = [{"label": row["run_id"], **{key: row.get(key) for key in keys}} for row in rows_of(rows)]
     lines = dict.fromkeys(told[key]["line"] for key in keys)
     return Table(
         "own-metrics",
         "Metrics of one's own",
         columns,
-        [{key: None if value != value else value for key, value in row.items()} for row in values],
-        [[row["run_id"]] for _, row in rows.iterrows()],
+        values,
+        [[str(row["label"])] for row in values],
         reading=list(lines),
     )
 
@@ -52,8 +52,8 @@ def _told(records: Records, keys: list[str]) -> dict[str, dict[str, Any]]:
     rows = records.done
     for key in keys:
         wanted = newest(rows).get(key)
-        for _, row in rows[rows[key].notna()].iterrows():
-            if wanted and version_of(row, key) != wanted:
+        for row in rows_of(rows):
+            if key not in row or (wanted and version_of(row, key) != wanted):
                 continue
             record = records.store.run(str(row["run_id"])).evaluations().get(str(row["evaluation_id"]))
             for name, entry in measured(record).items() if record else ():

@@ -17,6 +17,15 @@ FIRST = "1"
 COLUMN = "versions"
 
 
+def rows_of(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table as dicts; what is missing is left out."""
+    return [{str(k): v for k, v in row.items() if not _is_missing(v)} for row in table.to_dict("records")]
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value is pd.NA or value != value
+
+
 def version_of(row: Any, key: str) -> str:
     """The version of a row's value."""
     told = row.get(COLUMN)
@@ -30,7 +39,7 @@ def newest(rows: pd.DataFrame) -> dict[str, str]:
     found: dict[str, str] = {}
     keys = {key for told in rows[COLUMN].dropna() for key in json.loads(str(told))}
     for key in sorted(key for key in keys if key in rows):
-        there = {version_of(row, key) for _, row in rows[rows[key].notna()].iterrows()}
+        there = {version_of(row, key) for row in rows_of(rows) if key in row}
         if len(there) > 1:
             found[key] = max(there, key=_rank)
     return found
@@ -45,7 +54,7 @@ def only(rows: pd.DataFrame, versions: dict[str, str]) -> pd.DataFrame:
     rows = rows.copy()
     for key, wanted in versions.items():
         if key in rows:
-            rows[key] = rows[key].where([version_of(row, key) == wanted for _, row in rows.iterrows()])
+            rows[key] = rows[key].where([version_of(row, key) == wanted for row in rows_of(rows)])
     return rows
 
 
@@ -61,7 +70,7 @@ def notes(kept: Sequence[pd.DataFrame], whole: Sequence[pd.DataFrame], keys: dic
     for number, (ours, all_of_it) in enumerate(zip(kept, whole, strict=True)):
         for column, key in keys.items():
             if key in all_of_it and all_of_it[key].notna().to_numpy().any() and not ours[key].notna().to_numpy().any():
-                there = sorted({version_of(row, key) for _, row in all_of_it.iterrows()})
+                there = sorted({version_of(row, key) for row in rows_of(all_of_it) if key in row})
                 found.append(Note(number, column, f"of version {', '.join(there)}, which is not compared here"))
     return found
 
@@ -78,8 +87,8 @@ def missing_versions(found: pd.DataFrame, manifest: Manifest, keys: Sequence[str
     for key in keys:
         if key not in found or not found[key].notna().to_numpy().any():
             continue
-        version = wanted.get(key) or version_of(next(r for _, r in found.iterrows() if pd.notna(r[key])), key)
-        lacks = [row["run_id"] for _, row in found.iterrows() if pd.isna(row[key]) or version_of(row, key) != version]
+        version = wanted.get(key) or version_of(next(row for row in rows_of(found) if key in row), key)
+        lacks = [row["run_id"] for row in rows_of(found) if key not in row or version_of(row, key) != version]
         if lacks:
             runs = sorted(set(lacks))
             told = f"{len(runs)} run{'s' * (len(runs) > 1)}"

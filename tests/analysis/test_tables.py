@@ -332,3 +332,54 @@ def test_latex_is_booktabs_and_escaped():
 
 def test_si_prefixes():
     assert [si(x) for x in (7, 482_528, 999_999, 464.2e6, 1.03e12)] == ["7", "483 k", "1 M", "464 M", "1.03 T"]
+
+
+def later_version(results, configs, version, **values):
+    """Some runs have a metric in a newer version."""
+    for config in configs:
+        run = results.store.run(config.run_id)
+        record = run.evaluations()[config.evaluation_id]
+        for key, value in values.items():
+            record["metrics"][f"eval/{key}"] = value
+        record["measured"] = {"fid": {"version": version, "keys": [f"eval/{key}" for key in values]}}
+        run.add_evaluation(config.evaluation_id, record)
+
+
+def test_values_of_two_versions_are_not_compared(results):
+    _, configs = results.sweep("mixers", seeds=(0, 1))
+    later_version(results, configs[:2], 2, fid=7.0)  # both seeds of the first row
+    records = load_records(results.root)
+    table = sweep_table(records, records.manifests[0])
+    assert [row["fid"].mean if row["fid"] else None for row in table.rows] == [7.0, None, None, None]
+    assert all(row["nll"] for row in table.rows)  # another metric, of one version
+    dashes = [note for note in table.notes if "not compared here" in note.text]
+    assert [(note.row, note.column) for note in dashes] == [(1, "fid"), (2, "fid"), (3, "fid")]
+    assert all("of version 1," in note.text for note in dashes)
+    (line,) = [line for line in table.missing if "eval/fid" in line]
+    assert line.startswith("eval/fid version 2 is missing for 6 runs") and "`mvar run mixers --preset digits`" in line
+
+
+def test_of_one_version_nothing_is_said(results):
+    _, configs = results.sweep("mixers")
+    later_version(results, configs, 2, fid=7.0)
+    records = load_records(results.root)
+    table = sweep_table(records, records.manifests[0])
+    assert [row["fid"].mean for row in table.rows] == [7.0] * 4 and not table.missing
+    assert not any("version" in note.text for note in table.notes)
+
+
+def test_a_metric_of_ones_own_is_a_column_of_ones_own_experiment(results, monkeypatch):
+    from dataclasses import replace
+
+    from mvar.runs.columns import MEASURED, Column
+    from mvar.runs.experiment import find_experiment
+
+    _, configs = results.sweep("mixers")
+    later_version(results, configs[:1], 1, mine=0.25)
+    found = find_experiment("mixers")
+    own = replace(found, columns=(*found.columns, Column("eval/mine", "mine ↓", MEASURED, 3)))
+    monkeypatch.setattr("mvar.analysis.records.find_experiment", lambda name: own)
+    records = load_records(results.root)
+    table = sweep_table(records, records.manifests[0])
+    assert [row["eval/mine"].mean if row["eval/mine"] else None for row in table.rows] == [0.25, None, None, None]
+    assert any(line.startswith("eval/mine version 1 is missing for 3 runs") for line in table.missing)
