@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from mvar.escaping import file_name
 from mvar.files import atomic_write
@@ -15,6 +16,7 @@ UNSAID = r"Glyph \d+ .* missing from font|Matplotlib currently does not support|
 WIDTH = 7.0  # inches: a text page
 MIXERS = {"global": "o", "intra": "s", "mamba": "^", "intra+mamba": "D"}  # markers: figures are read in grey too
 MIXED = ("mixed", "P")  # partly replaced
+OWN = "vX*<>"  # markers of mixers of one's own
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,21 @@ class Figure:
 
 
 def mixer_look(pattern: str) -> dict[str, Any]:
-    """Colour, marker and label of a layer pattern; all patterns of several kinds of layers share one look."""
+    """Colour, marker and label of a layer pattern; all patterns of several kinds of layers share one look.
+
+    A mixer of one's own has the same colour and marker in every figure.
+    """
     import seaborn
 
     colours = seaborn.color_palette("colorblind")
     names = list(MIXERS)
     if pattern in MIXERS:
         return {"color": colours[names.index(pattern)], "marker": MIXERS[pattern], "label": pattern}
-    return {"color": colours[len(names)], "marker": MIXED[1], "label": MIXED[0]}
+    if " " in pattern:
+        return {"color": colours[len(names)], "marker": MIXED[1], "label": MIXED[0]}
+    number = crc32(pattern.encode())
+    left = colours[len(names) + 1 :]
+    return {"color": left[number % len(left)], "marker": OWN[number % len(OWN)], "label": pattern}
 
 
 @contextmanager

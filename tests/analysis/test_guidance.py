@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from mvar import shipped
+from mvar.analysis.style import mixer_look
 from mvar.analysis.verdicts import BETTER
 from mvar.presets import PRESETS
 from mvar.runs.experiment import find_experiment
@@ -53,3 +54,10 @@ def test_cells_are_two_trainings_at_every_value():
     assert {cell.config.sample.cfg_scale for cell in cells} == {0.0, 0.25, 0.5, 1.0, 1.5, 2.5}
     against = find_experiment("guidance").against
     assert {against(cell, cells).label for cell in cells} == {"VAR, cfg 0", "M-VAR, cfg 0"}
+
+
+def test_mixers_of_ones_own_have_a_look_of_their_own():
+    looks = {pattern: mixer_look(pattern) for pattern in ("recent:2", "recent:3", "mamba", "2*global 2*mamba")}
+    assert looks["recent:2"]["label"] == "recent:2" and looks["2*global 2*mamba"]["label"] == "mixed"
+    shown = [(look["color"], look["marker"]) for look in looks.values()]
+    assert len(set(shown)) == len(shown) and mixer_look("recent:2") == looks["recent:2"]

@@ -136,7 +136,8 @@ def test_rejection_is_an_evaluation_of_the_same_training():
 
 def test_plain_sampling_keeps_the_id_that_it_had_before_rejection():
     sections = DIGITS.model_dump(mode="json", include={"schema_version", "sample", "evaluation"})
-    assert sections["sample"].pop("candidates") == 1
+    later = {name: sections["sample"].pop(name) for name in ("candidates", "guidance", "filter")}
+    assert later == {"candidates": 1, "guidance": "ramp", "filter": "top"}
     assert DIGITS.evaluation_id == digest([sections, DIGITS.extractor_id])
 
 
