@@ -1,6 +1,7 @@
 """All that needs torch-fidelity, which takes seconds to import: metrics, floors, Inception and the whole evaluation."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -430,3 +431,14 @@ def test_inception_without_its_file_says_which_one(inception_file, tmp_path, kin
     with pytest.raises(UserError, match=INCEPTION_FILE) as error:
         inception(None if kind == "none" else str(path), channels=3)
     assert "evaluation.inception_weights" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_page_has_every_metric_and_key():
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    rows = {line.split("|")[1].strip(): line.split("|") for line in page.splitlines() if line.startswith("| `")}
+    for name, kind in every_metric().items():
+        row = rows[f"`{name}`"]
+        for key in (*kind.keys, *kind.also):
+            assert f"`{key.removeprefix('eval/').replace('*', '00')}`" in row[2], key
+        assert row[3].strip() == str(kind.version)
+        assert row[4].strip().split()[0] == ("lower" if kind.lower else "higher")
