@@ -20,11 +20,13 @@ from mvar import __version__
 from mvar.commands.attention import Attention
 from mvar.commands.cancel import Cancel
 from mvar.commands.check import Check
+from mvar.commands.config import Config
 from mvar.commands.copy import Copy
 from mvar.commands.data import Data
 from mvar.commands.doctor import Doctor
 from mvar.commands.evaluate import Evaluate
 from mvar.commands.export import Export
+from mvar.commands.forget import Forget
 from mvar.commands.inspect import Inspect
 from mvar.commands.logs import Logs
 from mvar.commands.plugged import Plugged
@@ -58,6 +60,8 @@ COMMANDS = (
     Export,
     Copy,
     Data,
+    Config,
+    Forget,
 )
 
 

@@ -77,6 +77,9 @@ CHECKS = "checks"
 # stages/data-<id>/
 SUMMARY = "summary.json"
 
+# sweeps/
+FORGOTTEN = "forgotten"
+
 # submissions/<id>/
 SUBMISSION = "submission.json"
 SUBMISSION_ASIDE = "submission.json.damaged"  # no longer looked at

@@ -18,6 +18,7 @@ MIXERS: Registry[Any] = Registry(
         "intra": "mvar.mixers.intra_attention:IntraScaleAttention",
         "mamba": "mvar.mixers.mamba:Mamba2",
     },
+    without_settings=("global", "intra"),
 )
 SOURCES: Registry[Any] = Registry(
     "data.name",
@@ -38,6 +39,7 @@ EXTRACTORS: Registry[Any] = Registry(
         "classifier": "mvar.evaluation.extractors.classifier:ClassifierKind",
         "inception": "mvar.evaluation.extractors.inception:InceptionKind",
     },
+    without_settings=("classifier", "inception"),
 )
 METRICS: Registry[Any] = Registry(
     "metric",
@@ -65,6 +67,7 @@ FILTERS: Registry[Any] = Registry(
         "top": "mvar.sampling.filters.top:Top",
         "min_p": "mvar.sampling.filters.min_p:MinP",
     },
+    without_settings=("top",),
 )
 # A profile's `executor` is one of these names.
 EXECUTORS: Registry[Any] = Registry(

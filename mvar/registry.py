@@ -1,7 +1,7 @@
 """Classes by name: ours by their path, loaded only where one is asked for, and those that a user's file registers."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, Generic, TypeVar
@@ -36,10 +36,11 @@ class Registry(Generic[T]):
     Args:
         field: what names one, in messages.
         paths: `module:class` by name. As text: a room may be named that lies above, or is slow to load.
+        without_settings: those of `paths` whose class has none, so that nobody waits for torch to learn that.
     """
 
-    def __init__(self, field: str, paths: Mapping[str, str]) -> None:
-        self.field, self.paths = field, paths
+    def __init__(self, field: str, paths: Mapping[str, str], without_settings: Collection[str] = ()) -> None:
+        self.field, self.paths, self.without_settings = field, paths, frozenset(without_settings)
         self.own: dict[str, type[T]] = {}  # classes that were registered themselves
         self.owners: dict[str, str] = {}  # the plug-in of each of those, where one registered it
 
@@ -85,4 +86,4 @@ class Registry(Generic[T]):
         Raises:
             UserError: as `check`.
         """
-        return getattr(self.find(name), "Settings", None)
+        return None if name in self.without_settings else getattr(self.find(name), "Settings", None)

@@ -231,8 +231,9 @@ def _known(
 
 
 def _is_settings(kind: type[Extensible], field: str, value: Any, values: Mapping[str, Any]) -> bool:
-    """Whether a field is no field of a newer version but settings of what the section uses by that name."""
-    return isinstance(value, Mapping) and field in [values.get(choice) for choice in kind.CHOICES]
+    """Whether a field is no field of a newer version but settings of what has that name, or is used by it."""
+    is_used = field in [values.get(choice) for choice in kind.CHOICES]
+    return isinstance(value, Mapping) and (is_used or kind.settings_class(field) is not None)
 
 
 __all__ = [

@@ -1,14 +1,15 @@
 """Min-p: codes that are not too unlikely beside the likeliest one (Nguyen et al., arXiv:2407.01082)."""
 
 import math
+from typing import TYPE_CHECKING
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from mvar.config import Config, SampleConfig
 from mvar.sampling.filters.contract import Filter
-from mvar.sampling.filters.top import smallest_kept
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class MinPSettings(Config):
@@ -26,9 +27,13 @@ class MinP(Filter):
     Settings = MinPSettings
 
     def kept(
-        self, logits: Tensor, scale: int, num_scales: int, sample: SampleConfig, settings: MinPSettings
-    ) -> Tensor | None:
+        self, logits: "Tensor", scale: int, num_scales: int, sample: SampleConfig, settings: MinPSettings
+    ) -> "Tensor | None":
         """As `Filter.kept`."""
+        import torch  # here: a config's settings are read without it
+
+        from mvar.sampling.filters.top import smallest_kept
+
         smallest = logits.amax(-1, keepdim=True) + math.log(settings.p)
         top = smallest_kept(logits, sample.top_k, sample.top_p)
         return smallest if top is None else torch.maximum(smallest, top)

@@ -1,0 +1,135 @@
+"""`mvar config`: what a run would be made with, every field that there is, and the presets."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import tyro
+
+from mvar.commands.plugged import Plugged
+from mvar.errors import OK, UserError, existing_directory, one_of, say
+
+if TYPE_CHECKING:
+    from mvar.config import RunConfig
+
+DEFAULT_PRESET = "digits"
+
+
+@dataclass(frozen=True)
+class Config(Plugged):
+    """Show a whole config, every field with what is allowed, or the presets."""
+
+    action: tyro.conf.Positional[Literal["show", "fields", "presets"]]
+    """show: a whole config, as YAML. fields: every field with its default, limits and description. presets: all."""
+    name: tyro.conf.Positional[str] = ""
+    """Of show, a run (its id, a unique beginning of one, its directory); of fields, a field or section, e.g. train."""
+    preset: str = ""
+    """What is shown, or whose values are the defaults; digits where no run is named."""
+    set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """FIELD=VALUE ...: fields that differ from the preset or run, e.g. model.depth=4 train.steps=100."""
+    json: bool = False
+    """JSON in place of YAML or text."""
+    results: Path = Path("results")
+    """Where the run is kept."""
+    computes: ClassVar[bool] = False
+
+    def load_plugins(self) -> None:
+        """Load them; what is printed besides is the config alone, which may go into a file."""
+        with contextlib.redirect_stdout(sys.stderr):
+            super().load_plugins()
+
+    def execute(self, arguments: list[str]) -> int:
+        """Print it; returns the exit code."""
+        {"show": self._show, "fields": self._fields, "presets": self._presets}[self.action]()
+        return OK
+
+    def _show(self) -> None:
+        from mvar.config.described import as_yaml, resolved
+
+        values = resolved(self._config(self.name))
+        _say_lines(json.dumps(values, indent=2) if self.json else as_yaml(values))
+
+    def _fields(self) -> None:
+        from mvar.config.described import fields_of
+
+        found = fields_of(self._config(), self.name)
+        if self.json:
+            _say_lines(json.dumps([asdict(field) for field in found], indent=2))
+            return
+        if not self.name:
+            given = f"preset {self.preset or DEFAULT_PRESET}" + (" and --set" if self.set else "")
+            say(f"Defaults are those of {given}; of settings that it does not give, their own.")
+        for field in found:
+            for line in field.lines:
+                say(line)
+
+    def _presets(self) -> None:
+        from mvar.presets import PRESETS
+
+        if self.name or self.preset or self.set:
+            given = self.name or self.preset or "--set"
+            raise UserError(f"presets: {given} is of no use; allowed: mvar config show --preset NAME shows one")
+        rows = [_summary(name, preset) for name, preset in PRESETS.items()]
+        if self.json:
+            _say_lines(json.dumps(rows, indent=2))
+            return
+        for line in _table(rows):
+            say(line)
+
+    def _config(self, run: str = "") -> "RunConfig":
+        """The preset or run, with what differs from it."""
+        from mvar.config import override
+        from mvar.config.parsing import parse_overrides
+        from mvar.presets import PRESETS
+
+        if run and self.preset:
+            raise UserError(f"preset: {self.preset!r:.200} beside run {run!r:.200}; allowed: one of them")
+        if self.preset and self.preset not in PRESETS:
+            raise one_of("preset", self.preset, PRESETS)
+        config = self._stored(run) if run else PRESETS[self.preset or DEFAULT_PRESET]
+        values = parse_overrides(setting for group in self.set for setting in group)
+        return override(config, values) if values else config  # one that is stored needs no plug-in to be shown
+
+    def _stored(self, run: str) -> "RunConfig":
+        from mvar import layout
+        from mvar.runs.store import Store
+
+        if not Path(run, layout.CONFIG).is_file():
+            existing_directory("results", self.results, "one that `mvar run` has made")
+        return Store(self.results).find_run(run).config(to_compute=False)
+
+
+def _summary(name: str, preset: "RunConfig") -> dict[str, Any]:
+    """What tells a preset from the others."""
+    return {
+        "preset": name,
+        "data": preset.data.name,
+        "pixels": preset.data.image_size,
+        "tokens": preset.token_space.schedule.num_tokens,
+        "depth": preset.model.depth,
+        "width": preset.model.width,
+        "steps": preset.train.steps,
+        "batch": preset.train.batch_size,
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> Iterable[str]:
+    """Columns under their names: texts on the left, numbers on the right."""
+    cells = [{name: f"{value:,}" if isinstance(value, int) else value for name, value in row.items()} for row in rows]
+    width = {name: max(len(name), *(len(row[name]) for row in cells)) for name in rows[0]}
+
+    def line(texts: Mapping[str, str]) -> str:
+        aligned = (t.rjust(width[n]) if isinstance(rows[0][n], int) else t.ljust(width[n]) for n, t in texts.items())
+        return "  ".join(aligned).rstrip()
+
+    yield line({name: name for name in width})
+    yield from map(line, cells)
+
+
+def _say_lines(text: str) -> None:
+    for line in text.splitlines():
+        say(line)

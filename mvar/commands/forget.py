@@ -1,0 +1,36 @@
+"""`mvar forget`: take back what was asked for; what was made stays."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from mvar.errors import OK, existing_directory, say, warn
+
+
+@dataclass(frozen=True)
+class Forget:
+    """Take a request back: reports and status no longer miss its runs. Runs that are there stay."""
+
+    sweep: tyro.conf.Positional[str]
+    """A request by the name of its file in results/sweeps, e.g. mixers-digits-steps; or a sweep: all its requests."""
+    results: Path = Path("results")
+    """Where runs are kept."""
+
+    def execute(self, arguments: list[str]) -> int:
+        """Set its list of runs aside, and say how to ask again; returns the exit code."""
+        from mvar.runs.forgotten import forget
+        from mvar.runs.store import Store
+
+        store = Store(existing_directory("results", self.results, "one that `mvar run` has made"))
+        for found in forget(store, self.sweep):
+            if found.problem:
+                warn(found.problem)
+                say(f"{found.name}: forgotten; what it asked for cannot be read ({found.path})")
+                continue
+            there = [name for name in found.run_ids if store.run(name).config_path.exists() or store.index.by_id(name)]
+            seeds = f", seeds {', '.join(map(str, found.seeds))}" if found.seeds else ""
+            say(f"{found.name}: forgotten ({found.path})")
+            say(f"  of its runs ({len(found.run_ids)}{seeds}) {len(there)} are there and stay")
+            say(f"  to ask again: {found.manifest['command']}")
+        return OK

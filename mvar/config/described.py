@@ -1,0 +1,228 @@
+"""What a config's fields are, for people: default, description, what is allowed; and a whole config as YAML.
+
+Settings of what is chosen by name are fields too; a class is loaded only where its settings are asked for.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema
+
+from mvar.config.extensible import Config, Extensible, no_settings
+from mvar.config.identity import PATHS
+from mvar.config.model_section import ModelConfig
+from mvar.config.parsing import DERIVED, current_name
+from mvar.config.schema import RunConfig
+from mvar.errors import UserError, one_of
+from mvar.registries import METRICS, MIXERS
+
+# No fields, but what may be set: default, what is allowed, and what it does.
+CHANGES: dict[str, tuple[str, str, str]] = {
+    "model.replace": (
+        "none",
+        "none, all, first:N, last:N, every:N or a list such as 0,3,5",
+        "Layers of model.pattern that get model.replacement (M-VAR's Figure 5).",
+    ),
+    "model.replacement": ("intra+mamba", "mixers of a layer", "Mixers of the layers that model.replace selects."),
+}
+NUMBERS = {"integer": ("whole number", "whole numbers"), "number": ("number", "numbers")}
+ANYTHING = "any value"
+
+
+@dataclass(frozen=True)
+class FieldFacts:
+    """A field of a config."""
+
+    name: str  # dotted, as `--set` takes it
+    default: Any  # a JSON value
+    allowed: str
+    description: str
+
+    @property
+    def lines(self) -> tuple[str, str]:
+        """Name, default and what is allowed; and the description."""
+        return f"{self.name} = {typed(self.default)} ({self.allowed})", f"    {self.description}"
+
+
+def typed(value: Any) -> str:
+    """A JSON value as it is typed after `--set NAME=`."""
+    if value is None or isinstance(value, bool):
+        return "none" if value is None else str(value).lower()
+    return ",".join(map(typed, value)) if isinstance(value, list | tuple) else str(value)
+
+
+# Fields -------------------------------------------------------------------------------------------------------------
+
+
+def fields_of(config: RunConfig, prefix: str = "") -> list[FieldFacts]:
+    """Every field, in the order of the schema, those of settings behind the fields of their section.
+
+    Args:
+        config: whose values are the defaults.
+        prefix: a field or section, dotted, e.g. `model.mamba`; empty: all.
+
+    Raises:
+        UserError: no such field or section; names those that there are.
+    """
+    prefix = current_name(RunConfig, prefix)
+    if prefix and prefix not in DERIVED:
+        _check(config, prefix)
+    return [found for found in _walk(config, "", prefix) if _is_below(found.name, prefix)]
+
+
+def _is_below(name: str, prefix: str) -> bool:
+    return not prefix or f"{name}.".startswith(f"{prefix}.")
+
+
+def _check(config: RunConfig, prefix: str) -> None:
+    section: Any = config
+    where = ""
+    for part in prefix.split("."):
+        if not isinstance(section, Config):
+            raise UserError(f"fields: {where} is a field, no section; allowed: {where}")
+        kind = type(section)
+        if part in kind.model_fields:
+            section = getattr(section, part)
+        elif not issubclass(kind, Extensible) or not isinstance(section, Extensible):
+            raise one_of(f"field {where}".strip(), part, kind.model_fields)
+        elif kind.settings_class(part) is None:
+            raise no_settings(kind, part, kind.model_fields)
+        else:
+            section = section.settings_of(part)
+        where = f"{where}.{part}".lstrip(".")
+
+
+def _walk(section: Config, where: str, prefix: str) -> Iterator[FieldFacts]:
+    """The fields of a section and of those in it that are asked for; of others no class is loaded."""
+    kind, inner = type(section), []
+    values = section.model_dump(mode="json")
+    for field, info in kind.model_fields.items():
+        name = f"{where}{field}"
+        if isinstance(value := getattr(section, field), Config):
+            inner.append((name, value))
+        else:
+            yield FieldFacts(name, values[field], _allowed(kind, field, name), info.description or "")
+    if isinstance(section, ModelConfig):
+        yield from (FieldFacts(name, *facts) for name, facts in CHANGES.items())
+    for name, value in inner:
+        if _is_on_the_way(name, prefix):
+            yield from _walk(value, f"{name}.", prefix)
+    if isinstance(section, Extensible):
+        for name in dict.fromkeys(name for registry in section.REGISTRIES for name in registry.names()):
+            dotted = f"{where}{name}"
+            if _is_on_the_way(dotted, prefix) and section.settings_class(name) is not None:
+                yield from _walk(section.settings_of(name), f"{dotted}.", prefix)
+
+
+def _is_on_the_way(section: str, prefix: str) -> bool:
+    return _is_below(section, prefix) or _is_below(prefix, section)
+
+
+# What is allowed ----------------------------------------------------------------------------------------------------
+
+
+def _allowed(kind: type[BaseModel], field: str, name: str) -> str:
+    if issubclass(kind, Extensible) and field in kind.CHOICES:
+        return ", ".join(kind.CHOICES[field].names())
+    if name == "model.pattern":
+        return f"mixers of every layer, of {', '.join(MIXERS.names())}"
+    schema, definitions = _schema(kind)
+    told = _told(schema[field], definitions) if field in schema else ANYTHING
+    return told.replace("text", "path") if name in PATHS else told
+
+
+class _Schema(GenerateJsonSchema):
+    """JSON schema in which a type that has none may be anything."""
+
+    def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> dict[str, Any]:
+        return {}
+
+
+@cache
+def _schema(kind: type[BaseModel]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The JSON schema of a section's fields, and the definitions that it refers to."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of defaults that are no JSON
+        schema = kind.model_json_schema(by_alias=False, schema_generator=_Schema)
+    return schema.get("properties", {}), schema.get("$defs", {})
+
+
+def _told(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+    """A JSON schema in words."""
+    if "$ref" in schema:
+        return _told(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    if "enum" in schema or "const" in schema:
+        return ", ".join(map(typed, schema.get("enum", [schema.get("const")])))
+    if "anyOf" in schema:
+        return ", or ".join(_told(one, definitions) for one in schema["anyOf"])
+    kind = schema.get("type")
+    if kind in NUMBERS:
+        return ", ".join(filter(None, [NUMBERS[kind][0], _bounds(schema)]))
+    if kind == "array":
+        return _list(schema, definitions)
+    if kind == "string":
+        return f"text like {schema['pattern']}" if "pattern" in schema else "text"
+    return {"boolean": "true, false", "null": "none"}.get(str(kind), ANYTHING)
+
+
+def _list(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+    least, most, parts = schema.get("minItems"), schema.get("maxItems"), schema.get("prefixItems", [])
+    items = schema.get("items") or (parts[0] if parts and parts.count(parts[0]) == len(parts) else {})
+    number = f", {'' if least == most else 'at least '}{least} of them" if least else ""
+    if items.get("type") in NUMBERS:
+        bounds = _bounds(items)
+        each = f", each {bounds}" if bounds else ""
+        return f"list of {NUMBERS[items['type']][1]}{each}{number}"
+    return f"list, each: {_told(items, definitions)}{number}"
+
+
+def _bounds(schema: Mapping[str, Any]) -> str:
+    """Limits of a number: `0 or more, below 1`."""
+    low, above = schema.get("minimum"), schema.get("exclusiveMinimum")
+    high, below = schema.get("maximum"), schema.get("exclusiveMaximum")
+    if schema.get("type") == "integer":  # above 0 is 1 or more
+        low, above = (above + 1, None) if above is not None else (low, None)
+        high, below = (below - 1, None) if below is not None else (high, None)
+    if low is not None and high is not None:
+        return f"{low:g} to {high:g}"
+    limits = (("{:g} or more", low), ("above {:g}", above), ("at most {:g}", high), ("below {:g}", below))
+    return ", ".join(text.format(limit) for text, limit in limits if limit is not None)
+
+
+# A whole config -----------------------------------------------------------------------------------------------------
+
+
+def resolved(config: RunConfig) -> dict[str, Any]:
+    """The whole config as JSON values, and beside them, in full, the settings of what it uses by name.
+
+    Settings of mixers stand in the pattern's text. A config file may hold it.
+    """
+    sections = {name: value for name, value in config.__dict__.items() if isinstance(value, Extensible)}
+    values = config.plain()
+    return values | {name: values[name] | _used_settings(section) for name, section in sections.items()}
+
+
+def _used_settings(section: Extensible) -> dict[str, Any]:
+    names = [name for registry, name in section.chosen() if registry is not MIXERS]
+    names += [name for name in section.__pydantic_extra__ or {} if name in METRICS]
+    settings = {name: section.settings_of(name) for name in names}
+    found = {name: own.plain() if isinstance(own, Config) else own for name, own in settings.items()}
+    return {name: own for name, own in found.items() if own}
+
+
+def as_yaml(values: Mapping[str, Any]) -> str:
+    """JSON values as YAML: a section a block, a list a line."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        """Lists of numbers are read at a glance on one line."""
+
+    def line(dumper: yaml.SafeDumper, value: list[Any]) -> yaml.Node:
+        return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=True)
+
+    Dumper.add_representer(list, line)
+    return yaml.dump(dict(values), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=10_000)
