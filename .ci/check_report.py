@@ -28,7 +28,8 @@ def wrong(results: Path) -> Iterator[str]:
     if not manifests:
         yield f"{results}: no sweep was asked for"
     for manifest in manifests:
-        yield from _sweep(results, manifest)
+        alike = [other for other in manifests if other["sweep"] == manifest["sweep"]]
+        yield from _sweep(results, manifest, alike)
     markdown, html = (page.read_text() for page in pages)
     sections = re.findall(r"^## (?:Missing|Problems)$|\*\*Not compared\.\*\*.*", markdown, re.M)
     sections += re.findall(r'id="(?:missing|problems)"', html)
@@ -41,9 +42,19 @@ def wrong(results: Path) -> Iterator[str]:
     yield from _files(report)
 
 
-def _sweep(results: Path, manifest: dict) -> Iterator[str]:
-    name, table = manifest["name"], results / "report/tables" / f"{manifest['name']}.csv"
-    asked = {run for cell in manifest["cells"] for run in cell["run_ids"]}
+def _runs(manifest: dict) -> set[str]:
+    return {run for cell in manifest["cells"] for run in cell["run_ids"]}
+
+
+def _table(results: Path, manifest: dict, alike: list[dict]) -> Path:
+    """Its own, or that of a request that differs in a pattern of one's own alone: those are one table."""
+    found = [results / "report/tables" / f"{name}.csv" for name in (manifest["name"], *(m["name"] for m in alike))]
+    return next((path for path in found if path.is_file()), found[0])
+
+
+def _sweep(results: Path, manifest: dict, alike: list[dict]) -> Iterator[str]:
+    name, table = manifest["name"], _table(results, manifest, alike)
+    asked = _runs(manifest)
     for run in sorted(asked):
         status = results / "runs" / run / "status.json"
         state = json.loads(status.read_text())["state"] if status.is_file() else "not there"
@@ -62,10 +73,10 @@ def _sweep(results: Path, manifest: dict) -> Iterator[str]:
     with open(table, newline="") as file:
         rows = list(csv.DictReader(file))
     shown = {run for row in rows for run in row["run_ids"].split()}
-    if shown != asked:
-        yield f"{table.name} and the sweep differ in runs: {' '.join(sorted(shown ^ asked))}"
+    if differing := (asked - shown) | (shown - set().union(*map(_runs, alike))):
+        yield f"{table.name} and the sweep differ in runs: {' '.join(sorted(differing))}"
     yield from (f"{table.name}: {row['label']} has no FID" for row in rows if row["run_ids"] and not row["fid"])
-    if manifest["sweep"] == "mixers" and not list((results / "report/figures").glob(f"samples-{name}.png")):
+    if manifest["sweep"] == "mixers" and not list((results / "report/figures").glob(f"samples-{table.stem}.png")):
         yield f"sweep {name} has no picture of samples"
 
 

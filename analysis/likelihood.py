@@ -17,7 +17,7 @@ def draw(page: kit.Writer, manifest: kit.Manifest, table: kit.Table) -> None:
 
 def scale_figure(records: kit.Records, manifest: kit.Manifest, directory: Path) -> kit.Figure:
     """Held-out NLL by scale, one line a mixer."""
-    name = f"nll-by-scale-{manifest.setting}"
+    name = f"nll-by-scale-{manifest.tag}"
     cells = [(cell, rows) for cell, rows in kit.cell_rows(records, manifest) if not rows.empty]
     keys = sorted(key for key in records.table.columns if key.startswith("eval/nll_bits_scale_"))
     cells = [(cell, rows) for cell, rows in cells if any(rows[key].notna().any() for key in keys)]

@@ -21,7 +21,7 @@ def draw(page: kit.Writer, manifest: kit.Manifest, table: kit.Table) -> None:
 
 def loss_figure(records: kit.Records, manifest: kit.Manifest, directory: Path, problems: list[str]) -> kit.Figure:
     """Training loss over steps, one colour a mixer."""
-    name = f"loss-{manifest.setting}"
+    name = f"loss-{manifest.tag}"
     trained = set(records.table.loc[records.table["state"] == DONE, "run_id"])
     drawn = False
     with kit.canvas(directory, name, 3.0) as (_, axes):

@@ -1,7 +1,7 @@
 """Table 6: which mixers a layer holds. One row a method of the paper, its mixers read from the printed table.
 
 Where the config asks for another pattern (`--set model.pattern=...`), it is one row more, beside which nothing is
-printed: a mixer of one's own among the paper's.
+printed: a mixer of one's own among the paper's, labelled by its pattern. Several such requests are one table.
 
     mvar run mixers
 """
@@ -10,7 +10,6 @@ from typing import Any
 
 from mvar import Cell, Experiment, RunConfig, columns, override, paper_rows
 
-OWN = "own"  # the row of a pattern that the paper does not have
 COLUMNS = {"global_attention": "global", "intra_attention": "intra", "mamba": "mamba"}
 COLUMNS_SHOWN = (
     columns.name("method"),
@@ -35,7 +34,7 @@ def cells(config: RunConfig) -> list[Cell]:
         cell_config = override(config, {"model.pattern": layer})
         found.append(Cell(row["method"], cell_config, {"pattern": layer}, {"fid": row["fid"]}))
     if config.model.pattern not in {cell.config.model.pattern for cell in found}:
-        found.append(Cell(OWN, config, {"pattern": config.model.pattern}))
+        found.append(Cell(config.model.pattern, config, {"pattern": config.model.pattern}))
     return found
 
 

@@ -34,7 +34,7 @@ from mvar.commands.repair import Repair
 from mvar.commands.report import Report
 from mvar.commands.request import with_budget_value
 from mvar.commands.retry import Retry
-from mvar.commands.run import Run
+from mvar.commands.run import Plan, Run
 from mvar.commands.sample import Sample
 from mvar.commands.status import Status
 from mvar.commands.submit import Submit
@@ -44,6 +44,7 @@ from mvar.escaping import degrade
 DESCRIPTION = "Ablations of sequence mixers in scale-wise autoregressive image generation."
 COMMANDS = (
     Run,
+    Plan,
     Submit,
     Status,
     Logs,

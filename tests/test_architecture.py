@@ -55,7 +55,7 @@ LOOK_ALIKES = {
     ("samples", "what a metric needs"): (
         *("evaluation.metrics.contract", "evaluation.metrics.inputs", "evaluation.metrics.copies"),
     ),
-    ("samples", "an analysis, or its figure"): ("samples.py",),
+    ("samples", "an analysis, or its figure"): ("samples.py", "runs.grid"),
     ("samples", "where data sets of torchvision keep theirs"): ("data.sources.torchvision",),
     ("stages", "a word of a message"): ("cluster.executor",),
     ("tokens.bin", "a type, which takes literals alone"): ("data.tokens",),

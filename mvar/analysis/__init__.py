@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from mvar.analysis.figures import ERROR_BARS, legend_below, points, unit
     from mvar.analysis.grids import read_samples, real_images, tile
     from mvar.analysis.inline import prose
+    from mvar.analysis.manifests import Manifest
     from mvar.analysis.maps import attention_map, draw_flow
     from mvar.analysis.pictures import grow, growth_figure, query_figure
     from mvar.analysis.power_law import BOOTSTRAP, MIN_POINTS, Law, fit_law
-    from mvar.analysis.records import Manifest, Records, load_records, training_curve
+    from mvar.analysis.records import Records, load_records, training_curve
     from mvar.analysis.render import Note, Table
     from mvar.analysis.report import main
     from mvar.analysis.style import MIXERS as MIXER_NAMES
@@ -38,7 +39,8 @@ _HOMES = {
     "mvar.analysis.maps": ("attention_map", "draw_flow"),
     "mvar.analysis.pictures": ("grow", "growth_figure", "query_figure"),
     "mvar.analysis.power_law": ("BOOTSTRAP", "MIN_POINTS", "Law", "fit_law"),
-    "mvar.analysis.records": ("Manifest", "Records", "load_records", "training_curve"),
+    "mvar.analysis.manifests": ("Manifest",),
+    "mvar.analysis.records": ("Records", "load_records", "training_curve"),
     "mvar.analysis.render": ("Note", "Table"),
     "mvar.analysis.report": ("main",),
     "mvar.analysis.style": ("MIXER_NAMES", "WIDTH", "Figure", "canvas", "despine", "mixer_look", "page"),

@@ -6,7 +6,8 @@ from typing import Any
 import pandas as pd
 
 from mvar.analysis.compare import CONFIDENCE, Measured, aggregate, difference
-from mvar.analysis.records import AskedCell, Manifest, Records
+from mvar.analysis.manifests import AskedCell, Manifest
+from mvar.analysis.records import Records
 from mvar.analysis.render import Table
 from mvar.analysis.tables import cell_rows
 from mvar.analysis.verdicts import BETTER, COUNTS, INCONCLUSIVE, WORSE, Pooled, Verdict, judge, pooled

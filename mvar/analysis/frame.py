@@ -6,9 +6,11 @@ from typing import Any
 
 import pandas as pd
 
+any_text = pd.option_context("mode.string_storage", "python")  # pyarrow's takes no file name that is not UTF-8
 EXACT = 2**53  # a float holds every whole number up to it
 
 
+@any_text
 def frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> pd.DataFrame:
     """One row each, a column for each key in order of appearance (or as given); what a row lacks is missing.
 

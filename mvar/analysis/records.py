@@ -15,13 +15,12 @@ import pandas as pd
 
 from mvar import layout
 from mvar.analysis.cache import ReadCache
-from mvar.analysis.frame import frame
+from mvar.analysis.frame import any_text, frame
+from mvar.analysis.manifests import AskedCell, Manifest, Missing, missing_of, read_manifests
 from mvar.config import EvaluationConfig, RunConfig, SampleConfig, from_dict, identity
 from mvar.errors import UserError
 from mvar.files import digest
-from mvar.presets import DIGITS
 from mvar.runs.documents import Damaged, read_document, read_or_empty
-from mvar.runs.experiment import Experiment, find_experiment, is_experiment
 from mvar.runs.measured import versions
 from mvar.runs.repair import damaged_origins
 from mvar.runs.states import DONE
@@ -36,67 +35,6 @@ MAX_POINTS = 500  # of a training curve that is kept: more cannot be seen in a f
 
 
 EMPTY = ("run_id", "evaluation_id", "state", "seed", "sample_seed", "settings", "pattern", "data", "num_images")
-
-
-@dataclass(frozen=True)
-class AskedCell:
-    """One row of a table or point of a figure: what was asked for, and what the paper prints there."""
-
-    label: str
-    axes: Mapping[str, Any]
-    printed: Mapping[str, Any]
-    run_ids: tuple[str, ...]  # one a training seed
-    evaluation_ids: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """A sweep that was asked for. `name` is its file's, e.g. `mixers-digits-steps`."""
-
-    name: str
-    sweep: str
-    artefact: str  # of the paper, e.g. "Table 6"
-    preset: str
-    mode: str  # "steps": equal steps; "budget": equal training FLOPs
-    budget_flops: float | None
-    command: str
-    cells: tuple[AskedCell, ...]
-    overrides: Mapping[str, Any] = field(default_factory=dict)  # of the preset, by the request's --set
-
-    @property
-    def title(self) -> str:
-        """Preset and what the cells have in common, e.g. "digits, equal steps"."""
-        settings = "".join(f", {name}={value}" for name, value in self.overrides.items())
-        if self.mode == "steps":
-            return f"{self.preset}, equal steps{settings}"
-        budget = f" ({self.budget_flops:.3g} FLOPs)" if self.budget_flops else ""
-        return f"{self.preset}, equal training budget{budget}{settings}"
-
-    @property
-    def is_known(self) -> bool:
-        """Whether the experiment that was asked for is here."""
-        return is_experiment(self.sweep)
-
-    @property
-    def experiment(self) -> Experiment:
-        """What was asked for; a `UserError` where its file is not here."""
-        return find_experiment(self.sweep)
-
-    @property
-    def setting(self) -> str:
-        """The name without the sweep: what other sweeps of the same request share, e.g. `digits-steps`."""
-        return self.name.removeprefix(f"{self.sweep}-")
-
-
-@dataclass(frozen=True)
-class Missing:
-    """A run (or an evaluation of it) that a sweep asked for and that is not there, and the command that makes it."""
-
-    sweep: str
-    label: str
-    run_id: str
-    why: str
-    command: str
 
 
 @dataclass
@@ -133,6 +71,7 @@ class Records:
         return [manifest for manifest in self.manifests if manifest.sweep == name]
 
 
+@any_text
 def load_records(root: Path | str, cache: ReadCache | None = None, allow_empty: bool = False) -> Records:
     """Read a results directory.
 
@@ -166,8 +105,13 @@ def load_records(root: Path | str, cache: ReadCache | None = None, allow_empty: 
             raise UserError(error)
         problems.append(error)
     table = frame(rows, columns=None if rows else EMPTY)
-    manifests = _manifests(store, problems, _renamed(configs))
-    return Records(store, table, configs, manifests, _missing(manifests, table), problems, cache)
+    renamed = _renamed(configs)
+    manifests = read_manifests(
+        store,
+        lambda where, read: _attempt(problems, where, read),
+        lambda run_id, key: _directory(run_id, key, renamed),
+    )
+    return Records(store, table, configs, manifests, missing_of(manifests, table), problems, cache)
 
 
 def _read_run(run: RunDirectory) -> dict[str, Any]:
@@ -304,50 +248,6 @@ def _renamed(configs: Mapping[str, RunConfig]) -> dict[str, str]:
 def _directory(run_id: str, key: str | None, renamed: Mapping[str, str]) -> str:
     """The directory of a run that was asked for, whatever it is called; its id where there is none."""
     return renamed.get(run_id) or renamed.get(key or "") or run_id
-
-
-def _manifests(store: Store, problems: list[str], renamed: Mapping[str, str]) -> list[Manifest]:
-    found = []
-    for path in sorted((store.root / layout.SWEEPS).glob("*.json")):
-        manifest = _attempt(problems, f"{layout.SWEEPS}/{path.name}", lambda path=path: _manifest(path, renamed))
-        if manifest:
-            found.append(manifest)
-    return found
-
-
-def _manifest(path: Path, renamed: Mapping[str, str]) -> Manifest:
-    values = read_document(path)
-    cells = []
-    for c in values["cells"]:
-        keys = c.get("keys", {})
-        run_ids = tuple(dict.fromkeys(_directory(run_id, keys.get(run_id), renamed) for run_id in c["run_ids"]))
-        cells.append(AskedCell(c["label"], c["axes"], c["printed"], run_ids, tuple(dict.fromkeys(c["evaluation_ids"]))))
-    names = ("sweep", "artefact", "preset", "mode", "budget_flops", "command", "overrides")
-    return Manifest(name=path.stem, cells=tuple(cells), **{name: values[name] for name in names})
-
-
-def unasked(sweep: str) -> Manifest:
-    """A sweep that nobody has asked for yet: what the paper prints, no runs, and the command that makes them."""
-    found = find_experiment(sweep)
-    cells = tuple(AskedCell(cell.label, cell.axes, cell.printed, (), ()) for cell in found.cells(DIGITS))
-    return Manifest(f"{sweep}-digits-steps", sweep, found.artefact, "digits", "steps", None, f"mvar run {sweep}", cells)
-
-
-def _missing(manifests: list[Manifest], table: pd.DataFrame) -> list[Missing]:
-    done = table[table["state"] == DONE]
-    evaluated = set(zip(done["run_id"], done["evaluation_id"], strict=True))
-    states = dict(zip(table["run_id"], table["state"], strict=True))
-    found = []
-    for manifest in manifests:
-        for cell in manifest.cells:
-            for run_id in cell.run_ids:
-                lacking = [e for e in cell.evaluation_ids if (run_id, e) not in evaluated]
-                if not lacking:
-                    continue
-                state = states.get(run_id, "not there")
-                why = state if state != DONE else f"trained; evaluation {', '.join(lacking)} is not there"
-                found.append(Missing(manifest.name, cell.label, run_id, why, manifest.command))
-    return found
 
 
 def training_curve(run: RunDirectory, key: str, problems: list[str], cache: ReadCache | None = None) -> pd.DataFrame:

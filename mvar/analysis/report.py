@@ -15,10 +15,12 @@ from mvar.analysis import background
 from mvar.analysis.cache import ReadCache
 from mvar.analysis.contract import Analysis, analysis_names, find_analysis
 from mvar.analysis.document import Bullets, Section, Text, document_to_markdown
+from mvar.analysis.frame import any_text
 from mvar.analysis.inline import prose
+from mvar.analysis.manifests import Manifest, unasked
 from mvar.analysis.own_metrics import own_table
 from mvar.analysis.page import document_to_html
-from mvar.analysis.records import NO_RUN, Manifest, Records, load_records, unasked
+from mvar.analysis.records import NO_RUN, Records, load_records
 from mvar.analysis.render import Table, csv_text
 from mvar.analysis.summary import summary
 from mvar.analysis.writer import Told, Writer
@@ -30,6 +32,7 @@ from mvar.runs.experiment import Experiment, experiments
 TITLE = "Measured, beside what the paper prints"
 
 
+@any_text
 def write_report(
     results: Path | str,
     progress: Told | None = None,
@@ -158,6 +161,7 @@ def sweeps_to_show(records: Records, problems: list[str]) -> list[Manifest]:
     return found + [unasked(name) for name in of_paper if name not in asked]
 
 
+@any_text
 def main(analysis: Analysis, arguments: Sequence[str] | None = None) -> int:
     """What `python analysis/NAME.py` does: one analysis, written below `RESULTS/analysis/NAME`.
 

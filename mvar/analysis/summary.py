@@ -6,7 +6,8 @@ from typing import Any
 
 from mvar.analysis.compare import Difference, Measured
 from mvar.analysis.document import Block, Bullets, Text
-from mvar.analysis.records import Manifest, Records
+from mvar.analysis.manifests import Manifest
+from mvar.analysis.records import Records
 from mvar.analysis.render import Table
 from mvar.escaping import code, markdown
 

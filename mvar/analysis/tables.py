@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from mvar.analysis.compare import aggregate, check_comparable, ratio, sampling_sd, share_interval, training_sd
+from mvar.analysis.manifests import AskedCell, Manifest, Missing
 from mvar.analysis.reading import Row, order_reading, trend_reading
-from mvar.analysis.records import AskedCell, Manifest, Missing, Records
+from mvar.analysis.records import Records
 from mvar.analysis.render import Note, Table
 from mvar.analysis.versions import missing_versions, newest, notes, only
 from mvar.escaping import code, markdown
@@ -73,7 +74,7 @@ def sweep_table(records: Records, manifest: Manifest) -> Table:
         notes=[*contradictions(manifest.artefact, rows), *notes([rows for _, rows in cells], whole, keys)],
         reading=_reading(manifest, found, rows),
         missing=[
-            *(missing_lines([m for m in records.missing if m.sweep == manifest.name]) or _unasked(manifest)),
+            *(missing_lines([m for m in records.missing if m.sweep == manifest.name]) + _unasked(manifest)),
             *missing_versions(pd.concat(whole), manifest, [key for key in keys.values() if key.startswith("eval/")]),
         ],
         caption="" if found.empty else f"{_seeds_line(_seeds(rows))} {_images_line(found)}",
@@ -89,8 +90,11 @@ def missing_lines(missing: Sequence[Missing]) -> list[str]:
 
 
 def _unasked(manifest: Manifest) -> list[str]:
-    asked = any(cell.run_ids for cell in manifest.cells)
-    return [] if asked else [f"No run of this was asked for yet. Command: {code(manifest.command)}"]
+    left = [cell.label for cell in manifest.cells if not cell.run_ids]
+    if len(left) == len(manifest.cells):
+        return [f"No run of this was asked for yet. Command: {code(manifest.command)}"]
+    rows = "; ".join(map(markdown, left))
+    return [f"Not asked for: {rows}. Command for all rows: {code(manifest.asking)}"] if left else []
 
 
 def _row(cell: AskedCell, found: pd.DataFrame, own: Mapping[str, str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from mvar.analysis.records import Manifest
+from mvar.analysis.manifests import Manifest
 from mvar.analysis.render import Note
 from mvar.escaping import code, markdown
 

@@ -9,13 +9,15 @@ from mvar.analysis.contract import Analysis, find_analysis
 from mvar.analysis.differences import differences_table
 from mvar.analysis.document import Block, Section, Text
 from mvar.analysis.inline import prose
-from mvar.analysis.records import Manifest, Records
+from mvar.analysis.manifests import Manifest
+from mvar.analysis.records import Records
 from mvar.analysis.render import Table, latex_document, to_csv, to_latex
 from mvar.analysis.style import Figure
 from mvar.analysis.tables import sweep_table
 from mvar.analysis.written import Written
 from mvar.errors import UserError
 from mvar.files import atomic_write
+from mvar.runs.columns import Column
 from mvar.runs.store import one_line
 
 T = TypeVar("T")
@@ -89,6 +91,7 @@ class Writer:
             only: the one figure to draw, by this very object; None: those that the experiment names.
         """
         self.section(f"{manifest.artefact}: {manifest.sweep}, {manifest.title}")
+        self._settings(manifest)
         try:
             table = sweep_table(self.records, manifest)
         except UserError as error:
@@ -107,6 +110,16 @@ class Writer:
                 analysis = only or self.attempt(f"analysis {name}", find_analysis, name)
                 if analysis:
                     self.attempt(f"figure {name}", analysis.draw, self, manifest, table)
+
+    def _settings(self, manifest: Manifest) -> None:
+        """What stands behind the letter of a request's settings, once."""
+        name = f"settings-{manifest.letter}"
+        if manifest.letter and name not in self._tables:
+            rows = [{"field": field, "value": str(value)} for field, value in manifest.settings.items()]
+            columns = (Column("field", "field", is_text=True), Column("value", "value", is_text=True))
+            self.table(
+                Table(name, f"Settings {manifest.letter}: where they differ from {manifest.preset}", columns, rows)
+            )
 
     def analysis(self, analysis: Analysis) -> None:
         """What one analysis over all results draws; it begins its own sections."""

@@ -3,19 +3,15 @@
 import os
 import re
 import stat
-import tomllib
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from mvar.config.field_files import cited, read_fields
 from mvar.errors import UserError
 
 MAX_BYTES = 1 << 14  # of a file: the parsers' time grows with its square
-MAX_LINE = 4096  # characters
-MAX_OPEN = 50  # brackets
 MAX_DEPTH = 3  # of values in values; a profile has 2
 MAX_NAME, MAX_TEXT = 200, 4096  # characters
-MAX_SHOWN = 60  # characters of a value in a message
 TEXTS = ("partition", "account", "qos", "constraint")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # line breaks of all kinds, NUL, no characters
 OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -28,64 +24,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read, is too large, no UTF-8, damaged, or holds no fields.
     """
-    kind = path.suffix[1:].upper()
-    try:
-        text = _bytes(path).decode("utf-8-sig")
-    except OSError as error:
-        allowed = "a readable file, or the name of a built-in profile"
-        why = error.strerror or error
-        raise UserError(f"cluster: {str(path)[:300]} cannot be read ({why}); allowed: {allowed}") from None
-    except UnicodeDecodeError as error:
-        byte = f"byte {error.start} is 0x{error.object[error.start]:02x}"
-        raise UserError(f"cluster: {path} is not UTF-8 ({byte}); allowed: a {kind} file in UTF-8") from None
-    _check_shape(path, text)
-    try:
-        values = tomllib.loads(text) if path.suffix == ".toml" else _yaml(text)
-    except RecursionError:
-        raise UserError(f"cluster: {path} is not valid {kind}: values in values in values; allowed: fields") from None
-    except Exception as error:  # of damaged values PyYAML's constructors fail each in its own way
-        said = " ".join(str(error).split())[:300]
-        raise UserError(f"cluster: {path} is not valid {kind} ({said or type(error).__name__})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"cluster: {path} holds no fields; allowed: FIELD = VALUE, e.g. partition")
-    return values
-
-
-def _bytes(path: Path) -> bytes:
-    if "\0" in str(path):
-        raise OSError("a NUL in its name")
-    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, a device never ends
-        raise OSError("no regular file")
-    with path.open("rb") as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise OSError(f"more than {MAX_BYTES // 1024} kB")
-    return data
-
-
-def _check_shape(path: Path, text: str) -> None:
-    """Refuse what the parsers would spend minutes or gigabytes on before they refuse it."""
-    longest = max(map(len, text.splitlines()), default=0)
-    if longest > MAX_LINE:
-        raise UserError(f"cluster: {path} has a line of {longest} characters; allowed: up to {MAX_LINE}")
-    depth = max(accumulate((c in "[{") - (c in "]}") for c in text), default=0)
-    if depth > MAX_OPEN:
-        raise UserError(f"cluster: {path} has {depth} brackets open at once; allowed: up to {MAX_OPEN}")
-
-
-def _yaml(text: str) -> Any:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """Without aliases: nine lines of them make a billion values, and two a value that holds itself."""
-
-        def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-            if self.check_event(yaml.AliasEvent):
-                name = self.peek_event().anchor
-                raise yaml.YAMLError(f"alias *{cited(name)[1:-1]}; allowed: the value itself, written out")
-            return super().compose_node(parent, index)
-
-    return yaml.load(text, Loader)  # Loader is a safe one
+    return read_fields(path, "cluster", "a readable file, or the name of a built-in profile", "partition", MAX_BYTES)
 
 
 def check_owner(path: Path, what: str, remedy: str) -> None:
@@ -100,15 +39,6 @@ def check_owner(path: Path, what: str, remedy: str) -> None:
     if not stat.S_ISLNK(found.st_mode) and found.st_mode & 0o022:
         mode = stat.S_IMODE(found.st_mode)
         raise UserError(f"{what}: {path} has mode {mode:04o}, others may write it; allowed: chmod go-w; {remedy}")
-
-
-def cited(value: Any) -> str:
-    """A value in a message: cut, and never an error of its own."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):
-        return "a number of thousands of digits" if isinstance(value, int) else f"a {type(value).__name__}"
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def check_values(values: Any) -> None:

@@ -14,8 +14,9 @@ from pydantic.fields import FieldInfo
 
 from mvar import shipped
 from mvar.cluster import profile_files
-from mvar.cluster.profile_files import CONTROL, check_owner, check_values, cited
+from mvar.cluster.profile_files import CONTROL, check_owner, check_values
 from mvar.config import Config, from_dict, override
+from mvar.config.field_files import cited
 from mvar.errors import UserError, one_of, warn
 from mvar.runs.executors import contract as executors
 

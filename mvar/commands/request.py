@@ -1,19 +1,21 @@
 """What is asked for by every command that makes runs: sweeps, preset, seeds, settings, budget."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from mvar.commands.plugged import Plugged
-from mvar.errors import UserError, one_of, quoted
+from mvar.errors import UserError, one_of, quoted, warn
 from mvar.files import portable
 from mvar.runs.launch.bounds import check_launched
 
 if TYPE_CHECKING:
     from mvar.config import RunConfig
+    from mvar.runs.config_file import ConfigFile
     from mvar.runs.request import Request
     from mvar.runs.store import Store
 
@@ -21,70 +23,159 @@ DEFAULT_BUDGET = "baseline"
 MAX_SEEDS, MAX_SETS = 1_000, 10_000  # training or sampling seeds of a command, and their product
 MAX_SEED = 2**63 - 1  # of torch
 NUMBER = re.compile(r"[-+]?(\d|\.\d|nan|inf).*|", re.IGNORECASE | re.DOTALL)  # what is meant as one, sound or not
-PATTERN = {"model.pattern", "model.replace", "model.replacement"}
+ONE = "1"  # seed, the first: what a command without --seeds means
+SEEDS = {"seed": "seeds", "sample.seed": "sample-seeds"}  # fields that have options of their own
 
 
 @dataclass(frozen=True)
 class Sweeps(Plugged):
     """The runs of one or more sweeps."""
 
-    sweeps: tyro.conf.Positional[tuple[str, ...]]
+    sweeps: tyro.conf.Positional[tuple[str, ...]] = ()
     """Sweeps: mixers (Table 6), layers (Figure 5), parameters (Table 5), rejection (Table 3), guidance,
-    scaling, or FILE.py of one's own. What they share is made once."""
-    preset: str = "digits"
-    """Where sizes, data and recipe come from, see mvar/presets.py."""
-    seeds: str = "1"
-    """A count (3: seeds 0, 1, 2) or a list (0,4,7) of seeds of initialisation and training."""
+    scaling, FILE.py of one's own, or the name of a grid that was asked for. What they share is made once."""
+    preset: str = ""
+    """Where sizes, data and recipe come from, see `mvar config presets`; default: digits, or what --config says."""
+    seeds: str = ONE
+    """A count (3: seeds 0, 1, 2) or a list (0,4,7) of seeds of initialisation and training; default: seed 0, or what
+    --config says."""
     set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
     """FIELD=VALUE ...: fields that differ from the preset, e.g. model.depth=4 train.steps=100."""
     budget: Annotated[str, tyro.conf.arg(metavar="[FLOPS]")] = ""
-    """Equal training FLOPs instead of equal steps; without a number, those of VAR at the preset's steps."""
-    sample_seeds: str = "1"
+    """Equal training FLOPs instead of equal steps; without a number, those of the baseline (VAR) at its steps."""
+    sample_seeds: str = ONE
     """A count or a list of sampling seeds: sets of images that each trained run draws; they replicate no training."""
     dry_run: bool = False
     """Only print runs, parameters, FLOPs and estimated time."""
     results: Path = Path("results")
     """Where runs are kept."""
+    config: str = ""
+    """A .yaml, .toml or .json file, or a run's directory: what differs from a preset (`preset: digits` in it). Without
+    a sweep it is one run. --set counts after it."""
+    grid: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """FIELD=VALUE,VALUE ...: every combination, as one table. A comma inside [ ], ( ) or quotes separates nothing."""
+    name: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """What a grid (or the run of --config) is called; alone: the one that was asked for by that name."""
+    only: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """LABEL of a row, e.g. "pattern=mamba, base_lr=1e-4": make only that one; may be given several times."""
+    baseline: str = ""
+    """LABEL of a grid's row that the others are compared with; default: the first."""
 
     def requests(self) -> "list[Request]":
-        """The sweeps with all their settings.
+        """The sweeps, or the grid, with all their settings.
 
         Raises:
-            UserError: an unknown sweep, preset or field; a value that is not allowed.
+            UserError: an unknown sweep, preset, field or row; a value that is not allowed; a file that is no config.
         """
-        from mvar.config import RunConfig, override
-        from mvar.config.parsing import NO_VALUE, PATHS, current_name, parse_overrides
-        from mvar.presets import PRESETS
-        from mvar.runs.experiment import BUDGET, STEPS, experiment_names, take_experiment
+        from mvar.commands.own_grids import Words, chosen, kept_grids, kept_request, own_name
+        from mvar.runs.config_file import read_config_file
+        from mvar.runs.experiment import BUDGET, STEPS, take_experiment
+        from mvar.runs.grid import Grid
         from mvar.runs.request import Request
+        from mvar.runs.store import Store
 
-        if not self.sweeps:
-            raise UserError(f"sweep: none given; allowed: {', '.join(experiment_names())}")
-        if self.preset not in PRESETS:
-            raise one_of("preset", self.preset, PRESETS)
-        overrides = parse_overrides(setting for group in self.set for setting in group)
+        store = Store(self.results)
+        file = read_config_file(self.config) if self.config else None
+        grid = [axis for group in self.grid for axis in group]
+        kept = kept_grids(store)
+        name = own_name(self.sweeps, self.name, grid, file, kept)
+        if self.baseline and not name:
+            raise UserError("baseline: of a grid alone; allowed: with --grid and --name")
+        mode, budget = (BUDGET, _budget(self.budget)) if self.budget else (STEPS, None)
+        before = None
+        if name and not (self.preset or self.set or file):
+            before = kept_request(name, kept.get(name, ()), mode)
+        if before and before["mode"] == BUDGET and not self.budget:
+            mode, budget = BUDGET, before["budget_flops"]
+        preset, overrides, config, seeds = self._base(file, before)
+        draft = Request(
+            Grid(name or "draft").experiment(), preset, config, *seeds[:1], overrides, mode, budget, seeds[1]
+        )
+        if name:
+            words = Words(name, grid, self.baseline, kept.get(name, ()), file is not None)
+            requests = [words.request(store, draft, kept)]
+        else:
+            self._check_pattern(overrides)
+            requests = [replace(draft, sweep=take_experiment(sweep)) for sweep in dict.fromkeys(self.sweeps)]
+        return chosen(requests, self.only)
+
+    def _base(
+        self, file: "ConfigFile | None", before: "Mapping[str, Any] | None"
+    ) -> "tuple[str, dict[str, Any], RunConfig, tuple[tuple[int, ...], tuple[int, ...]]]":
+        """Preset, what differs from it, the config, and the seeds: as typed, of the file, or as asked for before."""
+        from mvar.config import RunConfig, override
+        from mvar.config.parsing import current_name, parse_overrides
+        from mvar.presets import PRESETS
+
+        overrides: dict[str, Any] = parse_overrides(setting for group in self.set for setting in group)
         overrides = {current_name(RunConfig, name): value for name, value in overrides.items()}
-        # fields that name files: jobs read them from another working directory
-        paths = {name for name in PATHS & overrides.keys() if overrides[name].strip() not in ("", *NO_VALUE)}
-        overrides |= {name: portable(overrides[name]) for name in paths}
-        if "seed" in overrides:
-            raise UserError("set: seed is given by --seeds; allowed there: a count or a list such as 0,4,7")
-        if "sample.seed" in overrides:
-            raise UserError("set: sample.seed is given by --sample-seeds; allowed there: a count or a list such as 0,4")
-        config = override(PRESETS[self.preset], overrides)
+        for field, option in SEEDS.items():
+            if field in overrides:
+                raise UserError(f"set: {field} is given by --{option}; allowed there: a count or a list such as 0,4,7")
+        preset = self._preset(file)
+        if before:
+            preset, overrides = before["preset"], dict(before["overrides"])
+        given = self._given(file) if file else {}
+        seeds = self._seeds(file, before or {})
+        overrides = given | overrides
+        overrides |= {name: portable(overrides[name]) for name in _paths(overrides)}
+        try:
+            config = override(PRESETS[preset], overrides)
+        except UserError:
+            if file:
+                file.applied(preset)  # says so if the mistake is the file's
+            raise
         check_launched(config, overrides)
+        return preset, overrides, config, seeds
+
+    def _preset(self, file: "ConfigFile | None") -> str:
+        from mvar.presets import PRESETS
+        from mvar.runs.config_file import DEFAULT_PRESET
+
+        if self.preset and self.preset not in PRESETS:
+            raise one_of("preset", self.preset, PRESETS)
+        if file and self.preset and file.is_named and self.preset != file.preset:
+            raise UserError(f"preset: {self.preset!r}, and {file.path} says {file.preset!r}; allowed: one of them")
+        return self.preset or (file.preset if file else DEFAULT_PRESET)
+
+    def _given(self, file: "ConfigFile") -> dict[str, Any]:
+        """Of a file what cells are made of: no seeds, and no pattern for sweeps that set it."""
+        from mvar.runs.experiment import is_experiment, take_experiment
+        from mvar.runs.request import PATTERN
+
+        sets = [name for name in self.sweeps if not is_experiment(name) or take_experiment(name).sets_pattern]
+        left_out = PATTERN if sets else set()
+        if known := sorted(left_out & file.values.keys()):
+            warn(f"{file.path}: {known[0]} is left out: sweep {sets[0]} sets the pattern itself")
+        return {name: value for name, value in file.values.items() if name not in (*SEEDS, *left_out)}
+
+    def _seeds(self, file: "ConfigFile | None", before: "Mapping[str, Any]") -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Training and sampling seeds, as typed; else those of a file, or of an earlier request of the same."""
+        found = []
+        for field, what in SEEDS.items():
+            typed = self.seeds if field == "seed" else self.sample_seeds
+            in_file = file.values.get(field) if file and typed == ONE else None
+            if in_file is not None:
+                if not re.fullmatch("[0-9]{1,18}", in_file):
+                    assert file
+                    raise UserError(f"{file.path}: {field}: {quoted(in_file)} is no seed; allowed: 0 or more")
+                found.append((int(in_file),))
+            else:
+                kept = before.get(what.replace("-", "_")) if typed == ONE else None
+                found.append(tuple(kept) if kept else _seeds(what, typed))
+        if len(found[0]) * len(found[1]) > MAX_SETS:
+            asked = f"{len(found[0]):,} times {len(found[1]):,} sets of images a cell"
+            raise UserError(f"seeds, sample-seeds: {asked}; allowed: at most {MAX_SETS:,}")
+        return found[0], found[1]
+
+    def _check_pattern(self, overrides: "Mapping[str, Any]") -> None:
+        """A pattern of one's own is for a sweep that does not set it."""
+        from mvar.runs.experiment import take_experiment
+        from mvar.runs.request import PATTERN
+
         fixed = [found.name for found in map(take_experiment, self.sweeps) if found.sets_pattern]
         if fixed and (asked := sorted(PATTERN & overrides.keys())):
             raise UserError(f"set: {asked[0]}: sweep {fixed[0]} sets the pattern itself; allowed: with mixers alone")
-        mode, budget = (BUDGET, _budget(self.budget)) if self.budget else (STEPS, None)
-        seeds, sample_seeds = _seeds("seeds", self.seeds), _seeds("sample-seeds", self.sample_seeds)
-        if len(seeds) * len(sample_seeds) > MAX_SETS:
-            asked = f"{len(seeds):,} times {len(sample_seeds):,} sets of images a cell"
-            raise UserError(f"seeds, sample-seeds: {asked}; allowed: at most {MAX_SETS:,}")
-        return [
-            Request(take_experiment(name), self.preset, config, seeds, overrides, mode, budget, sample_seeds)
-            for name in dict.fromkeys(self.sweeps)
-        ]
 
     def planned(self) -> "tuple[list[Request], list[RunConfig], Store]":
         """The sweeps, their runs (each once) and where they are kept, once all is known that can go wrong at once.
@@ -143,6 +234,14 @@ def _seeds(what: str, text: str) -> tuple[int, ...]:
     if (count := len(numbers) if is_list else numbers[0]) > MAX_SEEDS:
         raise UserError(f"{what}: {count:,} of them; allowed: at most {MAX_SEEDS:,}")
     return numbers if is_list else tuple(range(count))
+
+
+def _paths(overrides: Mapping[str, Any]) -> set[str]:
+    """Those that name files: jobs read them from another working directory."""
+    from mvar.config.parsing import NO_VALUE, PATHS
+
+    named = PATHS & overrides.keys()
+    return {name for name in named if overrides[name] and overrides[name].strip() not in ("", *NO_VALUE)}
 
 
 def _budget(text: str) -> float | None:

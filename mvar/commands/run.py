@@ -44,6 +44,13 @@ class Run(Sweeps):
         return conclude(Local().execute([(Workers(self.workers), configs)], store), store)
 
 
+@dataclass(frozen=True)
+class Plan(Run):
+    """Print what `mvar run` would make, with the same words: runs, parameters, FLOPs, estimated time; make nothing."""
+
+    dry_run: tyro.conf.Suppress[bool] = True
+
+
 def _processes() -> int:
     """How many processes the launcher has started; an empty WORLD_SIZE is none set."""
     text = os.environ.get("WORLD_SIZE", "").strip() or "1"

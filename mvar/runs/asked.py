@@ -1,6 +1,6 @@
 """What was asked for, from what is there: the configs of every manifest, of a run, and a damaged manifest's request."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,9 @@ from typing import Any
 from mvar.config import RunConfig, from_dict, override
 from mvar.errors import UserError
 from mvar.presets import PRESETS
-from mvar.runs.experiment import BUDGET, STEPS, experiments, find_experiment
+from mvar.runs.config_file import differences
+from mvar.runs.experiment import BUDGET, STEPS, experiments
+from mvar.runs.grid import experiment_of
 from mvar.runs.request import Request
 from mvar.runs.store import RunDirectory, Store
 
@@ -22,7 +24,7 @@ def requested(store: Store) -> list[RunConfig]:
             budget = manifest["budget_flops"] if manifest["mode"] == BUDGET else None
             seeds, sample_seeds = manifest.get("seeds", [0]), manifest.get("sample_seeds", ())
             config = override(PRESETS[manifest["preset"]], manifest["overrides"])
-            sweep = find_experiment(manifest["sweep"])
+            sweep = experiment_of(manifest)
             overrides, mode = manifest["overrides"], manifest["mode"]
             request = Request(
                 sweep, manifest["preset"], config, tuple(seeds), overrides, mode, budget, tuple(sample_seeds)
@@ -82,16 +84,7 @@ def _bases(store: Store, base: RunConfig) -> Iterator[RunConfig]:
 
 def _differences(base: RunConfig, config: RunConfig) -> dict[str, Any]:
     """The fields, dotted, that differ."""
-
-    def walk(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str) -> Iterator[tuple[str, Any]]:
-        for name, value in theirs.items():
-            if isinstance(value, dict) and isinstance(ours.get(name), dict):
-                yield from walk(ours[name], value, f"{where}{name}.")
-            elif value != ours.get(name):
-                yield f"{where}{name}", value
-
-    found = walk(base.model_dump(mode="json"), config.model_dump(mode="json"), "")
-    return {name: value for name, value in found if name not in ("seed", "sample.seed")}
+    return {name: value for name, value in differences(base, config).items() if name not in ("seed", "sample.seed")}
 
 
 def _with_seeds(store: Store, request: Request) -> Request:

@@ -72,6 +72,20 @@ class _Cell(TypedDict):
     run_ids: list[str]
     evaluation_ids: list[str]
     keys: NotRequired[dict[str, str]]
+    seeds: NotRequired[list[int]]
+    sample_seeds: NotRequired[list[int]]
+
+
+@with_config(OPEN)
+class _Axis(TypedDict):
+    field: str
+    values: list[str]
+
+
+@with_config(OPEN)
+class _Grid(TypedDict):
+    axes: list[_Axis]
+    baseline: str
 
 
 @with_config(OPEN)
@@ -87,6 +101,7 @@ class _Manifest(TypedDict):
     seeds: NotRequired[list[int]]
     sample_seeds: NotRequired[list[int]]
     config: NotRequired[str]
+    grid: NotRequired[_Grid]
 
 
 @with_config(OPEN)

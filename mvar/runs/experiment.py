@@ -71,6 +71,7 @@ class Experiment:
         sets_pattern: False: `--set model.pattern=...` adds a row of one's own.
         of_paper: shown with dashes where nobody has asked for it.
         place: where it stands in the report, small numbers first.
+        grid: of one that no file has (`mvar.runs.grid`): what its requests keep of it.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Experiment:
     sets_pattern: bool = True
     of_paper: bool = False
     place: int = 50
+    grid: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch("[a-z][a-z0-9_-]{0,31}", self.name):  # it begins the names of files

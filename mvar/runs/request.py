@@ -6,7 +6,7 @@ A manifest is the list of runs that a report expects.
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,10 @@ from mvar.files import digest
 from mvar.presets import PRESETS
 from mvar.runs.documents import Damaged, Foreign, read_document, read_or_empty, write_document
 from mvar.runs.experiment import BUDGET, STEPS, Cell, Experiment, training_flops
+from mvar.runs.grid import Grid
 from mvar.runs.store import Store
+
+PATTERN = frozenset({"model.pattern", "model.replace", "model.replacement"})  # fields that make the mixers of layers
 
 
 def with_seeds(config: RunConfig, seeds: Iterable[int], sample_seeds: Iterable[int] = ()) -> list[RunConfig]:
@@ -40,6 +43,7 @@ class Request:
     mode: str = STEPS
     budget_flops: float | None = None
     sample_seeds: tuple[int, ...] = ()  # sets of images of one trained run; none: the config's own
+    only: tuple[str, ...] = ()  # labels of the cells that are to be made; none: all
 
     @property
     def stem(self) -> str:
@@ -49,7 +53,7 @@ class Request:
     @property
     def settings(self) -> str:
         """Digest of what is asked for, however it was spelled: the resulting config, seeds and execution aside."""
-        return _settings(self.config)
+        return settings_of(self.config)
 
     @property
     def budget(self) -> float | None:
@@ -61,20 +65,26 @@ class Request:
     @property
     def name(self) -> str:
         """The manifest's name: `stem`, and a digest where the resulting config or an own budget set it apart."""
-        if self.settings == _settings(PRESETS[self.preset]) and self.budget_flops is None:
+        if self.settings == settings_of(PRESETS[self.preset]) and self.budget_flops is None:
             return self.stem
         return f"{self.stem}-{digest([self.settings, self.budget_flops])}"
 
     def cells(self) -> list[Cell]:
-        """The cells, seeds not yet given."""
+        """The cells, seeds not yet given: all of the table, also where few are to be made (`only`)."""
         return self.sweep.cells(self.config, self.mode, self.budget_flops)
 
+    def is_chosen(self, cell: Cell) -> bool:
+        """Whether a cell is to be made."""
+        return not self.only or cell.label in self.only
+
     def configs(self) -> list[RunConfig]:
-        """Every run of the request, cell by cell, seed by seed."""
-        return [config for cell in self.cells() for config in with_seeds(cell.config, self.seeds, self.sample_seeds)]
+        """Every run that is to be made, cell by cell, seed by seed."""
+        chosen = filter(self.is_chosen, self.cells())
+        return [config for cell in chosen for config in with_seeds(cell.config, self.seeds, self.sample_seeds)]
 
 
-def _settings(config: RunConfig) -> str:
+def settings_of(config: RunConfig) -> str:
+    """Digest of what a request is made of, however it was spelled: seeds and execution aside."""
     values = config.canonical()
     values = {name: value for name, value in values.items() if name not in ("seed", "runtime")}
     values["model"] = identity.of_section(config.model)  # cells may hold the mixers that the base has settings of
@@ -91,7 +101,7 @@ def manifest_path(store: Store, request: Request) -> Path:
             if (found["sweep"], found["preset"], found["mode"]) != (request.sweep.name, request.preset, request.mode):
                 continue
             stored = override(PRESETS[found["preset"]], found["overrides"])
-            if _settings(stored) == request.settings and found["budget_flops"] == request.budget:
+            if settings_of(stored) == request.settings and found["budget_flops"] == request.budget:
                 return path
     return own
 
@@ -119,22 +129,13 @@ def _earlier(path: Path) -> dict[str, Any]:
 
 def _write_manifest(path: Path, store: Store, request: Request, command: Sequence[str]) -> Path:
     earlier = _earlier(path)
-    seeds = sorted({*earlier.get("seeds", []), *request.seeds})
-    asked = request.sample_seeds or (request.config.sample.seed,)
-    sample_seeds = sorted({*earlier.get("sample_seeds", []), *asked})
-    cells = []
-    for cell in request.cells():
-        configs = [store.as_stored(config) for config in with_seeds(cell.config, seeds, sample_seeds)]
-        cells.append(
-            {
-                "label": cell.label,
-                "axes": dict(cell.axes),
-                "printed": dict(cell.printed),
-                "run_ids": list(dict.fromkeys(config.run_id for config in configs)),
-                "keys": {config.run_id: config.key for config in configs},  # whatever its directory is called
-                "evaluation_ids": list(dict.fromkeys(config.evaluation_id for config in configs)),
-            }
-        )
+    request = _with_earlier_axes(request, earlier)
+    cells = [_cell(cell, store, request, earlier) for cell in request.cells()]
+    seeds, sample_seeds = (sorted({n for cell in cells for n in cell[name]}) for name in ("seeds", "sample_seeds"))
+    for cell in cells:  # what all have alike stands once
+        for name, common in (("seeds", seeds), ("sample_seeds", sample_seeds)):
+            if cell[name] in ([], common):
+                del cell[name]
     document = {
         "sweep": request.sweep.name,
         "artefact": request.sweep.artefact,
@@ -147,8 +148,47 @@ def _write_manifest(path: Path, store: Store, request: Request, command: Sequenc
         "command": shlex.join(["mvar", *command]),
         "cells": cells,
     }
-    write_document(path, document)
+    write_document(path, document | ({"grid": dict(request.sweep.grid)} if request.sweep.grid else {}))
     return path
+
+
+def _with_earlier_axes(request: Request, earlier: Mapping[str, Any]) -> Request:
+    """A grid with the values that an earlier request of it had besides: another command may just have added some."""
+    if not (request.sweep.grid and earlier.get("grid")):
+        return request
+    name = request.sweep.name
+    there, asked = Grid.of_document(name, earlier["grid"]), Grid.of_document(name, request.sweep.grid)
+    whole, labels = there.extended(asked, request.config)
+    return replace(request, sweep=whole.experiment(), only=request.only or labels)
+
+
+def _cell(cell: Cell, store: Store, request: Request, earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """A cell of the manifest, with the seeds that an earlier request of it asked for besides."""
+    seeds, sample_seeds = _seeds_before(cell.label, earlier)
+    if request.is_chosen(cell):
+        seeds |= {*request.seeds}
+        sample_seeds |= {*(request.sample_seeds or (request.config.sample.seed,))}
+    configs = [store.as_stored(c) for c in with_seeds(cell.config, sorted(seeds), sorted(sample_seeds))]
+    return {
+        "label": cell.label,
+        "axes": dict(cell.axes),
+        "printed": dict(cell.printed),
+        "run_ids": list(dict.fromkeys(config.run_id for config in configs)),
+        "keys": {config.run_id: config.key for config in configs},  # whatever its directory is called
+        "evaluation_ids": list(dict.fromkeys(config.evaluation_id for config in configs)),
+        "seeds": sorted(seeds),
+        "sample_seeds": sorted(sample_seeds),
+    }
+
+
+def _seeds_before(label: str, earlier: Mapping[str, Any]) -> tuple[set[int], set[int]]:
+    """The seeds that an earlier request of a cell asked for; none where it asked for other cells alone."""
+    before = next((cell for cell in earlier.get("cells", []) if cell["label"] == label), None)
+    if (before is None and "grid" in earlier) or (before is not None and not before["run_ids"]):
+        return set(), set()
+    of_cell = before or {}
+    seeds, sample_seeds = (of_cell.get(n, earlier.get(n, [])) for n in ("seeds", "sample_seeds"))
+    return {*seeds}, {*sample_seeds}
 
 
 def unique(configs: Iterable[RunConfig]) -> list[RunConfig]:

@@ -16,6 +16,7 @@ NAMES = shipped.names("analysis")
 FIGURES = {  # of `everything`: all requests of the digits preset at equal steps
     "attention_cost": {"table1", "attention-digits"},
     "cost": {"fid-cost-digits-steps"},
+    "guidance": {"guidance-digits-steps"},
     "imagenet": {"figure2"},
     "layers": {"layers-digits-steps"},
     "likelihood": {"nll-by-scale-digits-steps"},
@@ -26,19 +27,20 @@ FIGURES = {  # of `everything`: all requests of the digits preset at equal steps
 TABLES = {
     "attention_cost": {"table1"},
     "cost": set(),
+    "guidance": {f"guidance-digits-steps{end}" for end in ("", "-differences", "-pairs")},
     "imagenet": {"table2", "table3", "table4"},
     "layers": {"layers-digits-steps", "layers-digits-steps-differences"},
     "scaling": {"scaling-digits-steps", "scaling-digits-steps-laws"},
 }
 OF_MIXERS = {"mixers-digits-steps", "mixers-digits-steps-differences"}
-ALONE = {"scaling"}  # drawn only where it was asked for
+ALONE = {"guidance", "scaling"}  # drawn only where it was asked for
 
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory, fabricated):
     """Every experiment that a script draws, one seed each."""
     made = fabricated(tmp_path_factory.mktemp("asked") / "results")
-    for name in ("parameters", "layers", "mixers", "scaling"):
+    for name in ("parameters", "layers", "mixers", "guidance", "scaling"):
         made.sweep(name)
     return made.root
 
@@ -78,7 +80,7 @@ def test_a_law_of_what_does_not_vary_has_no_correlation(asked, tmp_path, recwarn
 def test_without_any_run_one_line_and_a_page_of_dashes(name, tmp_path, capsys):
     assert main(find_analysis(name), ["--results", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    command = "`mvar run scaling` makes one" if name in ALONE else "holds no readable run; `mvar run mixers`"
+    command = f"`mvar run {name}` makes one" if name in ALONE else "holds no readable run; `mvar run mixers`"
     assert line.startswith(f"mvar: error: results: {tmp_path} ") and command in line
     page = tmp_path / "analysis" / name / "page.md"
     assert page.is_file() == (name not in ALONE)
@@ -114,7 +116,10 @@ def test_an_analysis_that_no_experiment_names(asked, tmp_path, capsys):
     own = Analysis("mine", "Mine", lambda page, manifest, table: None, of="sweep")
     assert main(own, ["--results", str(asked), "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert "analysis: 'mine' is among the figures of no experiment; allowed: layers, likelihood, loss, samples" in error
+    assert (
+        "analysis: 'mine' is among the figures of no experiment; allowed: guidance, layers, likelihood, loss, sam"
+        in error
+    )
 
 
 def python(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:

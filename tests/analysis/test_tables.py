@@ -378,7 +378,7 @@ def test_a_metric_of_ones_own_is_a_column_of_ones_own_experiment(results, monkey
     later_version(results, configs[:1], 1, mine=0.25)
     found = find_experiment("mixers")
     own = replace(found, columns=(*found.columns, Column("eval/mine", "mine ↓", MEASURED, 3)))
-    monkeypatch.setattr("mvar.analysis.records.find_experiment", lambda name: own)
+    monkeypatch.setattr("mvar.runs.grid.find_experiment", lambda name: own)
     records = load_records(results.root)
     table = sweep_table(records, records.manifests[0])
     assert [row["eval/mine"].mean if row["eval/mine"] else None for row in table.rows] == [0.25, None, None, None]

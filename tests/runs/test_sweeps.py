@@ -249,7 +249,7 @@ def test_an_own_pattern_is_one_row_more_of_table6():
         assert len(MIXERS.cells(config)) == 4
     own = override(DIGITS, {"model.pattern": "global+mamba", "train.steps": 7})
     *paper, cell = MIXERS.cells(own)
-    assert cell.config == own and cell.label == "own" and not cell.printed
+    assert cell.config == own and cell.label == "global+mamba" and not cell.printed
     assert [c.label for c in paper] == [c.label for c in MIXERS.cells(DIGITS)]
     partly = override(DIGITS, {"model.replace": "first:2"})
     assert MIXERS.cells(partly)[-1].config == partly
