@@ -220,9 +220,15 @@ def used_by(config: RunConfig) -> list[Plugin]:
 
 
 def record(config: RunConfig, run: Path) -> None:
-    """Keep, in a run's directory, which plug-ins train it: files and digests. Nothing where it uses none."""
-    if not (run / layout.MODEL).is_file() and (used := used_by(config)):
-        write_json(run / layout.PLUGINS, {"plugins": [asdict(plugin) for plugin in used]})
+    """Keep, in a run's directory, which plug-ins make it: files and digests. Nothing where it uses none.
+
+    Of weights that are there, what they were trained with stays; what samples or judges them is added.
+    """
+    used = {plugin.name: plugin for plugin in used_by(config)}
+    if used:
+        before = _recorded(run)
+        whole = used | before if (run / layout.MODEL).is_file() else before | used
+        write_json(run / layout.PLUGINS, {"plugins": [asdict(plugin) for plugin in whole.values()]})
 
 
 def check(config: RunConfig, run: Path) -> None:

@@ -198,3 +198,17 @@ def test_what_uses_no_plug_in_records_none(tmp_path):
     plugins.record(RunConfig(), tmp_path)
     assert not (tmp_path / layout.PLUGINS).exists()
     assert [p.name for p in plugins.used_by(override(RunConfig(), {"model.pattern": "again"}))] == ["p"]
+
+
+def test_what_samples_finished_weights_is_added_to_their_record(tmp_path):
+    """And what they were trained with stays, whatever the file is now."""
+    trained = override(RunConfig(), {"model.pattern": "global"})
+    form = MIXER.replace('"mixer", "again"', '"guidance", "mine"')
+    plugins.begin([write(tmp_path / "m.py", MIXER), write(tmp_path / "g.py", form)])
+    plugins.record(override(trained, {"model.pattern": "again"}), tmp_path)
+    (tmp_path / layout.MODEL).write_bytes(b"")
+    before = json.loads((tmp_path / layout.PLUGINS).read_text())["plugins"]
+    plugins.begin([write(tmp_path / "m.py", MIXER + "# another"), str(tmp_path / "g.py")])
+    plugins.record(override(trained, {"model.pattern": "again", "sample.guidance": "mine"}), tmp_path)
+    found = {p["name"]: p for p in json.loads((tmp_path / layout.PLUGINS).read_text())["plugins"]}
+    assert set(found) == {"m", "g"} and [found["m"]] == before

@@ -341,3 +341,17 @@ def test_settings_are_part_of_ids_only_where_the_source_is_used(tmp_path):
     tar = override(base, {"data.name": "tar"})
     assert override(tar, {"data.tar.label": "json"}).data_id != tar.data_id
     assert override(tar, {"data.tar.label": "cls"}).data_id == tar.data_id
+
+
+@pytest.mark.parametrize(
+    "code, said", [("import os; os.abort()", "damaged"), ("raise ValueError('no header')", "no head")]
+)
+def test_a_file_of_matlabs_that_ends_its_reader_is_one_line(tmp_path, monkeypatch, code, said):
+    """scipy's reader of such files dies of some damage: it has a process of its own."""
+    from mvar.data.sources import ilsvrc
+
+    monkeypatch.setattr(ilsvrc, "READ", code)
+    path = tmp_path / "meta.mat"
+    path.write_bytes(b"MATLAB")
+    with pytest.raises(UserError, match=rf"data.ilsvrc.devkit: .*meta.mat cannot be read \(.*{said}"):
+        ilsvrc._numbered(path)

@@ -76,7 +76,10 @@ class ParquetPictures(EncodedPictures):
     def content(self, i: int) -> Content:
         """The bytes of a row."""
         group = int(np.searchsorted(self.starts, i, side="right")) - 1
-        value = self._group(group)[i - int(self.starts[group])].as_py()
+        try:
+            value = self._group(group)[i - int(self.starts[group])].as_py()
+        except UnicodeDecodeError:
+            raise UserError(f"{self.field}: {self._shown(i)} is damaged; allowed: a Parquet file") from None
         value = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(value, bytes):
             raise UserError(f"{self.field}: {self._shown(i)} has no bytes; allowed: pictures that are in the file")
