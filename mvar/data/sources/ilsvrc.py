@@ -23,6 +23,7 @@ from mvar.data.pictures import plain
 from mvar.data.sources.contract import OpenedSource, Pictures, Split, check_num_classes
 from mvar.data.sources.rooted import RootedSource, check_each_class, other_classes
 from mvar.errors import UserError
+from mvar.files import file_digest
 
 TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 SYNSET = "a synset such as n01440764"
@@ -192,7 +193,7 @@ def _numbered(path: Path) -> dict[str, str]:
     try:
         if (size := path.stat().st_size) > MAX_META_BYTES:
             raise UserError(f"{field}: {plain(path)} has {size:,} bytes; allowed: {MAX_META_BYTES:,}")
-        return dict(_read(path, path.stat().st_mtime_ns, size))
+        return dict(_read(path, file_digest(path)))
     except UserError:
         raise
     except (OSError, ValueError, subprocess.SubprocessError) as error:
@@ -211,8 +212,11 @@ json.dump([[str(int(row["ILSVRC2012_ID"])), str(row["WNID"])] for row in leaves]
 
 
 @cache
-def _read(path: Path, modified_ns: int, size: int) -> list[tuple[str, str]]:
-    """Numbers and synsets of a file of MATLAB's, by scipy in a process of its own: damaged ones end the process."""
+def _read(path: Path, sha256: str) -> list[tuple[str, str]]:
+    """Numbers and synsets of a file of MATLAB's, by scipy in a process of its own: damaged ones end the process.
+
+    `sha256` is of the file: it is read once.
+    """
     done = subprocess.run([sys.executable, "-c", READ, str(path)], capture_output=True, timeout=READ_S, check=False)
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
