@@ -48,8 +48,9 @@ def _runs(manifest: dict) -> set[str]:
 
 def _table(results: Path, manifest: dict, alike: list[dict]) -> Path:
     """Its own, or that of a request that differs in a pattern of one's own alone: those are one table."""
-    found = [results / "report/tables" / f"{name}.csv" for name in (manifest["name"], *(m["name"] for m in alike))]
-    return next((path for path in found if path.is_file()), found[0])
+    own, *others = [results / "report/tables" / f"{m['name']}.csv" for m in (manifest, *alike)]
+    has_all = (p for p in others if p.is_file() and all(run in p.read_text() for run in _runs(manifest)))
+    return own if own.is_file() else next(has_all, own)
 
 
 def _sweep(results: Path, manifest: dict, alike: list[dict]) -> Iterator[str]:

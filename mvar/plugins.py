@@ -9,12 +9,12 @@ import json
 import os
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TypeVar
 
 from mvar import layout, registry, shipped
 from mvar.config import RunConfig
@@ -23,6 +23,7 @@ from mvar.files import file_digest, read_json, write_json
 from mvar.registries import KINDS
 
 FILE, GROUP, VARIABLE = "mvar.toml", "mvar.plugins", "MVAR_PLUGINS"
+T = TypeVar("T")
 FIELDS = ("plugins",)  # of mvar.toml
 SHOWN = 12  # digits of a digest
 
@@ -48,9 +49,10 @@ def loaded() -> list[Plugin]:
     return [plugin for plugin, _ in _loaded.values()]
 
 
-def modules() -> list[ModuleType]:
-    """Their modules, in the same order."""
-    return [module for _, module in _loaded.values()]
+def set_by(kind: str, what: type[T]) -> list[T]:
+    """What their files set of a kind (`mvar.shipped.SETS`): experiments, analyses."""
+    found = (getattr(module, shipped.SETS[kind], None) for _, module in _loaded.values())
+    return [one for one in found if isinstance(one, what)]
 
 
 def begin(files: Sequence[str], everything: bool = True) -> list[Plugin]:
@@ -136,22 +138,14 @@ def load(given: str) -> Plugin:
 
 def load_entry(name: str, value: str) -> Plugin:
     """Load what an installed package's entry point names; as `load`."""
-    point = metadata.EntryPoint(name, value, GROUP)
-    found: list[Any] = []
-    with_path = Plugin(name, value, "", value)
     if name in _loaded and _loaded[name][0].entry == value:
         return _loaded[name][0]
-    _guarded(with_path, lambda: found.append(point.load()))
-    module = found[0] if isinstance(found[0], ModuleType) else _module_of(point)
+    point = metadata.EntryPoint(name, value, GROUP)
+    found = _guarded(Plugin(name, value, "", value), point.load)
+    module = found if isinstance(found, ModuleType) else import_module(point.module)
     path = str(module.__file__)
     plugin = Plugin(name, path, file_digest(Path(path)), value)
     return plugin if _is_loaded(plugin) else _keep(plugin, module)
-
-
-def _module_of(point: metadata.EntryPoint) -> ModuleType:
-    from importlib import import_module
-
-    return import_module(point.module)
 
 
 def _is_loaded(plugin: Plugin) -> bool:
@@ -166,7 +160,7 @@ def _is_loaded(plugin: Plugin) -> bool:
     return there is not None
 
 
-def _guarded(plugin: Plugin, act: Any) -> Any:
+def _guarded(plugin: Plugin, act: Callable[[], T]) -> T:
     """What loading gives; what goes wrong in it is one line, and leaves nothing registered."""
     try:
         with registry.owned_by(plugin.name):

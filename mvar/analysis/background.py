@@ -46,7 +46,7 @@ def data_lines(records: Records, problems: list[str]) -> list[str]:
     for config in _distinct(records, lambda config: [config.data.model_dump(mode="json")]):
         data = config.data
         try:
-            sizes = [len(load_images(config.data, split)) for split in ("train", "heldout")]
+            sizes = _sizes(config, records)
             told = f"{sizes[0]:,} training and {sizes[1]:,} held-out images"
         except (UserError, OSError) as error:
             problems.append(f"data {data.name}: sizes are not known here: {error}")
@@ -121,7 +121,7 @@ def floor_rows(records: Records, problems: list[str]) -> list[dict[str, Any]]:
         if document and not record:
             problems.append(f"{path.relative_to(records.store.root)}: no floors for this tokenizer and evaluation")
         metrics = (record or {}).get("metrics", {})
-        counts = _floor_counts(config) if metrics else {}
+        counts = _floor_counts(config, records) if metrics else {}
         for key, text in FLOORS.items():
             if key in metrics:
                 about = {"data": config.data.name, "images": counts.get(key, "")}
@@ -129,10 +129,10 @@ def floor_rows(records: Records, problems: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _floor_counts(config: RunConfig) -> dict[str, str]:
+def _floor_counts(config: RunConfig, records: Records) -> dict[str, str]:
     """How many images each floor is of, in words; empty where the data are not here."""
     try:
-        train, heldout = (len(load_images(config.data, split)) for split in ("train", "heldout"))
+        train, heldout = _sizes(config, records)
     except (UserError, OSError):
         return {}
     few = min(config.evaluation.num_images, train)
@@ -144,6 +144,18 @@ def _floor_counts(config: RunConfig) -> dict[str, str]:
         "floor/copy_rate_reconstruction_train": f"{few:,}",
         "floor/psnr": f"{heldout:,}",
     }
+
+
+def _sizes(config: RunConfig, records: Records) -> tuple[int, int]:
+    """How many training and held-out images a data set has; it is listed once a report.
+
+    Raises:
+        UserError, OSError: it is not here, or cannot be read.
+    """
+    if config.data_id not in records.sizes:
+        train, heldout = (len(load_images(config.data, split)) for split in ("train", "heldout"))
+        records.sizes[config.data_id] = train, heldout
+    return records.sizes[config.data_id]
 
 
 def floors_table(rows: list[dict[str, Any]]) -> Table:

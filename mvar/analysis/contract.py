@@ -34,13 +34,7 @@ class Analysis:
 
 def analysis_names() -> list[str]:
     """Ours and those of plug-ins."""
-    return [*shipped.names("analysis"), *(analysis.name for analysis in own_analyses())]
-
-
-def own_analyses() -> list[Analysis]:
-    """Those of plug-ins."""
-    found = (getattr(module, shipped.SETS["analysis"], None) for module in plugins.modules())
-    return [one for one in found if isinstance(one, Analysis)]
+    return [*shipped.names("analysis"), *(analysis.name for analysis in plugins.set_by("analysis", Analysis))]
 
 
 def find_analysis(name: str) -> Analysis:
@@ -49,5 +43,5 @@ def find_analysis(name: str) -> Analysis:
     Raises:
         UserError: an unknown name; a file that cannot be loaded or has no `ANALYSIS`.
     """
-    own = {analysis.name: analysis for analysis in own_analyses()}
+    own = {analysis.name: analysis for analysis in plugins.set_by("analysis", Analysis)}
     return own.get(name) or shipped.read("analysis", shipped.find("analysis", name), Analysis)

@@ -53,6 +53,7 @@ class Records:
     missing: list[Missing] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     cache: ReadCache = field(default_factory=ReadCache)
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # of data sets that were listed, by data id
 
     @property
     def done(self) -> pd.DataFrame:

@@ -62,6 +62,8 @@ def override(config: C, values: Mapping[str, Any]) -> C:
                     raise UserError(f"{name[:200]}: {whole} is a field, no section; allowed: {whole}=VALUE")
                 raise one_of(f"field {one_line(whole[:200])}", part, node)
             node, kind = node[part], subsection(kind, part) or kind
+        if issubclass(kind, Extensible) and leaf not in node and kind.settings_class(leaf):
+            _settings(node, kind, leaf)  # a section, of which a field is wanted
         if leaf not in node and dotted not in DERIVED:
             raise one_of(f"field {one_line(name[:200])}", leaf, node)
         if isinstance(node.get(leaf), dict):

@@ -207,8 +207,7 @@ def is_experiment(name: str) -> bool:
 
 def _own(name: str) -> Experiment | None:
     """The experiment of a name that a plug-in has."""
-    found = (getattr(module, shipped.SETS["experiments"], None) for module in plugins.modules())
-    return next((one for one in found if isinstance(one, Experiment) and one.name == name), None)
+    return next((one for one in plugins.set_by("experiments", Experiment) if one.name == name), None)
 
 
 def take_experiment(given: str) -> Experiment:

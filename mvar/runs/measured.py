@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mvar import layout, plugins
-from mvar.config import Config, RunConfig
+from mvar.config import RunConfig
 from mvar.errors import warn_once
 from mvar.evaluation.metrics.contract import DRAWN, Metric, every_metric
 from mvar.registries import METRICS
@@ -20,14 +20,9 @@ from mvar.runs.store import RunDirectory
 AFTER = {"eval/kid_subset_size": "precision_recall"}
 
 
-def settings_of(name: str, config: RunConfig) -> Config | None:
-    """The settings that a config has for a metric; None where it has none."""
-    return config.evaluation.settings_of(name)
-
-
 def told_settings(name: str, config: RunConfig) -> dict[str, Any]:
     """Of its settings those that are not at their defaults, as JSON values."""
-    found = settings_of(name, config)
+    found = config.evaluation.settings_of(name)
     return found.model_dump(mode="json", exclude_defaults=True) if found else {}
 
 

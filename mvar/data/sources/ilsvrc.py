@@ -20,8 +20,8 @@ from mvar.config import Config, DataConfig
 from mvar.data.encoded import EncodedPictures, stamp_of
 from mvar.data.folders import EXTENSIONS, HIDDEN, OTHER, FolderSource, Listing, class_folders
 from mvar.data.pictures import plain
-from mvar.data.sources.contract import OpenedSource, Pictures, Split, check_num_classes
-from mvar.data.sources.rooted import RootedSource, check_each_class, other_classes
+from mvar.data.sources.contract import Pictures, check_num_classes
+from mvar.data.sources.rooted import RootedSource, other_classes
 from mvar.errors import UserError
 from mvar.files import file_digest
 
@@ -48,23 +48,17 @@ class Ilsvrc(RootedSource):
     name = "ilsvrc"
     layout = "a folder of class subfolders, or the flat folder of ILSVRC2012_val_00000001.JPEG and so on"
 
-    def open(self, config: DataConfig, split: Split | None = None) -> OpenedSource:
-        """The pictures of both roots; flat ones get the classes of the training folder, where there is one."""
-        apart = bool(config.heldout_root)
-        train = heldout = None
-        if not (apart and split == "heldout"):
-            train = self._pictures(config.root, "data.root", config)
-            check_each_class(train, "data.root")
-        if apart and split != "train":
-            root = self._root(config.root, "data.root", config)
-            names = None if is_flat(root) else class_folders(root, "data.root")
-            if names is not None:
-                check_num_classes(names, config, plain(root))
-            flat = self._root(config.heldout_root, "data.heldout_root", config)
-            heldout = _flat_or_folders(flat, "data.heldout_root", config, names)
-            if names is not None and heldout.class_names != names:
-                raise other_classes(names, heldout.class_names, config)
-        return OpenedSource(train, heldout, apart)
+    def heldout(self, config: DataConfig, train: Pictures | None) -> Pictures:
+        """Flat pictures get the classes of the training folder, where there is one, opened or not."""
+        root = self._root(config.root, "data.root", config)
+        names = None if is_flat(root) else class_folders(root, "data.root")
+        if names is not None:
+            check_num_classes(names, config, plain(root))
+        flat = self._root(config.heldout_root, "data.heldout_root", config)
+        found = _flat_or_folders(flat, "data.heldout_root", config, names)
+        if names is not None and found.class_names != names:
+            raise other_classes(names, found.class_names, config)
+        return found
 
     def pictures(self, root: Path, field: str, config: DataConfig) -> Pictures:
         """Those of one root."""

@@ -46,10 +46,19 @@ class RootedSource(DataSource):
             train = self._pictures(config.root, "data.root", config)
             check_each_class(train, "data.root")
         if apart and split != "train":
-            heldout = self._pictures(config.heldout_root, "data.heldout_root", config)
-            if train is not None and heldout.class_names != train.class_names:
-                raise other_classes(train.class_names, heldout.class_names, config)
+            heldout = self.heldout(config, train)
         return OpenedSource(train, heldout, apart)
+
+    def heldout(self, config: DataConfig, train: Pictures | None) -> Pictures:
+        """The pictures of the held-out root, of the classes of the training pictures, where these were opened.
+
+        Raises:
+            UserError: as `open`.
+        """
+        found = self._pictures(config.heldout_root, "data.heldout_root", config)
+        if train is not None and found.class_names != train.class_names:
+            raise other_classes(train.class_names, found.class_names, config)
+        return found
 
     def _root(self, given: str | None, field: str, config: DataConfig) -> Path:
         if not given:

@@ -20,7 +20,7 @@ from mvar.evaluation.metrics.inputs import Inputs, Parts, compute, shares
 from mvar.files import atomic_write
 from mvar.progress import Progress
 from mvar.registries import METRICS
-from mvar.runs.measured import recalled, settings_of, to_measure, with_metric
+from mvar.runs.measured import recalled, to_measure, with_metric
 from mvar.runs.stages.contract import RunStage
 from mvar.runs.stages.extractor import ExtractorStage
 from mvar.runs.stages.sample import SampleStage
@@ -101,7 +101,7 @@ class EvaluateStage(RunStage):
 
     def _measure(self, name: str, inputs: Inputs, report: Progress) -> dict[str, float]:
         kind: type[Metric] = METRICS.find(name)
-        return compute(name, kind(settings_of(name, self.config)), inputs, report)
+        return compute(name, kind(self.config.evaluation.settings_of(name)), inputs, report)
 
     def _keep_traceback(self, error: Exception) -> None:
         """Of what is no user's mistake: `error.txt`, for who wrote the metric."""
