@@ -146,6 +146,7 @@ def test_the_products_are_all_of_the_linear_layers(tmp_path, pattern):
 # Attention ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_attention_measures_time_and_memory(tmp_path, capsys):
     settings = attention.Settings(heads=1, whole_depth=1, memory_depth=1, repeats=1, out=tmp_path / "a.json")
     attention.main(settings)

@@ -81,6 +81,7 @@ def test_an_exported_file_carries_its_whole_configuration(suffix, root, tmp_path
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_one_of_two_models_is_chosen_by_name(root, tmp_path, capsys):
     """Through every command: the name goes with the path into the config of what is evaluated."""
     state = torch.load(root / "mvar.pth", weights_only=True)
@@ -133,6 +134,7 @@ def place(root):
     return ["--results", str(root / "results")]
 
 
+@pytest.mark.slow
 def test_evaluating_files_gives_the_metrics_of_the_run(root, tmp_path, capsys):
     """Through the one pipeline, in a worker: FID, likelihood and the rest, equal to the last digit."""
     results = ["--results", str(tmp_path / "results")]
@@ -154,6 +156,7 @@ def test_evaluating_files_gives_the_metrics_of_the_run(root, tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_again_with_other_settings(root, capsys):
     store = Store(root / "results")
     arguments = ["evaluate", CONFIG.run_id, "--set", "sample.cfg_scale=3", "sample.top_k=4", *place(root)]

@@ -49,6 +49,7 @@ def run(root: Path, *words: str) -> int:
     return main(["run", *words, "--preset", "smoke", "--results", str(root), "--workers", "1", "--set", *TINY])
 
 
+@pytest.mark.slow
 def test_one_file_is_a_mixer_and_its_sweep_in_workers_too(tmp_path, capsys):
     """From the command to the table: a finished run, the record of its plug-in, and what is said without it."""
     mine = write(tmp_path / "mine_sweep.py", SWEEP)

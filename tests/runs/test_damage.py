@@ -23,6 +23,7 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints(store, made, tmp_path, capfd):
     """One whose predecessor can be read, and a run that has none left: each says what is done; both end alike."""
     older, newest = interrupt(one := override(CONFIG, {"model.pattern": "mamba"}), store, step=6)
@@ -77,6 +78,7 @@ def test_a_full_disk(store, made, tmp_path, capfd):
     assert once.run(config.run_id).weights.read_bytes() == store.run(config.run_id).weights.read_bytes()
 
 
+@pytest.mark.slow
 def test_damaged_weights(store, capfd):
     """Who needs them says what to do, and doing it brings them back to the bit."""
     run = store.run(CONFIG.run_id)
