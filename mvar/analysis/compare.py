@@ -89,8 +89,6 @@ def ratio(rows: pd.DataFrame, reference: pd.DataFrame, column: str) -> Measured 
 
 def difference(rows: pd.DataFrame, reference: pd.DataFrame, column: str) -> Difference | None:
     """A column minus a reference row's, paired over the training seeds that both have; None where there is no pair."""
-    from scipy.stats import t
-
     pairs = (by_seed(rows, column) - by_seed(reference, column)).dropna()
     if pairs.empty:
         return None
@@ -98,8 +96,16 @@ def difference(rows: pd.DataFrame, reference: pd.DataFrame, column: str) -> Diff
     run_ids = tuple(sorted({*_run_ids(rows, column), *_run_ids(reference, column)}))
     if n < 2:
         return Difference(mean, None, None, n, run_ids)
-    half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1) * pairs.std(ddof=1) / math.sqrt(n))
+    half = float(half_width(pairs.to_numpy(dtype=float)))
     return Difference(mean, mean - half, mean + half, n, run_ids)
+
+
+def half_width(paired: np.ndarray) -> np.ndarray:
+    """Half of Student's interval of the mean of paired differences `(..., n)`, n at least 2."""
+    from scipy.stats import t
+
+    n = paired.shape[-1]
+    return t.ppf((1 + CONFIDENCE) / 2, n - 1) * paired.std(-1, ddof=1) / math.sqrt(n)
 
 
 def share_interval(share: float, count: int) -> tuple[float, float]:

@@ -19,6 +19,7 @@ ALPHA = 1 - CONFIDENCE
 POWER = 0.8
 COUNTS = 0.013  # of a FID: smaller differences change no conclusion, however surely they are there
 MOST_SEEDS = 1000
+LARGE_SHIFT = 30.0  # of t: the power there is above 0.98 with any number of seeds; scipy's function is NaN from 36 on
 K = TypeVar("K", bound=Hashable)  # what a comparison is called
 BETTER, WORSE, INCONCLUSIVE = "better", "worse", "inconclusive"
 
@@ -115,7 +116,7 @@ def power(effect: float, sd: float, n: int, alpha: float = ALPHA) -> float:
     from scipy.stats import t
 
     bound, shift = t.ppf(1 - alpha / 2, n - 1), abs(effect) / sd * math.sqrt(n)
-    return 1 - float(ncfdtr(1, n - 1, min(shift, 50.0) ** 2, bound**2))  # the square of t; beyond 50 it is certain
+    return 1 - float(ncfdtr(1, n - 1, min(shift, LARGE_SHIFT) ** 2, bound**2))  # of t's square
 
 
 @cache

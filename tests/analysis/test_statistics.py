@@ -154,7 +154,7 @@ def test_without_an_offset_the_logs_are_a_line():
     assert law.correlation == pytest.approx(-1)
 
 
-def test_the_interval_holds_the_truth_about_as_often_as_it_says():
+def test_with_little_noise_and_many_sizes_the_bootstrap_range_holds_the_truth():
     rng, sizes, hits = np.random.default_rng(0), np.geomspace(1e5, 1e9, 9), 0
     for number in range(40):
         noisy = (2 + 3 * (sizes / 1e5) ** -0.3) * np.exp(rng.normal(0, 0.01, len(sizes)))

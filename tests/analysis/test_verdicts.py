@@ -6,10 +6,10 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import t, ttest_rel
+from scipy.stats import ttest_rel
 
 from mvar import shipped
-from mvar.analysis.compare import Measured, sampling_sd, training_sd
+from mvar.analysis.compare import Measured, half_width, sampling_sd, training_sd
 from mvar.analysis.differences import counted
 from mvar.analysis.verdicts import (
     ALPHA,
@@ -29,6 +29,7 @@ from mvar.config import RunConfig, override
 TABLES = 4000
 MIXERS = 4
 PAIRS = [(i, j) for i in range(MIXERS) for j in range(i)]
+SEEDS = range(2, 11)
 SCATTERS = {"equal": [1.0, 1.0, 1.0, 1.0], "unequal": [0.3, 1.0, 2.0, 4.0]}
 
 
@@ -51,13 +52,13 @@ def at_most(share: float, promised: float) -> bool:
 
 
 @pytest.mark.parametrize("scatter", SCATTERS)
-@pytest.mark.parametrize("n", [2, 3, 5, 10])
+@pytest.mark.parametrize("n", SEEDS)
 def test_equal_mixers_get_a_verdict_in_at_most_five_percent_of_tables(n, scatter):
     assert at_most((corrected(tables(n, scatter)) < ALPHA).any(-1).mean(), ALPHA)
 
 
 @pytest.mark.parametrize("scatter", SCATTERS)
-@pytest.mark.parametrize("n", [2, 3, 5, 10])
+@pytest.mark.parametrize("n", SEEDS)
 def test_where_one_mixer_differs_the_others_get_none(n, scatter):
     found = corrected(tables(n, scatter, effects=(0, 0, 0, 9.0))) < ALPHA
     false = found[:, [k for k, pair in enumerate(PAIRS) if 3 not in pair]]
@@ -66,11 +67,15 @@ def test_where_one_mixer_differs_the_others_get_none(n, scatter):
         assert found[:, [k for k, pair in enumerate(PAIRS) if 3 in pair]].all(-1).mean() > 0.99
 
 
-@pytest.mark.parametrize("n", [2, 3, 5, 10])
-def test_intervals_of_pairs_cover(n):
-    paired = tables(n, "unequal")[:, 2] - tables(n, "unequal")[:, 1]
-    half = t.ppf(0.975, n - 1) * paired.std(-1, ddof=1) / math.sqrt(n)
-    assert 0.92 <= (np.abs(paired.mean(-1)) <= half).mean() <= 0.97
+@pytest.mark.parametrize("scatter", SCATTERS)
+@pytest.mark.parametrize("effect", [0.0, 3.0])
+@pytest.mark.parametrize("n", SEEDS)
+def test_intervals_of_pairs_cover(n, effect, scatter):
+    values = tables(n, scatter, effects=(0, 0, effect, 0))
+    for first, second in ((2, 1), (3, 0)):
+        paired = values[:, first] - values[:, second]
+        truth = effect if first == 2 else 0.0
+        assert 0.92 <= (np.abs(paired.mean(-1) - truth) <= half_width(paired)).mean() <= 0.97
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])
@@ -83,12 +88,14 @@ def test_the_pooled_interval_covers_where_scatter_is_equal(n):
     assert 0.92 <= np.mean(covered) <= 0.97
 
 
-@pytest.mark.parametrize("n", [3, 5, 10])
-def test_an_effect_of_the_size_that_is_named_is_found(n):
-    effect = detectable(math.sqrt(2), n)
-    paired = tables(n, "equal")[:, 1] - tables(n, "equal")[:, 0] + effect
+@pytest.mark.parametrize("scatter", SCATTERS)
+@pytest.mark.parametrize("n", SEEDS)
+def test_an_effect_of_the_size_that_is_named_is_found(n, scatter):
+    sd = math.hypot(*SCATTERS[scatter][:2])  # of the difference of the first two
+    effect = detectable(sd, n)
+    paired = tables(n, scatter)[:, 1] - tables(n, scatter)[:, 0] + effect
     assert 0.75 <= (t_test(paired) < ALPHA).mean() <= 0.85
-    assert power(effect, math.sqrt(2), n) == pytest.approx(0.8, abs=1e-6)
+    assert power(effect, sd, n) == pytest.approx(0.8, abs=1e-6)
 
 
 @pytest.mark.parametrize("effect", [0.5, 1.0, 3.0])
@@ -97,7 +104,13 @@ def test_the_seeds_that_are_named_find_it(effect):
     assert power(effect, 1.0, n) >= 0.8 and (n == 2 or power(effect, 1.0, n - 1) < 0.8)
     rng = np.random.default_rng(1)
     assert (t_test(rng.normal(effect, 1.0, (TABLES, n))) < ALPHA).mean() >= 0.78
-    assert seeds_needed(1e-6, 1.0) is None and seeds_needed(1.0, 0.0) is None
+    assert seeds_needed(100.0, 1.0) == 2 and seeds_needed(1e-6, 1.0) is None and seeds_needed(1.0, 0.0) is None
+
+
+@pytest.mark.parametrize("n", [2, 7, 27, 154, 700, 1000])
+def test_power_grows_with_the_effect_whatever_that_is(n):
+    found = [power(effect, 1.0, n) for effect in np.geomspace(1e-6, 1e6, 200)]
+    assert np.isfinite(found).all() and (np.diff(found) > -1e-9).all() and found[-1] > 0.98
 
 
 def measured(values, seeds=None) -> Measured:
