@@ -7,7 +7,6 @@ mvar run mixers --plugin examples/mixer.py --set model.pattern=recent:2
 import numpy as np
 import torch
 from pydantic import Field
-from torch.nn.functional import scaled_dot_product_attention
 
 import mvar
 
@@ -17,6 +16,7 @@ class Recent(mvar.ScaleAttention):  # has projections, `init_weights`, `num_para
     """Attention over a token's own scale and the `w - 1` before it. State: keys and values of the last `w - 1`."""
 
     examples = "1", "3"  # settings that are checked beside the defaults
+    cuts = ("keys",)  # its keys can be cut by `mvar knockout`: `self.attend` heeds what is
 
     class Settings(mvar.Config):
         """`recent:3` or `recent:w=3` in a pattern, `model.recent.w=3` for every `recent`."""
@@ -25,14 +25,15 @@ class Recent(mvar.ScaleAttention):  # has projections, `init_weights`, `num_para
 
     def forward(self, x, span, state=None):
         """Teacher forcing (all scales, no state) and sampling (one scale, the state of the coarser ones) in one."""
-        lengths = [span.schedule.lengths[scale] for scale in span.scales]
+        lengths, starts = [span.schedule.lengths[scale] for scale in span.scales], span.schedule.offsets
         queries, keys, values = (t.split(lengths, dim=2) for t in self.project(x))  # (B, H, tokens, head_dim) a scale
         known = [*(state or []), *zip(keys, values, strict=True)]
         outputs = []
         for end, q in enumerate(queries, start=len(known) - len(queries) + 1):
             seen = known[max(0, end - self.settings.w) : end]
             k, v = (torch.cat(parts, dim=2) for parts in zip(*seen, strict=True))
-            outputs.append(scaled_dot_product_attention(q, k, v, scale=1.0))
+            at = span.first + len(outputs)  # the scale of these queries
+            outputs.append(self.attend(q, k, v, starts[at], starts[at + 1 - len(seen)]))
         y = self.merge(torch.cat(outputs, dim=2))
         if span.is_last:
             return y, None

@@ -61,7 +61,7 @@ def teacher_forcing(case: Case) -> Iterator[str]:
             with torch.no_grad():
                 whole = run(mixer, x, [schedule.span()])
                 for spans in splits(schedule):
-                    error, number = _worst(run(mixer, x, spans), whole)
+                    error, number = worst(run(mixer, x, spans), whole)
                     if not error <= tolerance:
                         yield (
                             f"{of_sides(schedule)}, {scales(*spans)}: {token(schedule, number)} differs from the whole "
@@ -70,7 +70,7 @@ def teacher_forcing(case: Case) -> Iterator[str]:
                         )
 
 
-def _worst(one: Tensor, other: Tensor) -> tuple[float, int]:
+def worst(one: Tensor, other: Tensor) -> tuple[float, int]:
     """Largest difference relative to the largest value of `other`, and the token that has it."""
     difference = (one - other).abs().amax((0, 2)).nan_to_num(torch.inf, torch.inf)
     return float(difference.max() / other.abs().max().clamp_min(1e-300)), int(difference.argmax())
@@ -136,7 +136,7 @@ def batch(case: Case) -> Iterator[str]:
             with torch.no_grad():
                 together = run(mixer, x, spans)
                 for i in range(len(x)):
-                    error, number = _worst(together[i : i + 1], run(mixer, x[i : i + 1], spans))
+                    error, number = worst(together[i : i + 1], run(mixer, x[i : i + 1], spans))
                     if not error <= tolerance:
                         yield (
                             f"{scales(*spans)}: image {i} of a batch differs from the same image alone, at "

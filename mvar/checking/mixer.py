@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from mvar.checking import behaviour, costs, in_model
+from mvar.checking import behaviour, costs, cuts, in_model
 from mvar.checking.case import Broken, Case
 from mvar.config import ModelConfig
 from mvar.errors import UserError
@@ -31,6 +31,7 @@ CHECKS: dict[str, Callable[[Case], Iterator[str]]] = {
     "FLOPs": costs.flops,
     "score cells": costs.score_cells,
     "state bytes": costs.state_bytes,
+    "cuts": cuts.cuts,
     "key": in_model.key,
     "beside others": in_model.beside_others,
     "whole model": in_model.whole_model,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mvar.config import Config, ModelConfig, RuntimeConfig
+from mvar.kernels.attention import Severed
 from mvar.pattern import mixer_name, parse_layer
 from mvar.registries import MIXERS
 from mvar.scales import ScaleSchedule, Span
@@ -27,6 +28,9 @@ class Mixer(nn.Module, ABC):
     # Its own settings, a section of a config, whose first field may stand in a pattern without its name: `markov:2`.
     Settings: ClassVar[type[Config] | None] = None
     examples: ClassVar[tuple[str, ...]] = ()  # settings as in a pattern, `"2"`, that are checked beside the defaults
+    # What of it can be cut in a trained model, of `mvar.mixers.cutting.PARTS`: "keys", "state". Its output always can.
+    cuts: ClassVar[tuple[str, ...]] = ()
+    severed: Severed | None = None  # pairs that its attention does without now: with "keys" in `cuts` it heeds them
 
     def __init__(self, config: ModelConfig, settings: Any, runtime: RuntimeConfig) -> None:
         super().__init__()

@@ -49,6 +49,8 @@ class KeyValueState:
 class GlobalAttention(ScaleAttention):
     """VAR's block-causal attention: scale k attends to scales 0..k. State: keys and values."""
 
+    cuts = ("keys",)
+
     def forward(self, x: Tensor, span: Span, state: KeyValueState | None = None) -> tuple[Tensor, KeyValueState | None]:
         """See `Mixer.forward`."""
         if (state.filled if state else 0) != span.start:
@@ -58,7 +60,7 @@ class GlobalAttention(ScaleAttention):
             state = KeyValueState.allocate(k, span.schedule.num_tokens)
         if state is not None:
             k, v = state.append(k, v)
-        y = attend(q, k, v, span, within_scale=False, backend=self.runtime.attention_backend)
+        y = attend(q, k, v, span, within_scale=False, backend=self.runtime.attention_backend, severed=self.severed)
         return self.merge(y), None if span.is_last else state
 
     @classmethod

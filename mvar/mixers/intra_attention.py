@@ -16,10 +16,13 @@ from mvar.scales import ScaleSchedule, Span
 class IntraScaleAttention(ScaleAttention):
     """M-VAR's intra-scale attention (paper, Eq. 4-5): a scale attends to itself. No state."""
 
+    cuts = ("keys",)
+
     def forward(self, x: Tensor, span: Span, state: None = None) -> tuple[Tensor, None]:
         """See `Mixer.forward`."""
         q, k, v = self.project(x)
-        return self.merge(attend(q, k, v, span, within_scale=True, backend=self.runtime.attention_backend)), None
+        y = attend(q, k, v, span, within_scale=True, backend=self.runtime.attention_backend, severed=self.severed)
+        return self.merge(y), None
 
     @classmethod
     def visible(cls, settings: None, schedule: ScaleSchedule) -> NDArray[np.bool_]:

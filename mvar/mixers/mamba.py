@@ -68,6 +68,7 @@ class Mamba2(Mixer):
     """Mamba-2 with one group, a gated RMSNorm and no projection biases, as M-VAR's inter-scale mixer."""
 
     key = "mamba"
+    cuts = ("state",)
     Settings = MambaConfig
     settings: MambaConfig
 

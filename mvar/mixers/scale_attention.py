@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvar.config import ModelConfig, RuntimeConfig
+from mvar.kernels.attention import attend_severed
 from mvar.mixers.base import Mixer
 from mvar.scales import Span
 
@@ -47,6 +48,18 @@ class ScaleAttention(Mixer):
             return q * (0.25 / math.sqrt(width // heads)), k, v
         scale = self.scale_mul_1H11.clamp_max(MAX_LOG_SCALE).exp()
         return _at_length(q, scale), _at_length(k, 1.0), v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, first_query: int, first_key: int) -> Tensor:
+        """Softmax attention of queries that all see the same keys, without the pairs that an intervention cuts.
+
+        Args:
+            q: `(B, H, n, head_dim)`, as `project` gives them, of neighbouring tokens.
+            k, v: `(B, H, m, head_dim)`, of neighbouring tokens.
+            first_query, first_key: number of their first token in the image.
+        """
+        if self.severed is None:
+            return F.scaled_dot_product_attention(q, k, v, scale=1.0)
+        return attend_severed(q, k, v, self.severed, first_query, first_key)
 
     def merge(self, y: Tensor) -> Tensor:
         """Join the heads of `y` `(B, H, L, head_dim)` and project to `(B, L, D)`."""

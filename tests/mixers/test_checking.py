@@ -25,6 +25,7 @@ class Means(Mixer):
     """Adds to every token the mean of its own scale and all coarser ones. State: their sum."""
 
     key = "means"
+    cuts = ("state",)
     Settings = MeansSettings
     examples = ("2", "2,kind=other")
 
@@ -274,6 +275,33 @@ class KeepsABufferThatIsNotSaved(Means):
         return y * self.two, state
 
 
+class CutsWhatThereIsNot(Means):
+    cuts = ("gates",)
+
+
+class SaysThatItHasKeys(Means):
+    cuts = ("keys",)
+
+
+class HidesItsState(Means):
+    """From whoever looks for tensors in it."""
+
+    def forward(self, x, span, state=None):
+        y, state = super().forward(x, span, state and state())
+        return y, None if state is None else lambda: state
+
+
+class RemembersWhatWasEmptied(Means):
+    """Beside its state."""
+
+    def forward(self, x, span, state=None):
+        if state is not None and not state.any():
+            state = self.last
+        y, state = super().forward(x, span, state)
+        self.last = state
+        return y, state
+
+
 class IsNoMixer(nn.Module):
     Settings = None
 
@@ -319,6 +347,10 @@ SIDES, SPAN = "sides 1 2 3 4", r"span \[0,4\)"
         (TakesTheNameOfTheFeedForward, "key", "key is 'ffn', which a layer has already for something else"),
         (HasNoKey, "key", "key is 'a.b'; wanted: the name of the sub-layer"),
         (KeepsABufferThatIsNotSaved, "whole model", "loaded from its weights gives other logits: something the const"),
+        (CutsWhatThereIsNot, "cuts", "cuts: 'gates' is unknown.*; allowed: keys, state"),
+        (SaysThatItHasKeys, "cuts", rf"{SIDES}, keys cut at random: token \d+ of scale \d sees token .*, which is cut"),
+        (HidesItsState, "cuts", r"the state before scale 1 emptied: token 1 of scale 1 still sees token 0 of scale 0"),
+        (RemembersWhatWasEmptied, "cuts", r"the state before scale 1 emptied: token 1 of scale 1 still sees token 0"),
         (IsNoMixer, "builds", "IsNoMixer is no subclass of mvar.mixers.base.Mixer"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
