@@ -9,7 +9,7 @@ PARITY := mamba-ssm==2.3.2.post1 einops==0.8.2
 # Every worker imports torch: without cached bytecode each spends seconds on compiling it anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format docs clean
 
 demo: $(VENV)/core
 	$(BIN)/mvar run $(SWEEPS) --preset $(PRESET) --results $(RESULTS)
@@ -24,6 +24,11 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(VENV)/dev
+	$(BIN)/mkdocs build --quiet --strict
+	@echo "documentation: build/docs/index.html"
 
 format: $(VENV)/dev
 	$(BIN)/ruff format .

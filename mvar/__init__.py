@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from mvar.sampling.guidance.contract import Guidance
     from mvar.scales import PATCH_SIDES, ScaleSchedule
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "mvar.api.experiments": ("experiment",),

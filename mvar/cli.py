@@ -1,17 +1,16 @@
 """The front door: parses the command line, runs the command, says what went wrong in one line.
 
 Exit codes: 0 well, 1 something failed, 2 a mistake in what was asked for, 130 interrupted. A command is a file of
-`mvar/commands/` and a line in `COMMANDS`. They import heavy modules where they use them: `mvar --help` must not wait
+`mvar/commands/` and a word in `GROUPS`. They import heavy modules where they use them: `mvar --help` must not wait
 for torch.
 """
 
 import contextlib
+import dataclasses
 import io
 import re
 import sys
 from collections.abc import Sequence
-from functools import reduce
-from operator import or_
 from typing import Protocol
 
 import tyro
@@ -29,6 +28,8 @@ from mvar.commands.export import Export
 from mvar.commands.forget import Forget
 from mvar.commands.inspect import Inspect
 from mvar.commands.logs import Logs
+from mvar.commands.options import Answer
+from mvar.commands.overview import name_of, overview
 from mvar.commands.plugged import Plugged
 from mvar.commands.repair import Repair
 from mvar.commands.report import Report
@@ -38,32 +39,17 @@ from mvar.commands.run import Plan, Run
 from mvar.commands.sample import Sample
 from mvar.commands.status import Status
 from mvar.commands.submit import Submit
-from mvar.errors import OK, UserError, begin_command, exit_code, say
+from mvar.errors import OK, UserError, begin_command, exit_code, one_of, say, speak_aside
 from mvar.escaping import degrade
 
-DESCRIPTION = "Ablations of sequence mixers in scale-wise autoregressive image generation."
-COMMANDS = (
-    Run,
-    Plan,
-    Submit,
-    Status,
-    Logs,
-    Cancel,
-    Retry,
-    Doctor,
-    Check,
-    Repair,
-    Report,
-    Sample,
-    Attention,
-    Evaluate,
-    Inspect,
-    Export,
-    Copy,
-    Data,
-    Config,
-    Forget,
-)
+GROUPS: dict[str, tuple[type, ...]] = {
+    "Make runs": (Run, Plan, Submit, Config, Data, Check),
+    "Follow them": (Status, Logs, Cancel, Retry, Forget, Repair, Doctor),
+    "Look at what they are": (Report, Sample, Attention, Evaluate, Inspect),
+    "Take along": (Export, Copy),
+}
+COMMANDS = {name_of(command): command for commands in GROUPS.values() for command in commands}
+HELP, VERSION = ("-h", "--help"), "--version"
 
 
 class Command(Protocol):
@@ -87,7 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         degrade(stream)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     begin_command()
-    if arguments == ["--version"]:
+    if not arguments or arguments[0] in HELP:
+        print(overview(GROUPS))
+        return OK
+    if arguments == [VERSION]:
         say(f"mvar {__version__}")
         return OK
     return exit_code(lambda: _execute(arguments))
@@ -95,27 +84,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _execute(arguments: list[str]) -> int:
     command = parse(arguments)
+    if isinstance(command, Answer) and command.json:
+        speak_aside()
     if isinstance(command, Plugged):
         command.load_plugins()
     return command.execute(arguments)
 
 
 def parse(arguments: list[str]) -> Command:
-    """Parse by tyro; its boxed complaint becomes the one line of every other mistake."""
+    """Parse by tyro; its boxed complaint becomes the one line of every other mistake.
+
+    Raises:
+        UserError: a command or an option that is unknown, a value that is not allowed.
+    """
+    name, *rest = arguments
+    if name not in COMMANDS:
+        if name.startswith("-"):
+            raise one_of("option", name, (HELP[1], VERSION))
+        raise one_of("command", name, COMMANDS)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(
-                reduce(or_, COMMANDS),
-                prog="mvar",
-                args=with_budget_value(arguments),
-                description=DESCRIPTION,
+                COMMANDS[name],
+                prog=f"mvar {name}",
+                args=with_budget_value(rest),
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit as leave:
         if leave.code in (0, None):
             raise
+        _refuse_unknown(COMMANDS[name], rest)
         raise UserError(_unboxed(complaint.getvalue())) from None
+
+
+def _refuse_unknown(command: type, arguments: list[str]) -> None:
+    """An option that the command has not."""
+    fields = dataclasses.fields(command)  # pyright: ignore[reportArgumentType]  commands are dataclasses
+    options = [f"--{field.name.replace('_', '-')}" for field in fields]
+    for argument in arguments:
+        option = argument.partition("=")[0]
+        if option.startswith("--") and option.replace("_", "-") not in (*options, *HELP):
+            raise one_of("option", option, options)
 
 
 def _unboxed(text: str) -> str:

@@ -52,7 +52,14 @@ def complain(message: str, code: int) -> int:
 
 def say(message: str) -> None:
     """Say on stdout, in one line, what a command has found or done; names in it are shown and not obeyed."""
-    print(printable(message).expandtabs().replace("\n", " "))  # a path keeps its spaces: it may be typed again
+    line = printable(message).expandtabs().replace("\n", " ")  # a path keeps its spaces: it may be typed again
+    print(line, file=sys.stderr if _is_aside else sys.stdout)
+
+
+def speak_aside() -> None:
+    """From now on `say` speaks on stderr, until the next command: stdout is for a document that programs read."""
+    global _is_aside
+    _is_aside = True
 
 
 def warn(message: str) -> None:
@@ -74,10 +81,13 @@ def warn_once(message: str) -> None:
 
 def begin_command() -> None:
     """A new command begins: it says again what an earlier one of this process has said."""
+    global _is_aside
     _told.clear()
+    _is_aside = False
 
 
 _told: set[str] = set()
+_is_aside = False
 _told_elsewhere: Callable[[str], None] | None = None
 
 

@@ -93,7 +93,7 @@ KINDS: dict[str, Registry[Any]] = {
 def register(kind: str, name: str) -> Callable[[C], C]:
     """Give a class of one's own a name, by which configs, pattern texts and profiles then know it.
 
-    Example:
+    Examples:
         >>> import mvar
         >>> @mvar.register("guidance", "half")
         ... class Half:

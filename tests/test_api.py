@@ -257,7 +257,7 @@ def test_attention(run, here, capsys):
 
 
 def test_files_are_what_the_run_is(run, here, capsys):
-    for extra in ([], ["--tokenizer"]):
+    for extra in ([], ["--what", "tokenizer"]):
         assert main(["export", run.name, "--out", f"{'vae' if extra else 'model'}.safetensors", *extra]) == OK
     files = mvar.load("model.safetensors", "vae.safetensors")
     settings = {name: getattr(TINY.sample, name) for name in ("cfg_scale", "top_k", "top_p")}
@@ -385,7 +385,7 @@ def test_the_page_on_python(here, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(blocks) == 5 and len(blocks[0].splitlines()) == 11
     monkeypatch.setitem(mvar.PRESETS, "digits", TINY)
-    for extra, name in (([], "var_d16.pth"), (["--tokenizer"], "vae_ch160v4096z32.pth")):
+    for extra, name in (([], "var_d16.pth"), (["--what", "tokenizer"], "vae_ch160v4096z32.pth")):
         assert main(["export", TINY.run_id, "--out", name, *extra]) == OK
     names = {}
     for block in blocks:

@@ -22,7 +22,7 @@ USERS = sorted(path for kind in ("experiments", "analysis") for path in (ROOT / 
 # Floor by floor, low to high, and in each floor room by room: a room imports rooms before it, and itself.
 ROOMS = (
     *("escaping", "errors", "registry", "registries"),
-    *("lazy", "layout", "shipped", "memory", "progress", "files", "artefacts", "rows"),
+    *("lazy", "layout", "place", "shipped", "memory", "progress", "files", "artefacts", "rows"),
     *("scales", "pattern", "config", "presets", "plugins"),
     "kernels",
     "mixers",
@@ -51,6 +51,7 @@ LOOK_ALIKES = {
     ("report", "what is made, as it is shown"): ("analysis.report", "commands.report"),
     ("runs", "a word of a message or a heading"): ("analysis.render", "cluster.executor"),
     ("runs", "a public name"): ("mvar",),
+    ("runs", "a key of an answer"): ("commands.run_tables", "commands.status"),
     ("samples", "images, in messages"): ("evaluation.copies", "evaluation.measure"),
     ("samples", "what a metric needs"): (
         *("evaluation.metrics.contract", "evaluation.metrics.inputs", "evaluation.metrics.copies"),

@@ -40,7 +40,7 @@ def root(tmp_path_factory) -> Path:
     assert execute(CONFIG, Store(root / "results")) == DONE
     place = ["--results", str(root / "results")]
     assert main(["export", CONFIG.run_id, "--out", str(root / "mvar.pth"), *place]) == OK
-    assert main(["export", CONFIG.run_id, "--out", str(root / "vae.pth"), "--tokenizer", *place]) == OK
+    assert main(["export", CONFIG.run_id, "--out", str(root / "vae.pth"), "--what", "tokenizer", *place]) == OK
     return root
 
 
@@ -67,7 +67,7 @@ def test_an_exported_file_carries_its_whole_configuration(suffix, root, tmp_path
     """Two heads that nothing in the weights tells, and what no key tells of the tokenizer."""
     model, vae = str(tmp_path / f"m.{suffix}"), str(tmp_path / f"v.{suffix}")
     assert main(["export", CONFIG.run_id, "--out", model, *place(root)]) == OK
-    assert main(["export", CONFIG.run_id, "--out", vae, "--tokenizer", *place(root)]) == OK
+    assert main(["export", CONFIG.run_id, "--out", vae, "--what", "tokenizer", *place(root)]) == OK
     capsys.readouterr()
     assert main(["inspect", model]) == OK
     out = capsys.readouterr().out

@@ -26,6 +26,7 @@ from mvar.analysis.summary import summary
 from mvar.analysis.writer import Told, Writer
 from mvar.errors import FAILURE, OK, USER_ERROR, UserError, complain, existing_directory, exit_code, say, warn
 from mvar.escaping import degrade
+from mvar.place import results_directory
 from mvar.runs.columns import Column
 from mvar.runs.experiment import Experiment, experiments
 
@@ -170,7 +171,7 @@ def main(analysis: Analysis, arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         degrade(stream)
     parser = argparse.ArgumentParser(description=analysis.title)
-    parser.add_argument("--results", type=Path, default=Path("results"), help="where runs are kept")
+    parser.add_argument("--results", type=Path, default=results_directory(), help="where runs are kept")
     parser.add_argument("--out", type=Path, help="where to write; default: RESULTS/analysis/NAME")
     given = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     return exit_code(lambda: _write_alone(analysis, given.results, given.out))

@@ -19,7 +19,7 @@ def experiment(
 ) -> Experiment | Callable[[Build], Experiment]:
     """A grid of runs and its table. In a file as `EXPERIMENT = ...`, `mvar run FILE.py` makes it.
 
-    Example:
+    Examples:
         >>> import mvar
         >>> EXPERIMENT = mvar.experiment("widths", {"narrow": {"model.width": 32}, "wide": {"model.width": 128}})
         >>> [cell.config.model.width for cell in EXPERIMENT.cells(mvar.PRESETS["digits"])]

@@ -10,19 +10,20 @@ from mvar.api.trained_files import TrainedFiles
 from mvar.api.trained_run import TrainedRun
 from mvar.config import RunConfig
 from mvar.errors import UserError, existing_directory
+from mvar.place import results_directory
 from mvar.runs.store import Store
 
 FILES = (".pth", ".pt", ".safetensors", ".json")  # what a checkpoint's name ends in; it may end in #MODEL too
 
 
 @overload
-def load(what: str | PathLike[str] | RunConfig, *, results: str | PathLike[str] = ...) -> TrainedRun: ...
+def load(what: str | PathLike[str] | RunConfig, *, results: str | PathLike[str] | None = ...) -> TrainedRun: ...
 @overload
 def load(
     what: str | PathLike[str],
     tokenizer: str | PathLike[str],
     *,
-    results: str | PathLike[str] = ...,
+    results: str | PathLike[str] | None = ...,
     patch_sides: Sequence[int] | None = ...,
     num_heads: int | None = ...,
     weights: str = ...,
@@ -31,7 +32,7 @@ def load(
     what: str | PathLike[str] | RunConfig,
     tokenizer: str | PathLike[str] = "",
     *,
-    results: str | PathLike[str] = "results",
+    results: str | PathLike[str] | None = None,
     patch_sides: Sequence[int] | None = None,
     num_heads: int | None = None,
     weights: str = "",
@@ -40,7 +41,7 @@ def load(
 
     Drawing two images takes two lines:
 
-    Example:
+    Examples:
         >>> import mvar
         >>> images = mvar.load("digits", results="results").sample(classes=[3], per_class=2)
         >>> images.shape
@@ -49,7 +50,7 @@ def load(
     Args:
         what: a run's id, a unique beginning of one, its directory, or its config; or a checkpoint's file.
         tokenizer: of a checkpoint: its tokenizer's file.
-        results: where runs are kept, and what is measured on checkpoints.
+        results: where runs are kept (None: `$MVAR_RESULTS`, else `results`), and what is measured on checkpoints.
         patch_sides, num_heads, weights: what a checkpoint's file cannot tell: the scales, the attention heads, which of
             several models in it.
 
@@ -57,7 +58,7 @@ def load(
         UserError: an unknown run (lists those that there are), or one that is not trained; a file that cannot be used;
             a checkpoint without a tokenizer.
     """
-    root = Path(results)
+    root = Path(results or results_directory())
     if isinstance(what, RunConfig):
         store = Store(root)
         return TrainedRun(store, store.run_of(store.as_stored(what)))

@@ -9,6 +9,7 @@ from mvar.api.loading import load
 from mvar.api.trained_run import TrainedRun
 from mvar.config import EvaluationConfig, RunConfig, SampleConfig, override
 from mvar.errors import UserError, one_of
+from mvar.place import results_directory
 from mvar.presets import PRESETS
 from mvar.runs.display import shown
 from mvar.runs.gallery import dotted
@@ -25,14 +26,14 @@ from mvar.runs.store import RunDirectory, Store, check_writable
 
 def train(
     config: RunConfig | str,
-    results: str | PathLike[str] = "results",
+    results: str | PathLike[str] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> TrainedRun:
     """Make a run: tokenizer, training, samples, metrics. What `mvar run` does, for one run and in this process.
 
     What is done already is not done again, what was interrupted goes on. Ctrl-C ends after the step and saves.
 
-    Example:
+    Examples:
         >>> import mvar
         >>> config = mvar.load("digits").config  # or mvar.PRESETS["digits"]
         >>> run = mvar.train(config, settings={"seed": 1})
@@ -41,7 +42,7 @@ def train(
 
     Args:
         config: the run, or the name of a preset.
-        results: where runs are kept.
+        results: where runs are kept; None: `$MVAR_RESULTS`, else `results`.
         settings: fields that differ from the config, by their dotted names, as `--set` takes them.
 
     Returns:
@@ -58,7 +59,7 @@ def train(
     asked = dict(settings or {})
     config = override(config, asked)
     check_launched(config, asked)
-    store = Store(Path(results))
+    store = Store(Path(results or results_directory()))
     data_sets = DataSets(store)
     config = store.as_stored(data_sets.settled_config(config, asked))
     check_writable(store.root)
@@ -69,11 +70,11 @@ def train(
 
 
 def evaluate(
-    run: TrainedRun | RunConfig | str | PathLike[str], *, results: str | PathLike[str] = "results", **settings: Any
+    run: TrainedRun | RunConfig | str | PathLike[str], *, results: str | PathLike[str] | None = None, **settings: Any
 ) -> dict[str, float]:
     """Metrics of a trained run: images are drawn and measured once, and kept. Nothing is trained.
 
-    Example:
+    Examples:
         >>> import mvar
         >>> metrics = mvar.evaluate("digits", cfg_scale=3, num_images=20)
         >>> metrics["eval/fid"] > 0
@@ -81,7 +82,7 @@ def evaluate(
 
     Args:
         run: what `mvar.load` returned, or what it takes for a run.
-        results: where runs are kept, where `run` is no loaded one.
+        results: where runs are kept (None: `$MVAR_RESULTS`, else `results`), where `run` is no loaded one.
         settings: fields of `SampleConfig` and `EvaluationConfig` that differ from the run's own, and settings of a form
             of guidance, a filter or a metric: `guidance="interval"`, `interval={"low": 0.3}`.
 

@@ -17,7 +17,7 @@ from mvar.transformer import ScaleTransformer
 class Model(nn.Module):
     """A generator that is only initialised, and a random codebook, so that it takes tokens.
 
-    Example:
+    Examples:
         >>> import mvar, torch
         >>> model = mvar.Model("4*mamba 4*global", width=128)
         >>> model.num_params == sum(p.numel() for p in model.parameters())
@@ -103,7 +103,7 @@ class Model(nn.Module):
     def generate(self, labels: Sequence[int] | Tensor, seed: int = 0, **settings: Any) -> Tensor:
         """Draw tokens `(B, L)` int64, an image a class.
 
-        Example:
+        Examples:
             >>> import mvar
             >>> mvar.Model("mamba", depth=2).generate([3, 8], cfg_scale=0).shape
             torch.Size([2, 30])

@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mvar.errors import existing_directory, warn_once
+from mvar.place import results_directory
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-def runs(results: str | PathLike[str] = "results") -> "DataFrame":
+def runs(results: str | PathLike[str] | None = None) -> "DataFrame":
     """Every run and evaluation of a results directory: the table that `mvar report` writes as runs.csv.
 
-    Example:
+    Examples:
         >>> import mvar
         >>> table = mvar.runs("results")
         >>> table["pattern"].to_list(), table["steps"].to_list()
@@ -22,7 +23,7 @@ def runs(results: str | PathLike[str] = "results") -> "DataFrame":
         True
 
     Args:
-        results: where runs are kept.
+        results: where runs are kept; None: `$MVAR_RESULTS`, else `results`.
 
     Returns:
         A row an evaluation (one without its columns for a run that has none yet): run_id, evaluation_id, state, the
@@ -34,7 +35,7 @@ def runs(results: str | PathLike[str] = "results") -> "DataFrame":
     """
     from mvar.analysis.records import load_records
 
-    root = existing_directory("results", Path(results), "one that `mvar run` has made")
+    root = existing_directory("results", Path(results or results_directory()), "one that `mvar run` has made")
     records = load_records(root, allow_empty=True)
     for problem in records.problems:
         warn_once(problem)

@@ -82,7 +82,7 @@ class Trained(ABC):
     ) -> np.ndarray:
         """Draw images.
 
-        Example:
+        Examples:
             >>> import mvar
             >>> run = mvar.load("digits")
             >>> images = run.sample(classes=[3, 8], per_class=2, seed=0, cfg_scale=3)
@@ -110,7 +110,7 @@ class Trained(ABC):
     def grow(self, classes: Sequence[str | int] = (), seed: int = 0, **settings: Any) -> np.ndarray:
         """Draw an image of each class and decode it after every scale.
 
-        Example:
+        Examples:
             >>> import mvar
             >>> mvar.load("digits").grow(classes=[3]).shape  # one image, four scales
             (1, 4, 8, 8, 1)
@@ -151,7 +151,7 @@ class Trained(ABC):
     ) -> Likelihood:
         """How well images are predicted, in all and scale by scale.
 
-        Example:
+        Examples:
             >>> import mvar
             >>> run = mvar.load("digits")
             >>> found = run.nll()
@@ -233,7 +233,7 @@ class Trained(ABC):
     ) -> Tensor:
         """Attention of one image in one layer.
 
-        Example:
+        Examples:
             >>> import mvar
             >>> run = mvar.load("digits")
             >>> run.attention_map(layer=0, head=1, image=5).shape  # of all 30 tokens

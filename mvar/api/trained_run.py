@@ -78,7 +78,7 @@ class TrainedRun(Trained):
     ) -> AttentionStats:
         """How much attention stays inside a scale and goes to each coarser one; measured once, and kept.
 
-        Example:
+        Examples:
             >>> import mvar
             >>> stats = mvar.load("digits").attention(images=8)
             >>> stats.mean.shape  # layers, heads, query scales, key scales

@@ -35,18 +35,33 @@ class Slurm(Executor["Profile"]):
         self, requests: "Sequence[tuple[Profile, Sequence[RunConfig]]]", store: Store, dry_run: bool = False
     ) -> None:
         """Submit, and say what was sent. Every request is checked before the first is submitted."""
+        from mvar.cluster import scheduler
         from mvar.cluster.submission import exclusive
         from mvar.cluster.submit import check, plan
 
+        how = {"act": not dry_run, "ask": scheduler.is_here() or not dry_run}
         with nullcontext() if dry_run else exclusive(store):
-            plans = [plan(configs, store, profile.runs_per_job, act=not dry_run) for profile, configs in requests]
+            plans = [plan(configs, store, profile.runs_per_job, **how) for profile, configs in requests]
             for (profile, _), found in zip(requests, plans, strict=True):
-                if found.runs:
+                if found.runs and how["ask"]:
                     check(found, profile)
             for number, (profile, configs) in enumerate(requests):
                 # planned anew after the first: stages that were submitted just now are not submitted again
-                found = plan(configs, store, profile.runs_per_job, act=not dry_run) if number else plans[0]
+                found = plan(configs, store, profile.runs_per_job, **how) if number else plans[0]
                 _send(found, len(configs), store, profile, dry_run)
+
+
+def _show(found: "Plan", store: Store, profile: "Profile") -> None:
+    """The scripts, and whether SLURM would take them."""
+    from mvar.cluster import scheduler
+    from mvar.cluster.scripts import scripts
+
+    for title, text in scripts(found, store, profile):
+        say(f"==> {title} <==")
+        for line in text.splitlines():
+            say(line)
+    told = "SLURM accepts the requests" if scheduler.is_here() else "SLURM is not here: whether it would, is not known"
+    say(f"would call sbatch {found.num_jobs} times; {told}")
 
 
 def _send(found: "Plan", num_runs: int, store: Store, profile: "Profile", dry_run: bool) -> None:
@@ -62,7 +77,7 @@ def _send(found: "Plan", num_runs: int, store: Store, profile: "Profile", dry_ru
             say("stages: " + ", ".join(task.name for task in tasks))
         for tasks in found.runs:
             say("run: " + ", ".join(dict.fromkeys(task.name for task in tasks)))
-        say(f"would call sbatch {found.num_jobs} times; SLURM accepts the requests")
+        _show(found, store, profile)
         return
     submission = submit(found, store, profile)
     for job in submission.jobs:

@@ -31,6 +31,11 @@ def _match(name: str, names: Sequence[str]) -> str:
     return matches[0]
 
 
+def is_submitted(store: Store, name: str) -> bool:
+    """Whether a name, or what it is the beginning of, was submitted to a cluster."""
+    return any(known.startswith(name) for known in _by_name(read_queue(store, act=False)))
+
+
 def find_submitted(store: Store, names: Sequence[str]) -> list[Owner]:
     """The latest submission of each name.
 

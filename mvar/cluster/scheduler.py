@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ MAX_IDS = 1000  # of one scancel
 # States of a job that is at work, some of them seen for a moment only.
 ALIVE = ("RUNNING", "SIGNALING", "RESIZING", "STOPPED", "CONFIGURING")
 AWAY = re.compile(r"no answer|contact|connect|timed out|communication|standby|zero bytes", re.I)
+
+
+MAX_ARRAY_SIZE = 1001  # SLURM's default
 
 
 class SchedulerError(UserError):
@@ -50,6 +54,11 @@ class Entry:
     def index(self) -> int:
         """The element of the array; 0 for a job that is none."""
         return int(self.job_id.partition("_")[2] or 0)
+
+
+def is_here() -> bool:
+    """Whether SLURM's commands are on this machine."""
+    return shutil.which("scontrol") is not None
 
 
 def call(*command: str) -> str:
@@ -132,7 +141,7 @@ def max_array_size() -> int:
     Raises:
         SchedulerError: scontrol fails, or says something else than a number.
     """
-    text = settings().get("MaxArraySize", "1001")
+    text = settings().get("MaxArraySize", str(MAX_ARRAY_SIZE))
     if not re.fullmatch(r"\d{1,9}", text):
         raise SchedulerError(f"scontrol: MaxArraySize is {text!r}; allowed: a number; ask the cluster's operators")
     return max(1, int(text))

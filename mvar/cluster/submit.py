@@ -53,18 +53,19 @@ class Plan:
         return bool(self.stages) + -(-len(self.runs) // self.max_array)
 
 
-def plan(configs: Sequence[RunConfig], store: Store, runs_per_job: int = 1, act: bool = True) -> Plan:
+def plan(configs: Sequence[RunConfig], store: Store, runs_per_job: int = 1, act: bool = True, ask: bool = True) -> Plan:
     """What is missing and neither queued nor running. Asks SLURM for its configuration and for its queue.
 
-    With `act=False` nothing is changed: an interrupted submission is neither finished nor undone.
+    With `act=False` nothing is changed: an interrupted submission is neither finished nor undone. With `ask=False`
+    there is no SLURM to ask: its default size of arrays, and nothing queued.
 
     Raises:
         SchedulerError: SLURM is not there or does not answer.
     """
-    max_array = scheduler.max_array_size()
+    max_array = scheduler.max_array_size() if ask else scheduler.MAX_ARRAY_SIZE
     # a job of a finished run computes the metrics that it lacks
     tasks = [replace(t, kind=RUN) if t.kind == METRICS else t for t in tasks_of(configs, store)]
-    busy = active_elements(store, act)
+    busy = active_elements(store, act) if ask else {}
     busy_runs = {key.partition("/")[0] for key in busy if "/" in key}  # one run's two evaluations share a directory
     runs = [t for t in tasks if t.kind == RUN and t.name not in busy_runs]
     runs = [t for t in runs if not store.run(t.name).is_locked()]  # made by `mvar run` here and now
@@ -128,7 +129,7 @@ def _send(submission: Submission, waits_for: Sequence[str]) -> Submission:
     num_arrays = sum(not job.is_stages for job in submission.jobs)
     try:
         for job in submission.jobs:
-            profile = submission.profile.for_stages if job.is_stages else _shared_out(submission.profile, num_arrays)
+            profile = submission.profile.for_stages if job.is_stages else shared_out(submission.profile, num_arrays)
             executor = make_executor(submission, job.name, profile, [] if job.is_stages else waits)
             elements = [Element(str(submission.folder), job.name, i) for i in range(len(job.elements))]
             job_id = _sbatch(executor, elements, profile)
@@ -157,7 +158,7 @@ def _undo(submission: Submission, error: BaseException) -> None:
         note_sent(submission.folder, undone=True)
 
 
-def _shared_out(profile: Profile, num_arrays: int) -> Profile:
+def shared_out(profile: Profile, num_arrays: int) -> Profile:
     """SLURM caps each array on its own, the profile all of them together."""
     return profile.model_copy(update={"array_parallelism": max(1, profile.array_parallelism // max(1, num_arrays))})
 
@@ -178,21 +179,25 @@ def _sbatch(executor: "SlurmExecutor", elements: Sequence[Element], profile: Pro
 
 
 def make_executor(
-    submission: Submission, name: str, profile: Profile, waits_for: Sequence[str] = ()
+    submission: Submission, name: str, profile: Profile, waits_for: Sequence[str] = (), *, check: bool = True
 ) -> "SlurmExecutor":
     """submitit's executor for one job: what is asked of SLURM, and how Python is started.
 
     `kill-on-invalid-dep`: else a run whose stages failed waits for ever. `requeue`: where the site's default is not
     to. `kill-on-bad-exit` and `wait=0`: a process that dies ends the others, which would wait for it; one that has
-    done its part does not.
+    done its part does not. Without `check` it is made where SLURM is not, to read its script.
     """
     from submitit import SlurmExecutor
 
+    class Anywhere(SlurmExecutor):
+        @classmethod
+        def affinity(cls) -> int:
+            return 2
+
     check_place(submission.logs)
+    kind = SlurmExecutor if check else Anywhere
     try:
-        executor = SlurmExecutor(
-            submission.logs, python=f"{_blocking()}{shlex.quote(sys.executable)} -m mvar.cluster.guard"
-        )
+        executor = kind(submission.logs, python=f"{_blocking()}{shlex.quote(sys.executable)} -m mvar.cluster.guard")
     except RuntimeError:
         raise scheduler.SchedulerError("cluster: srun is not on PATH; allowed: a machine with SLURM") from None
     # submitit takes the signal from a variable of this shell, which the job would not know to heed

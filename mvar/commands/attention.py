@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
-
-from mvar.commands.checkpoint import CheckpointFiles, check_source, sampling_preset
+from mvar.commands.checkpoint import CheckpointFiles, check_source, sampling_settings
+from mvar.commands.options import Answer, Count, Folder, InResults, Number, RunName, Settings, Word
 from mvar.errors import OK, UserError, one_of, say
 from mvar.escaping import rich_text
 from mvar.pattern import mixers_of
@@ -21,38 +20,38 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Attention(CheckpointFiles):
+class Attention(CheckpointFiles, InResults, Answer):
     """Measure how much attention stays inside a scale and how much goes to every coarser one; draw it.
 
     Interrupted, the same command goes on where it was.
+
+    Example: `mvar attention digits --picture 3`
     """
 
-    run: tyro.conf.Positional[str] = ""
+    run: RunName = ""
     """Run id, a unique beginning of one, or the run's directory."""
     source: Literal["heldout", "self"] = "heldout"
     """Measure on held-out images, or on images that the model draws itself."""
-    images: int = 0
-    """At most so many images; 0: 1000 of a run, 64 for a checkpoint."""
-    images_from: str = ""
+    images: Count = 0
+    """At most so many images; default: 1000 of a run, 64 for a checkpoint."""
+    images_from: Folder = ""
     """Held-out images for a checkpoint: a folder with a subfolder for each class."""
-    sampling: str = ""
-    """For source self: fid or visual; empty: the run's own, for a checkpoint fid."""
-    set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
-    """For source self: FIELD=VALUE ... of the sampling, e.g. cfg_scale=3."""
-    picture: int = -1
+    sampling: Word = ""
+    """For source self: fid or visual; default: the run's own, for a checkpoint fid."""
+    set: Settings = ()
+    """For source self: fields of the sampling, e.g. sample.cfg_scale=3."""
+    picture: Number = None
     """Also draw an image of this class: as it grows, and what one query of it looks at."""
-    layer: int = -1
-    """Layer of the picture; -1: the one whose attention is furthest from uniform."""
-    head: int = -1
-    """Head of the picture; -1: the mean over heads."""
-    query: int = -1
-    """Token of the picture that looks; -1: the middle of the finest scale."""
-    batch: int = 0
-    """Images at a time; 0: runtime.sample_batch of a run, 8 for a checkpoint. 1 needs the least memory."""
-    results: Path = Path("results")
-    """Where runs are kept."""
-    out: str = ""
-    """Folder to write; empty: the run's directory, or results/attention/... for what is not the default."""
+    layer: Number = None
+    """Layer of the picture; default: the one whose attention is furthest from uniform."""
+    head: Number = None
+    """Head of the picture; default: the mean over heads."""
+    query: Number = None
+    """Token of the picture that looks; default: the middle of the finest scale."""
+    batch: Count = 0
+    """Images at a time; default: runtime.sample_batch of a run, 8 for a checkpoint. 1 needs the least memory."""
+    out: Folder = ""
+    """Folder to write; default: the run's directory, or results/attention/... for what is not the default."""
 
     def execute(self, arguments: list[str]) -> int:
         """Measure, print a table, write attention.json and figures; returns the exit code."""
@@ -63,8 +62,8 @@ class Attention(CheckpointFiles):
         if self.source == "heldout" and (self.sampling or self.set):
             raise UserError("sampling, set: only for images that are drawn; allowed: with --source self")
         for name in ("picture", "layer", "head", "query"):
-            if (value := getattr(self, name)) < -1:
-                raise UserError(f"{name}: {value}; allowed: 0 or more, -1 for none in particular")
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise UserError(f"{name}: {value}; allowed: 0 or more")
         trained, options = self._opened()
         what, folder = trained.measurable(self.source, self.images, self.batch, options)
         folder = Path(self.out) if self.out else folder
@@ -73,24 +72,27 @@ class Attention(CheckpointFiles):
 
         with shown("attention", "measuring") as progress:
             stats = measure(what, folder, progress)
-        show(stats, f"{trained.name}, {stats.num_images:,} images ({self.source})")
+        if self.json:
+            self.answer({"measured": what.identity} | stats.to_json())
+        else:
+            show(stats, f"{trained.name}, {stats.num_images:,} images ({self.source})")
         draw(stats, folder)
-        if self.picture >= 0:
-            self._draw_picture(trained, options if self.source == "self" else {}, stats, folder)
+        if self.picture is not None:
+            self._draw_picture(self.picture, trained, options if self.source == "self" else {}, stats, folder)
         say(f"{folder}: {', '.join(sorted(path.name for path in folder.glob('attention*')))}")
         return OK
 
     def _draw_picture(
-        self, trained: "Trained", settings: dict[str, Any], stats: "AttentionStats", folder: Path
+        self, wanted: int, trained: "Trained", settings: dict[str, Any], stats: "AttentionStats", folder: Path
     ) -> None:
         """One image that the model draws: growing, one map, and one query over the image."""
         from mvar.analysis import maps, pictures, style
 
-        schedule, wanted = trained.config.token_space.schedule, self.picture
-        layer = self.layer if self.layer >= 0 else stats.layers[int(stats.layer_relative_entropy.argmin())]
-        head = self.head if self.head >= 0 else None
+        schedule = trained.config.token_space.schedule
+        layer = self.layer if self.layer is not None else stats.layers[int(stats.layer_relative_entropy.argmin())]
+        head = self.head
         side = schedule.sides[-1]
-        query = self.query if self.query >= 0 else schedule.offsets[-2] + side * (side // 2) + side // 2
+        query = self.query if self.query is not None else schedule.offsets[-2] + side * (side // 2) + side // 2
         settings = {"seed": trained.config.sample.seed, **settings}
         row = trained.attention_map(layer, head, drawn=wanted, query=query, **settings)
         rows = trained.attention_map(layer, head, drawn=wanted, scale=schedule.levels[query], **settings)
@@ -109,20 +111,15 @@ class Attention(CheckpointFiles):
 
         Whether a layer has global attention at all is left to the measurement, which names the pattern.
         """
-        if self.picture < 0:
+        if self.picture is None:
             return
         counts = {"picture": space.num_classes, "head": config.num_heads, "query": space.schedule.num_tokens}
         for name, count in counts.items():
-            if (value := getattr(self, name)) >= count:
+            if (value := getattr(self, name)) is not None and value >= count:
                 raise UserError(f"{name}: {value}; allowed: {'classes ' * (name == 'picture')}0 to {count - 1}")
         layers = [number for number, layer in enumerate(config.layers) if "global" in mixers_of(layer)]
-        if self.layer >= 0 and layers and self.layer not in layers:
+        if self.layer is not None and layers and self.layer not in layers:
             raise one_of("layer", self.layer, layers)
-
-    def _settings(self) -> dict[str, Any]:
-        from mvar.config.parsing import parse_overrides
-
-        return sampling_preset(self.sampling) | parse_overrides(s for group in self.set for s in group)
 
     def _opened(self) -> "tuple[TrainedRun | TrainedFiles, dict[str, Any]]":
         """What is measured, once the picture that is asked for can be drawn of it; and options of the measurement."""
@@ -132,7 +129,7 @@ class Attention(CheckpointFiles):
                     raise UserError(f"{name.replace('_', '-')}: only for --checkpoint; a run has its own")
         trained = self.load(self.run, self.results)
         self._check_picture(trained.config.model, trained.config.token_space)
-        options = self._settings() if self.source == "self" else {}
+        options = sampling_settings(self.sampling, self.set) if self.source == "self" else {}
         return trained, options | ({"images_from": self.images_from} if self.images_from else {})
 
 

@@ -1,23 +1,22 @@
 """`mvar cancel`: take runs from the queue."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
-import tyro
-
+from mvar.commands.options import InResults, RunNames
 from mvar.errors import OK, UserError, existing_directory, say
 
 
 @dataclass(frozen=True)
-class Cancel:
-    """Take runs from SLURM's queue; what is running saves a checkpoint first. `mvar submit` or `retry` goes on."""
+class Cancel(InResults):
+    """Take runs from SLURM's queue; what is running saves a checkpoint first. `mvar submit` or `retry` goes on.
 
-    runs: tyro.conf.Positional[tuple[str, ...]] = ()
+    Example: `mvar cancel --all`
+    """
+
+    runs: RunNames = ()
     """Run ids, or unique beginnings."""
     all: bool = False
     """Everything of this results directory that is queued or running, shared stages too."""
-    results: Path = Path("results")
-    """Where runs are kept."""
 
     def execute(self, arguments: list[str]) -> int:
         """Cancel them; returns the exit code."""

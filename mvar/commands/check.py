@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 from itertools import chain
 from math import gcd
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -21,11 +21,13 @@ class Check:
     """Run the whole contract on every mixer that a file registers, and say in words what is wrong.
 
     Each runs with its default settings and with its `examples` of others. Exit code 1 where anything is wrong.
+
+    Example: `mvar check my_mixer.py`
     """
 
     file: tyro.conf.Positional[str]
     """A Python file of your own."""
-    settings: tuple[str, ...] = ()
+    settings: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT ...", help_behavior_hint="")] = ()
     """Settings as in a pattern, instead of the mixer's examples: 2, or w=2,other=3."""
     width: int = 64
     """Channels of the model that it is checked in."""

@@ -1,10 +1,12 @@
 """What commands on published checkpoints share: which files, and what the files cannot tell."""
 
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mvar.commands.options import Count, File, Numbers, Word
 from mvar.commands.plugged import Plugged
 from mvar.errors import UserError, one_of, say
 
@@ -18,15 +20,15 @@ if TYPE_CHECKING:
 class CheckpointFiles(Plugged):
     """A generator's checkpoint and its tokenizer."""
 
-    checkpoint: str = ""
+    checkpoint: File = ""
     """A generator's .pth or .safetensors: VAR's, M-VAR's, or one of this project."""
-    tokenizer: str = ""
+    tokenizer: File = ""
     """Its tokenizer's file, e.g. vae_ch160v4096z32.pth."""
-    patch_sides: str = ""
+    patch_sides: Numbers = ""
     """The scales, e.g. 1,2,3,4, where the checkpoint cannot tell them."""
-    num_heads: int = 0
+    num_heads: Count = 0
     """Attention heads, where the checkpoint cannot tell them (no qk-norm, not 64 channels a head)."""
-    weights: str = ""
+    weights: Word = ""
     """Which of several models in the checkpoint, e.g. ema where it holds model and ema."""
 
     def sides(self) -> tuple[int, ...] | None:
@@ -82,6 +84,14 @@ def check_unused(files: CheckpointFiles) -> None:
         if getattr(files, name):
             option = name.replace("_", "-")
             raise UserError(f"{option}: a run has its own; allowed: --{option} with --checkpoint only")
+
+
+def sampling_settings(preset: str, settings: Iterable[Sequence[str]]) -> dict[str, Any]:
+    """Fields of the sampling: those of a named setting, and after them what --set gives, with `sample.` or without."""
+    from mvar.config.parsing import parse_overrides
+
+    given = parse_overrides(setting for group in settings for setting in group)
+    return sampling_preset(preset) | {name.removeprefix("sample."): value for name, value in given.items()}
 
 
 def sampling_preset(name: str) -> dict[str, object]:

@@ -6,10 +6,11 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
+from mvar.commands.options import InResults, Settings, Word
 from mvar.commands.plugged import Plugged
 from mvar.errors import OK, UserError, existing_directory, one_of, say
 
@@ -20,21 +21,22 @@ DEFAULT_PRESET = "digits"
 
 
 @dataclass(frozen=True)
-class Config(Plugged):
-    """Show a whole config, every field with what is allowed, or the presets."""
+class Config(Plugged, InResults):
+    """Show a whole config, every field with what is allowed, or the presets.
+
+    Example: `mvar config fields train`
+    """
 
     action: tyro.conf.Positional[Literal["show", "fields", "presets"]]
     """show: a whole config, as YAML. fields: every field with its default, limits and description. presets: all."""
-    name: tyro.conf.Positional[str] = ""
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]", help_behavior_hint="")] = ""
     """Of show, a run (its id, a unique beginning of one, its directory); of fields, a field or section, e.g. train."""
-    preset: str = ""
+    preset: Word = ""
     """What is shown, or whose values are the defaults; digits where no run is named."""
-    set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    set: Settings = ()
     """FIELD=VALUE ...: fields that differ from the preset or run, e.g. model.depth=4 train.steps=100."""
     json: bool = False
     """JSON in place of YAML or text."""
-    results: Path = Path("results")
-    """Where the run is kept."""
     computes: ClassVar[bool] = False
 
     def load_plugins(self) -> None:

@@ -12,11 +12,14 @@ from mvar.errors import OK, UserError, say
 
 @dataclass(frozen=True)
 class Copy:
-    """Copy a file that is there to be edited: an experiment, an analysis, a cluster profile, a notebook."""
+    """Copy a file that is there to be edited: an experiment, an analysis, a cluster profile, a notebook.
+
+    Example: `mvar copy experiments/mixers.py`
+    """
 
     file: Annotated[str, tyro.conf.Positional]
     """E.g. experiments/mixers.py."""
-    to: Annotated[str, tyro.conf.Positional] = ""
+    to: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[PATH]", help_behavior_hint="")] = ""
     """Where to; default: the same path below the working directory."""
 
     def execute(self, arguments: list[str]) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from mvar import layout
+from mvar.commands.options import File, InResults, Settings
 from mvar.commands.plugged import Plugged
 from mvar.errors import FAILURE, OK, UserError, say
 from mvar.files import check_place
@@ -23,23 +24,24 @@ PLACE = "data.image_size"  # the tokenizer's; no picture is prepared here
 
 
 @dataclass(frozen=True)
-class Data(Plugged):
-    """Look at every picture of a data set: counts, sizes, modes, broken files, duplicates, classes."""
+class Data(Plugged, InResults):
+    """Look at every picture of a data set: counts, sizes, modes, broken files, duplicates, classes.
+
+    Example: `mvar data check ~/pictures --decode`
+    """
 
     action: tyro.conf.Positional[Literal["check"]]
     """check: the one thing to do."""
     source: tyro.conf.Positional[str]
     """A folder of class subfolders, or the name of a data source (fashion, tar, ...), with --set data.root=DIR."""
-    set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    set: Settings = ()
     """FIELD=VALUE ...: fields of the data, e.g. data.root=DIR data.tar.label=json."""
     decode: bool = False
     """Decode every picture; else headers are read, and damage behind them is not found."""
-    checkpoint: str = ""
+    checkpoint: File = ""
     """A generator whose number of classes the data must have."""
     record: Path | None = None
     """File that keeps what was looked at, so that the same command goes on; default: in the results."""
-    results: Path = Path("results")
-    """Where runs are kept."""
 
     def execute(self, arguments: list[str]) -> int:
         """Look, and say what was found; the exit code is 1 where something is broken."""

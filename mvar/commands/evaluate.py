@@ -1,12 +1,10 @@
 """`mvar evaluate`: samples and metrics of a trained run or a published checkpoint, through the one pipeline."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tyro
-
 from mvar.commands.checkpoint import CheckpointFiles, check_source, check_unused, sampling_preset
+from mvar.commands.options import Answer, InResults, RunName, Settings, Word
 from mvar.commands.outcome import conclude
 from mvar.errors import OK, one_of
 from mvar.runs.launch.datasets import DataSets
@@ -16,22 +14,22 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Evaluate(CheckpointFiles):
+class Evaluate(CheckpointFiles, InResults, Answer):
     """Sample and measure a trained run with other settings, or a published checkpoint; what is done is not repeated.
 
     A checkpoint becomes a run of the results directory with no training steps: status, report and attention know it.
+
+    Example: `mvar evaluate digits --set sample.cfg_scale=0.5`
     """
 
-    run: tyro.conf.Positional[str] = ""
+    run: RunName = ""
     """Run id, a unique beginning of one, or the run's directory."""
     preset: str = "imagenet256-d16"
     """For a checkpoint: where data, evaluation and sampling come from."""
-    sampling: str = ""
+    sampling: Word = ""
     """Published settings: fid (cfg 1.5, top-k 900, top-p 0.96) or visual (cfg 4, more smooth)."""
-    set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    set: Settings = ()
     """FIELD=VALUE ..., e.g. sample.cfg_scale=2 evaluation.num_images=10000; for a checkpoint also data fields."""
-    results: Path = Path("results")
-    """Where runs are kept."""
 
     def execute(self, arguments: list[str]) -> int:
         """Evaluate and print the metrics; returns the exit code."""
@@ -61,7 +59,11 @@ class Evaluate(CheckpointFiles):
         if code == OK or run.is_done(config.evaluation_id):
             from mvar.commands.evaluation_table import print_evaluation
 
-            print_evaluation(run, config)
+            if self.json:
+                where = {"run": run.name, "evaluation": config.evaluation_id}
+                self.answer(where | run.evaluations()[config.evaluation_id])
+            else:
+                print_evaluation(run, config)
         return code
 
     def _overrides(self) -> dict[str, object]:

@@ -2,29 +2,31 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
 from mvar import layout
+from mvar.commands.options import File, InResults
 from mvar.commands.plugged import Plugged
 from mvar.errors import OK, UserError, say
 
 
 @dataclass(frozen=True)
-class Export(Plugged):
+class Export(Plugged, InResults):
     """Write a trained run's generator, or its tokenizer, as a checkpoint that the official VAR or M-VAR code loads.
 
     The file carries the run's configuration, so that `inspect`, `sample` and `evaluate` need no more than the file.
+
+    Example: `mvar export digits --out var_digits.pth`
     """
 
     run: tyro.conf.Positional[str]
     """Run id, a unique beginning of one, or the run's directory."""
-    out: Path
-    """The file to write, .pth or .safetensors."""
-    tokenizer: bool = False
-    """Write the tokenizer instead of the generator."""
-    results: Path = Path("results")
-    """Where runs are kept."""
+    what: Literal["generator", "tokenizer"] = "generator"
+    """Which of the two models."""
+    out: File = ""
+    """The file to write, .pth or .safetensors; default: generator-RUN.pth or tokenizer-RUN.pth."""
 
     def execute(self, arguments: list[str]) -> int:
         """Write the file; returns the exit code."""
@@ -34,16 +36,18 @@ class Export(Plugged):
         from mvar.runs.store import Store
         from mvar.runs.wiring import Stages
 
+        is_tokenizer = self.what == "tokenizer"
         run, store = Store.locate(self.results, self.run)
         stage = store.stage("tokenizer", run.config().tokenizer_id)
-        source = stage.path / layout.TOKENIZER if self.tokenizer else run.weights
+        source = stage.path / layout.TOKENIZER if is_tokenizer else run.weights
         if not source.is_file():
             raise UserError(f"run: {run.name} is not trained yet ({run.state()}); allowed: a trained run")
-        if self.tokenizer:
+        if is_tokenizer:
             Stages.of_run(store, run).train.check_tokenizer(keep=False)
         with way_out():
             metadata = read_safetensors(source)[1]  # with the whole configuration that the run has
-        state = load_tokenizer(source).state_dict() if self.tokenizer else official_state(load_generator(source)[0])
-        write_official(self.out, state, metadata)
-        say(f"{self.out}: {'tokenizer' if self.tokenizer else 'generator'} of {run.name}")
+        state = load_tokenizer(source).state_dict() if is_tokenizer else official_state(load_generator(source)[0])
+        out = Path(self.out or f"{self.what}-{run.name}.pth")
+        write_official(out, state, metadata)
+        say(f"{out}: {self.what} of {run.name}")
         return OK

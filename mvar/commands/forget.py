@@ -1,21 +1,22 @@
 """`mvar forget`: take back what was asked for; what was made stays."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import tyro
 
+from mvar.commands.options import InResults
 from mvar.errors import OK, existing_directory, say, warn
 
 
 @dataclass(frozen=True)
-class Forget:
-    """Take a request back: reports and status no longer miss its runs. Runs that are there stay."""
+class Forget(InResults):
+    """Take a request back: reports and status no longer miss its runs. Runs that are there stay.
+
+    Example: `mvar forget mixers-digits-steps`
+    """
 
     sweep: tyro.conf.Positional[str]
     """A request by the name of its file in results/sweeps, e.g. mixers-digits-steps; or a sweep: all its requests."""
-    results: Path = Path("results")
-    """Where runs are kept."""
 
     def execute(self, arguments: list[str]) -> int:
         """Set its list of runs aside, and say how to ask again; returns the exit code."""

@@ -2,11 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tyro
-
+from mvar.commands.options import InResults, RunName
 from mvar.errors import FAILURE, OK, complain, existing_directory, say
 
 if TYPE_CHECKING:
@@ -14,16 +12,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Repair:
+class Repair(InResults):
     """Say what of the results is damaged, what can be made anew and what is lost; with --yes do it.
 
     Exit code 1 where something is, or stays, wrong.
+
+    Example: `mvar repair --check`
     """
 
-    run: tyro.conf.Positional[str] = ""
+    run: RunName = ""
     """Run id, or a unique beginning of one; none: everything."""
-    results: Path = Path("results")
-    """Where runs are kept."""
     yes: bool = False
     """Make anew what can be, and delete what is of no use; without it nothing is written or deleted."""
     check: bool = False

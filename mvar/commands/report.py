@@ -1,20 +1,21 @@
 """`mvar report`: tables and figures of what is there."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
+from mvar.commands.options import Answer, Files, InResults
 from mvar.commands.plugged import Plugged
 from mvar.errors import OK, USER_ERROR, complain, existing_directory, say, warn
 
 
 @dataclass(frozen=True)
-class Report(Plugged):
-    """Write tables and figures of what is there: one HTML page, Markdown, CSV, LaTeX, PNG, PDF."""
+class Report(Plugged, InResults, Answer):
+    """Write tables and figures of what is there: one HTML page, Markdown, CSV, LaTeX, PNG, PDF.
 
-    results: Path = Path("results")
-    """Where runs are kept."""
+    Example: `mvar report --results results`
+    """
+
     computes = False
-    experiments: tuple[str, ...] = ()
+    experiments: Files = ()
     """FILE.py ... of experiments of one's own, whose tables it is to have too; the files are run."""
 
     def execute(self, arguments: list[str]) -> int:
@@ -31,8 +32,11 @@ class Report(Plugged):
         problems: list[str] = []
         with shown("report", "writing the report") as progress:
             path = write_report(results, progress, problems.append)
+        page = path.with_suffix(".html")
+        if self.json:
+            self.answer({"report": str(path), "page": str(page), "problems": problems})
         say(f"report: {path}")
-        say(f"page: {path.with_suffix('.html')}")
+        say(f"page: {page}")
         if nothing := next((problem for problem in problems if NO_RUN in problem), None):
             return complain(nothing, USER_ERROR)
         for problem in problems:

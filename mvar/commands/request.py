@@ -3,11 +3,11 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from mvar.commands.options import File, InResults, Names, Settings, Word
 from mvar.commands.plugged import Plugged
 from mvar.errors import UserError, one_of, quoted, warn
 from mvar.files import portable
@@ -28,37 +28,35 @@ SEEDS = {"seed": "seeds", "sample.seed": "sample-seeds"}  # fields that have opt
 
 
 @dataclass(frozen=True)
-class Sweeps(Plugged):
+class Sweeps(Plugged, InResults):
     """The runs of one or more sweeps."""
 
-    sweeps: tyro.conf.Positional[tuple[str, ...]] = ()
+    sweeps: Names = ()
     """Sweeps: mixers (Table 6), layers (Figure 5), parameters (Table 5), rejection (Table 3), guidance,
     scaling, FILE.py of one's own, or the name of a grid that was asked for. What they share is made once."""
-    preset: str = ""
+    preset: Word = ""
     """Where sizes, data and recipe come from, see `mvar config presets`; default: digits, or what --config says."""
     seeds: str = ONE
     """A count (3: seeds 0, 1, 2) or a list (0,4,7) of seeds of initialisation and training; default: seed 0, or what
     --config says."""
-    set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    set: Settings = ()
     """FIELD=VALUE ...: fields that differ from the preset, e.g. model.depth=4 train.steps=100."""
-    budget: Annotated[str, tyro.conf.arg(metavar="[FLOPS]")] = ""
+    budget: Annotated[str, tyro.conf.arg(metavar="[FLOPS]", help_behavior_hint="")] = ""
     """Equal training FLOPs instead of equal steps; without a number, those of the baseline (VAR) at its steps."""
     sample_seeds: str = ONE
     """A count or a list of sampling seeds: sets of images that each trained run draws; they replicate no training."""
     dry_run: bool = False
     """Only print runs, parameters, FLOPs and estimated time."""
-    results: Path = Path("results")
-    """Where runs are kept."""
-    config: str = ""
+    config: File = ""
     """A .yaml, .toml or .json file, or a run's directory: what differs from a preset (`preset: digits` in it). Without
     a sweep it is one run. --set counts after it."""
-    grid: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    grid: Settings = ()
     """FIELD=VALUE,VALUE ...: every combination, as one table. A comma inside [ ], ( ) or quotes separates nothing."""
     name: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """What a grid (or the run of --config) is called; alone: the one that was asked for by that name."""
     only: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """LABEL of a row, e.g. "pattern=mamba, base_lr=1e-4": make only that one; may be given several times."""
-    baseline: str = ""
+    baseline: Word = ""
     """LABEL of a grid's row that the others are compared with; default: the first."""
 
     def requests(self) -> "list[Request]":

@@ -1,13 +1,11 @@
 """`mvar retry`: submit again what failed."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tyro
-
+from mvar.commands.options import File, InResults, RunNames, Settings
 from mvar.commands.plugged import Plugged
-from mvar.commands.submit import Settings, named_profile
+from mvar.commands.submit import named_profile
 from mvar.errors import FAILURE, OK, UserError, complain, existing_directory
 
 if TYPE_CHECKING:
@@ -16,24 +14,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Retry(Plugged):
+class Retry(Plugged, InResults):
     """Submit runs again that failed, were killed or left the queue; they go on from their last checkpoint.
 
     With the profile that they had, but for its shell lines and variables: those are read again from where it came.
+
+    Example: `mvar retry --failed --cluster-set mem_gb=64`
     """
 
-    runs: tyro.conf.Positional[tuple[str, ...]] = ()
+    runs: RunNames = ()
     """Run ids, or unique beginnings; also of cancelled ones."""
     failed: bool = False
     """All failed runs."""
-    cluster: str = ""
+    cluster: File = ""
     """Another profile than the last time, see `mvar submit`."""
     cluster_set: Settings = ()
     """FIELD=VALUE ...: fields that differ, e.g. mem_gb=64."""
     dry_run: bool = False
     """Only print what would be submitted."""
-    results: Path = Path("results")
-    """Where runs are kept."""
 
     def execute(self, arguments: list[str]) -> int:
         """Submit them; returns the exit code."""

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from mvar.commands.options import Answer
 from mvar.commands.outcome import conclude
 from mvar.commands.request import Sweeps
 from mvar.errors import OK, UserError, quoted
@@ -14,7 +15,10 @@ from mvar.errors import OK, UserError, quoted
 
 @dataclass(frozen=True)
 class Run(Sweeps):
-    """Make the runs of one or more sweeps that are not done yet; interrupted ones go on where they were."""
+    """Make the runs of one or more sweeps that are not done yet; interrupted ones go on where they were.
+
+    Example: `mvar run mixers layers --seeds 3`
+    """
 
     workers: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Worker processes; 0: one a core (or the cores of runtime.threads), or one a GPU."""
@@ -45,10 +49,23 @@ class Run(Sweeps):
 
 
 @dataclass(frozen=True)
-class Plan(Run):
-    """Print what `mvar run` would make, with the same words: runs, parameters, FLOPs, estimated time; make nothing."""
+class Plan(Run, Answer):
+    """Print what `mvar run` would make, with the same words: runs, parameters, FLOPs, estimated time; make nothing.
+
+    Example: `mvar plan mixers --preset imagenet256-d16`
+    """
 
     dry_run: tyro.conf.Suppress[bool] = True
+
+    def execute(self, arguments: list[str]) -> int:
+        """Print it; returns the exit code."""
+        if not self.json:
+            return super().execute(arguments)
+        from mvar.commands.run_tables import plan_of
+
+        requests, _, store = self.planned()
+        self.answer(plan_of(requests, store, self.workers or None).to_json())
+        return OK
 
 
 def _processes() -> int:

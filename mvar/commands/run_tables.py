@@ -1,7 +1,7 @@
-"""What `mvar run --dry-run` and `mvar status` print."""
+"""What `mvar plan` and `--dry-run` say: runs, their cost, and what is left to do."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -10,26 +10,49 @@ from rich.table import Table
 from mvar.config import RunConfig
 from mvar.errors import say
 from mvar.escaping import rich_text
-from mvar.runs.derived import last_row
 from mvar.runs.display import duration
 from mvar.runs.request import Request, unique, with_seeds
-from mvar.runs.states import DONE, FAILED, INTERRUPTED, MISSING, QUEUED, RUNNING, STOPPED, Seen
-from mvar.runs.store import Directory, Store
-
-STYLES = {DONE: "green", RUNNING: "cyan", QUEUED: "blue", FAILED: "red", STOPPED: "yellow"}
-STYLES |= {INTERRUPTED: "yellow", MISSING: "dim"}
+from mvar.runs.store import Store
 
 
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=200)  # a file is not 80 columns wide
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a plan, as `mvar plan --json` has it."""
+
+    name: str
+    cells: tuple[str, ...]  # of the tables that it fills
+    pattern: str
+    state: str  # to do, metrics (all is there but some metrics) or done
+    steps: int
+    parameters: int
+    training_flops: int
+    evaluations: int
+    estimated_s: float | None  # on one worker; None: nothing is left
 
 
-def print_plan(requests: Sequence[Request], store: Store, num_workers: int | None) -> None:
-    """The runs of some sweeps: pattern, steps, parameters, training FLOPs, estimated time; nothing is made.
+@dataclass(frozen=True)
+class Planned:
+    """The runs of some sweeps, and what they take in all."""
 
-    A run is trained once, however many evaluations of it are asked for.
-    """
+    runs: tuple[PlannedRun, ...]
+    workers: int
+    time_from: tuple[str, ...]  # what the estimates rest on
+
+    @property
+    def left_s(self) -> float:
+        """Seconds of all that is left, over all workers."""
+        return sum(run.estimated_s or 0.0 for run in self.runs) / self.workers
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        runs = [vars(run) for run in self.runs]
+        flops = sum(run.training_flops for run in self.runs)
+        told = {"workers": self.workers, "estimated_s": self.left_s, "time_from": self.time_from}
+        return {"runs": runs, "training_flops": flops, **told, "shared_stages_counted": False}
+
+
+def plan_of(requests: Sequence[Request], store: Store, num_workers: int | None) -> Planned:
+    """What the runs of some sweeps are and take; one is trained once, however many evaluations of it are asked for."""
     from mvar.cost import num_params, train_flops
     from mvar.runs.measured import to_measure
     from mvar.runs.plan import Clock, sampling_flops
@@ -39,36 +62,56 @@ def print_plan(requests: Sequence[Request], store: Store, num_workers: int | Non
     configs = unique(store.as_stored(config) for request in requests for config in request.configs())
     places = worker_places(configs[0].runtime, num_workers)
     clock = Clock(store, int(places[0]["OMP_NUM_THREADS"]))
-    table = Table("run", "cells", "pattern", "state")
-    for column in ("steps", "parameters", "training FLOPs", "estimated time"):
-        table.add_column(column, justify="right")
-    left_s, total_flops, sources = 0.0, 0, set()
     evaluations: dict[str, list[RunConfig]] = {}
     for config in configs:
         evaluations.setdefault(config.key, []).append(config)
+    runs, sources = [], set()
     for config, *others in evaluations.values():
         flops = train_flops(config.model, config.token_space, config.train.steps * config.train.batch_size)
-        total_flops += flops
         left = [one for one in (config, *others) if not store.is_done(one)]
         lacks = any(to_measure(store.run_of(one), one) for one in (config, *others) if one not in left)
-        state, time = "to do" if left else "metrics" if lacks else "done", ""
+        seconds = None
         if left:
             training = 0 if store.run_of(config).weights.is_file() else flops
             estimate = clock.estimate(config, float(training + sum(map(sampling_flops, left))))
-            left_s += estimate.seconds
+            seconds = estimate.seconds
             sources.add(estimate.source)
-            time = duration(estimate.seconds)
-        name = store.run_of(config).name
-        row = (name, "; ".join(cells[config.key]), config.model.pattern, state, config.train.steps)
-        table.add_row(*map(rich_text, row), f"{num_params(config.model, config.token_space):,}", f"{flops:.3g}", time)
-    console = _console()
+        runs.append(
+            PlannedRun(
+                name=store.run_of(config).name,
+                cells=tuple(cells[config.key]),
+                pattern=config.model.pattern,
+                state="to do" if left else "metrics" if lacks else "done",
+                steps=config.train.steps,
+                parameters=num_params(config.model, config.token_space),
+                training_flops=flops,
+                evaluations=1 + len(others),
+                estimated_s=seconds,
+            )
+        )
+    return Planned(tuple(runs), len(places), tuple(sorted(sources)))
+
+
+def print_plan(requests: Sequence[Request], store: Store, num_workers: int | None) -> None:
+    """The runs of some sweeps: pattern, steps, parameters, training FLOPs, estimated time; nothing is made."""
+    plan = plan_of(requests, store, num_workers)
+    table = Table("run", "cells", "pattern", "state")
+    for column in ("steps", "parameters", "training FLOPs", "estimated time"):
+        table.add_column(column, justify="right")
+    for run in plan.runs:
+        time = "" if run.estimated_s is None else duration(run.estimated_s)
+        told = (run.name, "; ".join(run.cells), run.pattern, run.state, run.steps)
+        table.add_row(*map(rich_text, told), f"{run.parameters:,}", f"{run.training_flops:.3g}", time)
+    console = Console()
+    console = console if console.is_terminal else Console(width=200)  # a file is not 80 columns wide
     console.print(table)
-    more = f", {len(configs)} evaluations" if len(configs) > len(evaluations) else ""
-    say(f"{len(evaluations)} runs{more}, {total_flops:.3g} training FLOPs")
-    if left_s:
+    evaluations = sum(run.evaluations for run in plan.runs)
+    more = f", {evaluations} evaluations" if evaluations > len(plan.runs) else ""
+    say(f"{len(plan.runs)} runs{more}, {sum(run.training_flops for run in plan.runs):.3g} training FLOPs")
+    if plan.left_s:
         say(
-            f"to do: about {duration(left_s / len(places))} on {len(places)} worker(s), shared stages (tokenizer, "
-            f"tokens, extractor) not counted; time from {', '.join(sorted(sources))}"
+            f"to do: about {duration(plan.left_s)} on {plan.workers} worker(s), shared stages (tokenizer, "
+            f"tokens, extractor) not counted; time from {', '.join(plan.time_from)}"
         )
 
 
@@ -80,34 +123,3 @@ def _labels(requests: Sequence[Request]) -> dict[str, list[str]]:
             for config in with_seeds(cell.config, request.seeds):
                 labels.setdefault(config.key, []).append(f"{request.sweep.artefact}: {cell.label}")
     return labels
-
-
-def print_status(store: Store, names: Iterable[str], look: Callable[[Directory], Seen]) -> None:
-    """Every stage, and the runs of the given names, as `look` sees them."""
-    table = Table("stage or run", "state", "at", "loss", "time left", "job", "updated", "why")
-    counts: Counter[str] = Counter()
-    for stage in store.stages():
-        _add(table, stage, look(stage), {})
-    for name in names:
-        run = store.run(name)
-        seen = look(run)
-        counts[seen.state] += 1
-        _add(table, run, seen, last_row(run.metrics) if seen.status else {})
-    _console().print(table)
-    say(", ".join(f"{count} {state}" for state, count in counts.most_common()) or "no runs yet")
-
-
-def _add(table: Table, directory: Directory, seen: Seen, row: dict[str, Any]) -> None:
-    status = seen.status or {}
-    at, left = str(status.get("stage", "")), ""
-    step, steps = status.get("step", 0), status.get("steps", 0)
-    if steps and seen.state != DONE:
-        at += f" {step}/{steps}"
-        if seen.state == RUNNING and row.get("step"):
-            left = duration(row["train/elapsed_s"] / row["step"] * (steps - step))
-    loss = row.get("train/loss")
-    where = f"{seen.job} on {seen.node}" if seen.node else seen.job
-    shown = "" if loss is None else f"{loss:.3f}"
-    state = rich_text(seen.state, STYLES.get(seen.state, ""))
-    told = (at, shown, left, where, status.get("updated", ""), seen.reason)
-    table.add_row(rich_text(directory.name), state, *map(rich_text, told))

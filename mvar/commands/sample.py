@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
-from mvar.commands.checkpoint import CheckpointFiles, check_source, check_unused, sampling_preset
+from mvar.commands.checkpoint import CheckpointFiles, check_source, check_unused, sampling_settings
+from mvar.commands.options import InResults, Labels, RunName, Settings, Word
 from mvar.errors import OK, UserError, quoted, say
 from mvar.files import check_place
 
@@ -13,30 +12,29 @@ MOST_PER_CLASS = 10_000  # images: they are one picture
 
 
 @dataclass(frozen=True)
-class Sample(CheckpointFiles):
-    """Draw images from a trained run, or from a checkpoint and its tokenizer, as one grid: a row for each class."""
+class Sample(CheckpointFiles, InResults):
+    """Draw images from a trained run, or from a checkpoint and its tokenizer, as one grid: a row for each class.
 
-    run: tyro.conf.Positional[str] = ""
+    Example: `mvar sample digits --classes 3,8 --set sample.cfg_scale=3`
+    """
+
+    run: RunName = ""
     """Run id, a unique beginning of one, or the run's directory."""
-    classes: str = ""
-    """Class names or numbers, separated by commas; empty: the first ten."""
+    classes: Labels = ""
+    """Class names or numbers, separated by commas; default: the first ten."""
     per_class: int = 8
     """Images a class."""
     seed: int = 0
     """Numbers the set of images."""
-    sampling: str = ""
+    sampling: Word = ""
     """Published settings: fid (cfg 1.5, top-k 900, top-p 0.96) or visual (cfg 4, more smooth)."""
-    set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
-    """FIELD=VALUE ... of the sampling, e.g. cfg_scale=3 top_p=0.9."""
+    set: Settings = ()
+    """Fields of the sampling, e.g. sample.cfg_scale=3 sample.top_p=0.9."""
     out: Path = Path("grid.png")
     """The PNG to write."""
-    results: Path = Path("results")
-    """Where runs are kept."""
 
     def execute(self, arguments: list[str]) -> int:
         """Draw and write the grid; returns the exit code."""
-        from mvar.config.parsing import parse_overrides
-
         check_source(self.run, self.checkpoint)
         if self.run:
             check_unused(self)
@@ -44,9 +42,9 @@ class Sample(CheckpointFiles):
             raise UserError(f"per-class: {self.per_class}; allowed: 1 to {MOST_PER_CLASS:,}")
         if self.seed < 0:
             raise UserError(f"seed: {self.seed}; allowed: 0 or more")
-        settings = sampling_preset(self.sampling) | parse_overrides(s for group in self.set for s in group)
+        settings = sampling_settings(self.sampling, self.set)
         for name in ("classes", "per_class", "seed"):
-            if {name, f"sample.{name}"} & settings.keys():
+            if name in settings:
                 raise UserError(f"set: {name} is given by --{name.replace('_', '-')}; allowed: fields of the sampling")
         classes = [name.strip() for name in self.classes.split(",") if name.strip()]
         if self.classes.strip() and not classes:

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import tyro
-
+from mvar.commands.options import File, Settings
 from mvar.commands.outcome import conclude
 from mvar.commands.request import Sweeps
 from mvar.errors import OK, UserError
@@ -12,17 +11,17 @@ from mvar.errors import OK, UserError
 if TYPE_CHECKING:
     from mvar.cluster.profiles import Profile
 
-Settings = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]
-
 
 @dataclass(frozen=True)
 class Submit(Sweeps):
     """Send the runs of sweeps that are not done yet to a cluster, and return: the very runs of `mvar run`.
 
     Shared stages are made first, by a job of their own. What is queued or running is not submitted again.
+
+    Example: `mvar submit mixers --preset imagenet256-d16 --seeds 3 --cluster node-of-eight`
     """
 
-    cluster: str = ""
+    cluster: File = ""
     """A .toml or .yaml file with the fields of slurm/template.toml, or a name: of a file in slurm/ (one-gpu,
     node-of-eight, several-nodes, preemptible, cpu), slurm, local (processes of this machine) or inprocess."""
     cluster_set: Settings = ()

@@ -6,6 +6,7 @@ from pathlib import Path
 from mvar import shipped
 from mvar.config import RunConfig
 from mvar.errors import UserError
+from mvar.place import VARIABLE
 from mvar.presets import PRESETS
 from mvar.runs.experiment import find_experiment
 from mvar.runs.request import Request, write_manifest
@@ -28,7 +29,7 @@ def demo_runs(results: Path | str | None = None) -> tuple[Store, dict[str, RunCo
     Raises:
         UserError: a run that could not be made; says why.
     """
-    store = Store(results or os.environ.get("MVAR_RESULTS") or RESULTS)
+    store = Store(results or os.environ.get(VARIABLE) or RESULTS)
     requests = {preset: Request(find_experiment("mixers"), preset, PRESETS[preset]) for preset in ("digits", "smoke")}
     request = next((r for r in requests.values() if all(map(store.is_done, r.configs()))), None)
     if request is None:

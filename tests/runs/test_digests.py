@@ -242,7 +242,7 @@ def test_sample_attention_and_export_want_the_tokenizer_of_the_run(store, capfd)
     commands = (
         ["sample", CONFIG.run_id, "--out", str(store.root / "g.png")],
         ["attention", CONFIG.run_id, "--source", "self"],
-        ["export", CONFIG.run_id, "--out", str(store.root / "t.pth"), "--tokenizer"],
+        ["export", CONFIG.run_id, "--out", str(store.root / "t.pth"), "--what", "tokenizer"],
     )
     for command in commands:
         assert main([*command, *place]) == USER_ERROR

@@ -1,0 +1,141 @@
+"""What `mvar status` shows: every run and shared stage, told apart even on a narrow terminal."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mvar.escaping import one_line, rich_text
+from mvar.runs.derived import last_row
+from mvar.runs.display import duration
+from mvar.runs.states import DONE, FAILED, INTERRUPTED, MISSING, QUEUED, RUNNING, STOPPED, Seen
+from mvar.runs.store import Directory, Store
+
+STYLES = {DONE: "green", RUNNING: "cyan", QUEUED: "blue", FAILED: "red", STOPPED: "yellow"}
+STYLES |= {INTERRUPTED: "yellow", MISSING: "dim"}
+SHORTEST_REASON = 16  # characters of `why` that a line keeps
+DISPENSABLE = ("loss", "updated", "job")  # columns that a narrow terminal goes without, in this order
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run or shared stage, as `mvar status --json` has it."""
+
+    name: str
+    is_stage: bool
+    state: str
+    at: str = ""  # the stage of the pipeline that it is in
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    left_s: float | None = None
+    job: str = ""
+    node: str = ""
+    updated: str = ""  # ISO 8601
+    reason: str = ""
+
+
+def status_rows(store: Store, names: Iterable[str], look: Callable[[Directory], Seen]) -> list[Row]:
+    """Every shared stage, then the runs of the given names, as `look` sees them."""
+    rows = [_row(stage, look(stage), {}, True) for stage in store.stages()]
+    for name in names:
+        run = store.run(name)
+        seen = look(run)
+        rows.append(_row(run, seen, last_row(run.metrics) if seen.status else {}, False))
+    return rows
+
+
+def _row(directory: Directory, seen: Seen, row: dict[str, Any], is_stage: bool) -> Row:
+    status = seen.status or {}
+    step, steps = status.get("step", 0), status.get("steps", 0)
+    left = None
+    if steps and seen.state == RUNNING and row.get("step"):
+        left = row["train/elapsed_s"] / row["step"] * (steps - step)
+    return Row(
+        name=directory.name,
+        is_stage=is_stage,
+        state=seen.state,
+        at=str(status.get("stage", "")),
+        step=step,
+        steps=steps,
+        loss=row.get("train/loss"),
+        left_s=left,
+        job=seen.job,
+        node=seen.node,
+        updated=str(status.get("updated", "")),
+        reason=seen.reason,
+    )
+
+
+def status_table(rows: Sequence[Row], console: Console) -> RenderableType:
+    """The table, without empty columns; where it does not fit the console names are cut to what tells them apart."""
+    now = datetime.now(UTC)
+    columns: dict[str, list[str]] = {
+        "state": [row.state for row in rows],
+        "at": [_where(row) for row in rows],
+        "loss": ["" if row.loss is None else f"{row.loss:.3f}" for row in rows],
+        "left": ["" if row.left_s is None else duration(row.left_s) for row in rows],
+        "job": [f"{row.job} on {row.node}" if row.node else row.job for row in rows],
+        "updated": [ago(row.updated, now) for row in rows],
+        "why": [row.reason for row in rows],
+    }
+    columns = {title: cells for title, cells in columns.items() if any(cells)}
+    names, left_out = [row.name for row in rows], ""
+    if _width(names, columns) > console.width:
+        names, left_out = shortened(rows), "names are shortened"
+        for title in DISPENSABLE:
+            if title in columns and _width(names, columns) > console.width:
+                del columns[title]
+                left_out += f", {title} is left out"
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("stage or run", overflow="fold")
+    for title in columns:
+        table.add_column(title, overflow="fold", no_wrap=title != "why")
+    for number, name in enumerate(names):
+        told = {title: cells[number] for title, cells in columns.items()}
+        style = STYLES.get(told["state"], "")
+        table.add_row(rich_text(name), *(rich_text(text, style * (title == "state")) for title, text in told.items()))
+    return Group(table, Text(f"({left_out}; --json has everything)", "dim")) if left_out else table
+
+
+def _width(names: Sequence[str], columns: Mapping[str, Sequence[str]]) -> int:
+    """Of the table in characters; reasons may be broken into lines."""
+    wide = {title: max(map(len, (title, *cells))) for title, cells in columns.items()}
+    if "why" in wide:
+        wide["why"] = min(wide["why"], SHORTEST_REASON)
+    return max(map(len, (*names, "stage or run"))) + sum(width + 3 for width in wide.values())
+
+
+def _where(row: Row) -> str:
+    return f"{row.at} {row.step}/{row.steps}" if row.steps and row.state != DONE else row.at
+
+
+def shortened(rows: Sequence[Row]) -> list[str]:
+    """The names of rows without the parts that all runs share, and without the digest where they differ without it."""
+    parts = [row.name.split("-") for row in rows if not row.is_stage]
+    if len(parts) > 1 and len(set(map(len, parts))) == 1:
+        differ = [number for number, column in enumerate(zip(*parts, strict=True)) if len(set(column)) > 1]
+        without = [number for number in differ if number < len(parts[0]) - 1]
+        is_enough = len({tuple(part[number] for number in without) for part in parts}) == len(parts)
+        parts = [[part[number] for number in (without if is_enough else differ)] for part in parts]
+    told = iter("-".join(part) for part in parts)
+    return [row.name if row.is_stage else next(told) for row in rows]
+
+
+def ago(updated: str, now: datetime) -> str:
+    """`5 s ago`, `3 min ago`, `2 h ago`, `12 days ago`; what is no time stays what it is."""
+    try:
+        seconds = (now - datetime.fromisoformat(updated)).total_seconds()
+    except (ValueError, TypeError):
+        return one_line(updated)
+    if seconds < 0:
+        return "just now"
+    for length, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"

@@ -1,0 +1,210 @@
+"""The command line as one meets it: help with examples, near misses named, answers for programs, a status that fits."""
+
+import io
+import json
+import re
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from rich.console import Console
+from tiny_runs import CONFIG
+from untrained_runs import save_untrained
+
+from mvar.cli import COMMANDS, GROUPS, main, parse
+from mvar.commands.overview import EXAMPLES, overview
+from mvar.commands.status_table import Row, ago, shortened, status_table
+from mvar.config import override
+from mvar.errors import OK, USER_ERROR
+from mvar.runs.states import DONE, FAILED, MISSING, RUNNING
+from mvar.runs.store import Store
+
+DEMO = [
+    "digits-d8-w64-global-s0-0a1b2c3d",
+    "digits-d8-w64-intra+mamba-s0-4e5f6a7b",
+    "digits-d8-w64-4xintra+mamba_4xglobal-s0-582afe36",
+    "digits-d6-w64-intra+mamba-s0-d4231fdc",
+]
+
+
+def example_of(name: str) -> str:
+    """The command line in the help of a command."""
+    found = re.search(r"Example: `(mvar .*)`", COMMANDS[name].__doc__ or "")
+    assert found, f"{name} has no example"
+    return found[1]
+
+
+def words(line: str) -> list[str]:
+    return [word.strip("'") for word in line.split()[1:]]
+
+
+def test_mvar_alone_is_a_page_with_five_examples(capsys):
+    assert main([]) == OK
+    text = capsys.readouterr().out
+    assert main(["--help"]) == OK and capsys.readouterr().out == text
+    assert max(map(len, text.splitlines())) <= 80
+    assert len(EXAMPLES) == 5 and all(f"  {line}\n      {what}\n" in text for line, what in EXAMPLES)
+    assert all(re.search(rf"^  {name} ", text, re.MULTILINE) for name in COMMANDS)
+    assert text == overview(GROUPS) + "\n"
+
+
+@pytest.mark.parametrize("line", [line for line, _ in EXAMPLES] + [example_of(name) for name in COMMANDS])
+def test_examples_are_commands(line):
+    assert type(parse(words(line))).__name__ in {command.__name__ for command in COMMANDS.values()}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_an_example_and_no_default_that_says_nothing(name, capsys):
+    with pytest.raises(SystemExit) as leave:
+        parse([name, "--help"])
+    assert leave.value.code == 0
+    text = capsys.readouterr().out
+    assert "Example: `mvar " in text
+    assert not re.search(r"\(default: (''|-1|None)?\)", text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["statu"], "command: 'statu' is unknown (did you mean 'status'?); allowed: run, plan,"),
+        (
+            ["run", "mixers", "--presett", "digits"],
+            "option: '--presett' is unknown (did you mean '--preset'?); allowed: --",
+        ),
+        (["status", "--sate=failed"], "option: '--sate' is unknown (did you mean '--state'?); allowed: --"),
+        (["--verison"], "option: '--verison' is unknown (did you mean '--version'?); allowed: --help, --version"),
+        (["status", "--state", "faild"], "state: 'faild' is unknown (did you mean 'failed'?); allowed: done,"),
+        (["status", "--watch", "0"], "watch: 0; allowed: 1 or more seconds"),
+        (["status", "--watch", "5", "--json"], "watch: 5 with --json; allowed: 1 or more seconds, without --json"),
+        (["logs", "x", "--lines", "-2"], "lines: -2; allowed: 1 or more, 0 for all"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_near_miss_is_named(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MVAR_RESULTS", str(tmp_path))
+    assert main(arguments) == USER_ERROR
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and f"mvar: error: {message}" in err
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch) -> Store:
+    """Two runs, one finished and one failed, in the directory that $MVAR_RESULTS names."""
+    store = Store(tmp_path / "kept")
+    monkeypatch.setenv("MVAR_RESULTS", str(store.root))
+    monkeypatch.chdir(tmp_path)
+    run, _ = save_untrained(store, CONFIG)
+    run.write_status(DONE, "evaluate")
+    failed = override(CONFIG, {"model.pattern": "mamba"})
+    store.run(failed.run_id).write_config(failed)
+    store.run(failed.run_id).write_status(FAILED, "train", reason="ValueError: odd")
+    (store.run(failed.run_id).path / "error.txt").write_text("Traceback\nValueError: odd\n")
+    return store
+
+
+def answer(capsys, *arguments: str) -> object:
+    """What a command with --json answers."""
+    main([*arguments, "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_status_for_programs_and_what_is_asked_of_it(store, capsys):
+    found = answer(capsys, "status")
+    assert found["counts"] == {"done": 1, "failed": 1}
+    assert [row["state"] for row in found["runs"] if not row["is_stage"]] == ["done", "failed"]
+    assert [row["reason"] for row in answer(capsys, "status", "--state", "failed")["runs"]] == ["ValueError: odd"]
+    assert [row["name"] for row in answer(capsys, "status", "*mamba-s0*")["runs"]] == [
+        override(CONFIG, {"model.pattern": "mamba"}).run_id
+    ]
+    assert answer(capsys, "status", "nothing-like-it")["runs"] == []
+    assert main(["status", "nothing-like-it"]) == OK
+    assert capsys.readouterr().out == "no such runs\n"
+    assert main(["status", "--watch", "1"]) == OK  # nothing runs: it ends by itself
+    assert "failed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keys"),
+    [
+        (["plan", "mixers", "--preset", "smoke"], {"runs", "workers", "training_flops", "estimated_s"}),
+        (["inspect", "weights", "--num-heads", "2"], {"generator"}),
+        (["report"], {"report", "page", "problems"}),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_one_document_is_all_that_stdout_gets(arguments, keys, store, capsys):
+    weights = store.run(CONFIG.run_id).weights
+    found = answer(capsys, *[str(weights) if word == "weights" else word for word in arguments])
+    assert keys <= found.keys()
+
+
+def test_doctor_for_programs(store, capsys):
+    assert {"what", "state", "found", "advice"} == answer(capsys, "doctor")[0].keys()
+
+
+def test_logs_of_runs_of_this_machine(store, capsys):
+    failed = override(CONFIG, {"model.pattern": "mamba"}).run_id
+    assert main(["logs", failed]) == OK
+    out = capsys.readouterr().out
+    assert out.startswith(f"{failed}: failed, train, ") and "ValueError: odd" in out
+    assert f"==> {store.run(failed).path / 'error.txt'} <==\nTraceback\nValueError: odd\n" in out
+    assert main(["logs", "nope"]) == USER_ERROR
+    assert "run: 'nope' is unknown" in capsys.readouterr().err
+
+
+def rows(*states: str, reason: str = "") -> list[Row]:
+    hour_ago = (datetime.now(UTC) - timedelta(hours=2)).isoformat(timespec="seconds")
+    return [Row("tokenizer-a755a815", True, DONE)] + [
+        Row(
+            name,
+            False,
+            state,
+            "train",
+            120,
+            240,
+            3.21,
+            95.0 if state == RUNNING else None,
+            updated=hour_ago,
+            reason=reason,
+        )
+        for name, state in zip(DEMO, states, strict=True)
+    ]
+
+
+def drawn(found: list[Row], width: int) -> str:
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(status_table(found, console))
+    return console.export_text()
+
+
+@pytest.mark.parametrize("reason", ["", "RuntimeError: a reason that is longer than what is left of the line, by far"])
+def test_status_tells_runs_apart_at_80_columns(reason):
+    text = drawn(rows(RUNNING, DONE, FAILED, MISSING, reason=reason), 80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "names are shortened" in text
+    if not reason:
+        for name in ("d8-global", "d8-intra+mamba", "d6-intra+mamba", "d8-4xintra+mamba_4xglobal"):
+            assert re.search(rf"^ *{re.escape(name)} ", text, re.MULTILINE)
+        assert "1 min 35 s" in text and "loss is left out" in text
+    wide = drawn(rows(RUNNING, DONE, FAILED, MISSING, reason=reason), 200)
+    assert all(name in wide for name in DEMO) and "names are shortened" not in wide
+
+
+def test_columns_that_hold_nothing_are_hidden():
+    text = drawn([Row(DEMO[0], False, MISSING)], 80)
+    assert "state" in text and not re.search("loss|left|job|updated|why", text)
+
+
+def test_names_are_cut_to_what_tells_them_apart():
+    same = [Row(f"digits-d8-w64-global-s0-{digest}", False, DONE) for digest in ("aa", "bb")]
+    assert shortened(same) == ["aa", "bb"]
+    assert shortened([Row(name, False, DONE) for name in DEMO])[2] == "d8-4xintra+mamba_4xglobal"
+    assert shortened([Row(DEMO[0], False, DONE)]) == [DEMO[0]]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(5, "5 s ago"), (119, "119 s ago"), (180, "3 min ago"), (7200, "2 h ago"), (-9, "just now")]
+)
+def test_times_are_relative(seconds, text):
+    now = datetime.now(UTC)
+    assert ago((now - timedelta(seconds=seconds)).isoformat(), now) == text
+    assert ago("long ago", now) == "long ago" and ago("", now) == ""
