@@ -5,7 +5,7 @@ python analysis/attention_cost.py --results results
 
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,10 +186,30 @@ def _reading(models: list[ScoredModel]) -> list[str]:
     ]
     if not models:
         lines.append("No trained run with global attention in every layer is there: the score is not measured.")
-    verdicts = against_uniform(models)
+    verdicts, called = against_uniform(models), names(models)
     for number, scored in enumerate(models):
-        lines += _score_reading(scored, verdicts[number])
+        lines += _score_reading(called[number], scored, verdicts[number])
     return lines
+
+
+def names(models: Sequence[ScoredModel]) -> list[str]:
+    """What sentences call each model: data and steps; of several with these also what they differ in."""
+    plain = [f"{scored.config.data.name} ({scored.config.train.steps:,} steps" for scored in models]
+    fields, found = [_fields(scored.config.identity()) for scored in models], []
+    for number, own in enumerate(fields):
+        alike = [other for other, name in zip(fields, plain, strict=True) if name == plain[number]]
+        differ = [name for name in own if name != "seed" and len({str(other.get(name)) for other in alike}) > 1]
+        told = "".join(f", {name.rpartition('.')[2]} {own[name]}" for name in differ)
+        found.append(f"{plain[number]}{told})")
+    return found
+
+
+def _fields(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Nested values by their dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _fields(value, f"{where}{name}.") if isinstance(value, dict) else {f"{where}{name}": value}
+    return found
 
 
 def against_uniform(models: list[ScoredModel]) -> dict[int, kit.Verdict]:
@@ -204,11 +224,10 @@ def against_uniform(models: list[ScoredModel]) -> dict[int, kit.Verdict]:
 TOLD = {"better": "the model puts more there", "worse": "the model puts less there"}
 
 
-def _score_reading(scored: ScoredModel, verdict: kit.Verdict) -> list[str]:
+def _score_reading(name: str, scored: ScoredModel, verdict: kit.Verdict) -> list[str]:
     schedule = scored.config.token_space.schedule
     score, uniform = scored.score.mean, uniform_share(schedule)
     dense, kept = (attention_cost(schedule)[name]["intra"] for name in ("dense", "kept"))
-    name = f"{scored.config.data.name} ({scored.config.train.steps:,} steps)"
     there, by_kept = (_is_there(score, uniform, cost) for cost in (dense, kept))
     told = TOLD.get(verdict.word, "whether the model differs is inconclusive")
     missing = (

@@ -25,13 +25,23 @@ def is_mistake(error: BaseException) -> bool:
     return isinstance(error, UserError) and error.exit_code == USER_ERROR
 
 
-def one_of(what: str, value: object, allowed: Iterable[object]) -> UserError:
-    """The error for a name that is not in a list: says the value, what is allowed, and the nearest spelling."""
-    from difflib import get_close_matches
+def one_of(what: str, value: object, allowed: Iterable[object], most: int | None = None) -> UserError:
+    """The error for a name that is not in a list: says the value, what is allowed, and the nearest spelling.
 
-    names = [str(a) for a in allowed]
-    near = get_close_matches(str(value)[:200], names, n=1)
+    Args:
+        what: the field.
+        value: what was given.
+        allowed: the names.
+        most: so many of a long list are named, the nearest first; None: all.
+    """
+    from difflib import SequenceMatcher, get_close_matches
+
+    names, given = [str(a) for a in allowed], str(value)[:200]
+    near = get_close_matches(given, names, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
+    if most is not None and len(names) > most:
+        nearest = sorted(names, key=lambda name: -SequenceMatcher(None, given, name).ratio())[:most]
+        names = [*nearest[:-1], f"{nearest[-1]} and {len(names) - most} others"]
     return UserError(f"{what}: {quoted(str(value))} is unknown{hint}; allowed: {', '.join(names)}")
 
 

@@ -9,16 +9,16 @@ import json
 import os
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mvar import layout, registry, shipped
 from mvar.config import RunConfig
-from mvar.errors import UserError, one_of, say, warn_once
+from mvar.errors import UserError, one_of, say, warn, warn_once
 from mvar.files import file_digest, read_json, write_json
 from mvar.registries import KINDS
 
@@ -26,6 +26,7 @@ FILE, GROUP, VARIABLE = "mvar.toml", "mvar.plugins", "MVAR_PLUGINS"
 T = TypeVar("T")
 FIELDS = ("plugins",)  # of mvar.toml
 SHOWN = 12  # digits of a digest
+SET_NAMES = tuple(shipped.SETS.values())
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,18 @@ def begin(files: Sequence[str], everything: bool = True) -> list[Plugin]:
         load_entry(point.name, point.value)
     for path in [*(_of_toml(Path(FILE)) if everything else ()), *files]:
         load(path)
+    for plugin in loaded() if everything else ():  # `mvar check` says it in its own words
+        if not _gives(plugin):
+            warn(f"plug-in {plugin} gives nothing; it has no @mvar.register, and sets no {' or '.join(SET_NAMES)}")
     if _loaded:
         say("plug-ins: " + ", ".join(map(str, loaded())))
     return loaded()
+
+
+def _gives(plugin: Plugin) -> bool:
+    """Whether a plug-in adds anything that can be chosen or asked for."""
+    registers = any(plugin.name in kind.owners.values() for kind in KINDS.values())
+    return registers or any(hasattr(_loaded[plugin.name][1], name) for name in SET_NAMES)
 
 
 def begin_child() -> None:
@@ -163,7 +173,7 @@ def _is_loaded(plugin: Plugin) -> bool:
 def _guarded(plugin: Plugin, act: Callable[[], T]) -> T:
     """What loading gives; what goes wrong in it is one line, and leaves nothing registered."""
     try:
-        with registry.owned_by(plugin.name):
+        with registry.owned_by(plugin.name, plugin.path):
             return act()
     except ModuleNotFoundError as error:
         why = _needs(error)
@@ -225,18 +235,20 @@ def record(config: RunConfig, run: Path) -> None:
         write_json(run / layout.PLUGINS, {"plugins": [asdict(plugin) for plugin in whole.values()]})
 
 
-def check(config: RunConfig, run: Path) -> None:
+def check(config: RunConfig, run: Path, kinds: Collection[registry.Registry[Any]] | None = None) -> None:
     """Refuse to compute with a run whose plug-in is not loaded, or to train it on with another version of that.
 
     Args:
         config: of the run.
         run: its directory.
+        kinds: what is going to be used; None: everything that the run has.
 
     Raises:
         UserError: says what is missing, from which file that was, and how to go on.
     """
     recorded = _recorded(run)
-    lacking = [(found.field, name) for found, name in config.chosen() if name not in found]
+    used = [(found, name) for found, name in config.chosen() if kinds is None or found in kinds]
+    lacking = [(found.field, name) for found, name in used if name not in found]
     if lacking:
         what = ", ".join(f"{field} {name!r}" for field, name in lacking)
         files = " ".join(f"--plugin {plugin.path}" for plugin in recorded.values())

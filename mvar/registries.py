@@ -4,10 +4,10 @@ A user's own class gets its name by `register`, in a file that is loaded as a pl
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar, get_origin
 
-from mvar.errors import one_of
-from mvar.registry import Registry
+from mvar.errors import UserError, one_of
+from mvar.registry import Registry, loaded
 
 C = TypeVar("C", bound=type)
 
@@ -88,6 +88,21 @@ KINDS: dict[str, Registry[Any]] = {
     "filter": FILTERS,
     "executor": EXECUTORS,
 }
+# What a class of one's own is a subclass of; `mvar` has it under the same name.
+CONTRACTS = {
+    "mixer": "mvar.mixers.base:Mixer",
+    "source": "mvar.data.sources.contract:DataSource",
+    "extractor": "mvar.evaluation.extractors.contract:ExtractorKind",
+    "metric": "mvar.evaluation.metrics.contract:Metric",
+    "guidance": "mvar.sampling.guidance.contract:Guidance",
+    "filter": "mvar.sampling.filters.contract:Filter",
+    "executor": "mvar.runs.executors.contract:Executor",
+}
+# What a plug-in sets in place of registering it.
+SET = {
+    "experiment": "EXPERIMENT = mvar.experiment(...)",
+    "analysis": "ANALYSIS = mvar.analysis.Analysis(...)",
+}
 
 
 def register(kind: str, name: str) -> Callable[[C], C]:
@@ -96,8 +111,9 @@ def register(kind: str, name: str) -> Callable[[C], C]:
     Examples:
         >>> import mvar
         >>> @mvar.register("guidance", "half")
-        ... class Half:
-        ...     pass
+        ... class Half(mvar.Guidance):
+        ...     def weight(self, scale, num_scales, cfg_scale, settings):
+        ...         return cfg_scale / 2
 
     Args:
         kind: one of `KINDS`.
@@ -107,13 +123,35 @@ def register(kind: str, name: str) -> Callable[[C], C]:
         A decorator of the class, which stays as it is.
 
     Raises:
-        UserError: no such kind, no such name, or one that another class has; says whose.
+        UserError: no such kind, no such name, or one that another class has; says whose. A class that lacks a method or
+            an attribute of what its kind is; names them.
     """
+    if kind in SET:
+        raise UserError(f"kind: {kind!r} is not registered, its file sets it; allowed: {SET[kind]} (examples/sweep.py)")
     if kind not in KINDS:
         raise one_of("kind", kind, KINDS)
 
     def named(own: C) -> C:
+        _check_class(kind, name, own)
         KINDS[kind].register(name, own)
         return own
 
     return named
+
+
+def _check_class(kind: str, name: str, own: Any) -> None:
+    """Refuse, before anything runs, what could not run."""
+    contract: type[Any] = loaded(CONTRACTS[kind])
+    what, base = f"{KINDS[kind].field} {name!r:.60}", f"mvar.{contract.__name__}"
+    if not (isinstance(own, type) and issubclass(own, contract)):
+        raise UserError(f"{what}: is no subclass of {base}; allowed: one")
+    methods = sorted(getattr(own, "__abstractmethods__", ()))
+    said = {n for c in contract.__mro__ for n, a in vars(c).get("__annotations__", {}).items() if _is_of_class(a)}
+    if lacks := [*methods, *sorted(n for n in said if not hasattr(own, n))]:
+        raise UserError(f"{what}: lacks {', '.join(lacks)}; allowed: a class that has all that {base} wants")
+    if check := getattr(own, "check_class", None):
+        check(name)
+
+
+def _is_of_class(annotation: Any) -> bool:
+    return get_origin(annotation) is ClassVar

@@ -11,6 +11,7 @@ from mvar.errors import UserError, one_of
 T = TypeVar("T")
 NAME = re.compile("[a-z][a-z0-9_]{0,31}")  # names begin sections of a config, and those of directories
 _owner: str = ""  # the plug-in that is being loaded
+_files: dict[str, str] = {}  # of plug-ins, by name
 
 
 def loaded(path: str) -> Any:
@@ -20,10 +21,10 @@ def loaded(path: str) -> Any:
 
 
 @contextmanager
-def owned_by(plugin: str) -> Iterator[None]:
-    """What is registered inside the block belongs to a plug-in of that name."""
+def owned_by(plugin: str, file: str) -> Iterator[None]:
+    """What is registered inside the block belongs to a plug-in of that name and file."""
     global _owner
-    before, _owner = _owner, plugin
+    before, _owner, _files[plugin] = _owner, plugin, file
     try:
         yield
     finally:
@@ -68,7 +69,8 @@ class Registry(Generic[T]):
                 f"{self.field}: {name!r:.60} is no name; allowed: up to 32 small letters, digits and _, a letter first"
             )
         if name in self.paths or self.own.get(name, kind) is not kind:
-            by = f" by {self.owners[name]}" if name in self.owners else ""
+            owner = self.owners.get(name)
+            by = f" by {owner} ({_files[owner]})" if owner else ""
             allowed = f"allowed: another name than {', '.join(self.names())}"
             raise UserError(f"{self.field}: {name!r} is taken{by}; {allowed}")
         self.own[name] = kind

@@ -394,3 +394,29 @@ def test_the_page_on_python(here, monkeypatch):
     for kind in ("guidance", "filter"):  # the tables name what there is
         for name in KINDS[kind].paths:
             assert f"| `{name}` |" in page
+
+
+def test_the_name_of_the_table_says_what_it_is():
+    """`help(mvar.runs)` and editors: the package's name stands for the table of its runs."""
+    import inspect
+    import pydoc
+
+    from mvar.api.tables import runs as table
+
+    assert str(inspect.signature(mvar.runs)) == str(inspect.signature(table))
+    assert inspect.getdoc(mvar.runs).startswith(inspect.getdoc(table).splitlines()[0])
+    assert "results: where runs are kept." in pydoc.plain(pydoc.render_doc(mvar.runs))
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: mvar.train("digits", {"seed": 1}), r"results: {'seed': 1}; allowed: a directory; fields are given as"),
+        (lambda: mvar.train("digits", "results", ["seed=1"]), r"settings: \['seed=1'\]; allowed: a dict of fields"),
+        (lambda: mvar.evaluate("digits", "sample.cfg_scale=3"), r"settings: 'sample.cfg_scale=3'; allowed: a dict of"),
+        (lambda: mvar.evaluate("digits", ["a"]), r"settings: \['a'\]; allowed: a dict of fields and values"),
+    ],
+)
+def test_settings_are_a_dict(call, said):
+    with pytest.raises(mvar.UserError, match=said):
+        call()

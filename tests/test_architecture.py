@@ -40,6 +40,7 @@ NAMES = {value: name for name, value in vars(layout).items() if name.isupper()} 
 LOOK_ALIKES = {
     ("analysis", "a folder, in a message"): ("analysis.report",),
     ("analysis", "a folder of the code"): ("shipped", "analysis.contract", "cluster.snapshot"),
+    ("analysis", "what a file sets"): ("registries",),
     ("attention", "a part of the model, in words or as a key"): (
         *("analysis.records", "checkpoints.published", "cluster.doctor", "runs.environment"),
     ),
@@ -54,7 +55,7 @@ LOOK_ALIKES = {
     ("runs", "a key of an answer"): ("commands.run_tables", "commands.status"),
     ("samples", "images, in messages"): ("evaluation.copies", "evaluation.measure"),
     ("samples", "what a metric needs"): (
-        *("evaluation.metrics.contract", "evaluation.metrics.inputs", "evaluation.metrics.copies"),
+        *("evaluation.metrics.contract", "evaluation.metrics.inputs", "evaluation.metrics.copies", "runs.measured"),
     ),
     ("samples", "an analysis, or its figure"): ("samples.py", "runs.grid"),
     ("samples", "where data sets of torchvision keep theirs"): ("data.sources.torchvision",),

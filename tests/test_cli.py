@@ -228,7 +228,8 @@ def test_dry_run_says_parameters_flops_and_time(monkeypatch, results, capsys):
     out = capsys.readouterr().out
     lines = [[cell.strip() for cell in line.split("│")] for line in out.splitlines() if line.startswith("│")]
     rows = {cells[1]: cells[3:-1] for cells in lines}
-    configs = {c.run_id: c for request in Run(("mixers", "layers"), seeds="2").requests() for c in request.configs()}
+    requests = Run(sweeps=("mixers", "layers"), seeds="2").requests()
+    configs = {c.run_id: c for request in requests for c in request.configs()}
     assert rows.keys() == configs.keys() and len(configs) == 14
     total_flops, left_s = 0, 0.0
     for name, config in configs.items():
@@ -254,14 +255,14 @@ def test_run_is_not_for_torchrun(monkeypatch, tmp_path, capsys):
 def test_paths_hold_in_any_working_directory(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     settings = (("train.init_from=var.pth", "tokenizer.checkpoint=$VAE"),)
-    (request,) = Run(("mixers",), "smoke", set=settings).requests()
+    (request,) = Run(sweeps=("mixers",), preset="smoke", set=settings).requests()
     assert {config.train.init_from for config in request.configs()} == {str(tmp_path / "var.pth")}
     assert {config.tokenizer.checkpoint for config in request.configs()} == {"$VAE"}
 
 
 def test_seeds_and_settings_reach_the_configs():
     settings = (("train.steps=7", "model.depth=2"), ("sample.top_k=3",))
-    (request,) = Run(("mixers",), "smoke", "0,4", settings, "1e9").requests()
+    (request,) = Run(sweeps=("mixers",), preset="smoke", seeds="0,4", set=settings, budget="1e9").requests()
     configs: list[RunConfig] = request.configs()
     assert {config.seed for config in configs} == {0, 4}
     assert {config.model.depth for config in configs} == {2} and {config.sample.top_k for config in configs} == {3}

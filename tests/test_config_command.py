@@ -340,3 +340,22 @@ def test_the_page_shows_what_is_printed(command, lines, monkeypatch, capsys):
 
 def test_the_page_has_every_command():
     assert {command.split()[2] for command, _ in documented()} == {"presets", "fields", "show"}
+
+
+def test_a_file_is_shown_whole(tmp_path, capsys):
+    """As `mvar run --config` would make it, with what --set changes."""
+    file = tmp_path / "run.yaml"
+    file.write_text("preset: smoke\nseed: 3\ntrain: {steps: 40}\n")
+    found = yaml.safe_load(shown(capsys, "show", "--config", str(file), "--set", "model.depth=2"))
+    assert (found["seed"], found["train"]["steps"], found["model"]["depth"]) == (3, 40, 2)
+    assert found["tokenizer"]["vocab_size"] == PRESETS["smoke"].tokenizer.vocab_size
+    assert "train.steps = 40" in shown(capsys, "fields", "train.steps", "--config", str(file))
+    for words, said in (
+        (["show", "digits", "--config", str(file)], f"config: {str(file)!r} beside run 'digits'; allowed: one of them"),
+        (["show", "--preset", "digits", "--config", str(file)], f"preset: 'digits', and {file} says 'smoke'; allowed"),
+        (["presets", "--config", str(file)], "is of no use"),
+        (["show", "--config", str(tmp_path / "no.yaml")], "cannot be read"),
+    ):
+        assert main(["config", *words]) == USER_ERROR
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line

@@ -146,6 +146,17 @@ def test_a_runs_own_config_is_that_run(tmp_path, made):
         assert made_now.run_id == config.run_id and made_now.evaluation_id == config.evaluation_id
 
 
+def test_a_run_in_the_place_of_a_sweep_is_told_how_to_ask(tmp_path, made, capsys):
+    config = tiny_runs.CONFIG
+    directory = Store(tmp_path / "results").run_of(config)
+    directory.write_config(config)
+    for given in (config.run_id, config.run_id[:-3], str(directory.path)):
+        assert run(tmp_path, given) == USER_ERROR
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"is a run; allowed: --config {directory.path}, which is that run again" in line
+    assert not made
+
+
 @pytest.mark.parametrize(
     "name, text, said",
     [

@@ -3,6 +3,7 @@
 import pytest
 
 from mvar.config import Config, DataConfig, RunConfig, identity, override, stored_config
+from mvar.data.sources.contract import DataSource
 from mvar.errors import UserError
 from mvar.pattern import parse_pattern
 from mvar.registries import KINDS, MIXERS, SOURCES, register
@@ -10,8 +11,10 @@ from mvar.registries import KINDS, MIXERS, SOURCES, register
 BASE = RunConfig()
 
 
-class Striped:
+class Striped(DataSource):
     """A data source as far as a config knows it."""
+
+    check = open = None
 
     class Settings(Config):
         width_px: int = 2

@@ -36,6 +36,14 @@ def build(config):
 EXPERIMENT = mvar.Experiment("mine", "My table", "one row", build)
 """
 )
+FORM = """
+import mvar
+
+@mvar.register("guidance", "mine")
+class Mine(mvar.Guidance):
+    def weight(self, scale, num_scales, cfg_scale, settings):
+        return cfg_scale
+"""
 TINY = [f"{name}={value}" for name, value in tiny_runs.TINY.items()]
 
 
@@ -149,7 +157,7 @@ def test_two_of_one_name(tmp_path):
         plugins.begin([one, other])
     plugins.begin([one, one, write(tmp_path / "c/p.py", MIXER)])  # the very same file is no other one
     assert len(plugins.loaded()) == 1
-    with pytest.raises(UserError, match=r"mixer: 'again' is taken by p; allowed: another name"):
+    with pytest.raises(UserError, match=rf"mixer: 'again' is taken by p \({one}\); allowed: another name"):
         plugins.begin([one, write(tmp_path / "q.py", MIXER)])
 
 
@@ -204,8 +212,7 @@ def test_what_uses_no_plug_in_records_none(tmp_path):
 def test_what_samples_finished_weights_is_added_to_their_record(tmp_path):
     """And what they were trained with stays, whatever the file is now."""
     trained = override(RunConfig(), {"model.pattern": "global"})
-    form = MIXER.replace('"mixer", "again"', '"guidance", "mine"')
-    plugins.begin([write(tmp_path / "m.py", MIXER), write(tmp_path / "g.py", form)])
+    plugins.begin([write(tmp_path / "m.py", MIXER), write(tmp_path / "g.py", FORM)])
     plugins.record(override(trained, {"model.pattern": "again"}), tmp_path)
     (tmp_path / layout.MODEL).write_bytes(b"")
     before = json.loads((tmp_path / layout.PLUGINS).read_text())["plugins"]
@@ -213,3 +220,62 @@ def test_what_samples_finished_weights_is_added_to_their_record(tmp_path):
     plugins.record(override(trained, {"model.pattern": "again", "sample.guidance": "mine"}), tmp_path)
     found = {p["name"]: p for p in json.loads((tmp_path / layout.PLUGINS).read_text())["plugins"]}
     assert set(found) == {"m", "g"} and [found["m"]] == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "said"),
+    [
+        (
+            "metric",
+            "(mvar.Metric): pass",
+            "metric 'mine': lacks compute, keys, needs; allowed: a class that",
+        ),
+        (
+            "metric",
+            "(mvar.Metric):\n keys = ('eval/fid',)\n needs = ()\n def compute(self, inputs): return {}",
+            "metric: 'mine' gives eval/fid, which metric 'fid' gives; allowed: another key",
+        ),
+        (
+            "metric",
+            "(mvar.Metric):\n keys = ('eval/x',)\n needs = ('pictures',)\n def compute(self, inputs): return {}",
+            "metric 'mine': needs: 'pictures' is unknown (did you mean 'features'?); allowed: samples, re",
+        ),
+        ("mixer", "(mvar.Mixer): pass", "mixer 'mine': lacks flops, forward, init_weights, num_params, score_cells,"),
+        (
+            "source",
+            "(mvar.DataSource): pass",
+            "data.name 'mine': lacks check, open; allowed: a class that has",
+        ),
+        ("guidance", ": pass", "sample.guidance 'mine': is no subclass of mvar.Guidance; allowed: one"),
+        ("filter", "(mvar.Guidance): pass", "sample.filter 'mine': is no subclass of mvar.Filter; allowed: one"),
+        ("extractor", "(mvar.ExtractorKind): pass", "evaluation.extractor 'mine': lacks forward, network; allowed"),
+        ("executor", "(mvar.Executor): pass", "executor 'mine': lacks execute, uses; allowed: a class that has all"),
+        ("experiment", ": pass", "kind: 'experiment' is not registered, its file sets it; allowed: EXPERIMENT = mvar."),
+        ("analysis", ": pass", "kind: 'analysis' is not registered, its file sets it; allowed: ANALYSIS = mvar.anal"),
+        ("metrics", ": pass", "kind: 'metrics' is unknown (did you mean 'metric'?); allowed: mixer, source"),
+    ],
+)
+def test_what_could_not_run_is_told_before_anything_does(tmp_path, capsys, kind, body, said):
+    """By `mvar plan` too, and nothing of it stays."""
+    file = write(tmp_path / "mine.py", f"import mvar\n@mvar.register('{kind}', 'mine')\nclass Mine{body}\n")
+    assert main(["plan", "mixers", "--plugin", file, "--results", str(tmp_path / "r")]) == USER_ERROR
+    out, err = capsys.readouterr()
+    assert not out and err.startswith(f"mvar: error: plugin {file}: {said}") and err.count("\n") == 1, err
+    assert not any("mine" in registry for registry in KINDS.values())
+
+
+def test_every_kind_has_a_contract_that_the_public_names_have():
+    import mvar
+    from mvar.registries import CONTRACTS
+    from mvar.registry import loaded
+
+    assert CONTRACTS.keys() == KINDS.keys()
+    assert all(getattr(mvar, contract.__name__) is contract for contract in map(loaded, CONTRACTS.values()))
+
+
+def test_a_file_that_gives_nothing_says_so(tmp_path, capsys):
+    plugins.begin([write(tmp_path / "empty.py", "x = 1\n"), write(tmp_path / "form.py", FORM)])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mvar: warning: plug-in empty (") and "gives nothing; it has no @mvar.register" in line
+    plugins.begin([write(tmp_path / "sweep.py", SWEEP)])
+    assert not capsys.readouterr().err

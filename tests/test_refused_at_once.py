@@ -232,6 +232,11 @@ def test_a_field_of_sampling_by_its_whole_name(trained):
         (["train.steps=1000000000000001"], "train.steps: 1,000,000,000,000,001 is too large; allowed: at most "),
         (["tokenizer.vocab_size=1000000000"], "tokenizer.vocab_size: 1,000,000,000 is too large; allowed: at most "),
         (["model.mlp_ratio=1e90"], "model.mlp_ratio: "),
+        (
+            ["model.pattern=2*mamba:99999999 2*global"],
+            "model.pattern: 'mamba:99999999': mamba.d_state: 99,999,999 is too large; allowed: at most 1,000,000",
+        ),
+        (["model.pattern=intra+mamba:d_conv=20000"], "model.pattern: 'mamba:d_conv=20000': mamba.d_conv: 20,000 is"),
     ],
 )
 def test_beyond_reason(command, settings, message, nothing_is_loaded, tmp_path, capsys):
@@ -239,6 +244,13 @@ def test_beyond_reason(command, settings, message, nothing_is_loaded, tmp_path, 
     assert main(words) == USER_ERROR
     assert complaint(capsys).startswith(message)
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("axis", ["model.pattern=mamba,mamba:99999999", "train.steps=5,1e18"])
+def test_beyond_reason_in_a_grid(axis, nothing_is_loaded, tmp_path, capsys):
+    words = ["run", "--preset", "smoke", "--results", str(tmp_path / "results"), "--grid", axis, "--name", "mine"]
+    assert main(words) == USER_ERROR
+    assert "is too large; allowed: at most" in complaint(capsys) and not (tmp_path / "results").exists()
 
 
 def test_bounds_are_of_launches_alone(tmp_path, capsys):

@@ -122,7 +122,7 @@ def test_of_a_field_that_is_given_twice_the_last_counts(given, found):
 
 
 def test_no_value_of_a_path_is_no_folder():
-    (request,) = Run(("mixers",), "smoke", set=(("train.init_from=none",),)).requests()
+    (request,) = Run(sweeps=("mixers",), preset="smoke", set=(("train.init_from=none",),)).requests()
     assert request.config.train.init_from is None
 
 
@@ -198,7 +198,7 @@ def test_too_many_sets_of_images(tmp_path, capsys):
 
 
 def test_seeds_as_people_type_them():
-    (request,) = Run(("mixers",), "smoke", "0, 4 ,7", sample_seeds="2,").requests()
+    (request,) = Run(sweeps=("mixers",), preset="smoke", seeds="0, 4 ,7", sample_seeds="2,").requests()
     assert request.seeds == (0, 4, 7) and request.sample_seeds == (2,)
 
 
@@ -277,13 +277,13 @@ def test_a_dry_run_counts_training_once(monkeypatch, capsys, tmp_path):
     assert sum(line.startswith("│") for line in once) == sum(line.startswith("│") for line in thrice) == 4
     flops = next(line for line in once if line.startswith("4 runs, ")).removeprefix("4 runs, ")
     assert f"4 runs, 12 evaluations, {flops}" in thrice
-    (request,) = Run(("mixers",), "smoke").requests()
+    (request,) = Run(sweeps=("mixers",), preset="smoke").requests()
     left_s = sum(run_flops(config) + 2 * sampling_flops(config) for config in request.configs()) / 1e6
     assert any(line.startswith(f"to do: about {duration(left_s)} on 1 worker(s)") for line in thrice)
 
 
 def test_a_dry_run_does_not_count_what_is_trained(monkeypatch, capsys, tmp_path):
-    (request,) = Run(("mixers",), "smoke").requests()
+    (request,) = Run(sweeps=("mixers",), preset="smoke").requests()
     for config in request.configs():
         run = Store(tmp_path).run_of(config)
         run.write_config(config)

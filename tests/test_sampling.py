@@ -28,6 +28,8 @@ from mvar.sampling import (
     smooth_probabilities,
 )
 from mvar.sampling.draws import only_kept
+from mvar.sampling.filters.contract import Filter
+from mvar.sampling.guidance.contract import Guidance
 from mvar.sampling.methods import guidance_weights, is_guided, kept_by
 from mvar.tokenizer.quantizer import ResidualQuantizer
 from mvar.transformer import ScaleTransformer
@@ -274,7 +276,7 @@ def own():
 
     def add(kind, name, **methods):
         names.append((KINDS[kind], name))
-        return register(kind, name)(type(name.title(), (), methods))
+        return register(kind, name)(type(name.title(), ({"guidance": Guidance, "filter": Filter}[kind],), methods))
 
     yield add
     for registry, name in names:
@@ -369,7 +371,7 @@ def test_methods_of_ones_own(own):
     [
         ("guidance", {"weight": lambda *_: 1 / 0}, "sample.guidance: mine raises ZeroDivisionError: division by zero"),
         ("guidance", {"weight": lambda *_: float("nan")}, "gives scale 0 the weight nan; allowed: finite numbers"),
-        ("guidance", {}, "sample.guidance: mine raises AttributeError: "),
+        ("guidance", {"weight": lambda s, *_: s.none}, "sample.guidance: mine raises AttributeError: "),
         ("filter", {"kept": lambda *_: 1 / 0}, "sample.filter: mine raises ZeroDivisionError"),
         ("filter", {"kept": lambda *_: 3}, "mine gives int; allowed: the smallest logit that is kept (B, 1, 1), "),
         ("filter", {"kept": lambda _, x, *__: x}, "mine gives (2, 1, 32) torch.float32; allowed: "),

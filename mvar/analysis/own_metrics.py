@@ -4,13 +4,12 @@ from typing import Any
 
 from mvar.analysis.records import Records
 from mvar.analysis.render import Table
-from mvar.analysis.versions import FIRST, newest, only, rows_of, version_of
+from mvar.analysis.versions import FIRST, entry_of, newest, notes, only, other_settings, rows_of, version_of
 from mvar.escaping import code, markdown
 from mvar.evaluation.metrics.contract import Metric
 from mvar.registries import METRICS
 from mvar.registry import loaded
 from mvar.runs.columns import MEASURED, Column
-from mvar.runs.measured import measured
 
 SHOWN = 12  # digits of a digest
 
@@ -36,13 +35,16 @@ def own_table(records: Records) -> Table | None:
     columns += [Column(key, f"{key.removeprefix('eval/')}{arrows[key]}", MEASURED, 4) for key in keys]
     values = [{"label": row["run_id"], **{key: row.get(key) for key in keys}} for row in rows_of(rows)]
     lines = dict.fromkeys(told[key]["line"] for key in keys)
+    kept, all_of_it = ([found.iloc[[n]] for n in range(len(found))] for found in (rows, whole))
     return Table(
         "own-metrics",
         "Metrics of one's own",
         columns,
         values,
         [[str(row["label"])] for row in values],
+        notes=notes(kept, all_of_it, {key: key for key in keys}),
         reading=list(lines),
+        missing=other_settings(records.store, whole, "mvar evaluate RUN", keys),
     )
 
 
@@ -55,13 +57,11 @@ def _told(records: Records, keys: list[str]) -> dict[str, dict[str, Any]]:
         for row in rows_of(rows):
             if key not in row or (wanted and version_of(row, key) != wanted):
                 continue
-            record = records.store.run(str(row["run_id"])).evaluations().get(str(row["evaluation_id"]))
-            for name, entry in measured(record).items() if record else ():
-                if key in entry["keys"]:
-                    found[key] = {
-                        "line": _line(name, entry, version_of(row, key)),
-                        **{way: entry.get(way) or [] for way in ("lower", "higher")},
-                    }
+            if entry := entry_of(records.store, row, key):
+                found[key] = {
+                    "line": _line(*entry, version_of(row, key)),
+                    **{way: entry[1].get(way) or [] for way in ("lower", "higher")},
+                }
             break
     return found
 

@@ -15,7 +15,7 @@ from mvar.analysis.manifests import AskedCell, Manifest, Missing
 from mvar.analysis.reading import Row, order_reading, trend_reading
 from mvar.analysis.records import Records
 from mvar.analysis.render import Note, Table
-from mvar.analysis.versions import missing_versions, newest, notes, only
+from mvar.analysis.versions import missing_versions, newest, notes, only, other_settings
 from mvar.escaping import code, markdown
 from mvar.runs.experiment import paper_rows
 
@@ -61,6 +61,7 @@ def sweep_table(records: Records, manifest: Manifest) -> Table:
     own = {column.key: column.key for column in experiment.columns if column.key.startswith("eval/")}
     rows = [_row(cell, found, own) for cell, found in cells]
     keys = {column.key: (KEYS | own)[column.key] for column in experiment.columns if column.key in KEYS | own}
+    measured = [key for key in keys.values() if key.startswith("eval/")]
     whole = [records.rows(cell) for cell in manifest.cells]
     found = pd.concat([found for _, found in cells])
     if experiment.relative_to:
@@ -75,7 +76,8 @@ def sweep_table(records: Records, manifest: Manifest) -> Table:
         reading=_reading(manifest, found, rows),
         missing=[
             *(missing_lines([m for m in records.missing if m.sweep == manifest.name]) + _unasked(manifest)),
-            *missing_versions(pd.concat(whole), manifest, [key for key in keys.values() if key.startswith("eval/")]),
+            *missing_versions(pd.concat(whole), manifest.command, measured),
+            *other_settings(records.store, pd.concat(whole), manifest.command, measured),
         ],
         caption="" if found.empty else f"{_seeds_line(_seeds(rows))} {_images_line(found)}",
     )

@@ -8,7 +8,7 @@ from typing import Any
 from mvar.api.loading import load
 from mvar.api.trained_run import TrainedRun
 from mvar.config import EvaluationConfig, RunConfig, SampleConfig, override
-from mvar.errors import UserError, one_of
+from mvar.errors import UserError, one_of, quoted
 from mvar.place import results_directory
 from mvar.presets import PRESETS
 from mvar.runs.display import shown
@@ -56,7 +56,9 @@ def train(
         if config not in PRESETS:
             raise one_of("preset", config, PRESETS)
         config = PRESETS[config]
-    asked = dict(settings or {})
+    if isinstance(results, Mapping):
+        raise UserError(f"results: {quoted(results)}; allowed: a directory; fields are given as settings={{...}}")
+    asked = dict(_mapping("settings", settings or {}))
     config = override(config, asked)
     check_launched(config, asked)
     store = Store(Path(results or results_directory()))
@@ -70,7 +72,11 @@ def train(
 
 
 def evaluate(
-    run: TrainedRun | RunConfig | str | PathLike[str], *, results: str | PathLike[str] | None = None, **settings: Any
+    run: TrainedRun | RunConfig | str | PathLike[str],
+    settings: Mapping[str, Any] | None = None,
+    *,
+    results: str | PathLike[str] | None = None,
+    **fields: Any,
 ) -> dict[str, float]:
     """Metrics of a trained run: images are drawn and measured once, and kept. Nothing is trained.
 
@@ -79,12 +85,15 @@ def evaluate(
         >>> metrics = mvar.evaluate("digits", cfg_scale=3, num_images=20)
         >>> metrics["eval/fid"] > 0
         True
+        >>> mvar.evaluate("digits", {"sample.cfg_scale": 3, "evaluation.num_images": 20}) == metrics
+        True
 
     Args:
         run: what `mvar.load` returned, or what it takes for a run.
+        settings: fields that differ from the run's own, by their names or dotted names, as `--set` takes them.
         results: where runs are kept (None: `$MVAR_RESULTS`, else `results`), where `run` is no loaded one.
-        settings: fields of `SampleConfig` and `EvaluationConfig` that differ from the run's own, and settings of a form
-            of guidance, a filter or a metric: `guidance="interval"`, `interval={"low": 0.3}`.
+        fields: more of them: fields of `SampleConfig` and `EvaluationConfig`, and settings of a form of guidance, a
+            filter or a metric: `guidance="interval"`, `interval={"low": 0.3}`.
 
     Returns:
         Every metric by its name, as `eval.json` of the run has them.
@@ -93,14 +102,28 @@ def evaluate(
         UserError: an unknown run or field, a value that is not allowed, a run that is not trained.
         KeyboardInterrupt: it was interrupted; the same call goes on.
     """
+    given = {**_mapping("settings", settings or {}), **fields}
     found = run if isinstance(run, TrainedRun) else load(run, results=results)
     if not isinstance(found, TrainedRun):
         raise UserError("run: a checkpoint; allowed: a run, which `mvar evaluate --checkpoint` makes of it")
-    store, asked = found.store, dotted({_in_section(name): value for name, value in settings.items()})
+    store, asked = found.store, dotted({_in_section(name): value for name, value in given.items()})
     config = store.as_stored(evaluation_of(store, found.directory, asked))
     check_writable(store.root)
     _make(config, store, found.directory, DataSets(store, stored=True))
     return dict(found.directory.evaluations()[config.evaluation_id]["metrics"])
+
+
+def _mapping(name: str, value: Any) -> Mapping[str, Any]:
+    """What is given as fields and values.
+
+    Raises:
+        UserError: something else.
+    """
+    if not isinstance(value, Mapping):
+        raise UserError(
+            f"{name}: {quoted(value)}; allowed: a dict of fields and values, e.g. {{'sample.cfg_scale': 3}}"
+        )
+    return value
 
 
 def _in_section(name: str) -> str:

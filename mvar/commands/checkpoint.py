@@ -39,7 +39,7 @@ class CheckpointFiles(Plugged):
 
         return tuple(whole_numbers("patch-sides", re.sub("(?<=[0-9])-(?=[0-9])", ",", self.patch_sides)))
 
-    def config(self, base: "RunConfig", adapt_data: bool) -> "RunConfig":
+    def imported(self, base: "RunConfig", adapt_data: bool) -> "RunConfig":
         """The run that the files are, data and sampling from `base`; prints what the generator's file says."""
         from mvar.checkpoints.imported import imported_config
 

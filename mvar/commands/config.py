@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from mvar.commands.options import InResults, Settings, Word
+from mvar.commands.options import File, InResults, Settings, Word
 from mvar.commands.plugged import Plugged
 from mvar.errors import OK, UserError, existing_directory, one_of, say
 
@@ -32,9 +32,11 @@ class Config(Plugged, InResults):
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]", help_behavior_hint="")] = ""
     """Of show, a run (its id, a unique beginning of one, its directory); of fields, a field or section, e.g. train."""
     preset: Word = ""
-    """What is shown, or whose values are the defaults; digits where no run is named."""
+    """What is shown, or whose values are the defaults; digits where neither a run nor a file is named."""
+    config: File = ""
+    """A .yaml, .toml or .json file, as `mvar run --config` reads it: the whole config that it stands for."""
     set: Settings = ()
-    """FIELD=VALUE ...: fields that differ from the preset or run, e.g. model.depth=4 train.steps=100."""
+    """FIELD=VALUE ...: fields that differ from the preset, file or run, e.g. model.depth=4 train.steps=100."""
     json: bool = False
     """JSON in place of YAML or text."""
     computes: ClassVar[bool] = False
@@ -63,7 +65,8 @@ class Config(Plugged, InResults):
             _say_lines(json.dumps([asdict(field) for field in found], indent=2))
             return
         if not self.name:
-            given = f"preset {self.preset or DEFAULT_PRESET}" + (" and --set" if self.set else "")
+            given = self.config or f"preset {self.preset or DEFAULT_PRESET}"
+            given += " and --set" if self.set else ""
             say(f"Defaults are those of {given}; of settings that it does not give, their own.")
         for field in found:
             for line in field.lines:
@@ -72,8 +75,8 @@ class Config(Plugged, InResults):
     def _presets(self) -> None:
         from mvar.presets import PRESETS
 
-        if self.name or self.preset or self.set:
-            given = self.name or self.preset or "--set"
+        if self.name or self.preset or self.set or self.config:
+            given = self.name or self.preset or self.config or "--set"
             raise UserError(f"presets: {given} is of no use; allowed: mvar config show --preset NAME shows one")
         rows = [_summary(name, preset) for name, preset in PRESETS.items()]
         if self.json:
@@ -83,18 +86,27 @@ class Config(Plugged, InResults):
             say(line)
 
     def _config(self, run: str = "") -> "RunConfig":
-        """The preset or run, with what differs from it."""
+        """The preset, file or run, with what differs from it."""
         from mvar.config import override
         from mvar.config.parsing import parse_overrides
         from mvar.presets import PRESETS
 
-        if run and self.preset:
-            raise UserError(f"preset: {self.preset!r:.200} beside run {run!r:.200}; allowed: one of them")
+        for option in ("preset", "config") if run else ():
+            if given := getattr(self, option):
+                raise UserError(f"{option}: {given!r:.200} beside run {run!r:.200}; allowed: one of them")
         if self.preset and self.preset not in PRESETS:
             raise one_of("preset", self.preset, PRESETS)
-        config = self._stored(run) if run else PRESETS[self.preset or DEFAULT_PRESET]
+        config = self._stored(run) if run else self._of_file() or PRESETS[self.preset or DEFAULT_PRESET]
         values = parse_overrides(setting for group in self.set for setting in group)
         return override(config, values) if values else config  # one that is stored needs no plug-in to be shown
+
+    def _of_file(self) -> "RunConfig | None":
+        from mvar.runs.config_file import read_config_file
+
+        if not self.config:
+            return None
+        file = read_config_file(self.config)
+        return file.applied(file.preset_beside(self.preset))
 
     def _stored(self, run: str) -> "RunConfig":
         from mvar import layout

@@ -1,54 +1,137 @@
-"""`mvar evaluate`: samples and metrics of a trained run or a published checkpoint, through the one pipeline."""
+"""`mvar evaluate`: samples and metrics of trained runs or a published checkpoint, through the one pipeline."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
-from mvar.commands.checkpoint import CheckpointFiles, check_source, check_unused, sampling_preset
-from mvar.commands.options import Answer, InResults, RunName, Settings, Word
+import tyro
+
+from mvar.commands.checkpoint import CheckpointFiles, check_unused, sampling_preset
+from mvar.commands.options import Answer, RunName, Settings, Word
 from mvar.commands.outcome import conclude
-from mvar.errors import OK, one_of
+from mvar.commands.request import ONE, Asked
+from mvar.errors import FAILURE, OK, UserError, one_of, warn
 from mvar.runs.launch.datasets import DataSets
 
 if TYPE_CHECKING:
     from mvar.config import RunConfig
+    from mvar.runs.executors.contract import Summary
+    from mvar.runs.request import Request
+    from mvar.runs.store import RunDirectory, Store
+
+OF_CHECKPOINTS = "imagenet256-d16"  # the preset of a checkpoint where none is named
+# Options that tell runs apart: a run by its id, and a checkpoint, have all that themselves.
+OF_MANY = {"seeds": ONE, "sample_seeds": ONE, "only": (), "baseline": ""}
 
 
 @dataclass(frozen=True)
-class Evaluate(CheckpointFiles, InResults, Answer):
-    """Sample and measure a trained run with other settings, or a published checkpoint; what is done is not repeated.
+class Evaluate(Asked, CheckpointFiles, Answer):
+    """Sample and measure trained runs with other settings, or a published checkpoint; what is done is not repeated.
 
+    Nothing is trained: of a sweep, or of what --config, --grid and --name ask for, runs that are not trained are named.
     A checkpoint becomes a run of the results directory with no training steps: status, report and attention know it.
 
     Example: `mvar evaluate digits --set sample.cfg_scale=0.5`
     """
 
     run: RunName = ""
-    """Run id, a unique beginning of one, or the run's directory."""
-    preset: str = "imagenet256-d16"
-    """For a checkpoint: where data, evaluation and sampling come from."""
+    """Run id, a unique beginning of one, or the run's directory; or a sweep, or the name of a grid: all its runs."""
+    preset: Word = ""
+    """Where sizes, data and recipe come from; default: digits, or what --config says, for a checkpoint imagenet256-d16
+    (data, evaluation and sampling)."""
     sampling: Word = ""
     """Published settings: fid (cfg 1.5, top-k 900, top-p 0.96) or visual (cfg 4, more smooth)."""
     set: Settings = ()
-    """FIELD=VALUE ..., e.g. sample.cfg_scale=2 evaluation.num_images=10000; for a checkpoint also data fields."""
+    """FIELD=VALUE ..., e.g. sample.cfg_scale=2 evaluation.num_images=10000; for a checkpoint also data fields, beside
+    --config, --grid and sweeps every field."""
+    workers: Annotated[int, tyro.conf.arg(metavar="N")] = 0
+    """Worker processes for several runs; 0: one a core, or one a GPU."""
 
     def execute(self, arguments: list[str]) -> int:
         """Evaluate and print the metrics; returns the exit code."""
-        check_source(self.run, self.checkpoint)
-        if self.run:
-            check_unused(self)
-        from mvar.runs.launch.evaluation import evaluation_of
-        from mvar.runs.launch.needed import check_files
-        from mvar.runs.store import Store, check_writable
+        from mvar.runs.store import Store
 
         store = Store(self.results)
-        if self.run:
-            run, store = Store.locate(self.results, self.run)
-            config = evaluation_of(store, run, self._overrides())
-            data_sets = DataSets(store, stored=True)
-        else:
-            data_sets = DataSets(store)
-            config = store.as_stored(self._of_checkpoint(data_sets))
-            run = store.run_of(config)
+        asked = self._asked_for(store)
+        if self.run and not asked:
+            check_unused(self)
+            self._check_one("a run")
+            return self._evaluate_run(*Store.locate(self.results, self.run))
+        if self.checkpoint:
+            self._check_one("a checkpoint")
+            return self._evaluate_checkpoint(store)
+        check_unused(self)
+        return self._evaluate_many(store, arguments)
+
+    def may_differ(self, field: str) -> bool:
+        """What is no other run may be set beside the name of a grid."""
+        from mvar.runs.launch.evaluation import OF_A_RUN
+
+        return field.startswith(OF_A_RUN)
+
+    def asked_fields(self) -> dict[str, Any]:
+        """The fields that are set, those of --sampling before."""
+        named = {f"sample.{name}": value for name, value in sampling_preset(self.sampling).items()}
+        return named | super().asked_fields()
+
+    def _asked_for(self, store: "Store") -> bool:
+        """Whether runs are asked for by a sweep, a file or a grid, and not by an id or as a checkpoint.
+
+        Raises:
+            UserError: nothing is asked for, or two things at once.
+        """
+        given = {"RUN": self.run, "--checkpoint": self.checkpoint}
+        words = {"--config": self.config, "--grid": self.grid, "--name": self.name}
+        allowed = "allowed: one of RUN, --checkpoint FILE, --config FILE, --grid with --name, --name"
+        is_sweep = bool(self.run) and self._is_sweep(store)
+        found = [name for name, value in given.items() if value and not (is_sweep and name == "RUN")]
+        many = [name for name, value in words.items() if value]
+        if len(found) > 1 or (found and many):
+            raise UserError(f"run, checkpoint: {' and '.join([*found, *many[:1]])} are given; {allowed}")
+        if not (found or many or is_sweep):
+            raise UserError(f"run, checkpoint: neither is given; {allowed}")
+        return bool(many) or is_sweep
+
+    def _is_sweep(self, store: "Store") -> bool:
+        from mvar.commands.own_grids import kept_grids
+        from mvar.runs.experiment import is_experiment
+
+        return self.run.endswith(".py") or is_experiment(self.run) or self.run in kept_grids(store)
+
+    def _check_one(self, what: str) -> None:
+        """Refuse, beside one run or checkpoint, what tells which of several is meant."""
+        names = ["preset"] * (what == "a run" and bool(self.preset))
+        names += [name for name, default in OF_MANY.items() if getattr(self, name) != default]
+        if names:
+            option = names[0].replace("_", "-")
+            raise UserError(
+                f"{option}: {what} has its own; allowed: --{option} with --config, --grid, --name or a sweep"
+            )
+
+    # One ------------------------------------------------------------------------------------------------------------
+
+    def _evaluate_run(self, run: "RunDirectory", store: "Store") -> int:
+        from mvar.runs.launch.evaluation import evaluation_of
+
+        config = evaluation_of(store, run, self.asked_fields())
+        return self._evaluate(config, store, run, DataSets(store, stored=True))
+
+    def _evaluate_checkpoint(self, store: "Store") -> int:
+        from mvar.config import override
+        from mvar.presets import PRESETS
+
+        preset = self.preset or OF_CHECKPOINTS
+        if preset not in PRESETS:
+            raise one_of("preset", preset, PRESETS)
+        data_sets, fields = DataSets(store), self.asked_fields()
+        base = self.imported(override(PRESETS[preset], fields), adapt_data=False)
+        config = store.as_stored(data_sets.settled_config(base, fields))
+        return self._evaluate(config, store, store.run_of(config), data_sets)
+
+    def _evaluate(self, config: "RunConfig", store: "Store", run: "RunDirectory", data_sets: DataSets) -> int:
+        from mvar.runs.launch.needed import check_files
+        from mvar.runs.store import check_writable
+
         check_writable(store.root)
         if not run.is_done(config.evaluation_id):
             check_files([config], store)
@@ -66,18 +149,66 @@ class Evaluate(CheckpointFiles, InResults, Answer):
                 print_evaluation(run, config)
         return code
 
-    def _overrides(self) -> dict[str, object]:
-        from mvar.config.parsing import parse_overrides
+    # Several --------------------------------------------------------------------------------------------------------
 
-        named = {f"sample.{name}": value for name, value in sampling_preset(self.sampling).items()}
-        return named | parse_overrides(setting for group in self.set for setting in group)
+    def _evaluate_many(self, store: "Store", arguments: list[str]) -> int:
+        """What is trained of the runs that are asked for; a new grid is kept, so that the report has its table."""
+        from mvar.commands.evaluation_table import print_evaluations
+        from mvar.runs.request import write_manifest
+        from mvar.runs.store import check_writable
 
-    def _of_checkpoint(self, data_sets: DataSets) -> "RunConfig":
-        from mvar.config import override
-        from mvar.presets import PRESETS
+        data_sets = DataSets(store, stored=True)
+        requests = [data_sets.settled(request) for request in self.requests_of([self.run] * bool(self.run))]
+        cells = _cells(requests, store)
+        trained = [config for config, _ in cells if store.run_of(config).weights.is_file()]
+        lacking = dict.fromkeys(store.run_of(c).name for c, _ in cells if not store.run_of(c).weights.is_file())
+        how = "`mvar run` with the same words trains it"
+        if not trained:
+            raise UserError(f"run: {', '.join(lacking)}: not trained yet; allowed: trained runs; {how}")
+        check_writable(store.root)
+        for request in requests if self.grid else ():
+            write_manifest(store, request, arguments)
+        code = conclude(self._measured(trained, store, data_sets), store)
+        found = [(label, store.run_of(config), config) for config, label in cells]
+        if self.json:
+            self.answer([_document(*one) for one in found])
+        else:
+            print_evaluations(found)
+        if lacking:
+            warn(f"{', '.join(lacking)}: not trained yet, and so not evaluated; {how}")
+        return code or (FAILURE if lacking else OK)
 
-        if self.preset not in PRESETS:
-            raise one_of("preset", self.preset, PRESETS)
-        overrides = self._overrides()
-        config = self.config(override(PRESETS[self.preset], overrides), adapt_data=False)
-        return data_sets.settled_config(config, overrides)
+    def _measured(self, configs: "Sequence[RunConfig]", store: "Store", data_sets: DataSets) -> "Summary":
+        from mvar.runs.launch.needed import check_files
+        from mvar.runs.published_tokenizer import need_tokenizer
+        from mvar.runs.repair import restore
+        from mvar.runs.request import unique
+        from mvar.runs.runner import run_all
+
+        configs = unique(configs)
+        restore(store, configs)
+        for config in configs:
+            need_tokenizer(store, config, store.run_of(config))
+        left = [config for config in configs if not store.is_done(config)]
+        check_files(left, store)
+        data_sets.check(left)
+        return run_all(configs, store, self.workers or None)
+
+
+def _document(label: str, run: "RunDirectory", config: "RunConfig") -> dict[str, Any]:
+    """A row as JSON has it; without metrics where it was not evaluated."""
+    record = run.evaluations().get(config.evaluation_id, {})
+    return {"row": label, "run": run.name, "evaluation": config.evaluation_id, **record}
+
+
+def _cells(requests: "Sequence[Request]", store: "Store") -> "list[tuple[RunConfig, str]]":
+    """The runs that are asked for, row by row and seed by seed, each once, with the labels of the rows."""
+    from mvar.runs.request import with_seeds
+
+    found: dict[tuple[str, str], tuple[RunConfig, list[str]]] = {}
+    for request in requests:
+        for cell in filter(request.is_chosen, request.cells()):
+            for config in map(store.as_stored, with_seeds(cell.config, request.seeds, request.sample_seeds)):
+                labels = found.setdefault((config.run_id, config.evaluation_id), (config, []))[1]
+                labels += [cell.label] if cell.label not in labels else []
+    return [(config, "; ".join(labels)) for config, labels in found.values()]

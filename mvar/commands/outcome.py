@@ -13,7 +13,9 @@ def conclude(summary: "Summary", store: "Store") -> int:
     """Say how runs ended; returns the exit code. Failures that the user can mend are the user's mistakes."""
     for line in summary.complaints():
         complain(line, FAILURE)
-    say(f"{summary.num_done} of {summary.num_runs} runs done in {store.root}")
+    lacking = ", ".join(f"metric {name} of {count}" for name, count in summary.lacking.items())
+    left = f"; not done: {lacking}" if lacking else ""
+    say(f"{summary.num_done} of {summary.num_runs} runs done in {store.root}{left}")
     if summary.interrupted:
         return complain("interrupted; the same command goes on where it was", INTERRUPTED)
     if not summary.failures:

@@ -61,6 +61,20 @@ def own_name(
     return check_name((stem if re.match("[a-z]", stem) else f"run-{stem}".strip("-"))[:32])
 
 
+def check_no_runs(store: "Store", sweeps: Iterable[str]) -> None:
+    """Refuse a run in the place of a sweep, and say how it is asked for.
+
+    Raises:
+        UserError: one of the names is that of a run, or a directory of one.
+    """
+    from mvar.runs.experiment import is_experiment
+
+    for name in sweeps:
+        if not is_experiment(name) and (found := store.fitting(name)):
+            given = f"--config {found[0].path}" if len(found) == 1 else f"--config {found[0].path.parent}/RUN"
+            raise UserError(f"sweep: {quoted(name)} is a run; allowed: {given}, which is that run again")
+
+
 def kept_request(name: str, kept: Sequence[Mapping[str, Any]], mode: str) -> Mapping[str, Any] | None:
     """The manifest that a name alone means, one of this mode before others; None where there is none.
 
@@ -132,8 +146,11 @@ class Words:
 
 def _experiment(grid: Any, config: "RunConfig") -> "Experiment":
     """A grid as an experiment, every cell of which is sound."""
+    from mvar.runs.launch.bounds import check_launched
+
     found = grid.experiment()
-    found.cells(config)
+    for cell in found.cells(config):
+        check_launched(cell.config, cell.axes)
     return found
 
 

@@ -1,7 +1,7 @@
 """What is asked for by every command that makes runs: sweeps, preset, seeds, settings, budget."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,12 +28,9 @@ SEEDS = {"seed": "seeds", "sample.seed": "sample-seeds"}  # fields that have opt
 
 
 @dataclass(frozen=True)
-class Sweeps(Plugged, InResults):
-    """The runs of one or more sweeps."""
+class Asked(Plugged, InResults):
+    """What runs are asked for with: a preset, a file, a grid, seeds, settings."""
 
-    sweeps: Names = ()
-    """Sweeps: mixers (Table 6), layers (Figure 5), parameters (Table 5), rejection (Table 3), guidance,
-    scaling, FILE.py of one's own, or the name of a grid that was asked for. What they share is made once."""
     preset: Word = ""
     """Where sizes, data and recipe come from, see `mvar config presets`; default: digits, or what --config says."""
     seeds: str = ONE
@@ -41,12 +38,8 @@ class Sweeps(Plugged, InResults):
     --config says."""
     set: Settings = ()
     """FIELD=VALUE ...: fields that differ from the preset, e.g. model.depth=4 train.steps=100."""
-    budget: Annotated[str, tyro.conf.arg(metavar="[FLOPS]", help_behavior_hint="")] = ""
-    """Equal training FLOPs instead of equal steps; without a number, those of the baseline (VAR) at its steps."""
     sample_seeds: str = ONE
     """A count or a list of sampling seeds: sets of images that each trained run draws; they replicate no training."""
-    dry_run: bool = False
-    """Only print runs, parameters, FLOPs and estimated time."""
     config: File = ""
     """A .yaml, .toml or .json file, or a run's directory: what differs from a preset (`preset: digits` in it). Without
     a sweep it is one run. --set counts after it."""
@@ -59,13 +52,25 @@ class Sweeps(Plugged, InResults):
     baseline: Word = ""
     """LABEL of a grid's row that the others are compared with; default: the first."""
 
-    def requests(self) -> "list[Request]":
-        """The sweeps, or the grid, with all their settings.
+    def asked_fields(self) -> dict[str, Any]:
+        """The fields that are set, by their dotted names of today."""
+        from mvar.config import RunConfig
+        from mvar.config.parsing import current_name, parse_overrides
+
+        given = parse_overrides(setting for group in self.set for setting in group)
+        return {current_name(RunConfig, name): value for name, value in given.items()}
+
+    def may_differ(self, field: str) -> bool:
+        """Whether a field may be set beside the name of a grid, which has all other settings by itself."""
+        return False
+
+    def requests_of(self, sweeps: Sequence[str], budget_text: str = "") -> "list[Request]":
+        """Sweeps, or the grid, with all their settings.
 
         Raises:
             UserError: an unknown sweep, preset, field or row; a value that is not allowed; a file that is no config.
         """
-        from mvar.commands.own_grids import Words, chosen, kept_grids, kept_request, own_name
+        from mvar.commands.own_grids import Words, check_no_runs, chosen, kept_grids, kept_request, own_name
         from mvar.runs.config_file import read_config_file
         from mvar.runs.experiment import BUDGET, STEPS, take_experiment
         from mvar.runs.grid import Grid
@@ -76,16 +81,17 @@ class Sweeps(Plugged, InResults):
         file = read_config_file(self.config) if self.config else None
         grid = [axis for group in self.grid for axis in group]
         kept = kept_grids(store)
-        name = own_name(self.sweeps, self.name, grid, file, kept)
+        name = own_name(sweeps, self.name, grid, file, kept)
+        check_no_runs(store, () if name else sweeps)
         if self.baseline and not name:
             raise UserError("baseline: of a grid alone; allowed: with --grid and --name")
-        mode, budget = (BUDGET, _budget(self.budget)) if self.budget else (STEPS, None)
-        before = None
-        if name and not (self.preset or self.set or file):
+        mode, budget = (BUDGET, _budget(budget_text)) if budget_text else (STEPS, None)
+        fields, before = self.asked_fields(), None
+        if name and not (self.preset or file) and all(map(self.may_differ, fields)):
             before = kept_request(name, kept.get(name, ()), mode)
-        if before and before["mode"] == BUDGET and not self.budget:
+        if before and before["mode"] == BUDGET and not budget_text:
             mode, budget = BUDGET, before["budget_flops"]
-        preset, overrides, config, seeds = self._base(file, before)
+        preset, overrides, config, seeds = self._base(sweeps, fields, file, before)
         draft = Request(
             Grid(name or "draft").experiment(), preset, config, *seeds[:1], overrides, mode, budget, seeds[1]
         )
@@ -93,29 +99,28 @@ class Sweeps(Plugged, InResults):
             words = Words(name, grid, self.baseline, kept.get(name, ()), file is not None)
             requests = [words.request(store, draft, kept)]
         else:
-            self._check_pattern(overrides)
-            requests = [replace(draft, sweep=take_experiment(sweep)) for sweep in dict.fromkeys(self.sweeps)]
+            _check_pattern(sweeps, overrides)
+            requests = [replace(draft, sweep=take_experiment(sweep)) for sweep in dict.fromkeys(sweeps)]
         return chosen(requests, self.only)
 
     def _base(
-        self, file: "ConfigFile | None", before: "Mapping[str, Any] | None"
+        self,
+        sweeps: Sequence[str],
+        fields: Mapping[str, Any],
+        file: "ConfigFile | None",
+        before: "Mapping[str, Any] | None",
     ) -> "tuple[str, dict[str, Any], RunConfig, tuple[tuple[int, ...], tuple[int, ...]]]":
         """Preset, what differs from it, the config, and the seeds: as typed, of the file, or as asked for before."""
-        from mvar.config import RunConfig, override
-        from mvar.config.parsing import current_name, parse_overrides
+        from mvar.config import override
         from mvar.presets import PRESETS
 
-        overrides: dict[str, Any] = parse_overrides(setting for group in self.set for setting in group)
-        overrides = {current_name(RunConfig, name): value for name, value in overrides.items()}
         for field, option in SEEDS.items():
-            if field in overrides:
+            if field in fields:
                 raise UserError(f"set: {field} is given by --{option}; allowed there: a count or a list such as 0,4,7")
-        preset = self._preset(file)
-        if before:
-            preset, overrides = before["preset"], dict(before["overrides"])
-        given = self._given(file) if file else {}
+        preset = before["preset"] if before else self._preset(file)
+        given = _given(sweeps, file) if file else dict(before["overrides"]) if before else {}
         seeds = self._seeds(file, before or {})
-        overrides = given | overrides
+        overrides = {**given, **fields}
         overrides |= {name: portable(overrides[name]) for name in _paths(overrides)}
         try:
             config = override(PRESETS[preset], overrides)
@@ -132,20 +137,7 @@ class Sweeps(Plugged, InResults):
 
         if self.preset and self.preset not in PRESETS:
             raise one_of("preset", self.preset, PRESETS)
-        if file and self.preset and file.is_named and self.preset != file.preset:
-            raise UserError(f"preset: {self.preset!r}, and {file.path} says {file.preset!r}; allowed: one of them")
-        return self.preset or (file.preset if file else DEFAULT_PRESET)
-
-    def _given(self, file: "ConfigFile") -> dict[str, Any]:
-        """Of a file what cells are made of: no seeds, and no pattern for sweeps that set it."""
-        from mvar.runs.experiment import is_experiment, take_experiment
-        from mvar.runs.request import PATTERN
-
-        sets = [name for name in self.sweeps if not is_experiment(name) or take_experiment(name).sets_pattern]
-        left_out = PATTERN if sets else set()
-        if known := sorted(left_out & file.values.keys()):
-            warn(f"{file.path}: {known[0]} is left out: sweep {sets[0]} sets the pattern itself")
-        return {name: value for name, value in file.values.items() if name not in (*SEEDS, *left_out)}
+        return file.preset_beside(self.preset) if file else self.preset or DEFAULT_PRESET
 
     def _seeds(self, file: "ConfigFile | None", before: "Mapping[str, Any]") -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Training and sampling seeds, as typed; else those of a file, or of an earlier request of the same."""
@@ -166,14 +158,22 @@ class Sweeps(Plugged, InResults):
             raise UserError(f"seeds, sample-seeds: {asked}; allowed: at most {MAX_SETS:,}")
         return found[0], found[1]
 
-    def _check_pattern(self, overrides: "Mapping[str, Any]") -> None:
-        """A pattern of one's own is for a sweep that does not set it."""
-        from mvar.runs.experiment import take_experiment
-        from mvar.runs.request import PATTERN
 
-        fixed = [found.name for found in map(take_experiment, self.sweeps) if found.sets_pattern]
-        if fixed and (asked := sorted(PATTERN & overrides.keys())):
-            raise UserError(f"set: {asked[0]}: sweep {fixed[0]} sets the pattern itself; allowed: with mixers alone")
+@dataclass(frozen=True)
+class Sweeps(Asked):
+    """The runs of one or more sweeps."""
+
+    sweeps: Names = ()
+    """Sweeps: mixers (Table 6), layers (Figure 5), parameters (Table 5), rejection (Table 3), guidance,
+    scaling, FILE.py of one's own, or the name of a grid that was asked for. What they share is made once."""
+    budget: Annotated[str, tyro.conf.arg(metavar="[FLOPS]", help_behavior_hint="")] = ""
+    """Equal training FLOPs instead of equal steps; without a number, those of the baseline (VAR) at its steps."""
+    dry_run: bool = False
+    """Only print runs, parameters, FLOPs and estimated time."""
+
+    def requests(self) -> "list[Request]":
+        """What is asked for; as `requests_of`."""
+        return self.requests_of(self.sweeps, self.budget)
 
     def planned(self) -> "tuple[list[Request], list[RunConfig], Store]":
         """The sweeps, their runs (each once) and where they are kept, once all is known that can go wrong at once.
@@ -217,6 +217,28 @@ def with_budget_value(arguments: list[str]) -> list[str]:
             _budget(argument.removeprefix("--budget="))  # an empty one would be taken for none, -1 for an option
         result.append(argument)
     return result
+
+
+def _given(sweeps: Iterable[str], file: "ConfigFile") -> dict[str, Any]:
+    """Of a file what cells are made of: no seeds, and no pattern for sweeps that set it."""
+    from mvar.runs.experiment import is_experiment, take_experiment
+    from mvar.runs.request import PATTERN
+
+    sets = [name for name in sweeps if not is_experiment(name) or take_experiment(name).sets_pattern]
+    left_out = PATTERN if sets else set()
+    if known := sorted(left_out & file.values.keys()):
+        warn(f"{file.path}: {known[0]} is left out: sweep {sets[0]} sets the pattern itself")
+    return {name: value for name, value in file.values.items() if name not in (*SEEDS, *left_out)}
+
+
+def _check_pattern(sweeps: Iterable[str], overrides: Mapping[str, Any]) -> None:
+    """A pattern of one's own is for a sweep that does not set it."""
+    from mvar.runs.experiment import take_experiment
+    from mvar.runs.request import PATTERN
+
+    fixed = [found.name for found in map(take_experiment, sweeps) if found.sets_pattern]
+    if fixed and (asked := sorted(PATTERN & overrides.keys())):
+        raise UserError(f"set: {asked[0]}: sweep {fixed[0]} sets the pattern itself; allowed: with mixers alone")
 
 
 def _seeds(what: str, text: str) -> tuple[int, ...]:

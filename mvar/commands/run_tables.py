@@ -30,6 +30,12 @@ class PlannedRun:
     estimated_s: float | None  # on one worker; None: nothing is left
 
 
+def wide_console() -> Console:
+    """One that does not cut columns off in a file."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)  # a file is not 80 columns wide
+
+
 @dataclass(frozen=True)
 class Planned:
     """The runs of some sweeps, and what they take in all."""
@@ -102,8 +108,7 @@ def print_plan(requests: Sequence[Request], store: Store, num_workers: int | Non
         time = "" if run.estimated_s is None else duration(run.estimated_s)
         told = (run.name, "; ".join(run.cells), run.pattern, run.state, run.steps)
         table.add_row(*map(rich_text, told), f"{run.parameters:,}", f"{run.training_flops:.3g}", time)
-    console = Console()
-    console = console if console.is_terminal else Console(width=200)  # a file is not 80 columns wide
+    console = wide_console()
     console.print(table)
     evaluations = sum(run.evaluations for run in plan.runs)
     more = f", {evaluations} evaluations" if evaluations > len(plan.runs) else ""

@@ -58,9 +58,13 @@ class Extensible(Config):
                 return registry.settings(name)
         return None
 
+    def given_settings(self, name: str) -> Any:
+        """The settings of a registered name that the section holds; None where nobody has set any."""
+        return (self.__pydantic_extra__ or {}).get(name)
+
     def settings_of(self, name: str) -> Any:
         """The settings of a registered name: those that are given, else its defaults; None where it has none."""
-        given = (self.__pydantic_extra__ or {}).get(name)
+        given = self.given_settings(name)
         if given is not None:
             return given
         kind = self.settings_class(name)

@@ -40,6 +40,16 @@ class ConfigFile:
         """A name for its run: that of the file, of a run's `config.json` that of its directory."""
         return self.path.parent.name if self.path.name == layout.CONFIG else self.path.stem
 
+    def preset_beside(self, given: str) -> str:
+        """The preset that it differs from, where one may be given beside it.
+
+        Raises:
+            UserError: it names another one.
+        """
+        if given and self.is_named and given != self.preset:
+            raise UserError(f"preset: {given!r}, and {self.path} says {self.preset!r}; allowed: one of them")
+        return given or self.preset
+
     def applied(self, preset: str) -> RunConfig:
         """The config that it stands for.
 
@@ -72,10 +82,10 @@ def read_config_file(given: str) -> ConfigFile:
     if document.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
         raise UserError(f"{path}: schema_version is {document['schema_version']!r}; allowed: {SCHEMA_VERSION}")
     document = {name: value for name, value in document.items() if name != "schema_version"}
-    preset = document.pop("preset", DEFAULT_PRESET)
+    is_named, preset = "preset" in document, document.pop("preset", DEFAULT_PRESET)
     if not isinstance(preset, str) or preset not in PRESETS:
         raise UserError(f"{path}: {one_of('preset', preset, PRESETS)}")
-    return ConfigFile(path, preset, _dotted(path, document), "preset" in document)
+    return ConfigFile(path, preset, _dotted(path, document), is_named)
 
 
 def _whole(path: Path, document: Mapping[str, Any]) -> ConfigFile:

@@ -2,28 +2,59 @@
 
 `eval.json` keeps all values of an evaluation in one flat `metrics`, as from the first version on, and beside it, by
 metric, `measured`: version, keys, settings that are not at their defaults, the plug-in of a metric of a user's own,
-and values of earlier versions. Nothing here imports torch.
+and values of earlier versions. Settings of a metric that nobody gives are those that its record has: a value that was
+measured with `k=10` stays until another `k` is asked for. Nothing here imports torch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
+
+from pydantic import ValidationError
 
 from mvar import layout, plugins
 from mvar.config import RunConfig
 from mvar.errors import warn_once
 from mvar.evaluation.metrics.contract import DRAWN, Metric, every_metric
-from mvar.registries import METRICS
-from mvar.registry import loaded
+from mvar.registries import EXTRACTORS, METRICS, MIXERS, SOURCES
+from mvar.registry import Registry, loaded
 from mvar.runs.store import RunDirectory
 
 # In files of the first version it stood after precision and recall, and so it does in new ones.
 AFTER = {"eval/kid_subset_size": "precision_recall"}
 
+# What of a run's own choices a metric rests on, by what it needs; drawn images are there and rest on none.
+CHOSEN_FOR: dict[str, frozenset[Registry[Any]]] = {
+    "samples": frozenset(),
+    "reference": frozenset({SOURCES}),
+    "features": frozenset({SOURCES, EXTRACTORS}),
+    "train": frozenset({SOURCES}),
+    "weights": frozenset({MIXERS}),
+    "tokens": frozenset({SOURCES}),
+}
 
-def told_settings(name: str, config: RunConfig) -> dict[str, Any]:
-    """Of its settings those that are not at their defaults, as JSON values."""
-    found = config.evaluation.settings_of(name)
-    return found.model_dump(mode="json", exclude_defaults=True) if found else {}
+
+def chosen_for(names: Iterable[str]) -> frozenset[Registry[Any]]:
+    """The kinds of what must be loaded to compute some metrics of a finished run: no plug-in of another is needed."""
+    return frozenset().union(*(CHOSEN_FOR[needed] for name in names for needed in METRICS.find(name).needs))
+
+
+def settings_of(record: Mapping[str, Any] | None, name: str, config: RunConfig) -> Any:
+    """A metric's settings: those that the config gives, else those of its record, else its defaults; None without any.
+
+    Those of a record that the metric's own class allows no more count as none.
+    """
+    evaluation = config.evaluation
+    kept, kind = measured(record).get(name, {}).get("settings") if record else None, evaluation.settings_class(name)
+    if kept and kind and evaluation.given_settings(name) is None:
+        with suppress(ValidationError):
+            return kind.model_validate(kept)
+    return evaluation.settings_of(name)
+
+
+def told_settings(settings: Any) -> dict[str, Any]:
+    """Of a metric's settings those that are not at their defaults, as JSON values."""
+    return settings.model_dump(mode="json", exclude_defaults=True) if settings else {}
 
 
 def measured(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -70,9 +101,14 @@ def lacking(record: Mapping[str, Any] | None, config: RunConfig) -> list[str]:
         if entry is None:
             if kind.applies(config):
                 found.append(name)
-        elif entry["version"] < kind.version or (entry.get("settings") or {}) != told_settings(name, config):
+        elif entry["version"] < kind.version or _asks_otherwise(entry, name, config):
             found.append(name)
     return found
+
+
+def _asks_otherwise(entry: Mapping[str, Any], name: str, config: RunConfig) -> bool:
+    given = config.evaluation.given_settings(name)
+    return given is not None and (entry.get("settings") or {}) != told_settings(given)
 
 
 def to_measure(run: RunDirectory, config: RunConfig) -> list[str]:
@@ -92,7 +128,8 @@ def to_measure(run: RunDirectory, config: RunConfig) -> list[str]:
 
 def recalled(record: Mapping[str, Any], name: str, config: RunConfig) -> dict[str, float] | None:
     """The values of a metric in its version and settings of now, where they were measured once and then replaced."""
-    wanted = _identity({"version": METRICS.find(name).version, "settings": told_settings(name, config)})
+    settings = told_settings(settings_of(record, name, config))
+    wanted = _identity({"version": METRICS.find(name).version, "settings": settings})
     for earlier in measured(record).get(name, {}).get("earlier", []):
         if _identity(earlier) == wanted:
             return dict(earlier["metrics"])
@@ -103,8 +140,10 @@ def with_metric(record: Mapping[str, Any], name: str, values: Mapping[str, float
     """A record with a metric's values; those of another version or other settings are kept under `earlier`."""
     kind: type[Metric] = METRICS.find(name)
     entry: dict[str, Any] = {"version": kind.version, "keys": list(values)}
-    if settings := told_settings(name, config):
-        entry["settings"] = settings
+    given = settings_of(record, name, config)
+    if settings := told_settings(given):
+        usual = type(given)().model_dump(mode="json")
+        entry |= {"settings": settings, "defaults": {field: usual[field] for field in settings}}
     if name not in METRICS.paths:
         directions = {"lower": list(kind.lower), "higher": list(kind.higher)}
         entry |= {"about": kind.about(), **directions}

@@ -15,11 +15,11 @@ from mvar.config import RunConfig, from_dict
 from mvar.files import write_json
 from mvar.memory import keep_freed_memory
 from mvar.runs.environment import describe, kernels_of
-from mvar.runs.measured import to_measure
+from mvar.runs.measured import chosen_for, to_measure
 from mvar.runs.stages.contract import Tell, Watch, never, nobody, recorded
 from mvar.runs.stages.evaluate import MetricsFailed
 from mvar.runs.states import DONE, RUNNING, STOPPED, ShouldStop, Stopped
-from mvar.runs.store import RunDirectory, Store
+from mvar.runs.store import RunDirectory, Store, one_line
 from mvar.runs.wiring import Stages
 from mvar.training import distributed
 
@@ -48,9 +48,12 @@ def execute(
     """
     config = store.as_stored(config)
     directory = directory or store.run_of(config)
-    if directory.is_done(config.evaluation_id) and not to_measure(directory, config):
-        return DONE
-    plugins.check(config, directory.path)
+    kinds = None
+    if directory.is_done(config.evaluation_id):
+        if not (names := to_measure(directory, config)):
+            return DONE
+        kinds = chosen_for(names)
+    plugins.check(config, directory.path, kinds)
     watch = Watch(progress or nobody, should_stop or never)
     try:
         with directory.lock(watch.should_stop):
@@ -65,9 +68,18 @@ def execute(
 
 
 def _measure(stages: Stages) -> None:
-    """Add to a finished run's evaluation the metrics that it lacks; it stays finished, whatever becomes of them."""
+    """Add to a finished run's evaluation the metrics that it lacks; it stays finished, whatever becomes of them.
+
+    Its status says which could not be computed, until they are.
+    """
     _prepare(stages.config)
-    stages.evaluate.run()
+    try:
+        stages.evaluate.run()
+    except MetricsFailed as error:
+        stages.run.write_status(DONE, "evaluate", reason=one_line(error))
+        raise
+    if (stages.run.status() or {}).get("reason"):
+        stages.run.write_status(DONE, "evaluate")
 
 
 def _prepare(config: RunConfig) -> None:
@@ -105,7 +117,7 @@ def _execute(stages: Stages) -> None:
             if error.of_ours:
                 raise
             failed = error  # of a user's own metric: the run itself is finished
-        run.write_status(DONE, "evaluate")
+        run.write_status(DONE, "evaluate", reason=failed and one_line(failed))
     if failed:
         raise failed
 

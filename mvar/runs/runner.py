@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +20,7 @@ from mvar.errors import print_to_nowhere, warn_once
 from mvar.runs import workers
 from mvar.runs.display import Display, make_display
 from mvar.runs.executors.contract import Summary
+from mvar.runs.measured import to_measure
 from mvar.runs.pace import Pace
 from mvar.runs.plan import RUN, Task, run_flops, tasks_of
 from mvar.runs.signals import handled
@@ -57,8 +59,10 @@ def run_all(
         with _Runner(tasks, store, places, display or make_display(tasks)) as runner:
             summary.interrupted = runner.run()
             summary.outcomes = runner.outcomes
-    done = (c for c in configs if (directory or store.run_of(c)).is_done(c.evaluation_id))
-    summary.num_done = len({c.run_id + c.evaluation_id for c in done})
+    ended = {(c.run_id, c.evaluation_id): (c, directory or store.run_of(c)) for c in configs}
+    done = [(config, run) for config, run in ended.values() if run.is_done(config.evaluation_id)]
+    summary.num_done = len(done)
+    summary.lacking = dict(Counter(name for config, run in done for name in to_measure(run, config)))
     return summary
 
 

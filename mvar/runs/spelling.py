@@ -46,9 +46,7 @@ def of_stages(config: RunConfig, index: RunIndex, run: Callable[[str], StoredRun
         if folder.parent.name == layout.RUNS:
             return of_evaluation(config, run(folder.name))
         document = read_json(folder / layout.CONFIG)
-        return config.model_copy(
-            update={"evaluation": from_dict(EvaluationConfig, document["evaluation"], lenient=True)}
-        )
+        return _judged_by(config, from_dict(EvaluationConfig, document["evaluation"], lenient=True))
     return config
 
 
@@ -61,7 +59,13 @@ def of_evaluation(config: RunConfig, run: StoredRun) -> RunConfig:
         stored = [run.stored().config.evaluation]
         made = [record["evaluation"] for record in run.evaluations().values() if "evaluation" in record]
         for evaluation in [*stored, *(from_dict(EvaluationConfig, values, lenient=True) for values in made)]:
-            spelled = config.model_copy(update={"evaluation": evaluation})
+            spelled = _judged_by(config, evaluation)
             if spelled.canonical()["evaluation"] == wanted:
                 return spelled
     return config
+
+
+def _judged_by(config: RunConfig, other: EvaluationConfig) -> RunConfig:
+    """With the path of another evaluation; settings of metrics, which no stored config has, stay."""
+    evaluation = config.evaluation.model_copy(update={"inception_weights": other.inception_weights})
+    return config.model_copy(update={"evaluation": evaluation})

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from mvar import layout, plugins
 from mvar.config import RunConfig, identity, stored_config
 from mvar.config.parsing import Stored
-from mvar.errors import UserError, warn_once
+from mvar.errors import UserError, one_of, quoted, warn_once
 from mvar.files import read_json, remove_leftovers, write_json
 from mvar.runs import derived, spelling
 from mvar.runs.documents import Damaged, Foreign, is_evaluation, read_document, read_or_warn, write_document
@@ -28,6 +28,7 @@ from mvar.runs.states import DONE, ShouldStop, Stopped
 DONE_ANEW = ("floors", "evaluate")  # stages that keep nothing where they are stopped
 RUN = "run"  # the kind of work that is no shared stage
 INDEX_S = 2.0
+NAMED = 6  # runs that a message names, the nearest ones
 CONFIG_REMEDY = "`mvar repair --yes` or the command that made the run writes it anew"
 
 
@@ -309,16 +310,22 @@ class Store:
         Raises:
             UserError: no such run, or several; names them.
         """
+        found = self.fitting(name)
+        if len(found) > 1:
+            more = f" and {len(found) - NAMED} others" if len(found) > NAMED else ""
+            fit = ", ".join(run.name for run in found[:NAMED])
+            raise UserError(f"run: {quoted(name)} fits {len(found)} runs; allowed: {fit}{more}")
+        if not found:
+            raise one_of("run", name, [r.name for r in self.runs()] or [f"none, {self.root} holds no runs yet"], NAMED)
+        return found[0]
+
+    def fitting(self, name: str) -> list[RunDirectory]:
+        """The runs that a name may mean: a path of a directory, an id, or a beginning of ids."""
         if Path(name, layout.CONFIG).is_file():
-            return RunDirectory(Path(name))
+            return [RunDirectory(Path(name))]
         names = [run.name for run in self.runs()]
         matches = [n for n in names if n == name] or [n for n in names if n.startswith(name)]
-        matches = matches or [entry.name for entry in self.index.by_id(name)][:1]
-        if len(matches) != 1:
-            problem = f"fits {len(matches)} runs" if matches else "is unknown"
-            allowed = ", ".join(matches or names) or f"none, {self.root} holds no runs yet"
-            raise UserError(f"run: {name!r} {problem}; allowed: {allowed}")
-        return self.run(matches[0])
+        return [self.run(match) for match in matches or [entry.name for entry in self.index.by_id(name)][:1]]
 
     @classmethod
     def locate(cls, root: Path, name: str) -> tuple[RunDirectory, "Store"]:

@@ -125,7 +125,8 @@ def work(kind: str, config_values: dict[str, Any], root: str, run: str = "") -> 
     _Worker.progress("", 0, 0)
     try:
         begin_child()
-        state, reason, is_user_error = _work(kind, from_dict(RunConfig, config_values), Store(Path(root)), run)
+        config = from_dict(RunConfig, config_values, lenient=True)  # checked where it was asked for
+        state, reason, is_user_error = _work(kind, config, Store(Path(root)), run)
     except Stopped:
         state, reason, is_user_error = STOPPED, "", False
     except Exception as error:

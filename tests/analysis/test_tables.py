@@ -334,14 +334,14 @@ def test_si_prefixes():
     assert [si(x) for x in (7, 482_528, 999_999, 464.2e6, 1.03e12)] == ["7", "483 k", "1 M", "464 M", "1.03 T"]
 
 
-def later_version(results, configs, version, **values):
-    """Some runs have a metric in a newer version."""
+def later_version(results, configs, version, told=None, **values):
+    """Some runs have a metric in a newer version, or with more told of it."""
     for config in configs:
         run = results.store.run(config.run_id)
         record = run.evaluations()[config.evaluation_id]
         for key, value in values.items():
             record["metrics"][f"eval/{key}"] = value
-        record["measured"] = {"fid": {"version": version, "keys": [f"eval/{key}" for key in values]}}
+        record["measured"] = {"fid": {"version": version, "keys": [f"eval/{key}" for key in values], **(told or {})}}
         run.add_evaluation(config.evaluation_id, record)
 
 
@@ -357,6 +357,26 @@ def test_values_of_two_versions_are_not_compared(results):
     assert all("of version 1," in note.text for note in dashes)
     (line,) = [line for line in table.missing if "eval/fid" in line]
     assert line.startswith("eval/fid version 2 is missing for 6 runs") and "`mvar run mixers --preset digits`" in line
+
+
+def test_of_two_settings_the_commoner_is_compared_and_the_other_is_named(results):
+    """A table names the setting that differs, and the command that measures alike."""
+    _, configs = results.sweep("mixers", seeds=(0, 1))
+    told = {"settings": {"k": 10}, "defaults": {"k": 5}}
+    later_version(results, configs[:2], 1, told, fid=7.0)  # both seeds of the first row
+    records = load_records(results.root)
+    table = sweep_table(records, records.manifests[0])
+    assert [bool(row["fid"]) for row in table.rows] == [False, True, True, True]  # six of eight are of the default
+    assert [(note.row, note.text) for note in table.notes if "not compared" in note.text] == [
+        (0, "of version 1 (k=10), which is not compared here")
+    ]
+    (line,) = [line for line in table.missing if "eval/fid" in line]
+    assert line.startswith("eval/fid is of k=10 and not 5 for 2 runs (") and "missing" not in line
+    assert line.endswith("--set evaluation.fid.k=5` measures it alike.")
+    later_version(results, configs[2:], 1, {"settings": {"k": 3}, "defaults": {"k": 5}}, fid=8.0)
+    records = load_records(results.root)
+    (line,) = [line for line in sweep_table(records, records.manifests[0]).missing if "eval/fid" in line]
+    assert line.startswith("eval/fid is of k=10 and not 3 for 2 runs") and "--set evaluation.fid.k=3`" in line
 
 
 def test_of_one_version_nothing_is_said(results):

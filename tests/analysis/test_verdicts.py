@@ -204,6 +204,18 @@ def test_attention_is_held_to_uniform_attention_by_a_verdict(sides, shares, said
     assert "yes, as uniform attention" in lines or "more there" not in lines
 
 
+def test_models_of_one_data_set_are_told_apart():
+    script = attention_cost()
+    base = override(RunConfig(), {"train.steps": 8})
+    models = [base, override(base, {"model.width": 128, "seed": 1}), override(base, {"train.steps": 9})]
+    said = script.names([script.ScoredModel(config, {}, {}) for config in models])
+    assert said == [
+        f"digits (8 steps, width {base.model.width})",
+        "digits (8 steps, width 128)",
+        "digits (9 steps)",
+    ]
+
+
 def test_uniform_attention_shows_the_papers_finding_on_few_scales():
     """Two scales of one and four tokens: most of the mass lies inside a scale before anything was trained."""
     script = attention_cost()

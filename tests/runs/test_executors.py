@@ -1,11 +1,16 @@
 """Executors by name: an unknown one is an error that lists what is there, never another one."""
 
+import os
+import signal
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 import tiny_runs
 
+from mvar import plugins
 from mvar.cli import main
 from mvar.cluster.profiles import PROFILES, load_profile
 from mvar.errors import OK, USER_ERROR, UserError
@@ -99,3 +104,32 @@ def test_a_name_has_one_executor():
     for name in ("noted", "local"):
         with pytest.raises(UserError, match=f"executor: '{name}' is taken; allowed: another name than slurm, local"):
             EXECUTORS.register(name, Other)
+
+
+def test_the_example_is_polite(tmp_path, monkeypatch):
+    """Its profile's fields, the lowest priority, and an end as by Ctrl-C after its minutes; a full disk is one line."""
+    monkeypatch.setattr(plugins, "_loaded", {})
+    monkeypatch.setitem(EXECUTORS.owners, "polite", "executor")
+    monkeypatch.setenv("TMPDIR", "")
+    examples = Path(__file__).parents[2] / "examples"
+    plugins.load(str(examples / "executor.py"))
+    profile, nice, seen = load_profile(str(examples / "polite.toml")), [], []
+    monkeypatch.setattr(os, "nice", nice.append)
+
+    def run_all(configs, store, workers):
+        clocks = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+        seen.append((list(configs), workers, os.environ["TMPDIR"], clocks))
+        return Summary()
+
+    monkeypatch.setattr("mvar.runs.runner.run_all", run_all)
+    executor = find("polite")
+    executor.execute([(profile, ["a run"])], None)
+    ((configs, workers, folder, (clock,)),) = seen
+    assert (configs, workers, folder, nice) == (["a run"], 1, "/var/tmp", [19])
+    assert (clock.interval, clock.args[1]) == (480 * 60, signal.SIGINT) and clock.finished.is_set()
+    with pytest.raises(UserError, match="partition: the executor polite does not use it; allowed with it: env, timeou"):
+        load_profile(str(examples / "polite.toml"), ["partition=gpu"])
+    executor.check_results(tmp_path / "new")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 5e8}))
+    with pytest.raises(UserError, match=f"results: 0.5 GB are free at {tmp_path}; allowed: 1 or more"):
+        executor.check_results(tmp_path / "new")

@@ -4,17 +4,19 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+from pydantic import Field, create_model
 from tiny_runs import CONFIG, arguments
 
 from mvar import plugins
 from mvar.cli import main
-from mvar.config import override
+from mvar.config import Config, override
 from mvar.errors import FAILURE, OK, USER_ERROR, UserError
 from mvar.evaluation.metrics.contract import Metric, every_metric
 from mvar.registries import EXTRACTORS, METRICS
-from mvar.runs.measured import lacking, measured, to_measure, versions
+from mvar.runs.measured import lacking, measured, settings_of, to_measure, versions
 from mvar.runs.pipeline import execute
 from mvar.runs.plan import tasks_of
 from mvar.runs.stages.evaluate import MetricsFailed
@@ -119,12 +121,29 @@ def test_of_other_settings_it_is_computed_anew_and_what_was_is_not_forgotten(sto
     assert plugin["name"] == "metric" and len(plugin["sha256"]) == 64
     execute(more, store)
     second = record(store)
-    assert second["measured"]["density_coverage"]["settings"] == {"k": 3}
+    entry = second["measured"]["density_coverage"]
+    assert (entry["settings"], entry["defaults"]) == ({"k": 3}, {"k": 5})
     assert versions(second) == {"eval/density": "1 (k=3)", "eval/coverage": "1 (k=3)"}
     METRICS.own["density_coverage"].compute = None  # not called again: its values of these settings are known
-    execute(CONFIG, store)
+    assert to_measure(store.run(CONFIG.run_id), CONFIG) == [] and tasks_of([CONFIG], store) == []  # k=3 stays
+    assert to_measure(store.run(CONFIG.run_id), more) == []
+    execute(override(CONFIG, {"evaluation.density_coverage.k": 5}), store)
     third = record(store)
     assert third["metrics"] == first["metrics"] and len(third["measured"]["density_coverage"]["earlier"]) == 1
+
+
+def test_a_newer_version_is_computed_in_the_settings_of_before(store):
+    plugins.load(str(EXAMPLE))
+    execute(override(CONFIG, {"evaluation.density_coverage.k": 3}), store)
+    before, kind = record(store), METRICS.own["density_coverage"]
+    kind.version = 2
+    assert to_measure(store.run(CONFIG.run_id), CONFIG) == ["density_coverage"]
+    execute(CONFIG, store)
+    after = record(store)
+    assert versions(after) == {"eval/density": "2 (k=3)", "eval/coverage": "2 (k=3)"}
+    assert after["metrics"] == before["metrics"]
+    kind.Settings = create_model("Settings", __base__=Config, k=(Annotated[int, Field(le=2)], 2))
+    assert settings_of(after, "density_coverage", CONFIG).k == 2  # what is no longer allowed is its default
 
 
 def test_the_example_is_what_its_paper_says():
@@ -187,8 +206,15 @@ def test_the_command_says_which_metric_of_which_run_and_ends_badly(store, tmp_pa
     (line,) = [line for line in err.splitlines() if "error" in line]
     assert line == f"mvar: error: {CONFIG.run_id}: metric bad: eval/bad is nan; allowed: a finite number"
     assert "eval/fid" in out and "1 of 1 runs done" in out
+    assert next(line for line in out.splitlines() if "runs done" in line).endswith("; not done: metric bad of 1")
     plugins.forget_all()
     assert main(["evaluate", CONFIG.run_id, "--results", str(store.root)]) == OK
+    assert main(["status", "--results", str(store.root)]) == OK
+    assert "metric bad: eval/bad is nan" in " ".join(capsys.readouterr().out.split())  # it is still not there
+    file.write_text(file.read_text().replace("float('nan')", "0.5"))
+    assert main(words) == OK
+    main(["status", "--results", str(store.root)])
+    assert "metric bad" not in capsys.readouterr().out
 
 
 def test_a_run_with_deleted_images_keeps_what_it_has(store, capsys):
@@ -243,11 +269,9 @@ def test_what_is_no_metric_is_refused(members, reason):
 
 
 def test_a_user_extractor_by_its_name(store):
-    from pydantic import Field
     from torch import nn
 
     import mvar
-    from mvar.config import Config
     from mvar.evaluation.extractors.contract import ExtractorKind, kind_of
 
     class Means(ExtractorKind):

@@ -334,6 +334,6 @@ def test_hanging_up_is_ignored_under_nohup_and_never_ends_at_once(tmp_path):
 def test_configs_of_the_command_line_are_those_of_this_file():
     """The slow test waits for a run by its id."""
     settings = tuple(f"{name}={value}" for name, value in TINY.items())
-    (request,) = Run(("mixers",), "smoke", set=(settings,)).requests()
+    (request,) = Run(sweeps=("mixers",), preset="smoke", set=(settings,)).requests()
     configs: list[RunConfig] = request.configs()
     assert override(CONFIG, {"model.pattern": "intra+mamba"}).run_id in {config.run_id for config in configs}

@@ -114,6 +114,15 @@ def test_find_run(tmp_path):
         store.find_run("digits")
     with pytest.raises(UserError, match="unknown; allowed: digits"):
         store.find_run("nope")
+    for seed in range(2, 12):
+        finish(store, override(CONFIG, {"seed": seed}))
+    wrong = f"{CONFIG.run_id[:-3]}xyz"
+    with pytest.raises(UserError) as error:  # the nearest few of many
+        store.find_run(wrong)
+    assert f"(did you mean '{CONFIG.run_id}'?)" in str(error.value) and str(error.value).endswith(" and 6 others")
+    assert str(error.value).count("digits-") == 8
+    with pytest.raises(UserError, match=r"fits 12 runs; allowed: digits.* and 6 others$"):
+        store.find_run("digits")
 
 
 HOLD = """

@@ -106,7 +106,7 @@ def test_runs_and_floors_of_an_earlier_version_are_taken_as_they_are(store):
 def test_the_same_through_the_command_line(tmp_path, capsys, monkeypatch):
     settings = tuple(f"{name}={value}" for name, value in TINY.items())
     arguments = ["run", "mixers", "--preset", "smoke", "--results", str(tmp_path), "--set", *settings]
-    run = Run(("mixers",), preset="smoke", set=(settings,), results=tmp_path)
+    run = Run(sweeps=("mixers",), preset="smoke", set=(settings,), results=tmp_path)
     first, *others = [config for request in run.requests() for config in request.configs()]
     store = Store(tmp_path)
     assert others and execute(first, store) == DONE

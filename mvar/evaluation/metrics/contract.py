@@ -78,6 +78,21 @@ class Metric(ABC):
         """
 
     @classmethod
+    def check_class(cls, name: str) -> None:
+        """Refuse what could not be measured or kept apart.
+
+        Args:
+            name: that the metric has, or is about to get.
+
+        Raises:
+            UserError: it needs what there is not, its version is no number, it gives a key that another metric gives.
+        """
+        _check(name, cls)
+        for other in METRICS.names():
+            if other != name:
+                _check_apart(name, cls, other, METRICS.find(other))
+
+    @classmethod
     def about(cls) -> str:
         """The first line of its docstring."""
         return ((cls.__doc__ or "").strip().splitlines() or [""])[0]
@@ -99,10 +114,14 @@ def every_metric() -> dict[str, type[Metric]]:
         kind = METRICS.find(name)
         _check(name, kind)
         for other, there in found.items():
-            if clash := next((k for k in (*kind.keys, *kind.also) if _given(k, there)), ""):
-                raise UserError(f"metric: {name!r} gives {clash}, which metric {other!r} gives; allowed: another key")
+            _check_apart(name, kind, other, there)
         found[name] = kind
     return found
+
+
+def _check_apart(name: str, kind: type[Metric], other: str, there: type[Metric]) -> None:
+    if clash := next((key for key in (*kind.keys, *kind.also) if _given(key, there)), ""):
+        raise UserError(f"metric: {name!r} gives {clash}, which metric {other!r} gives; allowed: another key")
 
 
 def _given(key: str, kind: type[Metric]) -> bool:

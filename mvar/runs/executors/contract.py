@@ -21,6 +21,7 @@ class Summary:
     num_runs: int = 0
     num_done: int = 0
     interrupted: bool = False
+    lacking: dict[str, int] = field(default_factory=dict)  # metrics, and how many finished runs are without
 
     @property
     def failures(self) -> dict[str, Outcome]:

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mvar.errors import UserError
+from mvar.errors import UserError, quoted
+from mvar.pattern import mixer_name, mixer_texts
 from mvar.registries import SOURCES
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ LARGEST: dict[str, int] = {
     "evaluation.classifier_steps": 10**15,
 }
 
+PATTERN = {"model.pattern", "model.replacement"}  # fields whose text may hold settings of mixers
+
 
 def check_launched(config: "RunConfig", asked: Iterable[str]) -> None:
     """Look at the fields that a command sets.
@@ -46,12 +49,21 @@ def check_launched(config: "RunConfig", asked: Iterable[str]) -> None:
     Raises:
         UserError: a size beyond reason; held-out images for a data set that has its own.
     """
-    for name in asked:
-        largest = LARGEST.get(name)
-        if largest is not None and (value := attrgetter(name)(config)) > largest:
-            raise UserError(f"{name}: {value:,} is too large; allowed: at most {largest:,}")
+    asked = set(asked)
+    for name in sorted(asked & LARGEST.keys()):
+        _check_size(name, name, attrgetter(name)(config))
+    for text in sorted(mixer_texts(config.model.pattern)) if PATTERN & asked else ():
+        mixer = mixer_name(text)
+        for field, value in dict(config.model.settings_of(text) or ()).items():
+            _check_size(f"model.{mixer}.{field}", f"model.pattern: {quoted(text)}: {mixer}.{field}", value)
     if "data.heldout_root" in asked and config.data.heldout_root:
         _check_heldout(config.data.name)
+
+
+def _check_size(field: str, where: str, value: Any) -> None:
+    largest = LARGEST.get(field)
+    if largest is not None and value > largest:
+        raise UserError(f"{where}: {value:,} is too large; allowed: at most {largest:,}")
 
 
 def _check_heldout(name: str) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mvar import plugins
 from mvar.config import RunConfig, override
 from mvar.config.parsing import current_name
 from mvar.errors import UserError
@@ -22,13 +23,17 @@ def evaluation_of(store: Store, run: RunDirectory, overrides: Mapping[str, Any])
 
     Raises:
         UserError: a field that would be another run, an unknown one, a value that is not allowed; a run that is not
-            trained, or whose tokenizer is elsewhere.
+            trained, or whose tokenizer is elsewhere; a plug-in that is not loaded, unless the images are there and
+            nothing is asked for but metrics of them.
     """
     for name in overrides:
         if not current_name(RunConfig, name).startswith(OF_A_RUN):
             raise UserError(f"set: {name} would be another run; allowed: fields of {', '.join(OF_A_RUN)}")
     if not run.weights.is_file():
         raise UserError(f"run: {run.name} is not trained yet ({run.state()}); allowed: a trained run")
-    config = override(run.config(), overrides)
+    config = run.config(to_compute=False)
+    if overrides or not run.is_done(config.evaluation_id):
+        plugins.check(config, run.path)
+    config = override(config, overrides) if overrides else config
     need_tokenizer(store, config, run)
     return config

@@ -20,7 +20,7 @@ from mvar.evaluation.metrics.inputs import Inputs, Parts, compute, shares
 from mvar.files import atomic_write
 from mvar.progress import Progress
 from mvar.registries import METRICS
-from mvar.runs.measured import recalled, to_measure, with_metric
+from mvar.runs.measured import recalled, settings_of, to_measure, with_metric
 from mvar.runs.stages.contract import RunStage
 from mvar.runs.stages.extractor import ExtractorStage
 from mvar.runs.stages.sample import SampleStage
@@ -84,7 +84,7 @@ class EvaluateStage(RunStage):
         for name, report in zip(names, shares(self.watch.heed(self.name), len(names)), strict=True):
             self.watch.check()
             try:
-                values = recalled(record, name, self.config) or self._measure(name, inputs, report)
+                values = recalled(record, name, self.config) or self._measure(name, record, inputs, report)
             except Stopped:
                 raise
             except Exception as error:
@@ -99,9 +99,9 @@ class EvaluateStage(RunStage):
     def _missing(self) -> list[str]:
         return to_measure(self.directory, self.config)
 
-    def _measure(self, name: str, inputs: Inputs, report: Progress) -> dict[str, float]:
+    def _measure(self, name: str, record: dict[str, Any], inputs: Inputs, report: Progress) -> dict[str, float]:
         kind: type[Metric] = METRICS.find(name)
-        return compute(name, kind(self.config.evaluation.settings_of(name)), inputs, report)
+        return compute(name, kind(settings_of(record, name, self.config)), inputs, report)
 
     def _keep_traceback(self, error: Exception) -> None:
         """Of what is no user's mistake: `error.txt`, for who wrote the metric."""
