@@ -405,7 +405,7 @@ def test_the_name_of_the_table_says_what_it_is():
 
     assert str(inspect.signature(mvar.runs)) == str(inspect.signature(table))
     assert inspect.getdoc(mvar.runs).startswith(inspect.getdoc(table).splitlines()[0])
-    assert "results: where runs are kept." in pydoc.plain(pydoc.render_doc(mvar.runs))
+    assert "results: where runs are kept" in pydoc.plain(pydoc.render_doc(mvar.runs))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ STEM = "mixers-smoke-steps"
 
 def ask(store: Store, *sweeps: str, seeds: str = "1", settings: tuple[str, ...] = ()) -> list[RunConfig]:
     """Ask for sweeps of the smoke preset, as `mvar run` does; the runs."""
-    requests = Run(sweeps, preset="smoke", seeds=seeds, set=(settings,)).requests()
+    requests = Run(sweeps=sweeps, preset="smoke", seeds=seeds, set=(settings,)).requests()
     for request in requests:
         command = ["run", request.sweep.name, "--preset", "smoke", "--seeds", seeds]
         write_manifest(store, request, [*command, *(["--set", *settings] if settings else [])])

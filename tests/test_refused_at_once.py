@@ -53,7 +53,7 @@ def complaint(capsys) -> str:
     [
         (["--picture", "99"], "picture: 99; allowed: classes 0 to 3"),
         (["--picture", "4"], "picture: 4; allowed: classes 0 to 3"),
-        (["--picture", "-2"], "picture: -2; allowed: 0 or more, -1 for none in particular"),
+        (["--picture", "-2"], "picture: -2; allowed: 0 or more"),
         (["--picture", "1", "--layer", "1"], "layer: '1' is unknown; allowed: 0, 3"),
         (["--picture", "1", "--layer", "4"], "layer: '4' is unknown; allowed: 0, 3"),
         (["--picture", "1", "--head", "9"], f"head: 9; allowed: 0 to {PRESETS['smoke'].model.num_heads - 1}"),

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -92,7 +91,7 @@ def status_table(rows: Sequence[Row], console: Console) -> RenderableType:
             if title in columns and _width(names, columns) > console.width:
                 del columns[title]
                 left_out += f", {title} is left out"
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table()
     table.add_column("stage or run", overflow="fold")
     for title in columns:
         table.add_column(title, overflow="fold", no_wrap=title != "why")
@@ -108,7 +107,7 @@ def _width(names: Sequence[str], columns: Mapping[str, Sequence[str]]) -> int:
     wide = {title: max(map(len, (title, *cells))) for title, cells in columns.items()}
     if "why" in wide:
         wide["why"] = min(wide["why"], SHORTEST_REASON)
-    return max(map(len, (*names, "stage or run"))) + sum(width + 3 for width in wide.values())
+    return 4 + max(map(len, (*names, "stage or run"))) + sum(width + 3 for width in wide.values())
 
 
 def _where(row: Row) -> str:
