@@ -17,8 +17,12 @@ MIXERS: Registry[Any] = Registry(
         "global": "mvar.mixers.global_attention:GlobalAttention",
         "intra": "mvar.mixers.intra_attention:IntraScaleAttention",
         "mamba": "mvar.mixers.mamba:Mamba2",
+        "markov": "mvar.mixers.markov:MarkovAttention",
+        "window": "mvar.mixers.window:WindowAttention",
+        "linear": "mvar.mixers.linear:LinearAttention",
+        "conv": "mvar.mixers.conv:ScaleConv",
     },
-    without_settings=("global", "intra"),
+    without_settings=("global", "intra", "linear"),
 )
 SOURCES: Registry[Any] = Registry(
     "data.name",

@@ -103,9 +103,16 @@ class Span:
         offsets = self.schedule.offsets
         return slice(offsets[scale] - self.start, offsets[scale + 1] - self.start)
 
-    def visible(self, scale: int) -> int:
-        """Tokens of scales 0..scale: what a query of this scale may see under block-causal attention."""
-        return self.schedule.offsets[scale + 1]
+    def visible(self, scale: int, reach: int | None = None) -> int:
+        """Tokens of scales 0..scale: what a query of this scale may see under block-causal attention.
+
+        With `reach` those of the last so many scales, the own one included.
+        """
+        return self.schedule.offsets[scale + 1] - self.unseen(scale, reach)
+
+    def unseen(self, scale: int, reach: int | None = None) -> int:
+        """Tokens of the scales that lie too far back for a query of this scale; 0 where every coarser one is seen."""
+        return 0 if reach is None else self.schedule.offsets[max(0, scale + 1 - reach)]
 
 
 # The schedules of VAR for 256, 512 and 1024 px with a tokenizer that downsamples 16 times, and the demo's.

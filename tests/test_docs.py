@@ -8,6 +8,7 @@ import pytest
 
 from mvar.cli import COMMANDS, parse
 from mvar.errors import UserError
+from mvar.registries import MIXERS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -62,3 +63,8 @@ def test_links_lead_to_files(page):
 def test_pages_are_in_the_menu():
     menu = (ROOT / "mkdocs.yml").read_text()
     assert [page.name for page in (ROOT / "docs").glob("*.md") if page.name not in menu] == []
+
+
+def test_every_mixer_has_its_row():
+    page = (ROOT / "docs/mixers.md").read_text()
+    assert [name for name in MIXERS.paths if not re.search(rf"^\| `{name}[`:]", page, re.MULTILINE)] == []

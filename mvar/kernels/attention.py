@@ -36,7 +36,7 @@ def attend(
     v: Tensor,
     span: Span,
     *,
-    within_scale: bool,
+    reach: int | None = None,
     backend: str = "auto",
     severed: Severed | None = None,
 ) -> Tensor:
@@ -47,10 +47,9 @@ def attend(
 
     Args:
         q: `(B, H, L, head_dim)`, the queries of the span.
-        k, v: `(B, H, K, head_dim)`; with `within_scale` the span's own tokens (K = L), else all tokens up to the
-            span's end (K = `span.stop`).
+        k, v: `(B, H, K, head_dim)`, the last K tokens up to the span's end: all that its first scale sees, or more.
         span: the scales that `q` holds.
-        within_scale: whether a scale sees itself only.
+        reach: scales that a query sees, its own included; None: all up to its own.
         backend: `torch` (also `auto`: torch picks its flash kernels by itself) or `flash_attn`.
         severed: pairs that are cut; a scale that has some is computed by torch.
 
@@ -61,18 +60,20 @@ def attend(
     # split, not slices: its backward is one concatenation instead of a zero-filled copy for every scale
     lengths = [span.schedule.lengths[scale] for scale in span.scales]
     queries = q.split(lengths, dim=2)
-    if within_scale:
+    first = span.stop - k.shape[2]  # the number of the first key's token
+    if reach == 1 and k.shape[2] == span.length:
         keys, values = k.split(lengths, dim=2), v.split(lengths, dim=2)
     else:
-        ends = [span.visible(scale) for scale in span.scales]
-        keys, values = ([t[:, :, :end] for end in ends] for t in (k, v))
-    seen = zip(queries, keys, values, strict=True)
+        seen = [
+            slice(span.unseen(scale, reach) - first, span.schedule.offsets[scale + 1] - first) for scale in span.scales
+        ]
+        keys, values = ([t[:, :, part] for part in seen] for t in (k, v))
+    parts = zip(queries, keys, values, strict=True)
     if severed is None:
-        outputs = [attention(*parts) for parts in seen]
+        outputs = [attention(*part) for part in parts]
     else:
-        starts = [span.schedule.offsets[scale] for scale in span.scales]
-        firsts = [(start, start if within_scale else 0) for start in starts]
-        outputs = [attend_severed(*parts, severed, *at, attention) for parts, at in zip(seen, firsts, strict=True)]
+        at = [(span.schedule.offsets[scale], span.unseen(scale, reach)) for scale in span.scales]
+        outputs = [attend_severed(*part, severed, *where, attention) for part, where in zip(parts, at, strict=True)]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
 
@@ -103,6 +104,25 @@ def attend_severed(
         return F.scaled_dot_product_attention(q, k, v, attn_mask=~pairs | ~left, scale=1.0) * left
     weights = torch.where(pairs, q @ others[0].mT, q @ k.mT).softmax(-1)
     return (weights * ~pairs) @ v + (weights * pairs) @ others[1]
+
+
+def attend_chosen(q: Tensor, k: Tensor, v: Tensor, index: Tensor) -> Tensor:
+    """Softmax attention where each query has a few keys of its own: `softmax(q k^T) v` over these alone.
+
+    The keys are gathered, M for each query: for few of many. Every back end of `attend` wants shared keys, so it is
+    always torch's.
+
+    Args:
+        q: `(B, H, L, head_dim)`.
+        k, v: `(B, H, K, head_dim)`.
+        index: `(L, M)`, the keys of each query.
+
+    Returns:
+        `(B, H, L, head_dim)`.
+    """
+    one = q.flatten(0, 1)[:, :, None]  # each query is a sequence of one
+    keys, values = (t.flatten(0, 1).index_select(1, index.flatten()).unflatten(1, index.shape) for t in (k, v))
+    return _torch(one, keys, values).view_as(q)
 
 
 def _torch(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ class GlobalAttention(ScaleAttention):
             state = KeyValueState.allocate(k, span.schedule.num_tokens)
         if state is not None:
             k, v = state.append(k, v)
-        y = attend(q, k, v, span, within_scale=False, backend=self.runtime.attention_backend, severed=self.severed)
+        y = attend(q, k, v, span, backend=self.runtime.attention_backend, severed=self.severed)
         return self.merge(y), None if span.is_last else state
 
     @classmethod

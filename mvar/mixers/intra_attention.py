@@ -21,7 +21,7 @@ class IntraScaleAttention(ScaleAttention):
     def forward(self, x: Tensor, span: Span, state: None = None) -> tuple[Tensor, None]:
         """See `Mixer.forward`."""
         q, k, v = self.project(x)
-        y = attend(q, k, v, span, within_scale=True, backend=self.runtime.attention_backend, severed=self.severed)
+        y = attend(q, k, v, span, reach=1, backend=self.runtime.attention_backend, severed=self.severed)
         return self.merge(y), None
 
     @classmethod

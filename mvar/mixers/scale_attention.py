@@ -1,10 +1,10 @@
-"""What the attention mixers `global` and `intra` share: projections, qk-norm, initialisation and counts.
+"""What attention mixers share: projections, qk-norm, initialisation and counts.
 
 Shapes: `B` batch, `L` tokens of a span, `D` width, `H` heads. Parameter names are the official code's.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,28 @@ from mvar.scales import Span
 MAX_LOG_SCALE = math.log(100)  # official code: the learned temperature of a head stays below 100
 
 
+class KeptKeys(NamedTuple):
+    """Keys and values `(B, H, K, head_dim)` of the last scales."""
+
+    keys: Tensor
+    values: Tensor
+
+    @classmethod
+    def followed_by(cls, kept: "KeptKeys | None", k: Tensor, v: Tensor) -> "KeptKeys":
+        """What was kept, and the tokens that follow."""
+        return cls(k, v) if kept is None else cls(torch.cat((kept.keys, k), dim=2), torch.cat((kept.values, v), dim=2))
+
+    def last(self, num_tokens: int) -> "KeptKeys | None":
+        """The last tokens alone: a view would keep all the projections alive. None where nothing is to be kept."""
+        if not num_tokens:
+            return None
+        return KeptKeys(
+            *(t[:, :, t.shape[2] - num_tokens :].clone(memory_format=torch.contiguous_format) for t in self)
+        )
+
+
 class ScaleAttention(Mixer):
-    """Attention whose keys are whole scales; which ones a subclass says."""
+    """Attention with VAR's projections; which keys a token sees a subclass says."""
 
     key = "attn"
 

@@ -19,7 +19,9 @@ from mvar.registries import MIXERS as REGISTERED
 from mvar.transformer import ScaleTransformer
 
 MIXERS = sorted(REGISTERED.names())
-PAIRS = [f"{a}+{b}" for a in MIXERS for b in MIXERS if a != b]
+OFFICIAL = ("global", "intra", "mamba")
+PAIRS = [f"{a}+{b}" for a in OFFICIAL for b in OFFICIAL if a != b]
+PAIRS += [f"intra+{name}" for name in MIXERS if name not in OFFICIAL]  # of all others: the contract's `beside others`
 PATTERNS = [*MIXERS, *PAIRS, "global intra+mamba 1*global", "2*intra+mamba mamba", "intra global mamba"]
 REPLACEMENTS = ["none", "all", "first:2", "last:1", "last:3", "every:2", "every:3", "0,3"]
 SCHEDULES = [(1, 2, 3, 4), (2, 3, 5), (4,), (1, 1, 6)]

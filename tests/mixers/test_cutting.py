@@ -25,9 +25,10 @@ def some_pairs(heads=HEADS):
     return torch.rand(heads, LENGTH, LENGTH, generator=torch.Generator().manual_seed(1)) < 0.5
 
 
-def allowed(within_scale):
+def allowed(reach):
     levels = torch.tensor(SCHEDULE.levels)
-    return levels[:, None] == levels if within_scale else levels[:, None] >= levels
+    back = levels[:, None] - levels
+    return (back >= 0) & (back < (reach or SCHEDULE.num_scales))
 
 
 def dense(q, k, v, mask):
@@ -36,45 +37,43 @@ def dense(q, k, v, mask):
 
 
 @pytest.mark.parametrize("heads", [1, HEADS])
-@pytest.mark.parametrize("within_scale", [False, True])
-def test_pairs_are_cut_as_a_masked_softmax_cuts_them(within_scale, heads):
+@pytest.mark.parametrize("reach", [None, 1, 2])
+def test_pairs_are_cut_as_a_masked_softmax_cuts_them(reach, heads):
     q, k, v = tensors()
     pairs = some_pairs(heads)
     pairs[:, 3] = True  # a query that has no key left
-    found = attend(q, k, v, SCHEDULE.span(), within_scale=within_scale, severed=Severed(pairs))
-    expected = dense(q, k, v, ~pairs & allowed(within_scale))
+    found = attend(q, k, v, SCHEDULE.span(), reach=reach, severed=Severed(pairs))
+    expected = dense(q, k, v, ~pairs & allowed(reach))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("within_scale", [False, True])
-def test_where_nothing_is_cut_the_bytes_are_the_same(within_scale):
+@pytest.mark.parametrize("reach", [None, 1, 2])
+def test_where_nothing_is_cut_the_bytes_are_the_same(reach):
     q, k, v = tensors()
-    plain = attend(q, k, v, SCHEDULE.span(), within_scale=within_scale)
+    plain = attend(q, k, v, SCHEDULE.span(), reach=reach)
     pairs = torch.zeros(1, LENGTH, LENGTH, dtype=torch.bool)
-    assert torch.equal(attend(q, k, v, SCHEDULE.span(), within_scale=within_scale, severed=Severed(pairs)), plain)
+    assert torch.equal(attend(q, k, v, SCHEDULE.span(), reach=reach, severed=Severed(pairs)), plain)
     pairs[:, 9] = True  # of the last scale
-    cut = attend(q, k, v, SCHEDULE.span(), within_scale=within_scale, severed=Severed(pairs))
+    cut = attend(q, k, v, SCHEDULE.span(), reach=reach, severed=Severed(pairs))
     assert torch.equal(cut[:, :, :5], plain[:, :, :5]) and not torch.equal(cut, plain)
 
 
-@pytest.mark.parametrize("within_scale", [False, True])
-def test_cut_pairs_see_what_stands_in(within_scale):
+@pytest.mark.parametrize("reach", [None, 1, 2])
+def test_cut_pairs_see_what_stands_in(reach):
     q, k, v, other_k, other_v = tensors(5)
 
     def stand_in(k, v, first):
         return (t[:1, :, first : first + k.shape[2]] for t in (other_k, other_v))  # one for the whole batch
 
     pairs = some_pairs()
-    found = attend(
-        q, k, v, SCHEDULE.span(), within_scale=within_scale, severed=Severed(pairs, lambda *a: tuple(stand_in(*a)))
-    )
+    found = attend(q, k, v, SCHEDULE.span(), reach=reach, severed=Severed(pairs, lambda *a: tuple(stand_in(*a))))
     scores = torch.where(pairs, q @ other_k[:1].mT, q @ k.mT)
-    weights = scores.masked_fill(~allowed(within_scale), -torch.inf).softmax(-1)
+    weights = scores.masked_fill(~allowed(reach), -torch.inf).softmax(-1)
     expected = (weights * ~pairs) @ v + (weights * pairs) @ other_v[:1]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     itself = Severed(pairs, lambda k, v, first: (k, v))
-    plain = attend(q, k, v, SCHEDULE.span(), within_scale=within_scale)
-    again = attend(q, k, v, SCHEDULE.span(), within_scale=within_scale, severed=itself)
+    plain = attend(q, k, v, SCHEDULE.span(), reach=reach)
+    again = attend(q, k, v, SCHEDULE.span(), reach=reach, severed=itself)
     torch.testing.assert_close(again, plain, rtol=0, atol=1e-12)
 
 

@@ -132,7 +132,7 @@ def test_a_stored_model_is_read_without_its_plug_in(monkeypatch):
     found, unknown = stored_config(document)
     assert not unknown and found.run_id == config.run_id and identity.as_document(found) == document
     assert found.model.layers[0] == "windowed:4+mamba" and found.model.settings_of("mamba").d_state == 8
-    with pytest.raises(UserError, match="mixer: 'windowed' is unknown; allowed: global, intra, mamba"):
+    with pytest.raises(UserError, match=r"mixer: 'windowed' is unknown.*; allowed: global, intra, mamba"):
         found.model.settings_of("windowed:4")
     with pytest.raises(UserError, match="mixer: 'windowed' is unknown"):
         override(found, {"seed": 3})
