@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import attention, machine, sampling, scan, submit
 from mvar.errors import UserError
+from mvar.registries import MIXERS
 
 ROOT = Path(__file__).parents[1]
 
@@ -110,7 +111,7 @@ def sampling_settings(tmp_path, **changes):
 def test_sampling_measures_every_mixer(tmp_path, capsys):
     sampling.main(sampling_settings(tmp_path))
     found = json.loads((tmp_path / "a.json").read_text())
-    assert set(found["rate_over_gemm"]) == {"global", "intra", "mamba", "intra+mamba"}
+    assert set(found["rate_over_gemm"]) == {*MIXERS.names(), "intra+mamba"}
     assert finite(found) and found["state_over_prefix"] > 0
     assert "carried state against prefix" in capsys.readouterr().out
 
