@@ -79,12 +79,15 @@ def _tokenizer_flops(tokenizer_config: TokenizerConfig, data: DataConfig) -> flo
 def tasks_of(configs: Iterable[RunConfig], store: Store, directory: RunDirectory | None = None) -> list[Task]:
     """Everything that is not done yet, each stage once: what must come first first, then longest first.
 
+    Of several evaluations of a run the first one counts its training, so that it comes before the others.
+
     Args:
         configs: the runs.
         store: where they are kept.
         directory: that all configs are evaluations of; None: each run's own.
     """
     tasks: dict[str, Task] = {}
+    training: set[Path] = set()  # runs whose training another task of the list counts
     for config in configs:
         run = directory or store.run_of(config)
         key = f"{run.name}/{config.evaluation_id}"
@@ -96,7 +99,10 @@ def tasks_of(configs: Iterable[RunConfig], store: Store, directory: RunDirectory
         for task in stages:
             tasks.setdefault(task.key, task)
         needs = tuple(task.key for task in stages if task.kind != "floors")
-        tasks[key] = Task(RUN, config, key, run_flops(config), needs, str(run.path.absolute()))
+        is_trained = run.weights.is_file() or run.path in training
+        training.add(run.path)
+        flops = float(sampling_flops(config)) if is_trained else run_flops(config)
+        tasks[key] = Task(RUN, config, key, flops, needs, str(run.path.absolute()))
     tasks = {key: task for key, task in tasks.items() if not _stage_is_done(task, store)}
     order = {kind: number for number, kind in enumerate(("tokenizer", "extractor", "tokens", "floors", METRICS, RUN))}
     return sorted(tasks.values(), key=lambda task: (order[task.kind], -task.flops, task.name))

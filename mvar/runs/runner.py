@@ -15,14 +15,13 @@ from typing import Any
 import torch
 
 from mvar.config import RunConfig, RuntimeConfig
-from mvar.cost import train_flops
 from mvar.errors import print_to_nowhere, warn_once
 from mvar.runs import workers
 from mvar.runs.display import Display, make_display
 from mvar.runs.executors.contract import Summary
 from mvar.runs.measured import to_measure
 from mvar.runs.pace import Pace
-from mvar.runs.plan import RUN, Task, run_flops, tasks_of
+from mvar.runs.plan import RUN, Task, sampling_flops, tasks_of
 from mvar.runs.signals import handled
 from mvar.runs.states import DONE, FAILED, STOPPED
 from mvar.runs.store import RunDirectory, Store
@@ -182,6 +181,9 @@ class _Runner:
         return pool
 
     def _is_ready(self, task: Task) -> bool:
+        """Whether what it needs is there, and no other worker is in its run's directory: it would wait for that one."""
+        if task.run and task.run in {other.run for _, other in self._running.values()}:
+            return False
         return all(key not in self._keys or self._state(key) == DONE for key in task.needs)
 
     def _state(self, key: str) -> str | None:
@@ -245,9 +247,7 @@ def task_share(task: Task, stage: str, done: int, total: int) -> float:
     within = done / total if total else 0.0
     if task.kind != RUN:
         return within
-    config = task.config
-    images = config.train.steps * config.train.batch_size
-    training = train_flops(config.model, config.token_space, images) / run_flops(config)
+    training = max(0.0, 1 - sampling_flops(task.config) / task.flops)
     return {"train": training * within, "sample": training + (1 - training) * within, "evaluate": 1.0}.get(stage, 0.0)
 
 

@@ -10,7 +10,10 @@ import subprocess
 import sys
 import termios
 import time
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny_runs import CONFIG, TINY, arguments
@@ -22,7 +25,7 @@ from mvar.errors import FAILURE, INTERRUPTED, OK, USER_ERROR
 from mvar.presets import PRESETS
 from mvar.runs.display import Lines, duration
 from mvar.runs.pipeline import execute
-from mvar.runs.plan import RUN, Clock, tasks_of
+from mvar.runs.plan import RUN, Clock, sampling_flops, tasks_of
 from mvar.runs.runner import Summary, _Runner, run_all, task_share, worker_places
 from mvar.runs.states import DONE, FAILED, STOPPED
 from mvar.runs.store import Store
@@ -69,6 +72,19 @@ def test_what_is_done_is_no_task(store):
     assert tasks_of([CONFIG], store) == []
     (task,) = tasks_of([CONFIG, override(CONFIG, {"seed": 1})], store)
     assert task.config.seed == 1
+
+
+def test_a_run_is_trained_by_one_task_and_no_other_waits_for_it_in_a_worker(tmp_path):
+    """Several evaluations of a run: the first counts the training, the others come after all trainings."""
+    configs = [override(CONFIG, {"seed": seed, "sample.seed": s}) for seed in (0, 1) for s in (0, 1, 2)]
+    runs = [task for task in tasks_of(configs, Store(tmp_path)) if task.kind == RUN]
+    assert [(task.config.seed, task.config.sample.seed) for task in runs[:2]] == [(0, 0), (1, 0)]
+    assert {task.flops for task in runs[2:]} == {float(sampling_flops(CONFIG))} != {runs[0].flops}
+    assert task_share(runs[2], "sample", 1, 2) == pytest.approx(0.5) and task_share(runs[2], "evaluate", 0, 3) == 1
+    runner = _Runner([replace(task, needs=()) for task in runs], Store(tmp_path), [{}, {}], SimpleNamespace())
+    first, other, *_ = runner._waiting
+    runner._running[Future()] = (0, first)
+    assert {task.run for task in runner._waiting if runner._is_ready(task)} == {other.run} != {first.run}
 
 
 def test_share_of_a_run():
