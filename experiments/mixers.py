@@ -44,7 +44,7 @@ EXPERIMENT = Experiment(
     "VAR, intra only, Mamba only, M-VAR",
     cells,
     pair=("VAR", "M-VAR"),
-    figures=("samples", "likelihood", "loss"),
+    figures=("samples", "likelihood", "loss", "overfitting"),
     sets_pattern=False,
     of_paper=True,
     columns=COLUMNS_SHOWN,

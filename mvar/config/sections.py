@@ -211,6 +211,15 @@ class RuntimeConfig(Config):
         default=2, ge=1, description="Newest checkpoints that an unfinished training keeps; a finished one keeps one."
     )
     sample_batch: int = Field(default=100, ge=1, description="Images that are drawn at once.")
+    likelihood_points: int = Field(
+        default=6,
+        ge=0,
+        description="Times in a training, the last one its end, that NLL of training and of held-out images is logged; "
+        "0: never.",
+    )
+    likelihood_images: int = Field(
+        default=200, ge=1, description="Training images, and held-out images, that those are of, evenly spread."
+    )
     tensorboard: bool = Field(default=False, description="Write metrics for TensorBoard too.")
     attention_backend: Literal["auto", "torch", "flash_attn"] = Field(
         default="auto", description="Kernel of attention; auto: torch's own choice."

@@ -109,7 +109,7 @@ class Grid:
             against=against,
             compares="nothing",
             varied=[axis.field for axis in self.axes if axis.field.startswith("sample.")],
-            figures=("samples", "likelihood", "loss"),
+            figures=("samples", "likelihood", "loss", "overfitting"),
             grid=self.document(),
             place=5,
         )

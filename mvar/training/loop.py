@@ -29,7 +29,7 @@ from mvar.training import checkpoint
 from mvar.training.contract import BATCH_STREAM, BEFORE_STEP_STREAM, FORWARD_STREAM, DrawsForBatch, Objective, Tensors
 from mvar.training.distributed import open_fabric
 from mvar.training.feed import Feed
-from mvar.training.metrics_log import MetricsLog, is_logged
+from mvar.training.metrics_log import MetricsLog, is_logged, is_observed
 from mvar.training.optimizer import Schedule, build_adamw
 from mvar.training.skips import SkippedSteps, TrainingDiverged
 
@@ -59,6 +59,7 @@ def fit(
     seed: int,
     progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
+    observe: Callable[[], dict[str, float]] | None = None,
 ) -> FitResult:
     """Train `objective.module` in place, going on from the newest checkpoint in `directory/checkpoints`.
 
@@ -75,6 +76,8 @@ def fit(
         progress: called with steps done and in all, after every step.
         should_stop: asked before every step (several processes: every `log_every` steps); when true in any process,
             a checkpoint is saved and the training returns unfinished.
+        observe: measures the module as it stands after a step, without changing it; what it returns is added to the
+            rows of `runtime.likelihood_points` steps.
 
     Raises:
         TrainingDiverged: 20 steps in a row, or all of them, were skipped, or a weight is not finite; the last good
@@ -84,6 +87,7 @@ def fit(
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
     training = _Training(objective, optim, Path(directory), runtime, seed)
+    training.observe = observe or dict
     start = training.restore()
     try:
         with _reproducible(training.device):
@@ -135,6 +139,7 @@ class _Training:
         self.train_s = 0.0
         self.saved_step = 0
         self.log: MetricsLog | None = None
+        self.observe: Callable[[], dict[str, float]] = dict
         self.cadence = [[0, runtime.log_every]]  # see `metrics_log.logged_steps`
         self.skips = SkippedSteps(optim.steps)
         self.unchecked: list[tuple[int, Tensor, Tensor]] = []  # steps whose loss and norm no one has looked at yet
@@ -340,6 +345,8 @@ class _Training:
         row |= {"train/grad_norm": values[1], "train/lr": outcome.lr, "train/weight_decay": outcome.decay}
         if self.skips.total:
             row["train/skipped_steps"] = self.skips.total
+        if self.log and is_observed(done, self.optim.steps, self.runtime.log_every, self.runtime.likelihood_points):
+            row |= self.observe()
         row |= {"train/step_ms": (self.train_s - logged_s) / (done - logged) * 1e3, "train/elapsed_s": self.train_s}
         if self.log:
             self.log.write(row)

@@ -19,6 +19,13 @@ def is_logged(done: int, steps: int, every: int) -> bool:
     return done % every == 0 or done in (1, steps)
 
 
+def is_observed(done: int, steps: int, every: int, points: int) -> bool:
+    """Whether the row of a logged step also has what is measured `points` times in a training: the first logged step
+    from each `steps / points` on, so that the last step has it."""
+    before = (done - 1) // every * every or min(done - 1, 1)  # the logged step before
+    return is_logged(done, steps, every) and done * points // steps > before * points // steps
+
+
 def logged_steps(cadence: Cadence, step: int) -> set[int]:
     """The steps up to `step`, not the training's last, that have a row."""
     ends = [*(begin for begin, _ in cadence[1:]), step]

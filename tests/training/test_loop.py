@@ -22,7 +22,7 @@ from mvar.config import RuntimeConfig
 from mvar.errors import UserError
 from mvar.training.checkpoint import load_latest, path_of
 from mvar.training.loop import TrainingDiverged, fit
-from mvar.training.metrics_log import logged_steps, missing_rows
+from mvar.training.metrics_log import is_logged, is_observed, logged_steps, missing_rows
 
 VARIANTS = {
     "plain": (toy_optim(), RUNTIME),
@@ -69,6 +69,40 @@ def test_cadence_of_logs_and_checkpoints_changes_no_weights(tmp_path):
     runtime = RuntimeConfig(device="cpu", log_every=5, checkpoint_every=100, num_workers=3)
     fit(Toy(), toy_optim(), tmp_path, runtime, seed=3)
     assert (weights_of(tmp_path) == weights_of(uninterrupted("plain"))).all()
+
+
+@given(steps=st.integers(1, 400), every=st.integers(1, 90), points=st.integers(0, 12))
+def test_what_is_observed_are_logged_steps_spread_over_the_training(steps, every, points):
+    observed = [done for done in range(1, steps + 1) if is_observed(done, steps, every, points)]
+    assert all(is_logged(done, steps, every) for done in observed) and len(observed) <= points
+    assert observed[-1:] == ([steps] if points else [])
+    if every == 1:
+        assert len(observed) == min(points, steps)
+
+
+def test_observing_adds_to_rows_and_changes_no_bits(tmp_path):
+    """Also where it draws random numbers, and over a kill."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+
+    def observer(toy):
+        def observe():
+            torch.rand(3)
+            return {"heldout/norm": float(toy.module[0].weight.detach().norm())}
+
+        return observe
+
+    toy = Toy()
+    fit(toy, toy_optim(), whole, RUNTIME, seed=3, observe=observer(toy))
+    toy = Toy(die_at=7)
+    with pytest.raises(KeyboardInterrupt):
+        fit(toy, toy_optim(), killed, RUNTIME, seed=3, observe=observer(toy))
+    toy = Toy()
+    fit(toy, toy_optim(), killed, RUNTIME, seed=3, observe=observer(toy))
+    assert_identical(whole, killed)
+    assert (weights_of(whole) == weights_of(uninterrupted("plain"))).all()
+    rows = {row["step"]: row.get("heldout/norm") for row in rows_of(whole)}
+    assert len([value for value in rows.values() if value is not None]) == RUNTIME.likelihood_points
+    assert rows[toy_optim().steps] == float(toy.module[0].weight.detach().norm())
 
 
 def test_stopping_and_going_on(tmp_path):

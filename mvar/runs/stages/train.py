@@ -1,9 +1,11 @@
 """Training of a run's generator, on the tokens of its tokenizer; and the generator that comes of it."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from mvar import layout
@@ -12,6 +14,8 @@ from mvar.checkpoints.weights import load_weights, save_weights
 from mvar.config import identity
 from mvar.data.splits import load_images
 from mvar.errors import UserError
+from mvar.evaluation.images import spread_indices
+from mvar.evaluation.likelihood import heldout_nll
 from mvar.progress import Progress
 from mvar.runs.documents import read_or_warn, write_document
 from mvar.runs.environment import execution_of
@@ -27,6 +31,7 @@ from mvar.training.loop import FitResult, fit
 from mvar.transformer import ScaleTransformer
 
 STATUS_INTERVAL_S = 2.0
+Observe = Callable[[], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,8 @@ class TrainStage(RunStage):
             if team:
                 team.call({"train": config.model_dump(mode="json"), "run": str(self.directory.path)})
             self._note_execution()
-            result = self._fit(model, _StatusWriter(self.directory, self.watch.report(self.name)))
+            progress = _StatusWriter(self.directory, self.watch.report(self.name))
+            result = self._fit(model, progress, self._likelihoods(model))
             self.directory.write_status(RUNNING, self.name, step=result.step, train_s=result.train_s)
             if not result.finished:
                 raise Stopped(f"train: step {result.step} of {config.train.steps}")
@@ -73,7 +79,7 @@ class TrainStage(RunStage):
 
     def take_part(self) -> None:
         """Train with the first process, which has called for it."""
-        self._fit(self._new_generator()[0], None)
+        self._fit(self._new_generator()[0], None, None)
 
     def _new_generator(self) -> tuple[ScaleTransformer, Start | None]:
         """The generator before its first step, and what it starts from."""
@@ -88,7 +94,21 @@ class TrainStage(RunStage):
         if (way := execution_of(self.config.runtime, self.tokenizer.device)) not in ways:
             write_document(self.directory.path / layout.EXECUTION, {"train": [*ways, way]})
 
-    def _fit(self, model: ScaleTransformer, progress: Progress | None) -> FitResult:
+    def _likelihoods(self, model: ScaleTransformer) -> Observe:
+        """What the log has of the likelihood of training and of held-out images, the same ones every time."""
+        quantizer, sets = self.tokenizer.load().quantize, {}
+        for split in ("train", "heldout"):
+            found = self.tokens.open(split)
+            rows = spread_indices(len(found.tokens), self.config.runtime.likelihood_images)
+            sets[split] = np.asarray(found.tokens[rows]), np.asarray(found.labels)[rows]
+
+        def observe() -> dict[str, float]:
+            measured = {split: heldout_nll(model, quantizer, *found) for split, found in sets.items()}
+            return {f"{split}/nll_bits_per_token": nll["eval/nll_bits_per_token"] for split, nll in measured.items()}
+
+        return observe
+
+    def _fit(self, model: ScaleTransformer, progress: Progress | None, observe: Observe | None) -> FitResult:
         """Train by the loop, together with the other processes where there are any."""
         config = self.config
         tokenizer = self.tokenizer.load()
@@ -102,6 +122,7 @@ class TrainStage(RunStage):
                 seed=config.seed,
                 progress=progress,
                 should_stop=self.watch.should_stop,
+                observe=observe,
             )
 
     # Outputs ----------------------------------------------------------------------------------------------------------
