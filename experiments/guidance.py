@@ -20,6 +20,7 @@ COLUMNS = (
     columns.FID,
     columns.IS,
     columns.COPIES,
+    *columns.KID,
     *columns.PRECISION_RECALL,
     columns.SAMPLE_FLOPS,
     columns.SAMPLE_S,

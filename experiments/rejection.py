@@ -22,6 +22,7 @@ COLUMNS = (
     columns.PAPER_IS,
     Column("paper_model", "model", columns.PAPER, is_text=True),
     columns.COPIES,
+    *columns.KID,
     *columns.PRECISION_RECALL,
     columns.PARAMETERS,
     columns.SAMPLE_FLOPS,

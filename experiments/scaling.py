@@ -21,6 +21,7 @@ COLUMNS = (
     columns.ERROR,
     columns.FID,
     columns.COPIES,
+    *columns.KID,
     *columns.COSTS,
 )
 

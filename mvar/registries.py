@@ -51,6 +51,7 @@ METRICS: Registry[Any] = Registry(
         "fid": "mvar.evaluation.metrics.fid:Fid",
         "is": "mvar.evaluation.metrics.inception_score:InceptionScore",
         "kid": "mvar.evaluation.metrics.kid:Kid",
+        "kid_error": "mvar.evaluation.metrics.kid_error:KidError",
         "precision_recall": "mvar.evaluation.metrics.precision_recall:PrecisionRecall",
         "nll": "mvar.evaluation.metrics.likelihood:HeldoutLikelihood",
         "copies": "mvar.evaluation.metrics.copies:Copies",

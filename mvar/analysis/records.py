@@ -205,6 +205,7 @@ def _evaluation_columns(record: Mapping[str, Any], where: str, problems: list[st
             },
             sort_keys=True,
         ),
+        **{f"sample.{key}": value for key, value in sample.items() if isinstance(value, int | float | str)},
         "execution": _execution(record.get("execution", {})),
         "extractor_id": record["extractor_id"],
         "num_images": record["evaluation"]["num_images"],

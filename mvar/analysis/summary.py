@@ -4,7 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from mvar.analysis.compare import Difference, Measured
+import pandas as pd
+
+from mvar.analysis.compare import Difference, Measured, share_interval
 from mvar.analysis.document import Block, Bullets, Text
 from mvar.analysis.manifests import Manifest
 from mvar.analysis.records import Records
@@ -12,7 +14,6 @@ from mvar.analysis.render import Table
 from mvar.escaping import code, markdown
 
 FEW_IMAGES = 10_000  # below it FID's bias is a good part of it; the papers use 50,000
-MANY_COPIES = 1.5  # near-copies over those of held-out images, from which on a row is named
 MAX_SCORES = 3
 CHANCE = 0.995  # of log2 V: a held-out NLL from there on is that of guessing
 Tables = Sequence[tuple[Manifest, Table, Table | None]]  # a sweep, its table, its differences from the baseline
@@ -35,37 +36,48 @@ def summary(
         floors: of `background.floor_rows`.
         num_problems: lines under "Problems".
     """
+    used = _used(records, tables)
     blocks: list[Block] = [
-        Bullets(_run_lines(records, tables), "What was run"),
+        Bullets(_run_lines(records, tables, used), "What was run"),
         Bullets([*_findings(tables), *headlines[:MAX_SCORES]], "Main finding"),
     ]
     if floors:
         blocks.append(Bullets(_floor_lines(floors), "Floors"))
-    warnings = [*_warnings(records, tables, num_problems), *_blind(floors)]
+    warnings = [*_warnings(records, tables, used, num_problems), *_blind(floors)]
     if warnings:
         blocks.append(Bullets(warnings, "Warnings"))
     return [*blocks, Text(PRINTED)]
 
 
-def _run_lines(records: Records, tables: Tables) -> list[str]:
-    done, manifests = records.done, [manifest for manifest, _, _ in tables]
+def _used(records: Records, tables: Tables) -> pd.DataFrame:
+    """The finished evaluations that the sweeps' tables are made of, each once: what this screen counts."""
+    done = records.done
+    run_ids = {run_id for _, table, _ in tables for row in table.run_ids for run_id in row}
+    evaluations = {one for manifest, _, _ in tables for cell in manifest.cells for one in cell.evaluation_ids}
+    return done.loc[done["run_id"].isin(run_ids) & done["evaluation_id"].isin(evaluations)]
+
+
+def _run_lines(records: Records, tables: Tables, used: pd.DataFrame) -> list[str]:
+    manifests = [manifest for manifest, _, _ in tables]
     asked = {run_id for manifest in manifests for cell in manifest.cells for run_id in cell.run_ids}
     missing = {missing.run_id for missing in records.missing}
     here = len(asked - missing)
+    others = len(set(records.done["run_id"]) - set(used["run_id"]))
     lines = [
-        f"{_count(len(set(done['run_id'])), 'finished run')}; {here} of the {len(asked)} that sweeps asked for are here"
+        f"{_count(len(set(used['run_id'])), 'finished run')}; {here} of the {len(asked)} that sweeps asked for are here"
         + (f", {len(missing)} are [missing](#missing)." if missing else ".")
+        + (f" In no sweep's table: {_count(others, 'more finished run')}." if others else "")
     ]
     groups: dict[str, list[str]] = {}
     for manifest in (m for m in manifests if any(cell.run_ids for cell in m.cells)):
         groups.setdefault(markdown(manifest.title), []).append(markdown(f"{manifest.sweep} ({manifest.artefact})"))
     lines += [f"{title}: {', '.join(sweeps)}." for title, sweeps in groups.items()]
-    if len(done):
-        seeds, sets = len(set(done["seed"])), max(len(set(s)) for _, s in done.groupby("run_id")["sample_seed"])
-        images = ", ".join(f"{n:,}" for n in sorted(done["num_images"].astype(int).unique()))
+    if len(used):
+        seeds, sets = len(set(used["seed"])), max(len(set(s)) for _, s in used.groupby("run_id")["sample_seed"])
+        images = ", ".join(f"{n:,}" for n in sorted(used["num_images"].astype(int).unique()))
         lines.append(
             f"{_count(seeds, 'training seed')}, {_count(sets, 'set')} of {images} images a run; data: "
-            f"{', '.join(map(markdown, sorted(done['data'].unique())))}."
+            f"{', '.join(map(markdown, sorted(used['data'].unique())))}."
         )
     return lines
 
@@ -140,14 +152,14 @@ def _floor_lines(floors: Sequence[dict[str, Any]]) -> list[str]:
     return [f"FID on {about}: {', '.join(values)}." for about, values in groups.items()]
 
 
-def _warnings(records: Records, tables: Tables, num_problems: int) -> list[str]:
-    lines, done = [], records.done
+def _warnings(records: Records, tables: Tables, used: pd.DataFrame, num_problems: int) -> list[str]:
+    lines = []
     single = [
         markdown(f"{m.sweep} ({m.title})") for m, table, _ in tables if any(row.get("n") == 1 for row in table.rows)
     ]
     if single:
         lines.append(f"Rows of one seed, whose differences may be chance: {'; '.join(single)}. `--seeds 3` adds seeds.")
-    images = sorted(done["num_images"].astype(int).unique()) if len(done) else []
+    images = sorted(used["num_images"].astype(int).unique()) if len(used) else []
     if images and images[0] < FEW_IMAGES:
         lines.append(
             f"FID of {images[0]:,} images is biased upwards; it compares with no FID of another number of images, of "
@@ -157,20 +169,28 @@ def _warnings(records: Records, tables: Tables, num_problems: int) -> list[str]:
         lines.append(
             "The smoke preset trains for seconds: it shows that everything runs, and no number means anything."
         )
-    heldout: Any = done["eval/copy_rate_heldout"].mean() if "eval/copy_rate_heldout" in done else None
-    copies = {
-        row["label"]: row["copy_rate"]
-        for manifest, table, _ in tables
-        for row in table.rows
-        if heldout and isinstance(row.get("copy_rate"), Measured) and row["copy_rate"].mean > MANY_COPIES * heldout
-    }
-    if copies:
-        told = ", ".join(f"{markdown(label)} {value.mean:.1%}" for label, value in copies.items())
-        lines.append(f"More near-copies of training images than new images would have ({heldout:.1%}): {told}.")
-    lines += _at_chance(records)
+    lines += _many_copies(tables, used)
+    lines += _at_chance(used, records)
     if num_problems:
         lines.append(f"{_count(num_problems, 'problem')} with what was read or drawn: [Problems](#problems).")
     return lines
+
+
+def _many_copies(tables: Tables, used: pd.DataFrame) -> list[str]:
+    """Rows with more near-copies than new images would have, by the interval of a share of so many images."""
+    heldout: Any = used["eval/copy_rate_heldout"].mean() if "eval/copy_rate_heldout" in used else None
+    if heldout is None or not heldout >= 0:
+        return []
+    low, high = share_interval(float(heldout), int(used["num_images"].min()))
+    copies = {
+        row["label"]: row["copy_rate"]
+        for _, table, _ in tables
+        for row in table.rows
+        if isinstance(row.get("copy_rate"), Measured) and row["copy_rate"].mean > high
+    }
+    told = ", ".join(f"{markdown(label)} {value.mean:.1%}" for label, value in copies.items())
+    new = f"{low:.1%} to {high:.1%}, 95 %"
+    return [f"More near-copies of training images than new images would have ({new}): {told}."] if copies else []
 
 
 def _blind(floors: Sequence[dict[str, Any]]) -> list[str]:
@@ -187,13 +207,13 @@ def _blind(floors: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _at_chance(records: Records) -> list[str]:
+def _at_chance(used: pd.DataFrame, records: Records) -> list[str]:
     """Models that predict no better than all codes alike."""
-    done, nll = records.done, "eval/nll_bits_per_token"
-    if nll not in done:
+    nll = "eval/nll_bits_per_token"
+    if nll not in used:
         return []
     lines = []
-    for run_id, values in done.groupby("run_id")[nll]:
+    for run_id, values in used.groupby("run_id")[nll]:
         config = records.configs.get(str(run_id))
         mean = float(values.to_numpy(dtype=float).mean())
         if config and mean >= CHANCE * math.log2(config.tokenizer.vocab_size):

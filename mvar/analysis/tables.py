@@ -24,7 +24,7 @@ KEYS = {
     "is": "eval/is",
     "error": "eval/error",
     "nll": "eval/nll_bits_per_token",
-    **{name: f"eval/{name}" for name in ("copy_rate", "precision", "recall")},
+    **{name: f"eval/{name}" for name in ("copy_rate", "kid", "kid_se", "precision", "recall")},
     **{name: name for name in ("train_s", "sample_s")},
 }
 SENTENCES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
@@ -33,6 +33,10 @@ SENTENCES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
     "sizes": lambda rows: [],
     "nothing": lambda rows: [],
 }
+PAPERS_REFERENCE = (
+    "The paper's FID and IS: 50,000 images against the reference statistics that ADM has of ImageNet, by Inception's "
+    "features."
+)
 CONSTANTS = ("num_params", "train_flops", "sample_flops", "steps", "acceptance_rate")  # the same for every seed
 
 
@@ -79,7 +83,7 @@ def sweep_table(records: Records, manifest: Manifest) -> Table:
             *missing_versions(pd.concat(whole), manifest.command, measured),
             *other_settings(records.store, pd.concat(whole), manifest.command, measured),
         ],
-        caption="" if found.empty else f"{_seeds_line(_seeds(rows))} {_images_line(found)}",
+        caption="" if found.empty else f"{_seeds_line(_seeds(rows))} {_images_line(found, _has_printed(rows))}",
     )
 
 
@@ -155,7 +159,7 @@ def _seeds(rows: Sequence[dict[str, Any]]) -> list[int]:
 def _reading(manifest: Manifest, found: pd.DataFrame, rows: list[dict[str, Any]]) -> list[str]:
     if found.empty:
         return ["Nothing is measured yet."]
-    lines = [_seeds_line(_seeds(rows)), *_sampling_line(found), _settings_line(found)]
+    lines = [_seeds_line(_seeds(rows)), *_sampling_line(found), _settings_line(found, _has_printed(rows))]
     lines += SENTENCES[manifest.experiment.compares](rows)
     lines += manifest.experiment.notes
     if manifest.mode == "budget":
@@ -202,15 +206,27 @@ def _seeds_line(seeds: list[int]) -> str:
     return f"Mean ± sample standard deviation over {counts} training seeds.{single}"
 
 
-def _images_line(found: pd.DataFrame) -> str:
-    images, reference = int(found["num_images"].iloc[0]), json.loads(found["settings"].iloc[0])["reference.num_images"]
-    return f"All metrics: {images:,} images a set against {reference:,} held-out ones."
-
-
-def _settings_line(found: pd.DataFrame) -> str:
+def _images_line(found: pd.DataFrame, beside_paper: bool) -> str:
+    """What the metrics are measured against, and where printed values stand beside them, what those are."""
+    images, settings = int(found["num_images"].iloc[0]), json.loads(found["settings"].iloc[0])
     line = (
-        f"{_images_line(found)} FID of so many is above that of more images (its bias is upwards, the more so the "
-        "fewer there are): it compares only with FIDs of the same counts. Sampling time is for the whole set."
+        f"All metrics: {images:,} images a set against {settings['reference.num_images']:,} held-out images of "
+        f"{markdown(', '.join(sorted(found['data'].unique())))}, by features of "
+        f"{markdown(str(settings['evaluation.extractor']))}."
+    )
+    return f"{line} {PAPERS_REFERENCE}" if beside_paper else line
+
+
+def _has_printed(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a table has values of the paper beside ours."""
+    return any(row.get("paper_fid") is not None or row.get("paper_is") is not None for row in rows)
+
+
+def _settings_line(found: pd.DataFrame, beside_paper: bool) -> str:
+    line = (
+        f"{_images_line(found, beside_paper)} FID of so many is above that of more images (its bias is upwards, the "
+        "more so the fewer there are): it compares only with FIDs of the same counts. Sampling time is for the whole "
+        "set."
     )
     return line + _copies_line(found)
 

@@ -37,6 +37,10 @@ PATTERN = Column("pattern", "layers", is_text=True)
 DEPTH, WIDTH = Column("depth", "depth"), Column("width", "width")
 FID, PAPER_FID = Column("fid", "FID ↓", MEASURED), Column("paper_fid", "FID ↓", PAPER)
 IS, PAPER_IS = Column("is", "IS ↑", MEASURED), Column("paper_is", "IS ↑", PAPER, 1)
+KID = (  # a thousand times, as it is small
+    Column("kid", "KID ↓ (× 1000)", MEASURED, 2, 1000),
+    Column("kid_se", "its standard error over images", MEASURED, 2, 1000, in_print=False),
+)
 NLL = Column("nll", "NLL ↓ (bits/token)", MEASURED)
 ERROR = Column("error", "token error (%)", MEASURED, 1, 100)
 COPIES = Column("copy_rate", "near-copies (%)", MEASURED, 1, 100)
@@ -44,7 +48,7 @@ PRECISION_RECALL = (
     Column("precision", "precision ↑", MEASURED, in_print=False),
     Column("recall", "recall ↑", MEASURED, in_print=False),
 )
-SCORES = (NLL, COPIES, *PRECISION_RECALL)
+SCORES = (NLL, COPIES, *KID, *PRECISION_RECALL)
 ACCEPTANCE = Column("acceptance_rate", "acceptance rate (%)", "", 1, 100)
 PARAMETERS = Column("num_params", "parameters", ANALYTIC, None)
 SAMPLE_FLOPS = Column("sample_flops", "FLOPs an image", ANALYTIC, None, in_print=False)

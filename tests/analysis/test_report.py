@@ -5,13 +5,16 @@ import re
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from mvar import cli, shipped
 from mvar.analysis.grids import first_of_each_class, read_samples, tile
 from mvar.analysis.records import load_records
+from mvar.analysis.render import cell_text
 from mvar.analysis.report import write_report
 from mvar.analysis.tables import sweep_table
+from mvar.config import override
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +49,43 @@ def test_the_first_screen_says_what_was_run_and_found(whole, everything):
     )
     assert "FID on digits" in first and "real training images 0.22" in first
     assert "Rows of one seed" in first and "layers (digits, equal steps)" in first
-    assert "is biased upwards" in first and "near-copies of training images than new images would have (5.0%)" in first
+    assert "is biased upwards" in first
+    assert "near-copies of training images than new images would have (4.1% to 6.1%, 95 %)" in first
+
+
+def test_the_first_screen_counts_what_the_tables_use(results):
+    """Runs and evaluations that no sweep asked for are told apart, and change neither seeds nor images."""
+    _, configs = results.sweep("mixers", seeds=(0, 1))
+    results.run(override(configs[0], {"seed": 7}))
+    drawn_more = override(configs[0], {"sample.seed": 5, "evaluation.num_images": 60})
+    results.store.run(configs[0].run_id).add_evaluation(drawn_more.evaluation_id, results.evaluation(drawn_more))
+    records = load_records(results.root)
+    first = write_report(results.root).read_text().split("\n## ")[0]
+    assert (
+        "8 finished runs; 8 of the 8 that sweeps asked for are here. In no sweep's table: 1 more finished run." in first
+    )
+    images = configs[0].evaluation.num_images
+    assert f"2 training seeds, 1 set of {images:,} images a run; data: digits." in first
+    table = sweep_table(records, records.manifests[0])
+    assert {run_id for ids in table.run_ids for run_id in ids} == {config.run_id for config in configs}
+    assert max(row["n"] for row in table.rows) == 2
+
+
+def test_kid_stands_in_the_table_with_an_error_of_both_sets(everything):
+    records = load_records(everything.root)
+    table = sweep_table(records, records.sweeps("mixers")[0])
+    headings = {column.key: column for column in table.columns}
+    row = table.rows[0]
+    assert cell_text(headings["kid"], row["kid"]).startswith("10.00") and row["kid_se"].mean == pytest.approx(0.002)
+
+
+def test_runs_csv_has_guidance_and_every_other_setting_of_sampling(results):
+    results.sweep("mixers")
+    _, (config, *_) = results.sweep("guidance", make=False)
+    results.run(override(config, {"sample.cfg_scale": 2.5}))
+    written = pd.read_csv(write_report(results.root).parent / "tables" / "runs.csv")
+    assert sorted(set(written["sample.cfg_scale"])) == [1.5, 2.5]
+    assert {"sample.top_k", "sample.top_p", "sample.more_smooth"} <= set(written.columns)
 
 
 def test_nothing_run_yet_of_what_was_asked_for(results):

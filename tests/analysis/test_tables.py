@@ -14,6 +14,7 @@ from mvar.analysis.compare import Measured
 from mvar.analysis.reading import order_reading, trend_reading
 from mvar.analysis.records import load_records
 from mvar.analysis.render import Note, Table, si, to_csv, to_latex, to_markdown
+from mvar.analysis.report import write_report
 from mvar.analysis.tables import sweep_table
 from mvar.config import TokenSpace
 from mvar.cost import attention_cost, num_params
@@ -343,6 +344,28 @@ def later_version(results, configs, version, told=None, **values):
             record["metrics"][f"eval/{key}"] = value
         record["measured"] = {"fid": {"version": version, "keys": [f"eval/{key}" for key in values], **(told or {})}}
         run.add_evaluation(config.evaluation_id, record)
+
+
+def test_overfitting_is_a_table_and_a_sentence(everything, tmp_path):
+    script = shipped.load(shipped.find("analysis", "overfitting"))
+    records = load_records(everything.root)
+    manifest = records.sweeps("mixers")[0]
+    found = script.curves(records, manifest, [])
+    table = script.overfitting_table(found, records, manifest)
+    row = table.rows[0]
+    assert (row["train"].mean, row["heldout"].mean) == pytest.approx((2.61, 4.82)) and row["n"] == 3
+    assert row["gap"].mean == pytest.approx(2.21) and row["verdict"].startswith("worse (p ")
+    assert (row["lowest"].mean, row["at"]) == (pytest.approx(4.02), 160) and len(table.run_ids[0]) == 3
+    assert "lowest before the end of training for VAR, 1 (intra-only)" in table.reading[1]
+    assert script.overfitting_figure(found, records, manifest, tmp_path).name == "overfitting-digits-steps"
+
+
+def test_runs_that_logged_no_likelihood_have_no_such_table(results):
+    results.sweep("mixers")
+    for path in results.root.glob("runs/*/metrics.jsonl"):
+        path.write_text(json.dumps({"step": 240, "train/loss": 1.5}) + "\n")
+    text = write_report(results.root).read_text()
+    assert "Overfitting" not in text and "## Problems" not in text
 
 
 def test_values_of_two_versions_are_not_compared(results):

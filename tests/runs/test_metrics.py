@@ -24,7 +24,7 @@ from mvar.runs.states import DONE, STOPPED
 from mvar.runs.store import Store
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "metric.py"
-OURS = ["fid", "is", "kid", "precision_recall", "nll", "copies", "label_accuracy"]
+OURS = ["fid", "is", "kid", "kid_error", "precision_recall", "nll", "copies", "label_accuracy"]
 
 
 @pytest.fixture
