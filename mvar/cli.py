@@ -27,6 +27,7 @@ from mvar.commands.evaluate import Evaluate
 from mvar.commands.export import Export
 from mvar.commands.forget import Forget
 from mvar.commands.inspect import Inspect
+from mvar.commands.knockout import Knockout
 from mvar.commands.logs import Logs
 from mvar.commands.options import Answer
 from mvar.commands.overview import name_of, overview
@@ -45,7 +46,7 @@ from mvar.escaping import degrade
 GROUPS: dict[str, tuple[type, ...]] = {
     "Make runs": (Run, Plan, Submit, Config, Data, Check),
     "Follow them": (Status, Logs, Cancel, Retry, Forget, Repair, Doctor),
-    "Look at what they are": (Report, Sample, Attention, Evaluate, Inspect),
+    "Look at what they are": (Report, Sample, Attention, Knockout, Evaluate, Inspect),
     "Take along": (Export, Copy),
 }
 COMMANDS = {name_of(command): command for commands in GROUPS.values() for command in commands}

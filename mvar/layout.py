@@ -10,6 +10,7 @@ STAGES = "stages"
 SWEEPS = "sweeps"
 SUBMISSIONS = "submissions"
 ATTENTION = "attention"
+KNOCKOUT = "knockout"
 REPORT = "report"
 ANALYSIS = "analysis"
 INDEX = ".index.json"
@@ -49,6 +50,10 @@ ATTENTION_ROWS = "attention_images.npy"
 ATTENTION_PARTIAL = "attention_images.partial"
 ATTENTION_PROGRESS = "attention_images.json"
 ATTENTION_LOCK = ".attention.lock"
+
+# runs/<id>/ and knockout/<id>/
+KNOCKOUT_JSON = "knockout.json"
+KNOCKOUT_LOCK = ".knockout.lock"
 
 # stages/tokenizer-<id>/
 TOKENIZER = "tokenizer.safetensors"

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mvar import layout
 from mvar.checkpoints.published import GeneratorFacts
 from mvar.config import RunConfig
 from mvar.data.crops import to_float
@@ -17,6 +18,9 @@ from mvar.errors import UserError, one_of
 from mvar.evaluation.likelihood import heldout_nll
 from mvar.probes.attention_kept import measure
 from mvar.probes.attention_mass import AttentionStats
+from mvar.probes.cut_text import parse_cut
+from mvar.probes.knockout import DRAWS
+from mvar.probes.knockout_kept import Knockout, measure_cuts
 from mvar.probes.measurable import Batch, Measurable, drawn_inputs
 from mvar.runs import gallery
 from mvar.runs.display import shown
@@ -204,9 +208,14 @@ class Trained(ABC):
 
     @abstractmethod
     def measurable(
-        self, source: str, images: int = 0, batch: int = 0, options: dict[str, Any] | None = None
+        self,
+        source: str,
+        images: int = 0,
+        batch: int = 0,
+        options: dict[str, Any] | None = None,
+        kept_in: str = layout.ATTENTION,
     ) -> tuple[Measurable, Path]:
-        """What `attention` measures, and the folder that it is kept in."""
+        """What `attention` or `knockout` measures, and the folder that it is kept in: of the run, or in `kept_in`."""
 
     def _kept_attention(self, source: str, images: int, batch: int, options: dict[str, Any]) -> AttentionStats:
         what, folder = self.measurable(source, images, batch, options)
@@ -218,6 +227,39 @@ class Trained(ABC):
         self, source: Literal["heldout", "self"] = "heldout", images: int = 0, batch: int = 0, **options: Any
     ) -> AttentionStats:
         """How much attention stays inside a scale and goes to each coarser one; measured once, and kept."""
+
+    def knockout(
+        self, cuts: Sequence[str] = (), draws: int = DRAWS, images: int = 0, batch: int = 0, **options: Any
+    ) -> Knockout:
+        """How much worse held-out images are predicted when parts of the model are cut; measured once, and kept.
+
+        Example:
+            >>> import mvar
+            >>> found = mvar.load("digits").knockout(["own", "coarser,layer=0"], draws=2, images=8)
+            >>> list(found.effects)
+            ['own', 'coarser,layer=0']
+            >>> effect = found["own"]
+            >>> effect.change == effect.bits - found.bits  # bits a token: more than 0 is worse
+            True
+            >>> len(effect.change_by_scale), len(effect.controls)  # of random keys, as many
+            (4, 2)
+
+        Args:
+            cuts: `own`, `coarser`, `scale:2`, `scale:1,queries=3`, `all,layer=0,head=1`, `branch:mamba`, `state`,
+                `state:2`, with `layer=`, `head=`, `mixer=` and `kind=mean` or `kind=resample`; none: the standard
+                ones of the report.
+            draws: random controls of each cut of keys.
+            images: at most so many held-out ones; 0: 1000, of a checkpoint 64.
+            batch: images at a time; 0: `runtime.sample_batch`, of a checkpoint 8.
+            options: of a checkpoint `images_from`, a folder with a subfolder for each class.
+
+        Raises:
+            UserError: a cut that is none, or of a part that the model has not; no held-out images.
+        """
+        wanted = [parse_cut(text) for text in ([cuts] if isinstance(cuts, str) else cuts)]
+        what, folder = self.measurable("heldout", images, batch, options, layout.KNOCKOUT)
+        with shown("cuts", "measuring") as progress:
+            return measure_cuts(what, wanted, folder, draws, progress)
 
     def attention_map(
         self,

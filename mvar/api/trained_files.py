@@ -1,6 +1,7 @@
 """A generator's checkpoint and its tokenizer: VAR's, M-VAR's, or what `mvar export` writes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -100,9 +101,14 @@ class TrainedFiles(Trained):
         return self._kept_attention(source, images, batch, options)
 
     def measurable(
-        self, source: str, images: int = 0, batch: int = 0, options: dict[str, Any] | None = None
+        self,
+        source: str,
+        images: int = 0,
+        batch: int = 0,
+        options: dict[str, Any] | None = None,
+        kept_in: str = layout.ATTENTION,
     ) -> tuple[Measurable, Path]:
-        """What `attention` measures, and the folder that it is kept in."""
+        """What `attention` or `knockout` measures, and the folder that it is kept in: of the run, or in `kept_in`."""
         check_measured(source, images, batch)
         options, count = dict(options or {}), images or CHECKPOINT_IMAGES
         folder = options.pop("images_from", "")
@@ -112,9 +118,10 @@ class TrainedFiles(Trained):
                 f"images-from: {str(folder)!r}; source {source} of a checkpoint {needs} it; allowed: a folder of class "
                 "subfolders with source heldout, none with source self"
             )
+        pair = replace(self._pair, for_attention=kept_in == layout.ATTENTION)
         if source == "self":
             sample = gallery.with_sampling(self.config, options).sample
-            what = drawn_by_checkpoint(self._pair, count, batch, sample)
+            what = drawn_by_checkpoint(pair, count, batch, sample)
         else:
-            what = images_for_checkpoint(self._pair, Path(folder), count, batch)
-        return what, self._results / layout.ATTENTION / f"{self.name}-{source}-{digest(what.identity)}"
+            what = images_for_checkpoint(pair, Path(folder), count, batch)
+        return what, self._results / kept_in / f"{self.name}-{source}-{digest(what.identity)}"

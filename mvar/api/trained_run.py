@@ -98,9 +98,14 @@ class TrainedRun(Trained):
         return self._kept_attention(source, images, batch, options)
 
     def measurable(
-        self, source: str, images: int = 0, batch: int = 0, options: dict[str, Any] | None = None
+        self,
+        source: str,
+        images: int = 0,
+        batch: int = 0,
+        options: dict[str, Any] | None = None,
+        kept_in: str = layout.ATTENTION,
     ) -> tuple[Measurable, Path]:
-        """What `attention` measures, and the folder that it is kept in."""
+        """What `attention` or `knockout` measures, and the folder that it is kept in: of the run, or in `kept_in`."""
         check_measured(source, images, batch)
         options, stage = options or {}, self.stages.attention
         if source == "self":
@@ -112,4 +117,4 @@ class TrainedRun(Trained):
             what = stage.heldout(images or MAX_IMAGES, batch)
         if source == "heldout" and not batch and images in (0, MAX_IMAGES):
             return what, self.directory.path
-        return what, self.store.root / layout.ATTENTION / f"{self.name}-{source}-{digest(what.identity)}"
+        return what, self.store.root / kept_in / f"{self.name}-{source}-{digest(what.identity)}"

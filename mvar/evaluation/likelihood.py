@@ -54,7 +54,7 @@ def heldout_nll(
         for start in range(0, len(tokens), batch_size):
             batch = torch.from_numpy(tokens[start : start + batch_size].astype(np.int64)).to(device)
             batch_labels = torch.from_numpy(labels[start : start + batch_size].astype(np.int64)).to(device)
-            found = _token_bits_and_errors(model, quantizer, batch, batch_labels)
+            found = token_bits_and_errors(model, quantizer.inputs(batch), batch, batch_labels)
             bits += found[0].sum(0).cpu()
             wrong += found[1].sum(0).cpu()
             if progress:
@@ -71,10 +71,18 @@ def heldout_nll(
     return result
 
 
-def _token_bits_and_errors(
-    model: ScaleTransformer, quantizer: ResidualQuantizer, tokens: Tensor, labels: Tensor
-) -> tuple[Tensor, ...]:
-    logits, _ = model(labels, quantizer.inputs(tokens))
+def token_bits_and_errors(
+    model: ScaleTransformer, inputs: Tensor, tokens: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood in bits `(B, L)` fp64, and whether a token is not the likeliest one `(B, L)`.
+
+    Args:
+        model: the generator; it is run as it is.
+        inputs: `(B, L - n_0, C)`, what the quantizer makes of the tokens.
+        tokens: `(B, L)` int64.
+        labels: `(B,)` classes.
+    """
+    logits, _ = model(labels, inputs)
     nll = functional.cross_entropy(logits.double().flatten(0, 1), tokens.flatten(), reduction="none")
     return nll.view_as(tokens) / math.log(2), logits.argmax(-1) != tokens
 

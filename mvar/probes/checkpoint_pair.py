@@ -1,11 +1,13 @@
 """A published generator and its tokenizer, as something to measure: on the images of a folder or on its own."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mvar.checkpoints import published
 from mvar.checkpoints.checkpoint_files import split_choice
@@ -36,6 +38,7 @@ class CheckpointPair:
     tokenizer: Path
     patch_sides: tuple[int, ...] | None = None
     num_heads: int | None = None
+    for_attention: bool = True  # a model without global attention is refused; no part of the identity
 
     def identity(self, source: str, limit: int, batch_size: int) -> dict[str, Any]:
         """What decides a measurement on these files.
@@ -60,7 +63,8 @@ class CheckpointPair:
             UserError: files that cannot be used, that do not fit each other, or a model without global attention.
         """
         model, _ = published.load_generator(self.checkpoint, patch_sides=self.patch_sides, num_heads=self.num_heads)
-        global_layers(model)  # before the tokenizer is waited for
+        if self.for_attention:
+            global_layers(model)  # before the tokenizer is waited for
         tokenizer = published.load_tokenizer(self.tokenizer, patch_sides=model.space.patch_sides)
         published.check_pair(tokenizer.config, model.space)
         device = torch.device(resolve_device(RuntimeConfig()))
@@ -92,12 +96,15 @@ def images_for_checkpoint(
         images = load_images(from_dict(DataConfig, data), "heldout")
         chosen, device = spread_indices(len(images), limit), model.pos_1LC.device
 
-        def batch(numbers: range) -> Batch:
+        def codes(numbers: Sequence[int]) -> Tensor:
             pixels = np.stack([images.image(int(i), None) for i in chosen[numbers]])
-            labels = torch.from_numpy(images.labels[chosen[numbers]]).to(device)
-            return labels, tokenizer.quantize.inputs(tokenizer.encode(to_float(pixels).to(device)))
+            return tokenizer.encode(to_float(pixels).to(device))
 
-        return Opened(model, tokenizer, SAMPLING["fid"], len(chosen), batch)
+        def batch(numbers: Sequence[int]) -> Batch:
+            labels = torch.from_numpy(images.labels[chosen[numbers]]).to(device)
+            return labels, tokenizer.quantize.inputs(codes(numbers))
+
+        return Opened(model, tokenizer, SAMPLING["fid"], len(chosen), batch, codes)
 
     return Measurable(identity, open_checkpoint)
 

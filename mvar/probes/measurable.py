@@ -1,6 +1,6 @@
 """What is measured on a model: its images, and all that decides the result; images that it draws itself too."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +21,16 @@ Batch = tuple[Tensor, Tensor]  # labels (B,), inputs (B, L - n_0, C)
 class Opened:
     """A model in evaluation mode and its images: `batch(numbers)` gives labels and inputs on the model's device.
 
-    `sample` says how it draws images, whether those are measured or others.
+    `sample` says how it draws images, whether those are measured or others. `codes(numbers)` gives the tokens `(B, L)`
+    int64 of real images; None where the images are drawn.
     """
 
     model: ScaleTransformer
     tokenizer: Tokenizer
     sample: SampleConfig
     num_images: int
-    batch: Callable[[range], Batch]
+    batch: Callable[[Sequence[int]], Batch]
+    codes: Callable[[Sequence[int]], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def drawn_images(model: ScaleTransformer, tokenizer: Tokenizer, num_images: int,
     """
     all_labels = balanced_labels(num_images, model.space.num_classes)
 
-    def batch(numbers: range) -> Batch:
+    def batch(numbers: Sequence[int]) -> Batch:
         labels = all_labels[list(numbers)].to(model.pos_1LC.device)
         seeds = [(sample.seed, number) for number in numbers]
         return labels, drawn_inputs(model, tokenizer.quantize, labels, seeds, sample)

@@ -2,10 +2,11 @@
 
 from functools import cached_property
 
-from mvar import plugins
+from mvar import layout, plugins
 from mvar.config import RunConfig
 from mvar.errors import one_of
 from mvar.probes.attention_mass import AttentionStats
+from mvar.probes.knockout_kept import Knockout, kept_cuts
 from mvar.progress import Progress
 from mvar.runs.stages.attention import AttentionStage
 from mvar.runs.stages.contract import LockedStage, Watch
@@ -137,3 +138,10 @@ def run_attention(store: Store, run: RunDirectory, progress: Progress | None = N
     """
     watch = Watch(lambda _, done, total: progress(done, total)) if progress else Watch()
     return Stages.of_run(store, run, watch).attention.load()
+
+
+def kept_knockout(store: Store, run: RunDirectory) -> Knockout | None:
+    """What `mvar knockout` has measured on the held-out images of a finished run, of its weights; None: nothing."""
+    if not (run.path / layout.KNOCKOUT_JSON).is_file():
+        return None
+    return kept_cuts(Stages.of_run(store, run).attention.heldout(), run.path)

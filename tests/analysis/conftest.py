@@ -12,6 +12,7 @@ from mvar.config import override
 from mvar.files import write_json
 from mvar.presets import PRESETS
 from mvar.probes.attention_mass import AttentionStats
+from mvar.probes.knockout import Effect
 from mvar.runs.documents import write_document
 from mvar.runs.experiment import find_experiment
 from mvar.runs.request import Request, with_seeds, write_manifest
@@ -162,6 +163,36 @@ class Fabricated:
         )
         values = {**stats.to_json(), "measured": Stages.of_run(self.store, run).attention.heldout().identity}
         write_json(run.path / "attention.json", values)
+
+    def cut(self, run, own=0.4, coarser=0.02, control=0.1):
+        """What `mvar knockout` keeps of a run: two whole parts, pairs of scales and heads; more mass, more effect."""
+        config = run.config()
+        size, shift = len(config.tokenizer.patch_sides), 0.001 * config.seed
+        changes = {"own": own, "coarser": coarser}
+        changes |= {f"scale:{k},queries={q}": 0.01 * (k == q) + 0.001 * k for q in range(size) for k in range(q + 1)}
+        for layer in range(config.model.depth):
+            for head in range(config.model.num_heads):
+                changes |= {f"own,layer={layer},head={head}": 0.01 + 0.001 * layer}
+                changes |= {f"coarser,layer={layer},head={head}": 0.001 * layer}
+        effects = {
+            text: Effect(
+                cut=text,
+                num_images=450,
+                bits=2.0 + value,
+                change=value + shift,
+                sd=0.05,
+                change_by_scale=(value,) * size,
+                sd_by_scale=(0.05,) * size,
+                kept=0.5,
+                controls=(control - 0.01, control + 0.01),
+                beyond=value + shift - control,
+                beyond_sd=0.05,
+            ).to_json()
+            for text, value in changes.items()
+        }
+        values = {"schema_version": 1, "measured": Stages.of_run(self.store, run).attention.heldout().identity}
+        values |= {"sides": config.tokenizer.patch_sides, "num_images": 450, "bits": 2.0, "effects": effects}
+        write_json(run.path / "knockout.json", values)
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,13 @@
 """Attention of a finished run: on held-out images or on images that it draws itself."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mvar.config import SampleConfig
 from mvar.errors import UserError
@@ -70,14 +72,13 @@ class AttentionStage(RunStage):
                 model = self.train.generator
             chosen, device = spread_indices(len(tokens.tokens), limit), self.tokens.tokenizer.device
 
-            def batch(numbers: range) -> Batch:
-                codes, labels = (
-                    torch.from_numpy(np.asarray(a[chosen[numbers]], dtype=np.int64)).to(device)
-                    for a in (tokens.tokens, tokens.labels)
-                )
-                return labels, tokenizer.quantize.inputs(codes)
+            def codes(numbers: Sequence[int]) -> Tensor:
+                return _on(device, tokens.tokens, chosen[numbers])
 
-            return Opened(model, tokenizer, _plain(self.config.sample), len(chosen), batch)
+            def batch(numbers: Sequence[int]) -> Batch:
+                return _on(device, tokens.labels, chosen[numbers]), tokenizer.quantize.inputs(codes(numbers))
+
+            return Opened(model, tokenizer, _plain(self.config.sample), len(chosen), batch, codes)
 
         return Measurable(identity, open_run)
 
@@ -108,6 +109,10 @@ class AttentionStage(RunStage):
             raise UserError(f"{weights}: not there; allowed: a run that has finished training")
         size = batch_size or self.config.runtime.sample_batch
         return {"source": source, "limit": limit, "batch_size": size, "weights_sha256": file_digest(weights)}
+
+
+def _on(device: torch.device, values: Any, numbers: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.asarray(values[numbers], dtype=np.int64)).to(device)
 
 
 def _plain(sample: SampleConfig) -> SampleConfig:

@@ -1,0 +1,108 @@
+"""`mvar knockout`: what each part of a trained model is for, by cutting it."""
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from mvar.commands.checkpoint import CheckpointFiles, check_source, check_unused
+from mvar.commands.options import Answer, Count, Folder, InResults, RunName
+from mvar.errors import OK, UserError, say
+from mvar.escaping import rich_text
+
+if TYPE_CHECKING:
+    from mvar.probes.knockout_kept import Knockout as Found
+
+Cuts = Annotated[
+    tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="CUT", help_behavior_hint="(repeatable)")
+]
+FIRST = ("own", "coarser", "branch", "state")  # targets that a table without --cut shows, in all layers
+
+
+@dataclass(frozen=True)
+class Knockout(CheckpointFiles, InResults, Answer):
+    """Cut parts of a trained model and measure how much worse it predicts held-out images.
+
+    Beside every cut of keys stand random ones of the same size. What is measured is kept; interrupted, the same command
+    goes on where it was.
+
+    Example: `mvar knockout digits --cut own --cut coarser,layer=0`
+    """
+
+    run: RunName = ""
+    """Run id, a unique beginning of one, or the run's directory."""
+    cut: Cuts = ()
+    """own, coarser, scale:K, all (keys); branch:NAME; state, state:K (Mamba's). With ,layer=0 ,head=1 ,queries=2
+    ,mixer=NAME ,kind=mean or ,kind=resample. Default: all that the report shows."""
+    draws: int = 5
+    """Random controls of each cut of keys."""
+    images: Count = 0
+    """At most so many held-out images; default: 1000 of a run, 64 for a checkpoint."""
+    images_from: Folder = ""
+    """Held-out images for a checkpoint: a folder with a subfolder for each class."""
+    batch: Count = 0
+    """Images at a time; default: runtime.sample_batch of a run, 8 for a checkpoint."""
+
+    def execute(self, arguments: list[str]) -> int:
+        """Measure, print a table, write knockout.json; returns the exit code."""
+        check_source(self.run, self.checkpoint)
+        if self.run:
+            check_unused(self)
+            if self.images_from:
+                raise UserError("images-from: a run has its own images; allowed: with --checkpoint only")
+        from mvar.probes.cut_text import parse_cut
+
+        texts = [parse_cut(text).text for text in self.cut]
+        trained = self.load(self.run, self.results)
+        options = {"images_from": self.images_from} if self.images_from else {}
+        found = trained.knockout(texts, self.draws, self.images, self.batch, **options)
+        if self.json:
+            self.answer(asdict(found))
+        else:
+            show(found, trained.name, texts)
+        return OK
+
+
+def show(found: "Found", name: str, texts: list[str]) -> None:
+    """Print a row for each cut that was asked for; where none was, for those of whole parts."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    names = [f"{side}×{side}" for side in found.sides]
+    title = f"{name}, {found.num_images:,} held-out images, {found.bits:.3f} bits a token: what a cut adds"
+    table = Table(title=rich_text(title), title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("cut", "kept (%)", "all", "±", "random", "sd", "beyond it", "±", *names):
+        table.add_column(column, justify="left" if column == "cut" else "right", no_wrap=True)
+    shown = texts or [text for text in found.effects if text.partition(":")[0] in FIRST and "," not in text]
+    for text in shown:
+        effect = found[text]
+        kept = None if effect.kept is None else 100 * effect.kept
+        numbers = (effect.change, effect.half_width, effect.control, effect.control_sd)
+        beyond = (effect.beyond, effect.beyond_half_width)
+        by_scale = (signed(change) for change in effect.change_by_scale)
+        table.add_row(text, dashed(kept, ".1f"), *_pairs(*numbers), *_pairs(*beyond), *by_scale)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 400  # a file has no margin to break lines at
+    console.print(table)
+    left = len(found.effects) - len(shown)
+    say(
+        "Bits a token, more is worse. ±: 95 % t interval over images. Random: as many keys cut of every query, mean "
+        "and standard deviation over draws; beyond it: the cut less their mean."
+        + (f" {left} more cuts, by layer, scale and head, are in knockout.json and in the report." if left else "")
+    )
+
+
+def _pairs(*numbers: float | None) -> list[str]:
+    return [signed(number) if i % 2 == 0 else dashed(number, ".3f") for i, number in enumerate(numbers)]
+
+
+def signed(number: float | None) -> str:
+    """`+0.025`, or a dash."""
+    return dashed(number, "+.3f")
+
+
+def dashed(number: float | None, form: str) -> str:
+    """A number, or a dash where there is none."""
+    return "–" if number is None or number != number else format(number, form)

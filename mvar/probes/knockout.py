@@ -1,0 +1,255 @@
+"""What a part of a trained model is for: how much worse held-out images are predicted when it is cut.
+
+Beside every cut of keys stand random ones of the same size: as many keys are cut of every query and head, others.
+Shapes: `M` images, `S` scales, `B` batch.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+
+from mvar.errors import UserError
+from mvar.evaluation.likelihood import token_bits_and_errors
+from mvar.mixers.base import chosen_in
+from mvar.pattern import mixer_name
+from mvar.probes.cut_text import Cut
+from mvar.probes.interventions import (
+    Activations,
+    Site,
+    cutting,
+    mixers_of_model,
+    random_sites,
+    recording,
+    shares_kept,
+    sites_of,
+)
+from mvar.probes.measurable import Opened
+from mvar.scales import ScaleSchedule
+from mvar.transformer import ScaleTransformer
+
+CONFIDENCE = 0.95
+DRAWS = 5  # of the random controls
+PARTNER_STREAM = 23  # of the random numbers that say which image another one is resampled from
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a cut does to the held-out likelihood: changes in bits a token, more than 0 is worse.
+
+    Deviations are over images, of the change of each; `half_width` makes intervals of them.
+    """
+
+    cut: str
+    """Its text."""
+    num_images: int
+    """M."""
+    bits: float
+    """Negative log-likelihood with the cut, in bits a token."""
+    change: float
+    """By how much that is more than without it: mean over images and tokens."""
+    sd: float
+    """Standard deviation of the change over images."""
+    change_by_scale: tuple[float, ...]
+    """The change of each scale's tokens."""
+    sd_by_scale: tuple[float, ...]
+    """Their standard deviations."""
+    kept: float | None
+    """Share of the query-key pairs, of those heads and layers, that is left; None where no keys are cut."""
+    controls: tuple[float, ...]
+    """The change of each random cut of the same size; none where there is nothing to choose."""
+    beyond: float | None
+    """The change minus the mean of the controls'; None without controls."""
+    beyond_sd: float | None
+    """Its standard deviation over images."""
+
+    @property
+    def half_width(self) -> float:
+        """Half of the two-sided 95 % t interval of `change` over images; NaN for one image."""
+        return half_width(self.sd, self.num_images)
+
+    @property
+    def beyond_half_width(self) -> float | None:
+        """The same of `beyond`."""
+        return None if self.beyond_sd is None else half_width(self.beyond_sd, self.num_images)
+
+    @property
+    def control(self) -> float | None:
+        """Mean change of the controls."""
+        return float(np.mean(self.controls)) if self.controls else None
+
+    @property
+    def control_sd(self) -> float | None:
+        """Standard deviation of the controls over draws; None with fewer than two."""
+        return float(np.std(self.controls, ddof=1)) if len(self.controls) > 1 else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_json` reads them back."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Effect":
+        """Read what `to_json` wrote.
+
+        Raises:
+            KeyError: a value is missing.
+        """
+        found: dict[str, Any] = {field.name: values[field.name] for field in fields(cls)}
+        lists: dict[str, Any] = {name: tuple(v) for name, v in found.items() if isinstance(v, list)}
+        return cls(**(found | lists))
+
+
+def half_width(sd: float, count: int) -> float:
+    """Half of the two-sided 95 % t interval of a mean of `count` values; NaN for a single one."""
+    from scipy.stats import t
+
+    return float(t.ppf((1 + CONFIDENCE) / 2, count - 1)) * sd / count**0.5 if count > 1 else float("nan")
+
+
+class Bench:
+    """A model and held-out images, ready to be measured with something cut.
+
+    Args:
+        opened: the model and images whose tokens are known.
+        batch_size: images at a time.
+
+    Raises:
+        UserError: no images, or images without tokens.
+    """
+
+    def __init__(self, opened: Opened, batch_size: int) -> None:
+        if opened.codes is None or not opened.num_images:
+            raise UserError("images: none to measure on; allowed: at least one held-out image")
+        self.model, self.num_images = opened.model, opened.num_images
+        self._batch_size = batch_size
+        parts = [(*opened.batch(numbers), opened.codes(numbers)) for numbers in self._numbers()]
+        self._labels, self._inputs, self._tokens = (torch.cat(part) for part in zip(*parts, strict=True))
+        order = np.random.default_rng(PARTNER_STREAM).permutation(self.num_images)
+        self.partners = np.empty_like(order)
+        self.partners[order] = np.roll(order, -1)  # one cycle: no image is its own
+        self._clean: np.ndarray | None = None
+
+    @property
+    def clean(self) -> np.ndarray:
+        """Bits `(M, S)` without a cut."""
+        if self._clean is None:
+            self._clean = self.bits()
+        return self._clean
+
+    @torch.inference_mode()
+    def bits(self, sites: Sequence[Site] = (), kind: str = "cut", mean: Activations | None = None) -> np.ndarray:
+        """Bits a token of every image and scale `(M, S)`, float64, under teacher forcing with something cut."""
+        found, was_training = [], self.model.training
+        self.model.eval()
+        try:
+            for numbers in self._numbers():
+                instead = self.recorded(sites, self.partners[numbers]) if kind == "resample" else mean
+                with cutting(sites, instead) if sites else nullcontext():
+                    found.append(self._bits(numbers))
+        finally:
+            self.model.train(was_training)
+        bits = np.concatenate(found)
+        if not np.isfinite(bits).all():
+            raise UserError("model: its logits on held-out images are not finite; allowed: finite")
+        return bits
+
+    def _numbers(self) -> Iterator[range]:
+        starts = range(0, self.num_images, self._batch_size)
+        return (range(start, min(start + self._batch_size, self.num_images)) for start in starts)
+
+    def _bits(self, numbers: range) -> np.ndarray:
+        part = slice(numbers.start, numbers.stop)
+        bits, _ = token_bits_and_errors(self.model, self._inputs[part], self._tokens[part], self._labels[part])
+        by_scale = bits.split(self.model.schedule.lengths, dim=1)
+        return torch.stack([part.mean(1) for part in by_scale], 1).cpu().numpy()
+
+    def recorded(self, sites: Sequence[Site], numbers: Iterable[int]) -> Activations:
+        """What the sites have of some images."""
+        index = list(numbers)
+        with recording(sites) as found:
+            self.model(self._labels[index], self._inputs[index])
+        return found
+
+    @torch.inference_mode()
+    def mean_of(self, sites: Sequence[Site]) -> Activations:
+        """What the sites have, mean over all images."""
+        return Activations.mean(self.recorded(sites, numbers) for numbers in self._numbers())
+
+    def effect(self, cut: Cut, draws: int = DRAWS) -> Effect:
+        """What a cut does, and random ones of its size.
+
+        Raises:
+            UserError: the model has no such part; a single image where another one is wanted.
+        """
+        sites = sites_of(self.model, cut)
+        if cut.kind == "resample" and self.num_images < 2:
+            raise UserError(f"cut '{cut.text}': one image; allowed: two or more, to resample from another")
+        mean = self.mean_of(sites) if cut.kind == "mean" else None
+        lengths = np.array(self.model.schedule.lengths)
+        weights = lengths / lengths.sum()
+        bits = self.bits(sites, cut.kind, mean)
+        changes = bits - self.clean
+        change = changes @ weights
+        others = [random_sites(sites, draw) for draw in range(draws)]
+        controls = [(self.bits(other, cut.kind, mean) - self.clean) @ weights for other in others if other]
+        beyond = change - np.mean(controls, axis=0) if controls else None
+        return Effect(
+            cut=cut.text,
+            num_images=self.num_images,
+            bits=float((bits @ weights).mean()),
+            change=float(change.mean()),
+            sd=_sd(change),
+            change_by_scale=tuple(changes.mean(0).tolist()),
+            sd_by_scale=tuple(map(_sd, changes.T)),
+            kept=shares_kept(sites),
+            controls=tuple(float(control.mean()) for control in controls),
+            beyond=None if beyond is None else float(beyond.mean()),
+            beyond_sd=None if beyond is None else _sd(beyond),
+        )
+
+
+def _sd(values: np.ndarray) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
+
+
+def standard_cuts(model: ScaleTransformer) -> list[Cut]:
+    """What the report shows of a model: the whole parts, then by scale, layer, pair of scales and head.
+
+    Those that the model has not are left out.
+    """
+    scales, layers = range(model.schedule.num_scales), range(model.config.depth)
+    heads = range(model.config.num_heads) if model.config.num_heads > 1 else ()
+    several = [layer for layer in layers if len(chosen_in(model.config, model.config.layers[layer])) > 1]
+    branches = dict.fromkeys(name for layer, name, _ in mixers_of_model(model) if layer in several)
+    cuts = [
+        *(Cut(target) for target in ("own", "coarser")),
+        *(Cut("branch", mixer=mixer_name(name)) for name in branches),
+        Cut("state"),
+        *(Cut("state", scale=k) for k in scales[1:]),
+        *(Cut("scale", scale=k) for k in scales),
+        *(Cut(target, layers=(layer,)) for target in ("own", "coarser", "state") for layer in layers),
+        *(Cut("scale", scale=key, queries=query) for query in scales for key in scales[: query + 1]),
+        *(Cut(t, layers=(layer,), heads=(h,)) for t in ("own", "coarser") for layer in layers for h in heads),
+    ]
+    return [cut for cut in cuts if _is_there(model, cut)]
+
+
+def _is_there(model: ScaleTransformer, cut: Cut) -> bool:
+    try:
+        return bool(sites_of(model, cut))
+    except UserError:
+        return False
+
+
+def matrix_of(effects: Iterable[Effect], schedule: ScaleSchedule) -> np.ndarray:
+    """Changes `(S, S)` of cutting keys of a scale (column) for queries of one (row); NaN where none was measured."""
+    found = np.full((schedule.num_scales,) * 2, np.nan)
+    by_cut = {effect.cut: effect for effect in effects}
+    for query in range(schedule.num_scales):
+        for key in range(query + 1):
+            if effect := by_cut.get(Cut("scale", scale=key, queries=query).text):
+                found[query, key] = effect.change
+    return found

@@ -1,0 +1,210 @@
+"""Cuts in a whole model: where they go, what stands in for what is cut, controls of the same size, what is measured."""
+
+import numpy as np
+import pytest
+import torch
+
+from mvar.config import MambaConfig, ModelConfig, SampleConfig, TokenizerConfig, TokenSpace
+from mvar.errors import UserError
+from mvar.evaluation.likelihood import heldout_nll
+from mvar.probes.cut_text import parse_cut
+from mvar.probes.interventions import cutting, random_sites, recording, shares_kept, sites_of
+from mvar.probes.knockout import Bench, matrix_of, standard_cuts
+from mvar.probes.measurable import Opened
+from mvar.registries import MIXERS
+from mvar.sampling import generate
+from mvar.tokenizer.quantizer import ResidualQuantizer
+from mvar.transformer import ScaleTransformer
+
+SPACE = TokenSpace((1, 2, 3), vocab_size=11, code_channels=4, num_classes=3)
+PATTERNS = [*MIXERS.names(), "intra+mamba", "global intra+mamba"]
+IMAGES = 7
+
+
+def model_of(pattern, depth=2):
+    torch.manual_seed(0)
+    mamba = MambaConfig(d_state=8, headdim=8)
+    model = ScaleTransformer(ModelConfig(depth=depth, width=16, num_heads=2, pattern=pattern, mamba=mamba), SPACE)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.3)
+    return model.double().eval()
+
+
+def quantizer():
+    torch.manual_seed(0)
+    return ResidualQuantizer(TokenizerConfig(patch_sides=SPACE.patch_sides, vocab_size=11, code_channels=4)).double()
+
+
+def opened(model, count=IMAGES):
+    torch.manual_seed(1)
+    tokens, labels, codes = torch.randint(0, 11, (count, 14)), torch.arange(count) % 3, quantizer()
+    return Opened(
+        model,
+        None,  # pyright: ignore[reportArgumentType]  no image is drawn
+        SampleConfig(),
+        count,
+        lambda numbers: (labels[list(numbers)], codes.inputs(tokens[list(numbers)])),
+        lambda numbers: tokens[list(numbers)],
+    )
+
+
+def bench(pattern, count=IMAGES, batch_size=3):
+    return Bench(opened(model_of(pattern), count), batch_size)
+
+
+def test_without_a_cut_it_is_the_held_out_likelihood():
+    here = opened(model_of("global"))
+    found = heldout_nll(here.model, quantizer(), here.codes(range(IMAGES)).numpy(), np.arange(IMAGES) % 3)
+    clean = Bench(here, 3).clean
+    weights = np.array(here.model.schedule.lengths) / 14
+    assert (clean @ weights).mean() == pytest.approx(found["eval/nll_bits_per_token"], rel=1e-9)
+    assert clean.mean(0)[1] == pytest.approx(found["eval/nll_bits_scale_01"], rel=1e-9)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_every_standard_cut_changes_something_and_leaves_the_model_as_it_was(pattern):
+    here = bench(pattern)
+    before = here.clean.copy()
+    cuts = standard_cuts(here.model)
+    assert cuts
+    for cut in cuts:
+        bits = here.bits(sites_of(here.model, cut))
+        assert np.isfinite(bits).all() and not np.array_equal(bits, before), cut
+    assert np.array_equal(here.bits(), before)
+    assert np.array_equal(here.bits([]), before)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_cuts_of_a_finer_scale_leave_the_coarser_ones(pattern):
+    here = bench(pattern)
+    for text in ("scale:2", "scale:1,queries=2", "state:2"):
+        cut = parse_cut(text)
+        if cut in standard_cuts(here.model):
+            bits = here.bits(sites_of(here.model, cut))
+            np.testing.assert_allclose(bits[:, :2], here.clean[:, :2], rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["mean", "resample"])
+@pytest.mark.parametrize("text", ["own", "coarser", "branch:mamba", "branch:intra", "state", "own,head=1", "state:2"])
+def test_what_stands_in_is_what_the_model_has_itself(kind, text):
+    """Of images that are all alike the mean, and another one, are the image itself: nothing changes."""
+    pattern = "global" if text == "coarser" else "intra+mamba"
+    here = opened(model_of(pattern), 4)
+    codes, batch = here.codes(range(1)), here.batch(range(1))
+    same = Opened(
+        here.model,
+        here.tokenizer,
+        here.sample,
+        4,
+        lambda n: tuple(part.repeat(len(n), *[1] * (part.ndim - 1)) for part in batch),
+        lambda n: codes.repeat(len(n), 1),
+    )
+    there = Bench(same, 2)
+    cut = parse_cut(f"{text},kind={kind}")
+    sites = sites_of(here.model, cut)
+    bits = there.bits(sites, kind, there.mean_of(sites) if kind == "mean" else None)
+    np.testing.assert_allclose(bits, there.clean, rtol=1e-9)
+    assert abs(Bench(here, 2).effect(cut, draws=1).change) > 1e-6  # of images that differ it does
+
+
+def test_a_mean_does_not_depend_on_the_batches():
+    cut = parse_cut("own,kind=mean")
+    effects = [bench("global", batch_size=size).effect(cut, draws=1) for size in (2, IMAGES)]
+    assert effects[0].change == pytest.approx(effects[1].change, rel=1e-9)
+    effects = [bench("global", batch_size=size).effect(parse_cut("own,kind=resample"), draws=1) for size in (2, IMAGES)]
+    assert effects[0].change == pytest.approx(effects[1].change, rel=1e-9)
+
+
+def test_an_image_is_resampled_from_another_one():
+    here = bench("global")
+    assert sorted(here.partners) == list(range(IMAGES)) and (here.partners != np.arange(IMAGES)).all()
+    sites = sites_of(here.model, parse_cut("all,layer=0"))
+    with recording(sites) as found:
+        here.model(*opened(here.model).batch([3]))
+    again = here.recorded(sites, [3])
+    torch.testing.assert_close(found.of(0)["k"], again.of(0)["k"], rtol=0, atol=1e-12)
+    assert found.of(0)["v"].shape == (1, 2, 14, 8)
+
+
+def test_controls_cut_as_many_keys_of_every_query_and_head():
+    model = model_of("global intra")
+    for text in ("own", "coarser", "scale:1", "own,head=1", "scale:0,queries=2"):
+        sites = sites_of(model, parse_cut(f"{text},mixer=global"))
+        first, again, other = random_sites(sites, 0), random_sites(sites, 0), random_sites(sites, 1)
+        for site, one, same, two in zip(sites, first, again, other, strict=True):
+            assert torch.equal(one.pairs.sum(-1), site.pairs.sum(-1)) and not (one.pairs & ~site.visible).any()
+            assert torch.equal(one.pairs, same.pairs) and not torch.equal(one.pairs, two.pairs)
+        assert shares_kept(first) == shares_kept(sites)
+    assert random_sites(sites_of(model, parse_cut("all")), 0) is None  # of each query all
+    assert random_sites(sites_of(model, parse_cut("own,mixer=intra")), 0) is None
+    assert random_sites(sites_of(model, parse_cut("branch:intra")), 0) is None
+
+
+def test_effects_add_up():
+    here = bench("global")
+    effect = here.effect(parse_cut("own"), draws=3)
+    weights = np.array(here.model.schedule.lengths) / 14
+    assert np.dot(effect.change_by_scale, weights) == pytest.approx(effect.change)
+    assert effect.bits - effect.change == pytest.approx((here.clean @ weights).mean())
+    assert effect.beyond == pytest.approx(effect.change - np.mean(effect.controls))
+    assert len(effect.controls) == 3 and effect.half_width > 0 and effect.control_sd > 0
+    assert effect.kept == pytest.approx(1 - (1 + 16 + 81) / (1 + 4 * 5 + 9 * 14))
+    assert here.effect(parse_cut("branch:global")).controls == ()
+
+
+def test_the_matrix_holds_the_cuts_of_pairs_of_scales():
+    here = bench("global")
+    effects = [here.effect(cut, draws=1) for cut in standard_cuts(here.model) if cut.queries is not None]
+    matrix = matrix_of(effects, here.model.schedule)
+    assert np.isnan(matrix[np.triu_indices(3, 1)]).all() and np.isfinite(matrix[np.tril_indices(3)]).all()
+    both = {effect.cut: effect.change for effect in effects}
+    assert matrix[2, 0] == both["scale:0,queries=2"]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_sampling_goes_through_the_same_cut(pattern):
+    """Logits that are drawn from scale by scale are those of teacher forcing with the same cut."""
+    model, codes, labels = model_of(pattern), quantizer(), torch.tensor([0, 2])
+    sample = SampleConfig(cfg_scale=0.0, top_k=0, top_p=0.0)
+    for cut in standard_cuts(model)[:12]:
+        drawn = []
+        with cutting(sites_of(model, cut)), torch.inference_mode():
+            found = generate(model, codes, labels, [0, 1], sample, on_logits=lambda _, x: drawn.append(x.clone()))  # noqa: B023
+            logits, _ = model(labels, codes.inputs(found.tokens))
+        torch.testing.assert_close(torch.cat(drawn, 1), logits, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "said"),
+    [
+        (
+            "intra",
+            "coarser",
+            "cut: 'coarser': 'intra' has no such part; allowed: own, coarser, scale:K, all, ",
+        ),
+        ("mamba", "own", "cut: 'own': 'mamba' has no such part; allowed: state, state:K, branch:mamba"),
+        (
+            "global",
+            "state",
+            "cut: 'state': 'global' has no such part; allowed: own, coarser, scale:K, all, ",
+        ),
+        ("global", "branch:mamba", "has no such part; allowed: own, coarser, scale:K, all, branch:global"),
+        ("global", "own,layer=2", "cut 'own,layer=2': layer 2; allowed: 0 to 1"),
+        ("global", "own,head=2", "cut 'own,head=2': head 2; allowed: 0 to 1"),
+        ("global", "scale:3", "cut 'scale:3': scale 3; allowed: 0 to 2"),
+        ("global", "own,queries=9", "cut 'own,queries=9': queries 9; allowed: 0 to 2"),
+        ("mamba", "state:0", "cut 'state:0': scale 0; allowed: 1 to 2"),
+    ],
+)
+def test_what_a_model_has_not_is_one_line(pattern, text, said):
+    with pytest.raises(UserError) as error:
+        sites_of(model_of(pattern), parse_cut(text))
+    assert said in str(error.value)
+
+
+def test_too_few_images_are_one_line():
+    with pytest.raises(UserError, match="two or more, to resample from another"):
+        bench("global", count=1).effect(parse_cut("own,kind=resample"))
+    with pytest.raises(UserError, match="at least one held-out image"):
+        bench("global", count=0)
