@@ -63,9 +63,9 @@ def overfitting_table(found: Curves, records: kit.Records, manifest: kit.Manifes
         train, heldout = (kit.Measured.of(sets[split].iloc[-1]) for split in SETS)
         gap = kit.Measured.of(sets["heldout"].iloc[-1] - sets["train"].iloc[-1])
         means = sets["heldout"].mean(axis=1)
-        at = int(means.idxmin())
+        at: Any = means.idxmin()
         row = {"label": label, "train": train, "heldout": heldout, "gap": gap, "n": sets["heldout"].shape[1]}
-        rows.append(row | {"lowest": kit.Measured.of(sets["heldout"].loc[at]), "at": at})
+        rows.append(row | {"lowest": kit.Measured.of(sets["heldout"].loc[at]), "at": int(at)})
         run_ids.append(_run_ids(label, manifest))
         if train and heldout:
             pairs[label] = heldout, train

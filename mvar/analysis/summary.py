@@ -54,7 +54,7 @@ def _used(records: Records, tables: Tables) -> pd.DataFrame:
     done = records.done
     run_ids = {run_id for _, table, _ in tables for row in table.run_ids for run_id in row}
     evaluations = {one for manifest, _, _ in tables for cell in manifest.cells for one in cell.evaluation_ids}
-    return done.loc[done["run_id"].isin(run_ids) & done["evaluation_id"].isin(evaluations)]
+    return done.loc[done["run_id"].isin(list(run_ids)) & done["evaluation_id"].isin(list(evaluations))]
 
 
 def _run_lines(records: Records, tables: Tables, used: pd.DataFrame) -> list[str]:
@@ -181,7 +181,8 @@ def _many_copies(tables: Tables, used: pd.DataFrame) -> list[str]:
     heldout: Any = used["eval/copy_rate_heldout"].mean() if "eval/copy_rate_heldout" in used else None
     if heldout is None or not heldout >= 0:
         return []
-    low, high = share_interval(float(heldout), int(used["num_images"].min()))
+    fewest: Any = used["num_images"].min()
+    low, high = share_interval(float(heldout), int(fewest))
     copies = {
         row["label"]: row["copy_rate"]
         for _, table, _ in tables

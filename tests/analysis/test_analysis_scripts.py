@@ -22,6 +22,7 @@ FIGURES = {  # of `everything`: all requests of the digits preset at equal steps
     "layers": {"layers-digits-steps"},
     "likelihood": {"nll-by-scale-digits-steps"},
     "loss": {"loss-digits-steps"},
+    "overfitting": {"overfitting-digits-steps"},
     "samples": {"samples-mixers-digits-steps"},
     "scaling": {"scaling-digits-steps"},
 }
@@ -35,6 +36,7 @@ TABLES = {
     "scaling": {"scaling-digits-steps", "scaling-digits-steps-laws"},
 }
 OF_MIXERS = {"mixers-digits-steps", "mixers-digits-steps-differences"}
+TABLES["overfitting"] = OF_MIXERS | {"overfitting-digits-steps"}
 ALONE = {"guidance", "scaling"}  # drawn only where it was asked for
 
 
@@ -119,10 +121,8 @@ def test_an_analysis_that_no_experiment_names(asked, tmp_path, capsys):
     own = Analysis("mine", "Mine", lambda page, manifest, table: None, of="sweep")
     assert main(own, ["--results", str(asked), "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert (
-        "analysis: 'mine' is among the figures of no experiment; allowed: guidance, layers, likelihood, loss, sam"
-        in error
-    )
+    allowed = "guidance, layers, likelihood, loss, overfitting"
+    assert f"analysis: 'mine' is among the figures of no experiment; allowed: {allowed}" in error
 
 
 def python(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
