@@ -1,8 +1,8 @@
 """The mixer `linear`: block-causal linear attention, whose state is a sum over tokens.
 
 Katharopoulos et al. (arXiv:2006.16236) with their feature map, causal by scale as VAR's attention is, and divided by
-the sum of weights, which LINA (arXiv:2601.22630) finds to scale better than subtraction. Shapes: `B` batch, `L` tokens
-of a span, `D` width, `H` heads, `P` head size.
+the sum of weights as in LINA (arXiv:2601.22630). Shapes: `B` batch, `L` tokens of a span, `D` width, `H` heads, `P`
+head size.
 """
 
 import numpy as np
