@@ -51,7 +51,7 @@ LOOK_ALIKES = {
     ("grid.png", "a file of the user's own"): ("commands.sample",),
     ("knockout", "an analysis"): ("knockout.py",),
     ("report", "what is made, as it is shown"): ("analysis.report", "commands.report"),
-    ("runs", "a word of a message or a heading"): ("analysis.render", "cluster.executor"),
+    ("runs", "a word of a message or a heading"): ("analysis.render", "cluster.executor", "cluster.scripts"),
     ("runs", "a public name"): ("mvar",),
     ("runs", "a key of an answer"): ("commands.run_tables", "commands.status"),
     ("samples", "images, in messages"): ("evaluation.copies", "evaluation.measure"),

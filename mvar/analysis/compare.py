@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from mvar.errors import UserError
+from mvar.probes.interval import CONFIDENCE, t_factor
 
 DASH = "—"
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,7 @@ def difference(rows: pd.DataFrame, reference: pd.DataFrame, column: str) -> Diff
 
 def half_width(paired: np.ndarray) -> np.ndarray:
     """Half of Student's interval of the mean of paired differences `(..., n)`, n at least 2."""
-    from scipy.stats import t
-
-    n = paired.shape[-1]
-    return t.ppf((1 + CONFIDENCE) / 2, n - 1) * paired.std(-1, ddof=1) / math.sqrt(n)
+    return paired.std(-1, ddof=1) * t_factor(paired.shape[-1])
 
 
 def share_interval(share: float, count: int) -> tuple[float, float]:

@@ -31,19 +31,16 @@ def _match(name: str, names: Sequence[str]) -> str:
     return matches[0]
 
 
-def is_submitted(store: Store, name: str) -> bool:
-    """Whether a name, or what it is the beginning of, was submitted to a cluster."""
-    return any(known.startswith(name) for known in _by_name(read_queue(store, act=False)))
-
-
-def find_submitted(store: Store, names: Sequence[str]) -> list[Owner]:
-    """The latest submission of each name.
+def find_submitted(store: Store, name: str) -> Owner | None:
+    """The latest submission of a run or stage; None where no such name was submitted.
 
     Raises:
-        UserError: a name that was not submitted, or fits several.
+        UserError: a beginning of several names.
     """
     owners = _by_name(read_queue(store, act=False))
-    return [owners[_match(name, sorted(owners))][-1] for name in names]
+    if not any(known.startswith(name) for known in owners):
+        return None
+    return owners[_match(name, sorted(owners))][-1]
 
 
 def cancel(store: Store, names: Sequence[str]) -> dict[str, list[str]]:

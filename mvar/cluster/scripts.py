@@ -1,20 +1,21 @@
 """The batch scripts of a submission, as `mvar submit --dry-run` prints them: on a machine without SLURM too."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mvar import layout
 from mvar.cluster.profiles import Profile
 from mvar.cluster.submission import STAGES, Submission, new_id
+from mvar.cluster.submit import Plan, job_name, make_executor, profile_of_job
 
 if TYPE_CHECKING:
-    from mvar.cluster.submit import Plan
+    from submitit import SlurmExecutor
+
     from mvar.runs.store import Store
 
 WAITS_FOR = "JOB_OF_THE_STAGES"  # stands where SLURM's number will
 
 
-def scripts(found: "Plan", store: "Store", profile: Profile) -> list[tuple[str, str]]:
+def scripts(found: Plan, store: "Store", profile: Profile) -> list[tuple[str, str]]:
     """What each sbatch would be given: what the job is, and its script.
 
     Args:
@@ -22,31 +23,21 @@ def scripts(found: "Plan", store: "Store", profile: Profile) -> list[tuple[str, 
         store: where runs are kept.
         profile: of the runs; the stages' is derived from it.
     """
-    from mvar import layout
-    from mvar.cluster.submit import make_executor, shared_out
-
     folder = store.root.absolute() / layout.SUBMISSIONS / new_id()
     submission = Submission(folder, profile, folder.parent / layout.CODE, "")
+    waits = [*found.waits_for, *([WAITS_FOR] if found.stages else ())]
+    num_arrays = found.num_jobs - bool(found.stages)
     written = []
-    waits: Sequence[str] = found.waits_for
-    if found.stages:
-        executor = make_executor(submission, f"mvar-{folder.name}{STAGES}", profile.for_stages, check=False)
-        written.append((f"shared stages, {_elements(len(found.stages))}", _text(executor, len(found.stages))))
-        waits = [*waits, WAITS_FOR]
-    arrays = range(0, len(found.runs), found.max_array)
-    for number, start in enumerate(arrays):
-        count = len(found.runs[start : start + found.max_array])
-        name = f"mvar-{folder.name}-runs-{number}"
-        executor = make_executor(submission, name, shared_out(profile, len(arrays)), waits, check=False)
-        written.append((f"runs, {_elements(count)}", _text(executor, count)))
+    for end, elements in found.jobs():
+        is_stages, count = end == STAGES, len(elements)
+        asked = profile_of_job(profile, is_stages, num_arrays)
+        executor = make_executor(submission, job_name(folder, end), asked, [] if is_stages else waits, here=False)
+        what = "one job" if count == 1 else f"an array of {count}"
+        written.append((f"{'shared stages' if is_stages else 'runs'}, {what}", _text(executor, count)))
     return written
 
 
-def _elements(count: int) -> str:
-    return "one job" if count == 1 else f"an array of {count}"
-
-
-def _text(executor, count: int) -> str:  # noqa: ANN001  submitit's, which is loaded late
+def _text(executor: "SlurmExecutor", count: int) -> str:
     if count > 1:
         executor.parameters["map_count"] = count
-    return executor._make_submission_file_text(executor._submitit_command_str, Path(executor.folder).name)
+    return executor._make_submission_file_text(executor._submitit_command_str, executor.folder.name)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -47,10 +47,17 @@ class Plan:
     num_active: int  # queued or running already
     max_array: int
 
+    def jobs(self) -> Iterator[tuple[str, list[list[Task]]]]:
+        """What each call of sbatch sends: how the job's name ends, and its elements. The stages come first."""
+        if self.stages:
+            yield STAGES, self.stages
+        for number, start in enumerate(range(0, len(self.runs), self.max_array)):
+            yield f"-runs-{number}", self.runs[start : start + self.max_array]
+
     @property
     def num_jobs(self) -> int:
         """Calls of sbatch."""
-        return bool(self.stages) + -(-len(self.runs) // self.max_array)
+        return sum(1 for _ in self.jobs())
 
 
 def plan(configs: Sequence[RunConfig], store: Store, runs_per_job: int = 1, act: bool = True, ask: bool = True) -> Plan:
@@ -111,12 +118,7 @@ def submit(found: Plan, store: Store, profile: Profile) -> Submission:
     folder = store.root.absolute() / layout.SUBMISSIONS / new_id()
     code = snapshot.take(folder.parent / layout.CODE, plugins.loaded())
     folder.mkdir(parents=True)
-    name = f"mvar-{folder.name}"
-    jobs, size = [], found.max_array
-    if found.stages:
-        jobs.append(job_of(folder, f"{name}{STAGES}", found.stages))
-    for number, start in enumerate(range(0, len(found.runs), size)):
-        jobs.append(job_of(folder, f"{name}-runs-{number}", found.runs[start : start + size]))
+    jobs = [job_of(folder, job_name(folder, end), elements) for end, elements in found.jobs()]
     created = datetime.now(UTC).isoformat(timespec="seconds")
     submission = Submission(folder, profile, code, created, tuple(jobs), Claim.now())
     submission.logs.mkdir(mode=0o700 if submission.is_private else 0o777)
@@ -129,7 +131,7 @@ def _send(submission: Submission, waits_for: Sequence[str]) -> Submission:
     num_arrays = sum(not job.is_stages for job in submission.jobs)
     try:
         for job in submission.jobs:
-            profile = submission.profile.for_stages if job.is_stages else shared_out(submission.profile, num_arrays)
+            profile = profile_of_job(submission.profile, job.is_stages, num_arrays)
             executor = make_executor(submission, job.name, profile, [] if job.is_stages else waits)
             elements = [Element(str(submission.folder), job.name, i) for i in range(len(job.elements))]
             job_id = _sbatch(executor, elements, profile)
@@ -158,8 +160,15 @@ def _undo(submission: Submission, error: BaseException) -> None:
         note_sent(submission.folder, undone=True)
 
 
-def shared_out(profile: Profile, num_arrays: int) -> Profile:
-    """SLURM caps each array on its own, the profile all of them together."""
+def job_name(folder: Path, end: str) -> str:
+    """What SLURM calls a job of a submission."""
+    return f"mvar-{folder.name}{end}"
+
+
+def profile_of_job(profile: Profile, is_stages: bool, num_arrays: int) -> Profile:
+    """What one job asks for. SLURM caps each array on its own, the profile all of them together."""
+    if is_stages:
+        return profile.for_stages
     return profile.model_copy(update={"array_parallelism": max(1, profile.array_parallelism // max(1, num_arrays))})
 
 
@@ -179,13 +188,13 @@ def _sbatch(executor: "SlurmExecutor", elements: Sequence[Element], profile: Pro
 
 
 def make_executor(
-    submission: Submission, name: str, profile: Profile, waits_for: Sequence[str] = (), *, check: bool = True
+    submission: Submission, name: str, profile: Profile, waits_for: Sequence[str] = (), *, here: bool = True
 ) -> "SlurmExecutor":
     """submitit's executor for one job: what is asked of SLURM, and how Python is started.
 
     `kill-on-invalid-dep`: else a run whose stages failed waits for ever. `requeue`: where the site's default is not
     to. `kill-on-bad-exit` and `wait=0`: a process that dies ends the others, which would wait for it; one that has
-    done its part does not. Without `check` it is made where SLURM is not, to read its script.
+    done its part does not. With `here=False` it is made without SLURM, for its script.
     """
     from submitit import SlurmExecutor
 
@@ -195,7 +204,7 @@ def make_executor(
             return 2
 
     check_place(submission.logs)
-    kind = SlurmExecutor if check else Anywhere
+    kind = SlurmExecutor if here else Anywhere
     try:
         executor = kind(submission.logs, python=f"{_blocking()}{shlex.quote(sys.executable)} -m mvar.cluster.guard")
     except RuntimeError:

@@ -136,10 +136,10 @@ class Attention(CheckpointFiles, InResults, Answer):
 def show(stats: "AttentionStats", title: str) -> None:
     """Print a table: a row a layer, then the model."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     from mvar.analysis.maps import names
+    from mvar.commands.console import wide_console
     from mvar.probes.attention_mass import uniform_share
     from mvar.scales import ScaleSchedule
 
@@ -158,10 +158,7 @@ def show(stats: "AttentionStats", title: str) -> None:
     table.add_section()
     means = (stats.key_shares.mean(0), float(stats.layer_entropy.mean()), float(stats.layer_relative_entropy.mean()))
     add("mean", stats.share, stats.share_sd, *means)
-    console = Console()
-    if not console.is_terminal:
-        console.width = 400  # a file has no margin to break lines at
-    console.print(table)
+    wide_console(400).print(table)
     uniform = uniform_share(ScaleSchedule(stats.sides))
     say(
         f"own scale: {stats.share:.1%} of attention mass; uniform attention would put {uniform:.1%} there. "

@@ -12,7 +12,7 @@ from mvar import layout
 from mvar.analysis.versions import COLUMN as VERSIONS
 from mvar.analysis.versions import newest, only, rows_of
 from mvar.checkpoints.warm_start import Start
-from mvar.commands.run_tables import wide_console
+from mvar.commands.console import wide_console
 from mvar.config import RunConfig
 from mvar.errors import say
 from mvar.escaping import rich_text

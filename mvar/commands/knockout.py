@@ -66,8 +66,9 @@ class Knockout(CheckpointFiles, InResults, Answer):
 def show(found: "Found", name: str, texts: list[str]) -> None:
     """Print a row for each cut that was asked for; where none was, for those of whole parts."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from mvar.commands.console import wide_console
 
     names = [f"{side}×{side}" for side in found.sides]
     title = f"{name}, {found.num_images:,} held-out images, {found.bits:.3f} bits a token: what a cut adds"
@@ -82,10 +83,7 @@ def show(found: "Found", name: str, texts: list[str]) -> None:
         beyond = (effect.beyond, effect.beyond_half_width)
         by_scale = (signed(change) for change in effect.change_by_scale)
         table.add_row(text, dashed(kept, ".1f"), *_pairs(*numbers), *_pairs(*beyond), *by_scale)
-    console = Console()
-    if not console.is_terminal:
-        console.width = 400  # a file has no margin to break lines at
-    console.print(table)
+    wide_console(400).print(table)
     left = len(found.effects) - len(shown)
     say(
         "Bits a token, more is worse. ±: 95 % t interval over images. Random: as many keys cut of every query, mean "

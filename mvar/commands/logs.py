@@ -31,21 +31,21 @@ class Logs(InResults):
 
     def execute(self, arguments: list[str]) -> int:
         """Print them; returns the exit code."""
-        from mvar.cluster.find import find_submitted, is_submitted
+        from mvar.cluster.find import find_submitted
         from mvar.cluster.submission import log_paths
         from mvar.runs.store import Store
 
         if self.lines < 0:
             raise UserError(f"lines: {self.lines}; allowed: 1 or more, 0 for all")
         store = Store(existing_directory("results", self.results, "one that `mvar run` or `mvar submit` has made"))
-        if not is_submitted(store, self.run):
+        found = find_submitted(store, self.run)
+        if not found:
             directory = _directory(store, self.run)
             self._say_state(directory)
             self._say_files(
                 [path for name in (layout.METRICS, layout.ERROR) if (path := directory.path / name).is_file()]
             )
             return OK
-        (found,) = find_submitted(store, [self.run])
         job_id = found.job.element_id(found.index)
         paths = log_paths(found.submission, found.job, found.index)
         if not paths:

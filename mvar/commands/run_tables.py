@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from mvar.commands.console import wide_console
 from mvar.config import RunConfig
 from mvar.errors import say
 from mvar.escaping import rich_text
@@ -28,12 +28,6 @@ class PlannedRun:
     training_flops: int
     evaluations: int
     estimated_s: float | None  # on one worker; None: nothing is left
-
-
-def wide_console() -> Console:
-    """One that does not cut columns off in a file."""
-    console = Console()
-    return console if console.is_terminal else Console(width=200)  # a file is not 80 columns wide
 
 
 @dataclass(frozen=True)
@@ -108,8 +102,7 @@ def print_plan(requests: Sequence[Request], store: Store, num_workers: int | Non
         time = "" if run.estimated_s is None else duration(run.estimated_s)
         told = (run.name, "; ".join(run.cells), run.pattern, run.state, run.steps)
         table.add_row(*map(rich_text, told), f"{run.parameters:,}", f"{run.training_flops:.3g}", time)
-    console = wide_console()
-    console.print(table)
+    wide_console().print(table)
     evaluations = sum(run.evaluations for run in plan.runs)
     more = f", {evaluations} evaluations" if evaluations > len(plan.runs) else ""
     say(f"{len(plan.runs)} runs{more}, {sum(run.training_flops for run in plan.runs):.3g} training FLOPs")

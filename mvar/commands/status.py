@@ -53,8 +53,7 @@ class Status(InResults, Answer):
         return self._watched(store, states, self.watch)
 
     def _once(self, store: "Store", states: Sequence[str]) -> int:
-        from rich.console import Console
-
+        from mvar.commands.console import wide_console
         from mvar.commands.status_table import status_table
 
         rows, code = self._look(store, states)
@@ -62,8 +61,7 @@ class Status(InResults, Answer):
         if self.json:
             self.answer({"runs": [asdict(row) for row in rows], "counts": dict(counts)})
             return code
-        console = Console()
-        console = console if console.is_terminal else Console(width=200)  # a file is not 80 columns wide
+        console = wide_console()
         if rows:
             console.print(status_table(rows, console))
         nothing = "no such runs" if self.runs or states else "no runs yet"

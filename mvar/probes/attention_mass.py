@@ -17,12 +17,12 @@ from torch import Tensor
 
 from mvar.errors import UserError
 from mvar.mixers.global_attention import GlobalAttention
+from mvar.probes.interval import t_factor
 from mvar.progress import Progress
 from mvar.scales import ScaleSchedule
 from mvar.transformer import ScaleTransformer
 
 SCHEMA_VERSION = 2
-CONFIDENCE = 0.95
 TILE_CELLS = {"cpu": 1 << 18, "cuda": 1 << 24}  # scores held at a time: what fits a core's cache, or fills a GPU
 
 
@@ -210,10 +210,7 @@ class AttentionStats:
 
     def half_width(self, sd: Tensor | float) -> Tensor:
         """Half of the two-sided 95 % t interval of a mean over the images, from a deviation; NaN for one image."""
-        from scipy.stats import t
-
-        factor = t.ppf((1 + CONFIDENCE) / 2, self.num_images - 1) if self.num_images > 1 else float("nan")
-        return torch.as_tensor(sd, dtype=torch.float64) * (factor / self.num_images**0.5)
+        return torch.as_tensor(sd, dtype=torch.float64) * t_factor(self.num_images)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` reads them back."""

@@ -17,6 +17,7 @@ from mvar.evaluation.likelihood import token_bits_and_errors
 from mvar.mixers.base import chosen_in
 from mvar.pattern import mixer_name
 from mvar.probes.cut_text import Cut
+from mvar.probes.interval import t_factor
 from mvar.probes.interventions import (
     Activations,
     Site,
@@ -31,7 +32,6 @@ from mvar.probes.measurable import Opened
 from mvar.scales import ScaleSchedule
 from mvar.transformer import ScaleTransformer
 
-CONFIDENCE = 0.95
 DRAWS = 5  # of the random controls
 PARTNER_STREAM = 23  # of the random numbers that say which image another one is resampled from
 
@@ -40,7 +40,7 @@ PARTNER_STREAM = 23  # of the random numbers that say which image another one is
 class Effect:
     """What a cut does to the held-out likelihood: changes in bits a token, more than 0 is worse.
 
-    Deviations are over images, of the change of each; `half_width` makes intervals of them.
+    Deviations are over images, of the change of each; `t_factor` makes intervals of them.
     """
 
     cut: str
@@ -69,12 +69,12 @@ class Effect:
     @property
     def half_width(self) -> float:
         """Half of the two-sided 95 % t interval of `change` over images; NaN for one image."""
-        return half_width(self.sd, self.num_images)
+        return self.sd * t_factor(self.num_images)
 
     @property
     def beyond_half_width(self) -> float | None:
         """The same of `beyond`."""
-        return None if self.beyond_sd is None else half_width(self.beyond_sd, self.num_images)
+        return None if self.beyond_sd is None else self.beyond_sd * t_factor(self.num_images)
 
     @property
     def control(self) -> float | None:
@@ -100,13 +100,6 @@ class Effect:
         found: dict[str, Any] = {field.name: values[field.name] for field in fields(cls)}
         lists: dict[str, Any] = {name: tuple(v) for name, v in found.items() if isinstance(v, list)}
         return cls(**(found | lists))
-
-
-def half_width(sd: float, count: int) -> float:
-    """Half of the two-sided 95 % t interval of a mean of `count` values; NaN for a single one."""
-    from scipy.stats import t
-
-    return float(t.ppf((1 + CONFIDENCE) / 2, count - 1)) * sd / count**0.5 if count > 1 else float("nan")
 
 
 class Bench:

@@ -128,6 +128,7 @@ measure(what, Path(sys.argv[3]), lambda done, total: time.sleep(60))
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_was_killed_is_gone_on_from(trained, tmp_path):
     store, run, _ = trained
     record = tmp_path / "killed" / "attention_images.json"

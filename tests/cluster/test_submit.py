@@ -229,6 +229,7 @@ def test_a_submission_that_fails_midway_leaves_nothing_behind(slurm, tmp_path, m
     assert len(queued_ids()) == 4
 
 
+@pytest.mark.slow
 def test_two_submissions_at_once_submit_once(slurm, tmp_path):
     store = Store(tmp_path / "results")
     command = [sys.executable, "-m", "mvar.cli", "submit", "layers", "--preset", "smoke", "--results", str(store.root)]

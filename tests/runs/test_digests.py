@@ -57,7 +57,7 @@ def forget_evaluation(store: Store) -> None:
 
 
 @pytest.mark.parametrize("harm", [flip, cut])
-@pytest.mark.parametrize("name", ["model", "tokenizer", "classifier"])
+@pytest.mark.parametrize("name", ["model", "tokenizer", pytest.param("classifier", marks=pytest.mark.slow)])
 def test_damaged_weights_are_one_line_and_its_way_out_works(store, capfd, name, harm):
     path = weights_of(store)[name]
     whole = path.read_bytes()

@@ -89,6 +89,7 @@ def test_asked_for_in_any_words_it_is_done(gone_on_with, capsys):
     assert len(list(gone_on_with.root.glob("sweeps/*.json"))) == 1
 
 
+@pytest.mark.slow
 def test_it_is_sampled_evaluated_anew_and_reported(gone_on_with, tmp_path, capsys):
     store = Store(shutil.copytree(gone_on_with.root, tmp_path / "results"))
     place = ["--results", str(store.root)]
@@ -117,6 +118,7 @@ def test_the_split_run_answers_for_the_plain_one(store):
     assert not store.run(first.FINISHED).path.exists()
 
 
+@pytest.mark.slow
 def test_a_renamed_run_is_still_that_run(store, capsys):
     moved = store.run(first.FINISHED).path.rename(store.root / "runs" / "my favourite")
     for run in (first.SPLIT, first.IN_SAMPLING, first.IN_TRAINING):
@@ -206,6 +208,7 @@ def test_a_flipped_bit_is_found_by_repair(store, capsys):
     assert main(["repair", *place]) == OK  # documents are well
 
 
+@pytest.mark.slow
 def test_a_command_on_a_directory_uses_the_results_that_it_lies_in(store, tmp_path, monkeypatch):
     """From anywhere, without --results; nothing is made where the command is called."""
     here = tmp_path / "elsewhere"
@@ -321,10 +324,8 @@ def test_two_processes_then_one_are_one_run(store):
     assert len(weights) == 64 and len([r for r in store.runs() if "intra+mamba" in r.name]) == 1
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("data", "model.mamba", "tokenizer.train", "sample", "")]
-
-
-@pytest.mark.parametrize("where", ["train", *SLOW, pytest.param("evaluation", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["train", "data", "model.mamba", "tokenizer.train", "sample", "", "evaluation"])
 def test_fields_of_a_newer_version(store, capsys, where, tmp_path):
     """Shown, reported, sampled, evaluated with one warning; what is unfinished is not gone on with."""
     for name in (first.FINISHED, first.IN_TRAINING):

@@ -200,6 +200,21 @@ def test_an_evaluation_stops_at_any_batch(finished, tmp_path):
     assert outcome(tmp_path) == outcome(finished)
 
 
+def test_a_likelihood_that_cannot_be_logged_ends_no_training(finished, tmp_path, monkeypatch):
+    """Logits that are not finite are the loop's to judge; the row goes without."""
+
+    def fails(*arguments, **options):
+        raise UserError("model: its logits are not finite")
+
+    shutil.copytree(finished / "stages", tmp_path / "stages")
+    monkeypatch.setattr("mvar.runs.stages.train.heldout_nll", fails)
+    assert execute(CONFIG, Store(tmp_path)) == DONE
+    logged, before = ((Store(root).run_of(CONFIG).metrics.read_text().splitlines()) for root in (tmp_path, finished))
+    assert len(logged) == len(before)
+    assert "heldout/nll_bits_per_token" in json.loads(before[-1])
+    assert "heldout/nll_bits_per_token" not in json.loads(logged[-1])
+
+
 def test_two_processes_make_one_run(finished, tmp_path):
     pair = [in_process(CONFIG, tmp_path) for _ in range(2)]
     for process in pair:

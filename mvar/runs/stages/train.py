@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -103,8 +104,12 @@ class TrainStage(RunStage):
             sets[split] = np.asarray(found.tokens[rows]), np.asarray(found.labels)[rows]
 
         def observe() -> dict[str, float]:
-            measured = {split: heldout_nll(model, quantizer, *found) for split, found in sets.items()}
-            return {f"{split}/nll_bits_per_token": nll["eval/nll_bits_per_token"] for split, nll in measured.items()}
+            measured = {}
+            for split, found in sets.items():
+                with suppress(UserError):  # logits that are not finite: whether training goes on, the loop decides
+                    nll = heldout_nll(model, quantizer, *found, batch_size=self.config.runtime.sample_batch)
+                    measured[f"{split}/nll_bits_per_token"] = nll["eval/nll_bits_per_token"]
+            return measured
 
         return observe
 
