@@ -14,7 +14,7 @@ from pydantic import Field
 
 from mvar import registry
 from mvar.cli import main
-from mvar.config import Config, RunConfig, override, stored_config
+from mvar.config import Config, MambaConfig, RunConfig, override, stored_config
 from mvar.config.described import CHANGES, FieldFacts, fields_of, resolved, typed
 from mvar.config.parsing import DERIVED
 from mvar.errors import OK, USER_ERROR
@@ -230,7 +230,7 @@ def test_defaults_are_those_of_the_preset(capsys):
 @pytest.mark.parametrize(
     ("prefix", "names"),
     [
-        ("model.mamba", ["model.mamba.d_state", "model.mamba.d_conv", "model.mamba.expand", "model.mamba.headdim"]),
+        ("model.mamba", [f"model.mamba.{name}" for name in MambaConfig.model_fields]),
         ("sample.min_p", ["sample.min_p.p"]),
         ("cfg_scale", ["sample.cfg_scale"]),  # a short name that `--set` takes too
         ("model.replace", ["model.replace"]),

@@ -21,6 +21,16 @@ class MambaConfig(Config):
     d_conv: int = Field(default=4, ge=2, description="K, tokens that the causal convolution sees.")
     expand: int = Field(default=2, ge=1, description="Inner width, relative to the model's.")
     headdim: int = Field(default=64, ge=1, description="P, head size; it divides expand * width.")
+    scan_order: Literal["raster", "snake", "columns", "both"] = Field(
+        default="raster",
+        description="The way through a scale: row by row, every other row backwards, column by column, or row by row "
+        "forwards and backwards with the same weights.",
+    )
+
+    @property
+    def num_scans(self) -> int:
+        """How often the tokens are scanned."""
+        return 2 if self.scan_order == "both" else 1
 
 
 class ModelConfig(Extensible):

@@ -1,11 +1,11 @@
-"""Mamba-2 as a mixer: a causal state-space scan over the concatenated scales, in raster order.
+"""Mamba-2 as a mixer: a causal state-space scan over the concatenated scales, in raster order or another.
 
 Parameter names and shapes are those of the official Mamba-2 module (Dao & Gu 2024, arXiv:2405.21060), so that M-VAR's
 checkpoints load as they are. Shapes: `B` batch, `L` tokens, `D` width, `H` heads, `P` head size, `N` SSM state.
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from mvar.kernels.causal_conv import causal_conv
 from mvar.kernels.gated_norm import gated_rms_norm
 from mvar.kernels.scan import ssd_flops, ssd_scan
 from mvar.mixers.base import Mixer
+from mvar.mixers.scan_orders import scan_paths, visible_in_order
 from mvar.scales import ScaleSchedule, Span
 
 
@@ -26,6 +27,9 @@ class Mamba2State(NamedTuple):
 
     conv_tail: Tensor  # (B, d_conv - 1, channels), the convolution's last inputs
     ssm: Tensor  # (B, H, P, N), fp32 (fp64 in an fp64 model)
+
+
+States = Mamba2State | tuple[Mamba2State, ...] | None  # one a direction, where there are several
 
 
 class Sizes(NamedTuple):
@@ -71,6 +75,7 @@ class Mamba2(Mixer):
     cuts = ("state",)
     Settings = MambaConfig
     settings: MambaConfig
+    examples = "scan_order=snake", "scan_order=both"
 
     def __init__(self, config: ModelConfig, settings: MambaConfig, runtime: RuntimeConfig) -> None:
         super().__init__(config, settings, runtime)
@@ -85,11 +90,27 @@ class Mamba2(Mixer):
         self.out_proj = nn.Linear(sizes.inner, config.width, bias=False)
         self.init_weights(math.sqrt(1 / (3 * config.width)))
 
-    def forward(self, x: Tensor, span: Span, state: Mamba2State | None = None) -> tuple[Tensor, Mamba2State | None]:
-        """Scan the span's tokens `(B, L, D)` on from the state that the coarser scales left."""
+    def forward(self, x: Tensor, span: Span, state: States = None) -> tuple[Tensor, States]:
+        """Scan the span's tokens `(B, L, D)` on from the state that the coarser scales left.
+
+        Scans in several directions share all weights, and the mean of their normalised outputs is projected.
+        """
+        projected = self.in_proj(x)
+        paths = scan_paths(self.settings.scan_order, span, x.device)
+        if len(paths) == 1:
+            [path] = paths
+            y, left = self._scan(path.arrange(projected), span, cast("Mamba2State | None", state))
+            return self.out_proj(path.restore(y)), left
+        states = (None,) * len(paths) if state is None else cast("tuple[Mamba2State, ...]", state)
+        scans = [self._scan(path.arrange(projected), span, one) for path, one in zip(paths, states, strict=True)]
+        y = sum(path.restore(y) for path, (y, _) in zip(paths, scans, strict=True)) / len(paths)
+        return self.out_proj(y), None if span.is_last else tuple(cast("Mamba2State", left) for _, left in scans)
+
+    def _scan(self, projected: Tensor, span: Span, state: Mamba2State | None) -> tuple[Tensor, Mamba2State | None]:
+        """One scan, before the output's projection: of tokens `(B, L, projected)`, in its order, to `(B, L, H P)`."""
         tail, ssm = (None, None) if state is None else state
         sizes, n = self.sizes, self.settings.d_state
-        z, xbc, dt = self.in_proj(x).split([sizes.inner, sizes.channels, sizes.heads], dim=-1)
+        z, xbc, dt = projected.split([sizes.inner, sizes.channels, sizes.heads], dim=-1)
         xbc, tail = causal_conv(xbc, self.conv1d.weight, self.conv1d.bias, tail, activation="silu")
         inputs, b, c = xbc.split([sizes.inner, n, n], dim=-1)
         # Steps and decays in fp32: a rounded decay is compounded over the sequence.
@@ -106,8 +127,7 @@ class Mamba2(Mixer):
             backend=self.runtime.scan_backend,
             need_state=not span.is_last,
         )
-        y = self.out_proj(self.norm(y.flatten(-2), z))
-        return y, None if ssm is None else Mamba2State(tail, ssm)
+        return self.norm(y.flatten(-2), z), None if ssm is None else Mamba2State(tail, ssm)
 
     @torch.no_grad()
     def init_weights(self, std: float) -> None:
@@ -127,8 +147,8 @@ class Mamba2(Mixer):
 
     @classmethod
     def visible(cls, settings: MambaConfig, schedule: ScaleSchedule) -> NDArray[np.bool_]:
-        """Itself and all tokens before it, in raster order."""
-        return np.tri(schedule.num_tokens, dtype=np.bool_)
+        """Itself and all tokens before it in the scan; with both directions its own scale and all coarser ones."""
+        return visible_in_order(settings.scan_order, schedule)
 
     @classmethod
     def num_params(cls, config: ModelConfig, settings: MambaConfig) -> int:
@@ -139,9 +159,12 @@ class Mamba2(Mixer):
 
     @classmethod
     def flops(cls, config: ModelConfig, settings: MambaConfig, span: Span) -> int:
-        """Projections, convolution and the scan's matrix products at the scan's own chunk size (`ssd_flops`)."""
-        sizes = Sizes.of(config, settings)
-        token = config.width * (sizes.projected + sizes.inner) + settings.d_conv * sizes.channels
+        """Projections, convolution and the scan's matrix products at the scan's own chunk size (`ssd_flops`).
+
+        Each direction has a convolution and a scan of its own.
+        """
+        sizes, scans = Sizes.of(config, settings), settings.num_scans
+        token = config.width * (sizes.projected + sizes.inner) + scans * settings.d_conv * sizes.channels
         scan = ssd_flops(
             span.length,
             sizes.heads,
@@ -150,7 +173,7 @@ class Mamba2(Mixer):
             has_state=span.first > 0,
             need_state=not span.is_last,
         )
-        return 2 * token * span.length + scan
+        return 2 * token * span.length + scans * scan
 
     @classmethod
     def score_cells(cls, config: ModelConfig, settings: MambaConfig, span: Span) -> int:
@@ -161,6 +184,7 @@ class Mamba2(Mixer):
     def state_bytes(
         cls, config: ModelConfig, settings: MambaConfig, schedule: ScaleSchedule, element_bytes: int
     ) -> int:
-        """The SSM state in fp32 and the convolution's tail, whatever the schedule."""
+        """Of each direction the SSM state in fp32 and the convolution's tail, whatever the schedule."""
         sizes = Sizes.of(config, settings)
-        return 4 * sizes.inner * settings.d_state + element_bytes * (settings.d_conv - 1) * sizes.channels
+        one = 4 * sizes.inner * settings.d_state + element_bytes * (settings.d_conv - 1) * sizes.channels
+        return settings.num_scans * one

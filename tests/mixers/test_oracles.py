@@ -10,6 +10,7 @@ from mvar.errors import UserError
 from mvar.kernels.attention import attend
 from mvar.mixers import window
 from mvar.mixers.base import Chosen
+from mvar.mixers.scan_orders import scan_paths
 from mvar.scales import PATCH_SIDES, ScaleSchedule
 
 CONFIG = ModelConfig(depth=2, width=16, num_heads=2, mamba=MambaConfig(d_state=8, headdim=8))
@@ -168,9 +169,55 @@ def test_conv_is_torchs_over_both_maps(schedule, k):
     same(mixer(x, schedule.span())[0], mixer.proj(F.silu(gate) * torch.cat(summed, 1)))
 
 
+def ways(order, side):
+    """The scans of a map, written out: (row, column) after (row, column)."""
+    rows = columns = range(side)
+    if order == "columns":
+        return [[(row, column) for column in columns for row in rows]]
+    if order == "snake":
+        return [[(row, column if row % 2 == 0 else side - 1 - column) for row in rows for column in columns]]
+    raster = [(row, column) for row in rows for column in columns]
+    return [raster, raster[::-1]] if order == "both" else [raster]
+
+
+@schedules
+@pytest.mark.parametrize("order", ["raster", "snake", "columns", "both"])
+@torch.no_grad()
+def test_a_scan_in_another_order_is_raster_over_permuted_tokens(schedule, order):
+    """Inside a scale: the scales follow each other as ever. Two scans: the mean of what each gives."""
+    mixer, known, x, span = make(f"mamba:scan_order={order}"), make("mamba"), tokens(schedule), schedule.span()
+    wanted, seen = [], np.zeros((schedule.num_tokens,) * 2, bool)
+    for number in range(len(ways(order, 1))):
+        way = [
+            start + row * side + column
+            for start, side in zip(schedule.offsets, schedule.sides, strict=False)
+            for row, column in ways(order, side)[number]
+        ]
+        wanted.append(torch.empty_like(x))
+        wanted[-1][:, way] = known(x[:, way], span)[0]
+        for at, token in enumerate(way):
+            seen[token, way[: at + 1]] = True
+    same(mixer(x, span)[0], sum(wanted) / len(wanted))
+    assert np.array_equal(mixer.visible(mixer.settings, schedule), seen)
+
+
+def test_the_order_of_scans_is_made_once_a_span_and_serves_gradients():
+    schedule, mixer = ScaleSchedule((1, 2, 3, 6)), make("mamba:scan_order=both")
+    scan_paths.cache_clear()
+    with torch.inference_mode():
+        mixer(tokens(schedule), schedule.span())
+    mixer(tokens(schedule), schedule.span())[0].sum().backward()
+    assert scan_paths.cache_info().misses == 1
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        (
+            "mamba:scan_order=spiral",
+            "model.pattern: 'mamba:scan_order=spiral': mamba.scan_order: 'spiral': Input should be 'raster', 'snake', "
+            "'columns' or 'both'",
+        ),
         ("markov:0", "model.pattern: 'markov:0': markov.w: '0': Input should be greater than or equal to 1"),
         ("window:0", "model.pattern: 'window:0': window.k: '0': Input should be greater than or equal to 1"),
         ("conv:4", "model.conv.k: 4 is even; allowed: odd numbers, 1 or more"),

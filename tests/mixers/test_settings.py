@@ -85,6 +85,8 @@ SAME = [
     ({"pattern": "4*windowed:3 4*windowed", "windowed.k": 4}, {"pattern": "4*windowed 4*windowed:4"}),
     ({"pattern": "windowed:3", "windowed.k": 4}, {"pattern": "windowed"}),
     ({"pattern": "intra+mamba:8"}, {"pattern": "intra+mamba", "mamba.d_state": 8}),
+    ({"pattern": "intra+mamba:scan_order=raster"}, {"pattern": "intra+mamba"}),
+    ({"pattern": "mamba:scan_order=snake"}, {"pattern": "mamba", "mamba.scan_order": "snake"}),
     ({"pattern": "4*mamba:8 4*mamba"}, {"pattern": "4*mamba 4*mamba:16", "mamba.d_state": 8}),
 ]
 
