@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from mvar import plugins
 from mvar.checkpoints.published import load_tokenizer
-from mvar.config import ModelConfig, SampleConfig, TokenizerConfig, TokenSpace, override
+from mvar.config import MambaConfig, ModelConfig, SampleConfig, TokenizerConfig, TokenSpace, override
 from mvar.errors import UserError
 from mvar.registries import KINDS, register
 from mvar.sampling import (
@@ -425,3 +425,65 @@ def test_the_example_of_a_form_and_a_filter():
     model, quantizer = small()
     config = sampled(guidance="cosine", filter="typical")
     assert generate(model, quantizer, torch.tensor([0]), [0], config).latent.isfinite().all()
+
+
+# A beginning that is given ----------------------------------------------------------------------------------------
+
+
+def begun(pattern):
+    space = TokenSpace((1, 2, 3), vocab_size=11, code_channels=4, num_classes=3)
+    torch.manual_seed(0)
+    mamba = MambaConfig(d_state=8, headdim=8)
+    model = ScaleTransformer(ModelConfig(depth=2, width=16, num_heads=2, pattern=pattern, mamba=mamba), space)
+    quantizer = ResidualQuantizer(TokenizerConfig(patch_sides=(1, 2, 3), vocab_size=11, code_channels=4))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.3)
+    return model.double().eval(), quantizer.double()
+
+
+@pytest.mark.parametrize("pattern", [*KINDS["mixer"].paths, "intra+mamba"])
+@pytest.mark.parametrize("cfg_scale", [0.0, 2.0])
+def test_an_image_goes_on_from_its_own_beginning(pattern, cfg_scale):
+    """Whatever is given of an image, the rest is what it has itself, logits and all: cached and uncached are one."""
+    model, quantizer = begun(pattern)
+    labels, config = torch.tensor([0, 2]), SampleConfig(cfg_scale=cfg_scale, top_k=5)
+    logits: dict[int, torch.Tensor] = {}
+    whole = generate(model, quantizer, labels, [0, 1], config, on_logits=lambda s, x: logits.update({s: x.clone()}))
+    for scales, count in enumerate(model.schedule.offsets):
+        seen: dict[int, torch.Tensor] = {}
+        found = generate(
+            *(model, quantizer, labels, [0, 1], config),
+            on_logits=lambda s, x: seen.update({s: x.clone()}),  # noqa: B023
+            prefix=whole.tokens[:, :count],
+        )
+        assert torch.equal(found.tokens, whole.tokens)
+        torch.testing.assert_close(found.latent, whole.latent, rtol=0, atol=1e-12)
+        assert list(seen) == list(range(scales, 3))
+        for scale, found_logits in seen.items():
+            torch.testing.assert_close(found_logits, logits[scale], rtol=0, atol=1e-9)
+
+
+def test_the_rest_depends_on_what_is_given():
+    model, quantizer = begun("global")
+    labels, config = torch.tensor([0, 2]), SampleConfig(cfg_scale=0.0, top_k=0)
+    ends = [generate(model, quantizer, labels, [0, 1], config, prefix=torch.full((2, 5), c)).tokens for c in (1, 7)]
+    assert (ends[0][:, :5] == 1).all() and (ends[1][:, :5] == 7).all() and not torch.equal(*(e[:, 5:] for e in ends))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "said"),
+    [
+        (
+            torch.zeros(2, 15, dtype=torch.long),
+            "prefix: (2, 15); allowed: (2, n) with n one of 0, 1, 5, 14, the tokens",
+        ),
+        (torch.zeros(2, 4, dtype=torch.long), "prefix: (2, 4); allowed: (2, n)"),
+        (torch.zeros(3, 5, dtype=torch.long), "prefix: (3, 5); allowed: (2, n)"),
+        (torch.full((2, 5), 11), "prefix: codes 11 to 11; allowed: 0 to 10"),
+    ],
+)
+def test_a_beginning_that_is_none_is_one_line(prefix, said):
+    model, quantizer = begun("global")
+    with pytest.raises(UserError, match=re.escape(said)):
+        generate(model, quantizer, torch.tensor([0, 2]), [0, 1], SampleConfig(), prefix=prefix)

@@ -6,7 +6,7 @@ Shapes: `B` batch, `L` tokens of all scales, `n` tokens of one scale, `V` codebo
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -56,6 +56,7 @@ def generate(
     progress: Progress | None = None,
     on_logits: Callable[[int, Tensor], None] | None = None,
     on_latent: Callable[[int, Tensor], None] | None = None,
+    prefix: Tensor | None = None,
 ) -> Generated:
     """Draw one image for each label, coarse to fine, carrying every mixer's state.
 
@@ -68,45 +69,92 @@ def generate(
         progress: called with (scales done, scales).
         on_logits: called at every scale with its number and the guided, unfiltered logits `(B, n, V)`.
         on_latent: called after every scale with its number and the latent so far `(B, C, h, h)`, which can be decoded.
+        prefix: `(B, n)` tokens of the coarsest scales, whole ones: they are given, and the rest is drawn as it would be
+            for an image that has this beginning by itself. All of the L tokens: nothing is drawn.
 
     Raises:
         UserError: a method of the user's own that breaks its contract; logits or latent that are not finite: names the
             weights that are not. Looked at once, in the end.
     """
-    schedule, space, device = model.schedule, model.space, model.pos_1LC.device
+    schedule, device = model.schedule, model.pos_1LC.device
     strengths, filtered = guidance_weights(config, schedule.num_scales), kept_by(config, schedule.num_scales)
-    labels, guided = labels.to(device), any(strengths)
-    conditions = torch.cat((labels, torch.full_like(labels, space.num_classes))) if guided else labels
-    streams = ImageStreams(seeds, device)
+    given = [] if prefix is None else given_scales(model, prefix, len(labels))
+    streams, steps = ImageStreams(seeds, device), _Steps(model, labels.to(device), strengths)
     side, codebook = schedule.sides[-1], quantizer.embedding.weight
-    latent = torch.zeros(len(labels), space.code_channels, side, side, device=device, dtype=codebook.dtype)
-    inputs = latent.new_empty(len(conditions), 0, space.code_channels)
-    state, tokens, sums, sound = None, [], [], []
+    latent = torch.zeros(len(labels), model.space.code_channels, side, side, device=device, dtype=codebook.dtype)
+    tokens, sums, sound = [], [], []
     for scale, span in enumerate(schedule.steps()):
-        guidance = partial(guide, weight=strengths[scale]) if guided else None
-        logits, state = model(conditions, inputs, span, state, before_head=guidance)
-        sums.append(logits.sum(dtype=torch.float32))
-        if on_logits:
-            on_logits(scale, logits)
-        kept = filtered(scale, logits)
-        tokens.append(draw(logits, streams.uniform(span.length), kept))
-        sound.append(are_kept(logits, tokens[-1], kept))
-        codes = quantizer.embed(tokens[-1])
-        if config.more_smooth:
-            codes = _smooth_codes(only_kept(logits, kept), streams, codebook, position(scale, schedule.num_scales))
+        steps.see(quantizer.next_input(latent, scale) if scale else latent.new_empty(len(labels), 0, latent.shape[1]))
+        numbers = streams.uniform(span.length)  # of a given scale too: the others keep theirs
+        if scale < len(given):
+            tokens.append(given[scale])
+            codes = quantizer.embed(tokens[-1])
+        else:
+            logits = steps.logits(scale)
+            sums.append(logits.sum(dtype=torch.float32))
+            if on_logits:
+                on_logits(scale, logits)
+            kept = filtered(scale, logits)
+            tokens.append(draw(logits, numbers, kept))
+            sound.append(are_kept(logits, tokens[-1], kept))
+            codes = quantizer.embed(tokens[-1])
+            if config.more_smooth:
+                codes = _smooth_codes(only_kept(logits, kept), streams, codebook, position(scale, schedule.num_scales))
         latent = quantizer.add(latent, codes.to(latent.dtype), scale)
         if on_latent:
             on_latent(scale, latent)
-        if not span.is_last:
-            inputs = quantizer.next_input(latent, scale + 1)
-            inputs = torch.cat((inputs, inputs)) if guided else inputs
         if progress:
             progress(scale + 1, schedule.num_scales)
     if not torch.stack([*sums, latent.sum(dtype=torch.float32)]).isfinite().all():
         raise UserError(_why_not_finite(model, quantizer))
-    if not torch.stack(sound).all():
+    if sound and not torch.stack(sound).all():
         raise UserError(f"sample.filter: {config.filter} keeps no code of some token; allowed: one or more of each")
     return Generated(torch.cat(tokens, dim=1), latent)
+
+
+class _Steps:
+    """The model scale by scale: what it has not seen yet, and the state that it has left.
+
+    Args:
+        model: the generator.
+        labels: `(B,)` classes, on its device.
+        strengths: of guidance, scale by scale; all 0: the half without a class is not run.
+    """
+
+    def __init__(self, model: ScaleTransformer, labels: Tensor, strengths: Sequence[float]) -> None:
+        self._model, self._strengths, self._guided = model, strengths, any(strengths)
+        classless = torch.full_like(labels, model.space.num_classes)
+        self._conditions = torch.cat((labels, classless)) if self._guided else labels
+        self._unseen: list[Tensor] = []
+        self._state: Any = None
+
+    def see(self, inputs: Tensor) -> None:
+        """The inputs `(B, n, C)` of the next scale; of the first there are none."""
+        self._unseen.append(torch.cat((inputs, inputs)) if self._guided else inputs)
+
+    def logits(self, scale: int) -> Tensor:
+        """Guided logits `(B, n, V)` of a scale, whose inputs were seen last; scales that were given are run with it."""
+        span = self._model.schedule.span(scale + 1 - len(self._unseen), scale + 1)
+        guidance = partial(guide, weight=self._strengths[scale]) if self._guided else None
+        inputs, self._unseen = torch.cat(self._unseen, 1), []
+        logits, self._state = self._model(self._conditions, inputs, span, self._state, before_head=guidance)
+        return logits[:, -span.schedule.lengths[scale] :]
+
+
+def given_scales(model: ScaleTransformer, prefix: Tensor, count: int) -> list[Tensor]:
+    """Tokens that are given, `(B, n)`, scale by scale, on the model's device.
+
+    Raises:
+        UserError: not as many images, not whole scales, or codes that there are not.
+    """
+    offsets, size = model.schedule.offsets, model.space.vocab_size
+    if prefix.ndim != 2 or len(prefix) != count or prefix.shape[1] not in offsets:
+        allowed = f"({count}, n) with n one of {', '.join(map(str, offsets))}, the tokens of whole scales"
+        raise UserError(f"prefix: {tuple(prefix.shape)}; allowed: {allowed}")
+    if prefix.numel() and not 0 <= int(prefix.min()) <= int(prefix.max()) < size:
+        raise UserError(f"prefix: codes {int(prefix.min())} to {int(prefix.max())}; allowed: 0 to {size - 1}")
+    lengths = model.schedule.lengths[: offsets.index(prefix.shape[1])]
+    return list(prefix.long().to(model.pos_1LC.device).split(lengths, 1))
 
 
 def _smooth_codes(logits: Tensor, streams: ImageStreams, codebook: Tensor, ratio: float) -> Tensor:
