@@ -1,10 +1,11 @@
-"""`mvar check`: whether the mixers of a user's own file keep the contract."""
+"""`mvar check`: whether the mixers of a user's own file, or one that is there, keep the contract."""
 
 import sys
 import time
 from dataclasses import dataclass
 from itertools import chain
 from math import gcd
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -18,15 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Check:
-    """Run the whole contract on every mixer that a file registers, and say in words what is wrong.
+    """Run the whole contract on every mixer that a file registers, or on one by its name; say in words what is wrong.
 
     Each runs with its default settings and with its `examples` of others. Exit code 1 where anything is wrong.
 
     Example: `mvar check my_mixer.py`
     """
 
-    file: tyro.conf.Positional[str]
-    """A Python file of your own."""
+    mixer: tyro.conf.Positional[str]
+    """A Python file of your own, or the name of a mixer that is there."""
     settings: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT ...", help_behavior_hint="")] = ()
     """Settings as in a pattern, instead of the mixer's examples: 2, or w=2,other=3."""
     width: int = 64
@@ -38,15 +39,9 @@ class Check:
         """Print a line for every check; returns the exit code."""
         import torch
 
-        from mvar import plugins
         from mvar.checking.mixer import check_mixer, texts_to_check
-        from mvar.registries import MIXERS
 
-        plugins.begin([self.file], everything=False)
-        plugin = plugins.load(self.file)
-        names = [name for name, owner in MIXERS.owners.items() if owner == plugin.name]
-        if not names:
-            raise UserError(f"file: {self.file} registers no mixer; allowed: one with @mvar.register('mixer', NAME)")
+        names = self._names()
         config, wrong = self._sizes(), 0
         texts = {name: texts_to_check(name, self.settings) for name in names}
         for text in chain(*texts.values()):
@@ -61,6 +56,21 @@ class Check:
             seconds = f"{len(findings)} checks, {time.monotonic() - began:.0f} s"
             say(f"{name}: {f'{faults} of them failed' if faults else 'nothing is wrong'} ({seconds})")
         return FAILURE if wrong else OK
+
+    def _names(self) -> list[str]:
+        from mvar import plugins
+        from mvar.registries import MIXERS
+
+        if not self.mixer.endswith(".py") and not Path(self.mixer).exists():
+            plugins.begin([])
+            MIXERS.find(self.mixer)
+            return [self.mixer]
+        plugins.begin([self.mixer], everything=False)
+        plugin = plugins.load(self.mixer)
+        names = [name for name, owner in MIXERS.owners.items() if owner == plugin.name]
+        if not names:
+            raise UserError(f"mixer: {self.mixer} registers no mixer; allowed: one with @mvar.register('mixer', NAME)")
+        return names
 
     def _sizes(self) -> "ModelConfig":
         from mvar.checking.mixer import CONFIG

@@ -47,6 +47,17 @@ def test_what_is_wrong_is_said_in_words(tmp_path, capsys):
     assert "recent:1: gradients: ok" in lines
 
 
+@pytest.mark.slow
+def test_one_that_is_there_is_checked_by_its_name(capsys):
+    assert main(["check", "conv", "--width", "32"]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("conv: ")] == [f"conv: {check}: ok" for check in CHECKS]
+    assert last.startswith("conv: nothing is wrong (")
+    assert main(["check", "convv"]) == 2
+    assert "'convv' is unknown (did you mean 'conv'?); allowed: " in (said := capsys.readouterr().err)
+    assert "intra" in said and said.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("code", "options", "said"),
     [

@@ -16,6 +16,7 @@ from mvar.config import Config, override
 from mvar.errors import FAILURE, OK, USER_ERROR, UserError
 from mvar.evaluation.metrics.contract import Metric, every_metric
 from mvar.registries import EXTRACTORS, METRICS
+from mvar.runs.launch.evaluation import evaluation_of
 from mvar.runs.measured import lacking, measured, settings_of, to_measure, versions
 from mvar.runs.pipeline import execute
 from mvar.runs.plan import tasks_of
@@ -94,6 +95,27 @@ def test_a_new_metric_is_added_to_a_finished_run(store, monkeypatch):
     }
     assert all(path.stat().st_mtime_ns == time for path, time in times.items() if path.is_file())
     assert tasks_of([CONFIG], store) == [] and kind.gives("eval/mine")
+
+
+@pytest.mark.slow
+def test_where_the_mixer_is_a_missing_plug_in(store, tmp_path):
+    """A metric of samples is computed all the same; one of weights says which file it lacks, and what is done stays."""
+    mixer = "import mvar\nfrom mvar.mixers.global_attention import GlobalAttention\n\n"
+    mixer += '@mvar.register("mixer", "again")\nclass Again(GlobalAttention):\n    pass\n'
+    (tmp_path / "again.py").write_text(mixer)
+    plugins.begin([str(tmp_path / "again.py")])
+    config = override(CONFIG, {"model.pattern": "again"})
+    assert execute(config, store) == DONE
+    run = store.run_of(config)
+    plugins.forget_all()
+    config = evaluation_of(store, run, {})  # as `mvar evaluate` has it
+    register("mine")
+    assert execute(config, store) == DONE
+    assert (before := run.evaluations()[config.evaluation_id])["metrics"]["eval/mine"] == 1.5
+    register("heavy", needs=("weights",))
+    with pytest.raises(UserError, match=r"needs mixer 'again' of a plug-in .*allowed: --plugin .*again.py"):
+        execute(config, store)
+    assert run.evaluations()[config.evaluation_id] == before and run.is_done(config.evaluation_id)
 
 
 def test_a_newer_version_is_kept_beside_the_old_value(store):
