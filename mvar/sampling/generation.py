@@ -105,10 +105,7 @@ def generate(
             on_latent(scale, latent)
         if progress:
             progress(scale + 1, schedule.num_scales)
-    if not torch.stack([*sums, latent.sum(dtype=torch.float32)]).isfinite().all():
-        raise UserError(_why_not_finite(model, quantizer))
-    if sound and not torch.stack(sound).all():
-        raise UserError(f"sample.filter: {config.filter} keeps no code of some token; allowed: one or more of each")
+    _check_drawn(model, quantizer, config, [*sums, latent.sum(dtype=torch.float32)], sound)
     return Generated(torch.cat(tokens, dim=1), latent)
 
 
@@ -162,6 +159,20 @@ def _smooth_codes(logits: Tensor, streams: ImageStreams, codebook: Tensor, ratio
     noise = streams.gumbel(*logits.shape[1:]).to(logits.dtype)
     weights = smooth_probabilities(logits, noise, ratio)
     return weights @ codebook.to(weights.dtype)
+
+
+def _check_drawn(
+    model: ScaleTransformer,
+    quantizer: "ResidualQuantizer",
+    config: SampleConfig,
+    sums: list[Tensor],
+    kept: list[Tensor],
+) -> None:
+    """Refuse images of sums that are not finite, and tokens that a filter does not keep."""
+    if not torch.stack(sums).isfinite().all():
+        raise UserError(_why_not_finite(model, quantizer))
+    if kept and not torch.stack(kept).all():
+        raise UserError(f"sample.filter: {config.filter} keeps no code of some token; allowed: one or more of each")
 
 
 def _why_not_finite(model: ScaleTransformer, quantizer: "ResidualQuantizer") -> str:
