@@ -1,7 +1,7 @@
-"""A metric of one's own: density and coverage (Naeem et al. 2020, "Reliable Fidelity and Diversity Metrics").
+"""A metric of one's own: maximum mean discrepancy with a Gaussian kernel (as CMMD of Jayasumana et al. 2024 has it).
 
     mvar run mixers --plugin examples/metric.py
-    mvar evaluate RUN --plugin examples/metric.py --set evaluation.density_coverage.k=10
+    mvar evaluate RUN --plugin examples/metric.py --set evaluation.gaussian_mmd.bandwidth=5
 
 Finished runs get it too: no image is drawn and nothing is trained again.
 """
@@ -12,26 +12,28 @@ from pydantic import Field
 import mvar
 
 
-@mvar.register("metric", "density_coverage")
-class DensityCoverage(mvar.Metric):
-    """Real neighbourhoods that a sample lies in, over k; share of real images with a sample in theirs."""
+@mvar.register("metric", "gaussian_mmd")
+class GaussianMmd(mvar.Metric):
+    """Squared maximum mean discrepancy of the features under a Gaussian kernel, unbiased, times 1,000."""
 
     version = 1  # the next one where the definition changes: values of two versions are never compared
     needs = ("features",)
-    keys = ("eval/density", "eval/coverage")
-    higher = keys
+    keys = ("eval/gaussian_mmd",)
+    lower = keys
 
     class Settings(mvar.Config):
-        k: int = Field(default=5, ge=1, description="Nearest neighbour that bounds a real image's neighbourhood.")
+        bandwidth: float = Field(default=10.0, gt=0, description="Of the kernel, in units of the features.")
 
     def compute(self, inputs):
-        samples, real, k = inputs.features.samples, inputs.features.reference, self.settings.k
-        if len(real) <= k:
-            raise mvar.UserError(f"evaluation.density_coverage.k: {k}; allowed: fewer than the {len(real)} real images")
-        radii = torch.cdist(real, real).kthvalue(k + 1).values  # the nearest one of all is the image itself
-        distances = torch.cdist(real, samples)
-        inside = distances <= radii[:, None]
-        return {
-            "eval/density": inside.sum().item() / (k * len(samples)),
-            "eval/coverage": (distances.amin(1) <= radii).double().mean().item(),
-        }
+        samples, real = inputs.features.samples, inputs.features.reference
+        if min(len(samples), len(real)) < 2:
+            raise mvar.UserError(f"gaussian_mmd: {len(samples)} samples, {len(real)} real images; allowed: 2 or more")
+        between = self.kernel(samples, real).mean()
+        return {"eval/gaussian_mmd": 1000 * (self.within(samples) + self.within(real) - 2 * between).item()}
+
+    def within(self, features):
+        count = len(features)
+        return (self.kernel(features, features).sum() - count) / (count * (count - 1))  # no image with itself
+
+    def kernel(self, first, second):
+        return torch.exp(-torch.cdist(first, second).square() / (2 * self.settings.bandwidth**2))

@@ -56,6 +56,8 @@ METRICS: Registry[Any] = Registry(
         "nll": "mvar.evaluation.metrics.likelihood:HeldoutLikelihood",
         "copies": "mvar.evaluation.metrics.copies:Copies",
         "label_accuracy": "mvar.evaluation.metrics.label_accuracy:LabelAccuracy",
+        "density_coverage": "mvar.evaluation.metrics.density_coverage:DensityCoverage",
+        "fd_infinity": "mvar.evaluation.metrics.fd_infinity:FdInfinity",
     },
 )
 GUIDANCE: Registry[Any] = Registry(

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from mvar.config import RunConfig
+from mvar.data import npz
 from mvar.data.splits import load_images
-from mvar.runs import arrays
 
 CLASSES, PER_CLASS = 10, 6
 
@@ -30,11 +30,11 @@ def first_of_each_class(labels: np.ndarray) -> np.ndarray:
 
 def read_samples(path: Path) -> np.ndarray:
     """The first samples of the first classes, `(classes, per class, H, W, channels)`; reads no more of the file."""
-    with arrays.opened(path) as archive:
-        labels = arrays.whole(archive, "labels", "<i8", (None,))
+    with npz.opened(path) as archive:
+        labels = npz.whole(archive, "labels", "<i8", (None,))
         chosen = first_of_each_class(labels)
         # tens of gigabytes for ImageNet: not read whole
-        with arrays.array(archive, "arr_0", "uint8", (len(labels), None, None, None)) as (file, shape):
+        with npz.array(archive, "arr_0", "uint8", (len(labels), None, None, None)) as (file, shape):
             start, size = file.tell(), math.prod(shape[1:])
             found = {}
             for index in sorted(chosen.flat):

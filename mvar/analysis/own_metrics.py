@@ -1,10 +1,11 @@
-"""Metrics of a user's own, which no table of ours names: what they are, as the runs say it, and their values."""
+"""Metrics that no table of ours names, a user's own and ours that are measured where they are asked for."""
 
 from typing import Any
 
 from mvar.analysis.records import Records
 from mvar.analysis.render import Table
 from mvar.analysis.versions import FIRST, entry_of, newest, notes, only, other_settings, rows_of, version_of
+from mvar.config import RunConfig
 from mvar.escaping import code, markdown
 from mvar.evaluation.metrics.contract import Metric
 from mvar.registries import METRICS
@@ -15,15 +16,17 @@ SHOWN = 12  # digits of a digest
 
 
 def own_keys(records: Records) -> list[str]:
-    """Keys of the table that none of our metrics gives."""
-    ours: list[type[Metric]] = [loaded(path) for path in METRICS.paths.values()]
+    """Keys of the table that none of the metrics gives which every run has."""
+    usual = RunConfig()
+    kinds: list[type[Metric]] = [loaded(path) for path in METRICS.paths.values()]
+    ours = [kind for kind in kinds if kind.by_default(usual)]
     keys = [key for key in records.done.columns if str(key).startswith("eval/")]
     keys = [key for key in keys if records.done[key].notna().to_numpy().any()]
     return [key for key in keys if not any(kind.gives(key) for kind in ours)]
 
 
 def own_table(records: Records) -> Table | None:
-    """A row a finished evaluation, a column a key; None where there is no metric of one's own."""
+    """A row a finished evaluation, a column a key; None where there is no such metric."""
     keys = own_keys(records)
     if not keys:
         return None
@@ -38,7 +41,7 @@ def own_table(records: Records) -> Table | None:
     kept, all_of_it = ([found.iloc[[n]] for n in range(len(found))] for found in (rows, whole))
     return Table(
         "own-metrics",
-        "Metrics of one's own",
+        "Further metrics",
         columns,
         values,
         [[str(row["label"])] for row in values],
@@ -57,13 +60,22 @@ def _told(records: Records, keys: list[str]) -> dict[str, dict[str, Any]]:
         for row in rows_of(rows):
             if key not in row or (wanted and version_of(row, key) != wanted):
                 continue
-            if entry := entry_of(records.store, row, key):
+            if recorded := entry_of(records.store, row, key):
+                name, entry = recorded[0], _of_ours(recorded[0]) | recorded[1]
                 found[key] = {
-                    "line": _line(*entry, version_of(row, key)),
-                    **{way: entry[1].get(way) or [] for way in ("lower", "higher")},
+                    "line": _line(name, entry, version_of(row, key)),
+                    **{way: entry.get(way) or [] for way in ("lower", "higher")},
                 }
             break
     return found
+
+
+def _of_ours(name: str) -> dict[str, Any]:
+    """What the record of a metric of one's own says of it, for one of ours."""
+    if name not in METRICS.paths:
+        return {}
+    kind: type[Metric] = loaded(METRICS.paths[name])
+    return {"about": kind.about(), "lower": list(kind.lower), "higher": list(kind.higher)}
 
 
 def _line(name: str, entry: dict[str, Any], version: str) -> str:

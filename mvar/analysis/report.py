@@ -121,7 +121,7 @@ class _Report(Writer):
 
     def _own_metrics(self) -> None:
         if table := own_table(self.records):
-            self.section("Metrics of one's own", Text("No table of ours names these."))
+            self.section("Further metrics", Text("No other table names these."))
             self.table(table)
 
     def _runs(self) -> None:

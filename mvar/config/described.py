@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
+from mvar.config.evaluation_sections import EvaluationConfig
 from mvar.config.extensible import Config, Extensible, no_settings
 from mvar.config.identity import PATHS
 from mvar.config.model_section import ModelConfig
@@ -207,6 +208,12 @@ def resolved(config: RunConfig) -> dict[str, Any]:
 
 
 def _used_settings(section: Extensible) -> dict[str, Any]:
+    if isinstance(section, EvaluationConfig) and section.also:
+        return {"also": list(section.also)} | _settings_used(section)
+    return _settings_used(section)
+
+
+def _settings_used(section: Extensible) -> dict[str, Any]:
     names = [name for registry, name in section.chosen() if registry is not MIXERS]
     names += [name for name in section.__pydantic_extra__ or {} if name in METRICS]
     settings = {name: section.settings_of(name) for name in names}

@@ -1,11 +1,11 @@
 """The sections of what a trained model is used for: how images are drawn, and what is measured on them."""
 
 from types import MappingProxyType
-from typing import Self
+from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
-from mvar.config.extensible import Extensible
+from mvar.config.extensible import Extensible, check_name
 from mvar.registries import EXTRACTORS, FILTERS, GUIDANCE, METRICS
 
 IS_SPLITS = 10  # of the samples, for the inception score
@@ -72,6 +72,18 @@ class EvaluationConfig(Extensible):
         default=3, ge=1, description="Precision and recall: which nearest neighbour bounds an image's surroundings."
     )
 
+    also: tuple[str, ...] = Field(
+        default=(),
+        description="Metrics beside those that every run has, names in mvar.registries: density_coverage, "
+        "fd_infinity. In no id, and not stored: a record has what was measured.",
+    )
+
+    @model_validator(mode="after")
+    def _check_also(self, info: ValidationInfo) -> Self:
+        for name in self.also:
+            check_name(METRICS, name, info)
+        return self
+
     @model_validator(mode="after")
     def _check_count(self) -> Self:
         if self.num_images < self.least_images:
@@ -80,6 +92,10 @@ class EvaluationConfig(Extensible):
                 f"inception score is of {IS_SPLITS} splits, precision and recall of prc_neighborhood + 1 images)"
             )
         return self
+
+    def plain(self) -> dict[str, Any]:
+        """As `Extensible.plain`; without `also`, which changes nothing that is drawn or measured already."""
+        return {name: value for name, value in super().plain().items() if name != "also"}
 
     @property
     def least_images(self) -> int:

@@ -93,6 +93,8 @@ def _read(name: str, value: Any, annotation: Any) -> Any:
         return None
     if name == "model.replace":
         return "".join(_inside(value).split())
+    if tuple in kinds and str in get_args(annotation):
+        return [] if value in NO_VALUE else _listed(value)
     if not value.strip():
         none = ", or none" if type(None) in kinds else ""
         raise UserError(f"{name}: has no value; allowed: {name}=VALUE{none}")
@@ -132,6 +134,11 @@ def _inside(text: str) -> str:
     if text[:1] + text[-1:] in ("[]", "()"):
         text = text[1:-1].strip()
     return text.removesuffix(",")
+
+
+def _listed(text: str) -> list[str]:
+    """A list of names as people type it: `a,b`, `[a, b]`, or nothing."""
+    return [part.strip().strip("\"'") for part in _inside(text).split(",") if part.strip()]
 
 
 def whole_numbers(name: str, text: str) -> list[int]:

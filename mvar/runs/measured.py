@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from mvar import layout, plugins
 from mvar.config import RunConfig
-from mvar.errors import warn_once
+from mvar.errors import UserError, warn_once
 from mvar.evaluation.metrics.contract import DRAWN, Metric, every_metric
 from mvar.registries import EXTRACTORS, METRICS, MIXERS, SOURCES
 from mvar.registry import Registry, loaded
@@ -92,14 +92,16 @@ def lacking(record: Mapping[str, Any] | None, config: RunConfig) -> list[str]:
     """The metrics that there are now and that a record does not have in their version and settings.
 
     Raises:
-        UserError: as `every_metric`.
+        UserError: as `every_metric`; `evaluation.also` names one that runs of this config cannot have.
     """
     there = measured(record) if record else {}
     found = []
     for name, kind in every_metric().items():
-        entry = there.get(name)
+        entry, asked = there.get(name), name in config.evaluation.also
+        if asked and not kind.applies(config):
+            raise UserError(f"evaluation.also: {name} cannot be had of {config.evaluation.extractor}: {kind.about()}")
         if entry is None:
-            if kind.applies(config):
+            if kind.applies(config) and (asked or kind.by_default(config)):
                 found.append(name)
         elif entry["version"] < kind.version or _asks_otherwise(entry, name, config):
             found.append(name)

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mvar.analysis.grids import read_samples
+from mvar.data import npz
 from mvar.errors import UserError
-from mvar.runs import arrays
 
 MEGABYTES = 8
 PIXELS = np.arange(4 * 2 * 2 * 3, dtype=np.uint8).reshape(4, 2, 2, 3)
@@ -36,9 +36,9 @@ def write(path: Path, how: int = zipfile.ZIP_STORED, **members: bytes) -> Path:
 
 
 def whole(path: Path) -> np.ndarray:
-    with arrays.opened(path) as archive:
-        arrays.whole(archive, "labels", "<i8", (len(LABELS),))
-        return arrays.whole(archive, "arr_0", "uint8", PIXELS.shape)
+    with npz.opened(path) as archive:
+        npz.whole(archive, "labels", "<i8", (len(LABELS),))
+        return npz.whole(archive, "arr_0", "uint8", PIXELS.shape)
 
 
 def refused(path: Path) -> None:

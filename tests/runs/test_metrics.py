@@ -12,7 +12,7 @@ from tiny_runs import CONFIG, arguments
 
 from mvar import plugins
 from mvar.cli import main
-from mvar.config import Config, override
+from mvar.config import Config, identity, override
 from mvar.errors import FAILURE, OK, USER_ERROR, UserError
 from mvar.evaluation.metrics.contract import Metric, every_metric
 from mvar.registries import EXTRACTORS, METRICS
@@ -133,39 +133,39 @@ def test_a_newer_version_is_kept_beside_the_old_value(store):
 
 def test_of_other_settings_it_is_computed_anew_and_what_was_is_not_forgotten(store):
     plugins.load(str(EXAMPLE))
-    more = override(CONFIG, {"evaluation.density_coverage.k": 3})
+    more = override(CONFIG, {"evaluation.gaussian_mmd.bandwidth": 3.0})
     assert more.evaluation_id == CONFIG.evaluation_id and more.run_id == CONFIG.run_id
     execute(CONFIG, store)
     first = record(store)
-    assert set(first["measured"]["density_coverage"]["keys"]) == {"eval/density", "eval/coverage"}
-    assert 0 <= first["metrics"]["eval/coverage"] <= 1
-    plugin = first["measured"]["density_coverage"]["plugin"]
+    assert first["measured"]["gaussian_mmd"]["keys"] == ["eval/gaussian_mmd"]
+    assert first["metrics"]["eval/gaussian_mmd"] > 0
+    plugin = first["measured"]["gaussian_mmd"]["plugin"]
     assert plugin["name"] == "metric" and len(plugin["sha256"]) == 64
     execute(more, store)
     second = record(store)
-    entry = second["measured"]["density_coverage"]
-    assert (entry["settings"], entry["defaults"]) == ({"k": 3}, {"k": 5})
-    assert versions(second) == {"eval/density": "1 (k=3)", "eval/coverage": "1 (k=3)"}
-    METRICS.own["density_coverage"].compute = None  # not called again: its values of these settings are known
-    assert to_measure(store.run(CONFIG.run_id), CONFIG) == [] and tasks_of([CONFIG], store) == []  # k=3 stays
+    entry = second["measured"]["gaussian_mmd"]
+    assert (entry["settings"], entry["defaults"]) == ({"bandwidth": 3.0}, {"bandwidth": 10.0})
+    assert versions(second) == {"eval/gaussian_mmd": "1 (bandwidth=3.0)"}
+    METRICS.own["gaussian_mmd"].compute = None  # not called again: its values of these settings are known
+    assert to_measure(store.run(CONFIG.run_id), CONFIG) == [] and tasks_of([CONFIG], store) == []  # 3 stays
     assert to_measure(store.run(CONFIG.run_id), more) == []
-    execute(override(CONFIG, {"evaluation.density_coverage.k": 5}), store)
+    execute(override(CONFIG, {"evaluation.gaussian_mmd.bandwidth": 10.0}), store)
     third = record(store)
-    assert third["metrics"] == first["metrics"] and len(third["measured"]["density_coverage"]["earlier"]) == 1
+    assert third["metrics"] == first["metrics"] and len(third["measured"]["gaussian_mmd"]["earlier"]) == 1
 
 
 def test_a_newer_version_is_computed_in_the_settings_of_before(store):
     plugins.load(str(EXAMPLE))
-    execute(override(CONFIG, {"evaluation.density_coverage.k": 3}), store)
-    before, kind = record(store), METRICS.own["density_coverage"]
+    execute(override(CONFIG, {"evaluation.gaussian_mmd.bandwidth": 3.0}), store)
+    before, kind = record(store), METRICS.own["gaussian_mmd"]
     kind.version = 2
-    assert to_measure(store.run(CONFIG.run_id), CONFIG) == ["density_coverage"]
+    assert to_measure(store.run(CONFIG.run_id), CONFIG) == ["gaussian_mmd"]
     execute(CONFIG, store)
     after = record(store)
-    assert versions(after) == {"eval/density": "2 (k=3)", "eval/coverage": "2 (k=3)"}
+    assert versions(after) == {"eval/gaussian_mmd": "2 (bandwidth=3.0)"}
     assert after["metrics"] == before["metrics"]
-    kind.Settings = create_model("Settings", __base__=Config, k=(Annotated[int, Field(le=2)], 2))
-    assert settings_of(after, "density_coverage", CONFIG).k == 2  # what is no longer allowed is its default
+    kind.Settings = create_model("Settings", __base__=Config, bandwidth=(Annotated[float, Field(le=2)], 2.0))
+    assert settings_of(after, "gaussian_mmd", CONFIG).bandwidth == 2  # what is no longer allowed is its default
 
 
 def test_the_example_is_what_its_paper_says():
@@ -176,16 +176,48 @@ def test_the_example_is_what_its_paper_says():
     from mvar.evaluation.metrics.inputs import Features, Inputs, Parts
 
     plugins.load(str(EXAMPLE))
-    kind = METRICS.find("density_coverage")
+    kind = METRICS.find("gaussian_mmd")
     rng = np.random.default_rng(0)
     real, fake = (torch.from_numpy(rng.normal(size=(n, 3))) for n in (40, 30))
     inputs = Inputs(EvaluationConfig(), Parts())
     inputs._features = Features(fake, fake, real, real)
-    found = kind(kind.Settings(k=4)).compute(inputs)
-    within = [sorted(math.dist(a, b) for b in real.tolist())[4] for a in real.tolist()]
-    inside = [[math.dist(a, b) <= r for b in fake.tolist()] for a, r in zip(real.tolist(), within, strict=True)]
-    assert found["eval/density"] == pytest.approx(sum(map(sum, inside)) / (4 * 30))
-    assert found["eval/coverage"] == pytest.approx(sum(map(any, inside)) / 40)
+    found = kind(kind.Settings(bandwidth=2.0)).compute(inputs)
+
+    def mean(first, second):
+        pairs = [(a, b) for a in first.tolist() for b in second.tolist() if a != b]
+        return sum(math.exp(-(math.dist(a, b) ** 2) / 8) for a, b in pairs) / len(pairs)
+
+    expected = 1000 * (mean(fake, fake) + mean(real, real) - 2 * mean(fake, real))
+    assert found["eval/gaussian_mmd"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_later_metric_of_ours_is_measured_where_it_is_asked_for(store):
+    """Runs that were finished without it stay finished, with the same ids and documents."""
+    asked = override(CONFIG, {"evaluation.also": "density_coverage,fd_infinity"})
+    assert (asked.evaluation_id, asked.floors_id, asked.key) == (CONFIG.evaluation_id, CONFIG.floors_id, CONFIG.key)
+    assert identity.as_document(asked) == identity.as_document(CONFIG)
+    before = record(store)
+    assert lacking(before, CONFIG) == [] and lacking(before, asked) == ["density_coverage", "fd_infinity"]
+    assert execute(asked, store) == DONE
+    after = record(store)
+    assert after["metrics"].keys() - before["metrics"] == {"eval/density", "eval/coverage", "eval/fd_infinity"}
+    assert {name: after["metrics"][name] for name in before["metrics"]} == before["metrics"]
+    assert lacking(after, CONFIG) == lacking(after, asked) == [] and versions(after) == {}
+    assert main(["report", "--results", str(store.root)]) in (OK, USER_ERROR)
+    report = (store.root / "report" / "report.md").read_text()
+    assert "Further metrics" in report and "density ↑" in report and "fd_infinity ↓" in report
+
+
+@pytest.mark.parametrize("name", ["fids", "density_coverage,none"])
+def test_an_unknown_metric_that_is_asked_for_is_refused(name):
+    with pytest.raises(UserError, match=rf"metric: '{name.split(',')[-1]}' is unknown.*; allowed: fid, "):
+        override(CONFIG, {"evaluation.also": name})
+
+
+def test_a_metric_that_a_config_cannot_have_is_refused(store):
+    means = override(CONFIG, {"evaluation.extractor": "inception", "evaluation.also": ["label_accuracy"]})
+    with pytest.raises(UserError, match=r"evaluation.also: label_accuracy cannot be had of inception"):
+        lacking(None, means)
 
 
 @pytest.mark.parametrize(
@@ -335,5 +367,5 @@ def test_status_needs_no_plug_in_and_says_done(store, tmp_path, capsys):
     assert "1 done" in out
     assert main(["report", "--results", str(store.root)]) in (OK, USER_ERROR)
     report = (store.root / "report" / "report.md").read_text()
-    assert "Metrics of one's own" in report and "Of mine." in report and "1.5000" in report
+    assert "Further metrics" in report and "Of mine." in report and "1.5000" in report
     assert "eval/mine" in (store.root / "report" / "tables" / "runs.csv").read_text().splitlines()[0]

@@ -66,6 +66,14 @@ class Metric(ABC):
         """Whether runs of a config have this metric."""
         return True
 
+    @classmethod
+    def by_default(cls, config: "RunConfig") -> bool:
+        """Whether runs of a config have it unasked; one that does not is named in `evaluation.also`.
+
+        Ours that came after the first version are such: what was finished without them stays finished.
+        """
+        return True
+
     @abstractmethod
     def compute(self, inputs: "Inputs") -> Mapping[str, float]:
         """Its values by key: finite numbers, the same every time.

@@ -19,11 +19,11 @@ import torch
 from mvar import layout
 from mvar.artefacts import complain_of, write_artefact
 from mvar.config import RunConfig
+from mvar.data import npz
 from mvar.data.crops import to_uint8
 from mvar.errors import UserError, warn
 from mvar.files import atomic_write, known_digest, write_json
 from mvar.rows import Rows
-from mvar.runs import arrays
 from mvar.runs.documents import read_or_warn
 from mvar.runs.environment import execution_of
 from mvar.runs.measured import lacking
@@ -138,10 +138,10 @@ class SampleStage(RunStage):
             with open(path, "rb") as file:
                 complain_of(path, hashlib.file_digest(file, "sha256").hexdigest())
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); {arrays.AGAIN}") from None
-        with arrays.opened(path) as archive:
-            pixels = arrays.whole(archive, "arr_0", "uint8", (self._count, *self._image_shape))
-            return pixels, arrays.whole(archive, "labels", "<i8", (self._count,))
+            raise UserError(f"{path}: cannot be read ({error.strerror}); {npz.AGAIN}") from None
+        with npz.opened(path) as archive:
+            pixels = npz.whole(archive, "arr_0", "uint8", (self._count, *self._image_shape))
+            return pixels, npz.whole(archive, "labels", "<i8", (self._count,))
 
     def timing(self) -> dict[str, Any]:
         """How the images were drawn; empty where that is no longer known."""

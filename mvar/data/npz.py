@@ -23,8 +23,8 @@ DAMAGES = (
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """An .npz file; whatever is wrong with it is one line.
+def opened(path: Path, remedy: str = AGAIN) -> Iterator[zipfile.ZipFile]:
+    """An .npz file; whatever is wrong with it is one line, which ends with what can be done.
 
     Raises:
         UserError: damaged, or not such a file; names it.
@@ -36,7 +36,7 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that one: a place before the file's beginning
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{path}: cannot be read ({reason}); {AGAIN}") from None
+        raise UserError(f"{path}: cannot be read ({reason}); {remedy}") from None
 
 
 @contextmanager
@@ -86,3 +86,22 @@ def whole(archive: zipfile.ZipFile, name: str, dtype: str, shape: tuple[int | No
         if at != data.nbytes:
             raise ValueError(f"{name} is cut")
         return data
+
+
+def mapped(archive: zipfile.ZipFile, name: str, dtype: str, shape: tuple[int | None, ...]) -> np.ndarray:
+    """An array that is read where it is used: a memory map, read-only, of one that is stored as it is; as `whole`.
+
+    The file is read through once, so that damage is told now. A deflated array is taken into memory.
+    """
+    if archive.getinfo(f"{name}.npy").compress_type != zipfile.ZIP_STORED:
+        return whole(archive, name, dtype, shape)
+    with array(archive, name, dtype, shape) as (file, found):
+        start = file.tell()
+        while file.read(1 << 24):  # to its end, where its checksum is compared
+            pass
+    path = Path(archive.filename or "")
+    with path.open("rb") as file:
+        file.seek(archive.getinfo(f"{name}.npy").header_offset)
+        header = struct.unpack("<4s22xHH", file.read(30))
+    offset = archive.getinfo(f"{name}.npy").header_offset + 30 + header[1] + header[2] + start
+    return np.memmap(path, np.dtype(dtype), "r", offset, found)
