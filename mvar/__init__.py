@@ -11,6 +11,7 @@ from mvar.lazy import lazily
 if TYPE_CHECKING:
     from mvar import layout
     from mvar.api.experiments import experiment
+    from mvar.api.explored import explore
     from mvar.api.loading import load
     from mvar.api.making import evaluate, train
     from mvar.api.model import Model
@@ -53,6 +54,7 @@ __version__ = "0.2.0"
 
 _HOMES = {
     "mvar.api.experiments": ("experiment",),
+    "mvar.api.explored": ("explore",),
     "mvar.api.loading": ("load",),
     "mvar.api.making": ("evaluate", "train"),
     "mvar.api.model": ("Model",),

@@ -25,6 +25,17 @@ def is_mistake(error: BaseException) -> bool:
     return isinstance(error, UserError) and error.exit_code == USER_ERROR
 
 
+def ranges(numbers: Iterable[int]) -> str:
+    """`0-3, 7` for 0, 1, 2, 3, 7, which ascend."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
+
+
 def one_of(what: str, value: object, allowed: Iterable[object], most: int | None = None) -> UserError:
     """The error for a name that is not in a list: says the value, what is allowed, and the nearest spelling.
 

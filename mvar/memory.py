@@ -1,4 +1,4 @@
-"""Lets the C library keep freed memory for the next tensors on a CPU."""
+"""What memory a process takes, and how the C library keeps what tensors on a CPU have freed."""
 
 import ctypes
 import sys
@@ -19,3 +19,13 @@ def keep_freed_memory() -> None:
     if mallopt:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)
+
+
+def peak_mib() -> float:
+    """The most memory that this process has held since it began, in MiB; NaN where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes there, KiB elsewhere

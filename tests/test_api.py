@@ -30,7 +30,7 @@ from mvar.transformer import ScaleTransformer
 
 TINY = override(CONFIG, {"model.pattern": "global"})
 ROOT = Path(__file__).parents[1]
-EXAMPLES = ["Model", "Trained", "evaluate", "experiment", "load", "register", "runs", "train"]
+EXAMPLES = ["Model", "Trained", "evaluate", "experiment", "explore", "load", "register", "runs", "train"]
 
 
 @pytest.fixture(scope="session")

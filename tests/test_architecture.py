@@ -46,6 +46,7 @@ LOOK_ALIKES = {
     ),
     ("attention", "what is made, as it is shown"): ("api.trained", "commands.attention", "runs.stages.attention"),
     ("attention", "an analysis, or its table's row"): ("attention_cost.py",),
+    ("attention", "a kind of map"): ("probes.single_maps",),
     ("code", "a public name"): ("analysis",),
     ("code", "a field, of a message or a document"): ("cluster.snapshot", "cluster.submission"),
     ("grid.png", "a file of the user's own"): ("commands.sample",),

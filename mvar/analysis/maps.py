@@ -17,6 +17,7 @@ from mvar import escaping
 from mvar.analysis.style import WIDTH, despine, mixer_look, page
 from mvar.errors import UserError, one_of
 from mvar.probes.attention_mass import AttentionStats, global_layers, observing, uniform_share
+from mvar.probes.single_maps import weights_of
 from mvar.scales import ScaleSchedule
 from mvar.transformer import ScaleTransformer
 
@@ -67,11 +68,9 @@ def attention_map(
         if number != layer:
             return
         heads = slice(None) if head is None else slice(head, head + 1)
-        q, k = q[0, heads], k[0, heads]
         for step in schedule.steps() if scale is None else [schedule.span(scale, scale + 1)]:
             rows = slice(step.start, step.stop) if query is None else slice(query, query + 1)
-            weights = (q[:, rows] @ k[:, : step.stop].transpose(1, 2)).softmax(-1).mean(0)
-            found.append(weights.cpu())
+            found.append(weights_of(q[0, heads, rows], k[0, heads, : step.stop]))
 
     labels = torch.as_tensor(label, device=model.pos_1LC.device).reshape(1)
     with observing(model, see):

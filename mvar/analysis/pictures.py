@@ -5,6 +5,7 @@ that a query sees, `S` scales, `(H, W)` pixels.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from mvar import escaping
 from mvar.analysis.maps import names
-from mvar.analysis.style import mixer_look, page
+from mvar.analysis.style import page
 from mvar.config import SampleConfig
 from mvar.data.crops import to_uint8
 from mvar.sampling import generate
@@ -21,6 +22,7 @@ from mvar.scales import ScaleSchedule
 from mvar.tokenizer.model import Tokenizer
 from mvar.transformer import ScaleTransformer
 
+MAX_COLUMNS = 5  # panels beside each other
 MAX_LABEL = 26  # characters beside a row of images
 
 
@@ -33,26 +35,26 @@ def grow(
     sample: SampleConfig,
 ) -> np.ndarray:
     """Draw one image a label and decode it after every scale: `(B, S, H, W, channels)` uint8; the last is the image."""
-    stages: list[np.ndarray] = []
+    latents: list[Tensor] = []
+    generate(model, tokenizer.quantize, labels, seeds, sample, on_latent=lambda scale, latent: latents.append(latent))
+    return decoded(tokenizer, latents)
 
-    def decode(scale: int, latent: Tensor) -> None:
-        stages.append(to_uint8(tokenizer.decode(latent).cpu()).permute(0, 2, 3, 1).numpy())
 
-    generate(model, tokenizer.quantize, labels, seeds, sample, on_latent=decode)
+@torch.no_grad()
+def decoded(tokenizer: Tokenizer, latents: Sequence[Tensor]) -> np.ndarray:
+    """Images `(B, S, H, W, channels)` uint8 of the latents `(B, C, h, h)` after every scale."""
+    stages = [to_uint8(tokenizer.decode(latent).cpu()).permute(0, 2, 3, 1).numpy() for latent in latents]
     return np.stack(stages, axis=1)
 
 
-def upsample(weights: Tensor, schedule: ScaleSchedule, pixels: int) -> np.ndarray:
-    """A query's row `(V,)` as one picture a key scale, `(scales, pixels, pixels)`, relative to uniform attention.
+@dataclass(frozen=True)
+class Look:
+    """What one query looks at in one head, to be drawn as a row of panels."""
 
-    Every pixel has the weight of the token that covers it, times V: 1 is what uniform attention would give.
-    """
-    num_scales = schedule.offsets.index(len(weights))
-    pictures = []
-    for side, part in zip(schedule.sides, weights.split(schedule.lengths[:num_scales]), strict=False):
-        token = np.arange(pixels) * side // pixels
-        pictures.append((part.reshape(side, side) * len(weights)).numpy()[np.ix_(token, token)])
-    return np.stack(pictures)
+    weights: Tensor  # (V,), `attention_map(..., query=query)`
+    images: np.ndarray  # (H, W, channels) uint8, square; or (S, H, W, channels), one a scale
+    title: str = ""
+    of: str = "mass"  # what the weights are shares of
 
 
 def query_figure(weights: Tensor, schedule: ScaleSchedule, query: int, image: np.ndarray, title: str = "") -> Any:
@@ -62,41 +64,61 @@ def query_figure(weights: Tensor, schedule: ScaleSchedule, query: int, image: np
         weights: `(V,)`, `attention_map(..., query=query)`.
         schedule: the scales.
         query: the token.
-        image: `(H, W, channels)` uint8, square.
+        image: `(H, W, channels)` uint8, square; or `(S, H, W, channels)`, as `grow` gives it.
         title: above the panels.
     """
-    from matplotlib.colors import LinearSegmentedColormap
+    return looks_figure([Look(weights, image, title)], schedule, query)
+
+
+def looks_figure(looks: Sequence[Look], schedule: ScaleSchedule, query: int) -> Any:
+    """What one query looks at in several heads, one below the other: heat over the picture, one panel a key scale.
+
+    Every panel has colours of its own, from 0 to the largest weight of its scale, which stands above it.
+    """
+    from matplotlib.colors import ListedColormap
     from matplotlib.patches import Rectangle
 
     scale = schedule.levels[query]
-    pixels, side = len(image), schedule.sides[scale]
-    pictures = upsample(weights, schedule, pixels)
-    orange = mixer_look("intra")["color"]
-    veil = LinearSegmentedColormap.from_list("veil", [(*orange, 0.0), (*orange, 0.9)])
-    columns = min(6, len(pictures) + 1)
-    rows = -(-(len(pictures) + 1) // columns)
-    masses = [float(part.sum()) for part in weights.split(schedule.lengths[: scale + 1])]
-    with page(rows * 1.6 + 0.4, nrows=rows, ncols=columns) as (figure, axes):
-        for number, ax in enumerate(axes.flat):
+    heat = ListedColormap(
+        [(*colour, alpha) for colour, alpha in zip(_magma(256), np.linspace(0, 0.9, 256), strict=True)]
+    )
+    columns = min(MAX_COLUMNS, scale + 1)
+    rows = -(-(scale + 1) // columns)
+    side, (row, column) = schedule.sides[scale], divmod(query - schedule.offsets[scale], schedule.sides[scale])
+    height, width = len(looks) * (rows * 1.75 + 0.25) + 0.2, max(3.5, 1.4 * columns)
+    with page(height, width, nrows=rows * len(looks), ncols=columns) as (figure, axes):
+        for ax in axes.flat:
             ax.axis("off")
-            if number > len(pictures):
-                continue
-            ax.imshow(image if image.shape[2] == 3 else image[..., 0], cmap="gray", extent=(0, 1, 1, 0))
-            row, column = divmod(query - schedule.offsets[scale], side)
-            corner = (column / side, row / side)
-            ax.add_patch(Rectangle(corner, 1 / side, 1 / side, fill=False, edgecolor="#56B4E9", linewidth=1.5))
-            if number == 0:
-                text = f"query of\n{side}×{side}"
-            else:
-                text = f"keys {names(schedule.sides)[number - 1]}\n{masses[number - 1]:.0%}"
-                shown = ax.imshow(
-                    pictures[number - 1], cmap=veil, vmin=pictures.min(), vmax=pictures.max(), extent=(0, 1, 1, 0),
-                    interpolation="nearest",
-                )  # fmt: skip
-            ax.set_title(text, fontsize=8, fontweight="normal", loc="center")
-        figure.colorbar(shown, ax=axes, label="weight (× uniform)", shrink=0.9, aspect=15)
-        figure.suptitle(escaping.figure(title), fontsize="medium")
+        for number, look in enumerate(looks):
+            parts = look.weights.split(schedule.lengths[: scale + 1])
+            for key, part in enumerate(parts):
+                ax = axes[number * rows + key // columns, key % columns]
+                image = look.images[key] if look.images.ndim == 4 else look.images
+                grey = image.mean(-1)
+                ax.imshow(0.5 * grey + 90, cmap="gray", vmin=0, vmax=255, extent=(0, 1, 1, 0))
+                shown = part.reshape(schedule.sides[key], -1).numpy()
+                ax.imshow(
+                    shown, cmap=heat, vmin=0, vmax=max(shown.max(), 1e-9), extent=(0, 1, 1, 0), interpolation="nearest"
+                )
+                own = " (own)" if key == scale else ""
+                text = f"{names(schedule.sides)[key]}{own}: {part.sum():.0%}\nmost {shown.max():.1%}"
+                ax.set_title(text, fontsize=7.5, fontweight="normal", loc="left")
+                for colour, line in (("white", 2.2), ("#0072B2", 1.2)):
+                    corner = (column / side, row / side)
+                    ax.add_patch(Rectangle(corner, 1 / side, 1 / side, fill=False, edgecolor=colour, linewidth=line))
+            axes[number * rows, 0].annotate(
+                escaping.figure(look.title), (0, 1), (0, 24), xycoords="axes fraction", textcoords="offset points",
+                fontsize=8.5, fontweight="bold", annotation_clip=False,
+            )  # fmt: skip
+        asked = f"query: token {query}, row {row}, column {column} of {side}×{side}; shares of {looks[0].of}"
+        figure.suptitle(asked, fontsize=8, x=0.01, ha="left")
     return figure
+
+
+def _magma(count: int) -> np.ndarray:
+    from matplotlib import colormaps
+
+    return colormaps["magma"](np.linspace(0.25, 1, count))[:, :3]
 
 
 def growth_figure(images: np.ndarray, sides: Sequence[int], labels: Sequence[str] = (), title: str = "") -> Any:

@@ -1,7 +1,7 @@
 """One look for every figure: seaborn's colour-blind palette, one colour and marker a mixer, units on the axes."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,12 +100,12 @@ def canvas(directory: Path, name: str, height: float, **layout: Any) -> Iterator
         save(figure, directory, file_name(name))
 
 
-def save(figure: Any, directory: Path, name: str) -> None:
-    """Write a figure as `name`.png and `name`.pdf; the same numbers give the same bytes.
+def save(figure: Any, directory: Path, name: str, kinds: Sequence[str] = ("png", "pdf")) -> None:
+    """Write a figure as `name`.png and `name`.pdf, or one of them; the same numbers give the same bytes.
 
     Characters that the font lacks are boxes, and long texts leave less room; nothing is said about either.
     """
-    for kind in ("png", "pdf"):
+    for kind in kinds:
         metadata = {"CreationDate": None} if kind == "pdf" else None
         with atomic_write(directory / f"{name}.{kind}") as file, warnings.catch_warnings():
             warnings.filterwarnings("ignore", UNSAID)

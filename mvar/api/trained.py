@@ -67,6 +67,11 @@ class Trained(ABC):
 
     @property
     @abstractmethod
+    def python(self) -> str:
+        """The expression that loads it, once `mvar` is imported."""
+
+    @property
+    @abstractmethod
     def model(self) -> ScaleTransformer:
         """The generator."""
 
@@ -303,24 +308,38 @@ class Trained(ABC):
 
         if drawn is None and settings:
             raise UserError(f"{next(iter(settings))}: only for an image that is drawn; allowed: with drawn=CLASS")
-        labels, inputs = self._heldout(image) if drawn is None else self._drawn(drawn, seed, settings)
+        labels, inputs = self._heldout(image) if drawn is None else self.drawn_inputs(drawn, seed, settings)
         return attention_map(self.model, labels[0], inputs[0], layer, head, query=query, scale=scale)
 
-    def _drawn(self, drawn: str | int, seed: int, settings: dict[str, Any]) -> Batch:
-        """Label and inputs of an image as the model saw it while drawing."""
+    def drawn_inputs(self, drawn: str | int, seed: int, settings: Mapping[str, Any]) -> Batch:
+        """Label `(1,)` and inputs of an image as the model saw it while drawing."""
         labels = torch.tensor(gallery.class_numbers([drawn], self.class_names), device=self.device)
         sample = self._drawing(settings, seed).sample
         return labels, drawn_inputs(self.model, self.tokenizer.quantize, labels, [(seed, 0)], sample)
 
     def _heldout(self, image: int) -> Batch:
         """Label and inputs of a held-out image."""
+        label, codes = self.heldout_tokens(image)
+        with torch.no_grad():
+            return label, self.tokenizer.quantize.inputs(codes)
+
+    @property
+    def kept_cuts(self) -> Knockout | None:
+        """What `knockout` has measured on all held-out images of a run, of its weights; None: nothing."""
+        return None
+
+    @property
+    @abstractmethod
+    def heldout_labels(self) -> np.ndarray:
+        """Classes `(N,)` of the held-out images; none of a checkpoint's."""
+
+    def heldout_tokens(self, image: int) -> tuple[Tensor, Tensor]:
+        """Label `(1,)` and tokens `(1, L)` of a held-out image, on the model's device."""
         tokens, labels = self._split("heldout")
         if not 0 <= image < len(tokens):
             raise UserError(f"image: {image}; allowed: 0 to {len(tokens) - 1}")
-        found = (torch.from_numpy(np.array(a[image : image + 1], dtype=np.int64)) for a in (tokens, labels))
-        codes, label = (part.to(self.device) for part in found)
-        with torch.no_grad():
-            return label, self.tokenizer.quantize.inputs(codes)
+        label, codes = (torch.from_numpy(np.array(a[image : image + 1], dtype=np.int64)) for a in (labels, tokens))
+        return label.to(self.device), codes.to(self.device)
 
 
 def check_measured(source: str, images: int, batch: int) -> None:

@@ -6,6 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from mvar import layout
 from mvar.api.trained import Trained, check_measured
 from mvar.checkpoints import published
@@ -61,6 +63,13 @@ class TrainedFiles(Trained):
     def class_names(self) -> list[str]:
         return [str(number) for number in range(self.config.data.num_classes)]
 
+    @property
+    def python(self) -> str:
+        pair = self._pair
+        told = {"patch_sides": pair.patch_sides, "num_heads": pair.num_heads}
+        more = "".join(f", {name}={value!r}" for name, value in told.items() if value)
+        return f"mvar.load({str(pair.checkpoint)!r}, {str(pair.tokenizer)!r}{more})"
+
     @cached_property
     def model(self) -> ScaleTransformer:
         config = self.config
@@ -82,6 +91,10 @@ class TrainedFiles(Trained):
 
     def _split(self, split: Literal["heldout", "train"]) -> tuple[Any, Any]:
         raise UserError(f"{split} images: a checkpoint has none; allowed: images of your own, or drawn=CLASS of a map")
+
+    @property
+    def heldout_labels(self) -> np.ndarray:
+        return np.zeros(0, np.int64)
 
     def attention(
         self, source: Literal["heldout", "self"] = "heldout", images: int = 0, batch: int = 0, **options: Any

@@ -4,19 +4,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from mvar import layout
 from mvar.api.trained import Trained, check_measured
 from mvar.config import RunConfig
 from mvar.errors import UserError
 from mvar.files import digest
 from mvar.probes.attention_mass import AttentionStats
+from mvar.probes.knockout_kept import Knockout
 from mvar.probes.measurable import MAX_IMAGES, Measurable
 from mvar.runs import gallery
 from mvar.runs.published_tokenizer import need_tokenizer
 from mvar.runs.stages.contract import retold
 from mvar.runs.stages.reject import LabelScore
 from mvar.runs.store import RunDirectory, Store
-from mvar.runs.wiring import Stages
+from mvar.runs.wiring import Stages, kept_knockout
 from mvar.tokenizer.model import Tokenizer
 from mvar.transformer import ScaleTransformer
 
@@ -40,6 +43,11 @@ class TrainedRun(Trained):
     @cached_property
     def class_names(self) -> list[str]:
         return gallery.class_names(self.directory)
+
+    @property
+    def python(self) -> str:
+        root = str(self.store.root)
+        return f"mvar.load({self.name!r}" + (")" if root == "results" else f", results={root!r})")
 
     @cached_property
     def stages(self) -> Stages:
@@ -72,6 +80,14 @@ class TrainedRun(Trained):
         with retold(FileNotFoundError, lambda error: f"split: {split}: {error.filename} is {told}"):
             found = self.stages.tokens.open(split)
         return found.tokens, found.labels
+
+    @property
+    def kept_cuts(self) -> Knockout | None:
+        return kept_knockout(self.store, self.directory)
+
+    @property
+    def heldout_labels(self) -> np.ndarray:
+        return np.asarray(self._split("heldout")[1])
 
     def attention(
         self, source: Literal["heldout", "self"] = "heldout", images: int = 0, batch: int = 0, **options: Any

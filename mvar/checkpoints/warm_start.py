@@ -14,7 +14,7 @@ from torch import Tensor
 from mvar.checkpoints.checkpoint_files import split_choice
 from mvar.checkpoints.published import GeneratorFacts, load_generator
 from mvar.config import ModelConfig, TokenSpace
-from mvar.errors import UserError, in_field
+from mvar.errors import UserError, in_field, ranges
 from mvar.files import file_digest
 from mvar.pattern import mixer_name, parse_layer
 from mvar.transformer import ScaleTransformer
@@ -50,8 +50,8 @@ class Start:
         return cls(**plain)
 
     def __str__(self) -> str:
-        layers = f"layers {_ranges(self.loaded_layers) or 'none'}"
-        new = [f"layers {_ranges(self.new_layers)}"] if self.new_layers else []
+        layers = f"layers {ranges(self.loaded_layers) or 'none'}"
+        new = [f"layers {ranges(self.new_layers)}"] if self.new_layers else []
         new += self.new_parameters
         return f"from {Path(self.checkpoint).name}: {layers} loaded; {', '.join(new) or 'nothing'} initialised anew"
 
@@ -120,14 +120,3 @@ def _copy_chunks(own: Tensor, given: Tensor, width: int) -> None:
         return
     ours[:, : branches - 1].copy_(theirs[:, :-1])
     ours[:, -1].copy_(theirs[:, -1])
-
-
-def _ranges(numbers: tuple[int, ...]) -> str:
-    """`0-3, 7` for (0, 1, 2, 3, 7)."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)

@@ -50,6 +50,7 @@ class GlobalAttention(ScaleAttention):
     """VAR's block-causal attention: scale k attends to scales 0..k. State: keys and values."""
 
     cuts = ("keys",)
+    has_maps = True
 
     def forward(self, x: Tensor, span: Span, state: KeyValueState | None = None) -> tuple[Tensor, KeyValueState | None]:
         """See `Mixer.forward`."""

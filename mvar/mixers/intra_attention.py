@@ -17,6 +17,7 @@ class IntraScaleAttention(ScaleAttention):
     """M-VAR's intra-scale attention (paper, Eq. 4-5): a scale attends to itself. No state."""
 
     cuts = ("keys",)
+    has_maps = True
 
     def forward(self, x: Tensor, span: Span, state: None = None) -> tuple[Tensor, None]:
         """See `Mixer.forward`."""

@@ -28,6 +28,7 @@ class MarkovAttention(ScaleAttention):
     settings: MarkovSettings
     examples = "1", "3"
     cuts = ("keys",)
+    has_maps = True
 
     def forward(self, x: Tensor, span: Span, state: KeptKeys | None = None) -> tuple[Tensor, KeptKeys | None]:
         """See `Mixer.forward`."""

@@ -4,7 +4,7 @@ Shapes: `B` batch, `L` tokens of a span, `D` width, `H` heads. Parameter names a
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,7 @@ class ScaleAttention(Mixer):
     """Attention with VAR's projections; which keys a token sees a subclass says."""
 
     key = "attn"
+    has_maps: ClassVar[bool] = False  # whether it mixes by `softmax(q k^T)` over the tokens that `visible` tells
 
     def __init__(self, config: ModelConfig, settings: Any, runtime: RuntimeConfig) -> None:
         super().__init__(config, settings, runtime)

@@ -62,6 +62,7 @@ class WindowAttention(ScaleAttention):
     Settings = WindowSettings
     settings: WindowSettings
     examples = "1", "2", "5"
+    has_maps = True
 
     def forward(self, x: Tensor, span: Span, state: KeptKeys | None = None) -> tuple[Tensor, KeptKeys | None]:
         """See `Mixer.forward`."""

@@ -6,7 +6,7 @@ with global attention. A row of statistics is `(N, H, S, S + 1)`: for queries of
 then the entropy in nats, both averaged over the queries.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mvar.errors import UserError
 from mvar.mixers.global_attention import GlobalAttention
+from mvar.mixers.scale_attention import ScaleAttention
 from mvar.probes.interval import t_factor
 from mvar.progress import Progress
 from mvar.scales import ScaleSchedule
@@ -76,12 +77,21 @@ def global_layers(model: ScaleTransformer) -> list[tuple[int, GlobalAttention]]:
 
 
 @contextmanager
-def observing(model: ScaleTransformer, see: Callable[[int, Tensor, Tensor], None]) -> Iterator[None]:
-    """Inside the block, `see(i, q, k)` gets the queries and keys `(B, H, L, head_dim)` that global layer i computes.
+def observing(
+    model: ScaleTransformer,
+    see: Callable[[int, Tensor, Tensor], None],
+    mixers: Sequence[tuple[int, ScaleAttention]] | None = None,
+) -> Iterator[None]:
+    """Inside the block, `see(i, q, k)` gets the queries and keys `(B, H, L, head_dim)` that mixer i computes.
 
     The model is in evaluation mode there, and afterwards in the mode that it was in.
+
+    Args:
+        model: whose mixers they are.
+        see: what is done with queries and keys.
+        mixers: numbers and mixers; None: the global ones, by the number of their layer.
     """
-    layers, was_training = global_layers(model), model.training
+    layers, was_training = global_layers(model) if mixers is None else mixers, model.training
     for number, mixer in layers:
         mixer.project = partial(_project, mixer.project, see, number)  # the instance's, in front of the class's
     model.eval()

@@ -75,13 +75,21 @@ def test_what_is_not_there_is_refused(wanted, message):
 def test_weights_lie_where_their_tokens_lie():
     schedule = ScaleSchedule((1, 2, 4))
     weights = torch.zeros(21)
-    weights[0], weights[2], weights[20] = 0.5, 0.25, 0.25  # 2x2: upper right; 4x4: lower right corner
-    whole, quarter, sixteenth = pictures.upsample(weights, schedule, 8)
-    assert (whole == 0.5 * 21).all()
-    assert (quarter[:4, 4:] == 0.25 * 21).all() and quarter.sum() == 16 * 0.25 * 21
-    assert (sixteenth[6:, 6:] == 0.25 * 21).all() and sixteenth.sum() == 4 * 0.25 * 21
-    assert len(pictures.upsample(torch.ones(5) / 5, schedule, 8)) == 2  # a query of the 2x2 scale
-    assert (pictures.upsample(torch.ones(5) / 5, schedule, 8) == 1).all()
+    weights[0], weights[2], weights[20] = 0.5, 0.3, 0.2  # 2x2: upper right; 4x4: lower right corner
+    figure = pictures.query_figure(weights, schedule, 20, np.zeros((8, 8, 1), np.uint8))
+    heat = [np.asarray(ax.images[1].get_array()) for ax in figure.axes]
+    assert [h.shape for h in heat] == [(1, 1), (2, 2), (4, 4)]
+    assert heat[1][0, 1] == pytest.approx(0.3) and heat[1].sum() == pytest.approx(0.3)
+    assert heat[2][3, 3] == pytest.approx(0.2) and heat[2].sum() == pytest.approx(0.2)
+    assert [ax.images[1].get_extent() for ax in figure.axes] == [[0, 1, 1, 0]] * 3
+    assert len(pictures.query_figure(torch.ones(5) / 5, schedule, 2, np.zeros((8, 8, 3), np.uint8)).axes) == 2
+
+
+def test_two_looks_are_drawn_one_below_the_other():
+    schedule, image = ScaleSchedule((1, 2)), np.zeros((2, 8, 8, 1), np.uint8)
+    looks = [pictures.Look(torch.full((5,), 0.2), image, title) for title in ("above", "below")]
+    figure = pictures.looks_figure(looks, schedule, 3)
+    assert len(figure.axes) == 4 and all(text in words(figure) for text in ("above", "below", "query: token 3"))
 
 
 def small(channels=3):
@@ -140,7 +148,7 @@ def test_drawings_say_what_they_show(tmp_path, channels):
         "layers": (maps.layers_figure(stats), "mass inside the own scale (%)"),
         "query": (
             pictures.query_figure(row, model.schedule, 7, grown[0, -1]),
-            f"keys 2×2\n{float(row[1:5].sum()):.0%}",
+            f"2×2: {float(row[1:5].sum()):.0%}\nmost {float(row[1:5].max()):.1%}",
         ),
         "growth": (pictures.growth_figure(grown, (1, 2, 3), ["a", "b", "c"]), "+ 3×3"),
     }

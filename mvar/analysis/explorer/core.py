@@ -1,0 +1,114 @@
+"""The explorer in Python: one view as numbers and as a figure, all of it as a page, and in a notebook as a widget."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mvar.analysis.explorer.chosen import Choice, Kept
+from mvar.analysis.explorer.page import write_page
+from mvar.analysis.explorer.subjects import Subject
+from mvar.analysis.explorer.view import Side, View
+from mvar.analysis.pictures import Look, looks_figure
+from mvar.analysis.style import save
+from mvar.errors import UserError
+from mvar.files import check_place
+from mvar.probes.single_maps import each_map
+from mvar.progress import Progress
+
+KINDS = (".png", ".pdf")
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """Models and pictures to look at, and the view that is seen first. Shown by a notebook as a widget."""
+
+    subjects: Sequence[Subject]
+    view: View
+
+    def weights(self, query: int | None = None, side: int = 0) -> np.ndarray:
+        """What a token looks at: `(V,)` float32 over the V tokens that it sees, which sum to 1.
+
+        Of a mixer without attention maps: the shares of the token's reach.
+
+        Args:
+            query: the token; None: the view's.
+            side: 0, or 1 for what is seen beside it.
+        """
+        return self._row(self.view.sides[side], self.view.query if query is None else query)
+
+    def _row(self, side: Side, query: int) -> np.ndarray:
+        subject = self.subjects[side.subject]
+        picture, schedule = subject.pictures[self.view.picture], subject.schedule
+        if not 0 <= query < schedule.num_tokens:
+            raise UserError(f"query: {query}; allowed: 0 to {schedule.num_tokens - 1}")
+        scale, found = schedule.levels[query], []
+
+        def take(part: int, head: int | None, blocks: Any) -> None:
+            found.append(next(islice(blocks, scale, None)))
+
+        each_map(subject.model, picture.label, picture.inputs, {side.part: [side.head]}, take)
+        return found[0][query - schedule.offsets[scale]].numpy()
+
+    def figure(self) -> Any:
+        """The view as a matplotlib figure: for each side a row, the picture after every scale under the weights."""
+        shown = []
+        for side in self.view.sides:
+            subject = self.subjects[side.subject]
+            part, picture = subject.parts[side.part], subject.pictures[self.view.picture]
+            title = f"layer {part.layer}, {part.mixer}" + (
+                "" if not part.num_heads else ", mean over heads" if side.head is None else f", head {side.head}"
+            )
+            weights = torch.from_numpy(self._row(side, self.view.query))
+            names = f"{subject.name}: " if len(self.subjects) > 1 else ""
+            of = "mass" if part.num_heads else "reach"
+            shown.append(Look(weights, picture.stages, f"{names}{title}", of))
+        return looks_figure(shown, self.subjects[0].schedule, self.view.query)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the view as a figure, .png or .pdf.
+
+        Raises:
+            UserError: another kind of file, or a place that cannot be written to.
+        """
+        path = Path(path)
+        if path.suffix not in KINDS:
+            raise UserError(f"path: {path}; allowed: a name that ends in {' or '.join(KINDS)}")
+        check_place("path", path)
+        save(self.figure(), path.parent, path.stem, [path.suffix[1:]])
+
+    def page(
+        self,
+        path: str | PathLike[str],
+        max_mb: float = 20,
+        layers: Sequence[int] | None = None,
+        heads: Sequence[int] | None = None,
+        progress: Progress | None = None,
+    ) -> Kept:
+        """Write everything as one HTML page that needs no server.
+
+        Args:
+            path: the file.
+            max_mb: its largest size, in 10^6 bytes.
+            layers: whose maps are in it; None: all, or of models with more than 128 tokens four.
+            heads: besides their mean; None: all.
+            progress: called with (maps made, maps wanted).
+
+        Returns:
+            What it holds; `left_out` says in sentences what it does not.
+
+        Raises:
+            UserError: a layer or head that is not there, a place that cannot be written to, too little room.
+        """
+        path = Path(path)
+        check_place("path", path)
+        return write_page(self.subjects, self.view, path, max_mb, Choice(layers, heads), progress)
+
+    def at(self, **changes: Any) -> "Explorer":
+        """The same with another view: `picture`, `query` or `sides` of `View`."""
+        return replace(self, view=replace(self.view, **changes))
