@@ -161,6 +161,8 @@ def installed(wheel, tmp_path_factory) -> installed_wheel.Installed:
 def test_a_wheel_has_the_package_and_a_copy_of_what_users_edit(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"mvar"}
+    others = {str(p.relative_to(ROOT)) for p in (ROOT / "mvar").rglob("*") if p.suffix in {".jinja", ".js", ".css"}}
+    assert len(others) >= 4 and others <= set(names)
     for kind in shipped.KINDS:
         here = {
             str(p.relative_to(ROOT))

@@ -9,49 +9,28 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from explored import NASTY, data_of, explored_runs
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
-from untrained_runs import finish_tokenizer, save_untrained
 
 import mvar
 from mvar.analysis.explorer.chosen import FEW_TOKENS, Choice
 from mvar.analysis.explorer.effects import effects_of
 from mvar.analysis.explorer.packed import pack, unpack_row
 from mvar.analysis.explorer.page import for_script, resource
-from mvar.checkpoints.weights import save_weights
 from mvar.cli import main
-from mvar.config import override
 from mvar.errors import OK, USER_ERROR, UserError, ranges
-from mvar.presets import PRESETS
 from mvar.probes.knockout import Effect
 from mvar.probes.knockout_kept import Knockout
 from mvar.probes.single_maps import each_map
-from mvar.runs.store import Store
-from mvar.runs.wiring import Stages
 from mvar.scales import ScaleSchedule
-
-NASTY = "</script><script>alert(1)</script>"
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Two runs whose models are only initialised, their gates open: of all mixers with maps, and with Mamba."""
-    store = Store(tmp_path_factory.mktemp("explorer") / "results")
-    found = {}
-    for name, pattern in {"maps": "global intra markov window", "mamba": "2*global 2*intra+mamba"}.items():
-        settings = {"model.pattern": pattern, "model.width": 32, "data.heldout_fraction": 0.05, "model.depth": 4}
-        config = override(PRESETS["smoke"], settings)
-        run, model = save_untrained(store, config)
-        with torch.no_grad():
-            for p in model.parameters():
-                p.add_(torch.randn_like(p) * 0.2)
-        save_weights(run.weights, model, {"class_names": [NASTY, *"123456789"]})
-        finish_tokenizer(store, config)
-        Stages(config, store).tokens.run()
-        found[name] = run.name
-    return store, found
+    return explored_runs(tmp_path_factory.mktemp("explorer"))
 
 
 @pytest.fixture
@@ -62,13 +41,6 @@ def runs(made):
 
 def command(made, run, *more):
     return ["explore", made[1][run], "--results", str(made[0].root), *map(str, more)]
-
-
-def data_of(page):
-    """What a page holds."""
-    text = page.read_text()
-    (found,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', text, re.DOTALL)
-    return json.loads(found)
 
 
 # Bytes ----------------------------------------------------------------------------------------------------------------

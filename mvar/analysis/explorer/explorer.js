@@ -253,7 +253,7 @@ export function mount(root, source, options = {}) {
   const { data } = source, schedule = new Schedule(data.sides);
   const first = data.view.sides.map((side) => ({ ...side }));
   const state = {
-    picture: data.view.picture, query: data.view.query, pinned: false, probe: null, heat: 75, range: "each", measure: "own",
+    picture: data.view.picture, query: data.view.query, pinned: false, probe: null, heat: 60, range: "each", measure: "own",
     sides: first.length > 1 ? first : [first[0]], active: 0,
   };
   const pictures = new Map(), maps = new Map(), means = new Map();
@@ -269,6 +269,7 @@ export function mount(root, source, options = {}) {
   const of = (side) => (isReach(side) ? "of its reach" : "of its mass");
 
   root.classList.add("mvar-explorer");
+  root.style.setProperty("--panel", schedule.sides.length > MAX_COLUMNS ? "13rem" : "9.2rem"); // few fit beside each other
   const themes = window.matchMedia("(prefers-color-scheme: dark)");
   const setTheme = () => {
     const { jpThemeLight } = document.body.dataset;
