@@ -222,7 +222,8 @@ class RuntimeConfig(Config):
     )
     tensorboard: bool = Field(default=False, description="Write metrics for TensorBoard too.")
     attention_backend: Literal["auto", "torch", "flash_attn"] = Field(
-        default="auto", description="Kernel of attention; auto: torch's own choice."
+        default="auto",
+        description="Kernel of attention; auto: torch's own choice; flash_attn: of bf16 and fp16, torch's of fp32.",
     )
     scan_backend: Literal["auto", "torch", "mamba_ssm"] = Field(
         default="auto", description="Kernel of Mamba's scan; auto: mamba_ssm where it can run, else torch."

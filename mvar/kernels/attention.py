@@ -50,7 +50,8 @@ def attend(
         k, v: `(B, H, K, head_dim)`, the last K tokens up to the span's end: all that its first scale sees, or more.
         span: the scales that `q` holds.
         reach: scales that a query sees, its own included; None: all up to its own.
-        backend: `torch` (also `auto`: torch picks its flash kernels by itself) or `flash_attn`.
+        backend: `torch` (also `auto`: torch picks its flash kernels by itself) or `flash_attn`, which has kernels for
+            bf16 and fp16 alone: what is fp32 goes to torch.
         severed: pairs that are cut; a scale that has some is computed by torch.
 
     Returns:
@@ -139,5 +140,7 @@ def _flash_attn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             "runtime.attention_backend: 'flash_attn' is not installed; allowed here: auto, torch "
             "(or pip install flash-attn --no-build-isolation, on a machine with CUDA)"
         ) from None
+    if q.dtype not in (torch.float16, torch.bfloat16) or k.shape[2] == 1:
+        return _torch(q, k, v)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     return flash_attn_func(q, k, v, softmax_scale=1.0).transpose(1, 2)

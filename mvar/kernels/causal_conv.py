@@ -59,6 +59,7 @@ def _forward(
     taps, bias = weight[:, 0].T.to(dtype).contiguous(), bias.to(dtype)
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     before = torch.empty_like(y, dtype=dtype) if keep and activation else None
+    in_place = before is None and y.dtype == dtype  # a block is then a view of the result
     for start, stop in _token_blocks(x):
         window, length = _window(x, tail, start, stop), stop - start
         block = (y if before is None else before)[:, start:stop]
@@ -68,7 +69,7 @@ def _forward(
             block.addcmul_(window[:, k : k + length], taps[k])
         if activation:
             block = F.silu(block, inplace=before is None)
-        if block.data_ptr() != y[:, start:stop].data_ptr():
+        if not in_place:
             y[:, start:stop] = block
     end = torch.cat([tail.to(x.dtype), x[:, -tail.shape[1] :]], dim=1) if tail.shape[1] else tail
     return y, end[:, end.shape[1] - tail.shape[1] :].clone(), before  # a view would keep all the inputs alive

@@ -1,12 +1,11 @@
 """The order in which a scan goes through the tokens of a scale; scales always follow each other coarse to fine."""
 
-from functools import cache
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mvar.kernels.constants import kept_on_device
 from mvar.scales import ScaleSchedule, Span
 
 
@@ -50,6 +49,8 @@ class ScanPath:
 
     def __init__(self, tokens: NDArray[np.int64], device: torch.device) -> None:
         self.is_raster = bool((np.diff(tokens) == 1).all())
+        if self.is_raster:
+            return
         with torch.inference_mode(False):  # kept: the next call may want gradients
             self._there, self._back = (torch.from_numpy(i).to(device) for i in (tokens, np.argsort(tokens)))
 
@@ -62,7 +63,7 @@ class ScanPath:
         return x if self.is_raster else x[:, self._back]
 
 
-@cache
+@kept_on_device
 def scan_paths(order: str, span: Span, device: torch.device) -> list[ScanPath]:
     """The scans of a span; made once."""
     return [ScanPath(tokens, device) for tokens in tokens_in_order(order, span)]

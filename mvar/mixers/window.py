@@ -5,8 +5,6 @@ moved inside, so that every token of a scale sees equally many. Shapes: `B` batc
 `M` keys of a query.
 """
 
-from functools import cache
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from mvar.config import Config, ModelConfig
 from mvar.kernels.attention import attend_chosen
+from mvar.kernels.constants import kept_on_device
 from mvar.mixers.scale_attention import KeptKeys, ScaleAttention
 from mvar.scales import ScaleSchedule, Span
 
@@ -44,7 +43,7 @@ def neighbours(side: int, other: int, k: int) -> NDArray[np.int64]:
     return found.reshape(side * side, reach * reach)
 
 
-@cache
+@kept_on_device
 def seen(schedule: ScaleSchedule, scale: int, k: int, device: torch.device) -> Tensor:
     """Keys of every query of a scale, `(n, M)`, from the first token of the coarser scale on (of the own, at 0)."""
     sides = schedule.sides

@@ -25,15 +25,28 @@ def smooth_probabilities(logits: Tensor, gumbel: Tensor, ratio: float) -> Tensor
 
 
 class ImageStreams:
-    """One stream of random numbers an image, so that an image does not depend on its batch."""
+    """One stream of random numbers an image, so that an image does not depend on its batch.
 
-    def __init__(self, seeds: Sequence[int | tuple[int, ...]], device: torch.device) -> None:
+    Args:
+        seeds: an image's each.
+        device: where the numbers are wanted.
+        ahead: uniform numbers an image that are made and copied at once; the same as one after another.
+    """
+
+    def __init__(self, seeds: Sequence[int | tuple[int, ...]], device: torch.device, ahead: int = 0) -> None:
         self._streams = [np.random.default_rng(seed) for seed in seeds]
         self._device = device
+        self._ahead = self._uniform(ahead)
 
-    def uniform(self, *shape: int) -> Tensor:
-        """`(B, *shape)` fp64 numbers in [0, 1)."""
-        return torch.from_numpy(np.stack([s.random(shape) for s in self._streams])).to(self._device)
+    def uniform(self, count: int) -> Tensor:
+        """`(B, count)` fp64 numbers in [0, 1)."""
+        if not self._ahead.shape[1]:
+            return self._uniform(count)
+        numbers, self._ahead = self._ahead[:, :count], self._ahead[:, count:]
+        return numbers
+
+    def _uniform(self, count: int) -> Tensor:
+        return torch.from_numpy(np.stack([s.random(count) for s in self._streams])).to(self._device)
 
     def gumbel(self, *shape: int) -> Tensor:
         """`(B, *shape)` fp64 standard Gumbel noise."""

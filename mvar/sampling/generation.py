@@ -1,5 +1,8 @@
 """Scale-by-scale generation: the one loop that draws images, whatever the form of guidance and the filter.
 
+Random numbers are copied to the device once, before the first scale (`more_smooth` aside); from there on nothing waits
+for it, until the result is checked.
+
 Shapes: `B` batch, `L` tokens of all scales, `n` tokens of one scale, `V` codebook size, `C` code channels.
 """
 
@@ -24,12 +27,20 @@ if TYPE_CHECKING:
     from mvar.tokenizer.quantizer import ResidualQuantizer
 
 
+def _is_sound() -> None:
+    """Nothing to look at."""
+
+
 @dataclass(frozen=True)
 class Generated:
-    """Tokens `(B, L)` int64, all scales, and the latent `(B, C, h, h)` that the tokenizer decodes."""
+    """Tokens `(B, L)` int64, all scales, and the latent `(B, C, h, h)` that the tokenizer decodes.
+
+    `check` waits for the device and raises what `generate` does; where that was not asked to check, its caller does.
+    """
 
     tokens: Tensor
     latent: Tensor
+    check: Callable[[], None] = _is_sound
 
 
 def guide(x: Tensor, weight: float) -> Tensor:
@@ -57,6 +68,7 @@ def generate(
     on_logits: Callable[[int, Tensor], None] | None = None,
     on_latent: Callable[[int, Tensor], None] | None = None,
     prefix: Tensor | None = None,
+    check: bool = True,
 ) -> Generated:
     """Draw one image for each label, coarse to fine, carrying every mixer's state.
 
@@ -71,15 +83,16 @@ def generate(
         on_latent: called after every scale with its number and the latent so far `(B, C, h, h)`, which can be decoded.
         prefix: `(B, n)` tokens of the coarsest scales, whole ones: they are given, and the rest is drawn as it would be
             for an image that has this beginning by itself. All of the L tokens: nothing is drawn.
+        check: False: the caller looks at the result (`Generated.check`), having decoded it.
 
     Raises:
-        UserError: a method of the user's own that breaks its contract; logits or latent that are not finite: names the
-            weights that are not. Looked at once, in the end.
+        UserError: a method of the user's own that breaks its contract; logits or latent that are not finite.
     """
     schedule, device = model.schedule, model.pos_1LC.device
     strengths, filtered = guidance_weights(config, schedule.num_scales), kept_by(config, schedule.num_scales)
     given = [] if prefix is None else given_scales(model, prefix, len(labels))
-    streams, steps = ImageStreams(seeds, device), _Steps(model, labels.to(device), strengths)
+    streams = ImageStreams(seeds, device, 0 if config.more_smooth else schedule.num_tokens)
+    steps = _Steps(model, labels.to(device), strengths)
     side, codebook = schedule.sides[-1], quantizer.embedding.weight
     latent = torch.zeros(len(labels), model.space.code_channels, side, side, device=device, dtype=codebook.dtype)
     tokens, sums, sound = [], [], []
@@ -105,8 +118,10 @@ def generate(
             on_latent(scale, latent)
         if progress:
             progress(scale + 1, schedule.num_scales)
-    _check_drawn(model, quantizer, config, [*sums, latent.sum(dtype=torch.float32)], sound)
-    return Generated(torch.cat(tokens, dim=1), latent)
+    look = partial(_check_drawn, model, quantizer, config, [*sums, latent.sum(dtype=torch.float32)], sound)
+    if check:
+        look()
+    return Generated(torch.cat(tokens, dim=1), latent, look)
 
 
 class _Steps:

@@ -59,7 +59,9 @@ class GeneratorObjective(Objective):
     def loss(self, batch: Tensors, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy in nats, averaged over tokens and images, with label smoothing."""
         labels, tokens, *rest = batch
-        inputs = rest[0] if rest else self.quantizer.to(tokens.device).inputs(tokens)
+        if self.quantizer.embedding.weight.device != tokens.device:
+            self.quantizer.to(tokens.device)
+        inputs = rest[0] if rest else self.quantizer.inputs(tokens)
         logits, _ = self.module(labels, inputs)
         losses = F.cross_entropy(
             logits.flatten(0, 1), tokens.flatten(), label_smoothing=self.train.label_smoothing, reduction="none"

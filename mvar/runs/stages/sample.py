@@ -50,9 +50,9 @@ def draw_images(
     """Draw and decode one image a label, `(B, H, W, channels)` uint8; with a `score`, the best of the candidates."""
 
     def draw(streams: list[tuple[int, ...]]) -> np.ndarray:
-        drawn = generate(model, tokenizer.quantize, labels, streams, config.sample)
-        with torch.no_grad():
-            pixels = tokenizer.decode(drawn.latent).cpu()
+        drawn = generate(model, tokenizer.quantize, labels, streams, config.sample, check=False)
+        pixels = tokenizer.decode(drawn.latent).cpu()
+        drawn.check()
         return np.ascontiguousarray(to_uint8(pixels).permute(0, 2, 3, 1).numpy())
 
     if score is None:

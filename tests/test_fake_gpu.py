@@ -1,0 +1,141 @@
+"""The path of a GPU, on fake tensors: devices, waits, launches and kernels of every mixer and precision."""
+
+import ast
+import inspect
+import json
+import types
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+from fake_gpu import SIGNATURES, Kernels, Launches, signature
+from kernels.test_mamba_ssm import folder_of_mamba_ssm
+
+from mvar.config import MambaConfig, ModelConfig, RuntimeConfig, SampleConfig, TokenizerConfig, TokenSpace, TrainConfig
+from mvar.data.crops import to_uint8
+from mvar.kernels import constants
+from mvar.kernels.fake_gpu import fake_gpu
+from mvar.mixers import window
+from mvar.mixers.scan_orders import scan_paths
+from mvar.registries import MIXERS
+from mvar.sampling import generate
+from mvar.tokenizer.model import Tokenizer
+from mvar.training import generator
+from mvar.transformer import ScaleTransformer
+
+CONSTANTS = "window", "snake", "both"  # mixers with tables that are copied
+NAMES = sorted(MIXERS.names())
+KERNELS = Path(__file__).parents[1] / "mvar" / "kernels"
+TOKENIZER = TokenizerConfig(patch_sides=(1, 2, 3), width=8, channel_multipliers=(1, 2))
+
+
+def build(pattern, runtime=RuntimeConfig(), head_dim=8):
+    space = TokenSpace(TOKENIZER.patch_sides, TOKENIZER.vocab_size, TOKENIZER.code_channels, 3)
+    model = ModelConfig(
+        width=2 * head_dim, depth=2, num_heads=2, pattern=pattern, drop_path=0.1, attn_l2_norm=True,
+        mamba=MambaConfig(d_state=8, headdim=8),
+    )  # fmt: skip
+    with torch.device("meta"):
+        return ScaleTransformer(model, space, runtime), Tokenizer(TOKENIZER, 1)
+
+
+def train_step(model, tokenizer):
+    """The loss as the training loop has it."""
+    with patch.object(generator, "INPUTS_LIMIT", -1):  # so that the inputs are made in the step, from the tokens
+        cache = types.SimpleNamespace(labels=[0, 1], tokens=[None, None])
+        objective = generator.GeneratorObjective(model, tokenizer.quantize, cache, TrainConfig(), 0)
+    labels, tokens = (torch.zeros(2, *shape, dtype=torch.long, device="cuda") for shape in ((), (model.levels.shape)))
+    with Launches() as launches:
+        loss, metrics = objective.loss((labels, tokens), 0)
+    return loss, metrics, launches
+
+
+def draw(model, tokenizer):
+    """Pixels from labels, up to what is copied to the host."""
+    labels = torch.zeros(2, dtype=torch.long, device="cuda")
+    settings = SampleConfig(cfg_scale=1.5, top_k=5, top_p=0.9)
+    with Launches() as launches:
+        drawn = generate(model, tokenizer.quantize, labels, [0, 1], settings, check=False)
+        pixels = to_uint8(tokenizer.decode(drawn.latent))
+    return drawn, pixels, launches
+
+
+@contextmanager
+def kept_constants():
+    """What is copied to a GPU once a process is there: it has run before."""
+    with patch.object(constants, "is_rehearsal", lambda: False):
+        yield
+    window.seen.cache_clear(), scan_paths.cache_clear()
+
+
+def on_fake_gpu(pattern, precision, runtime=RuntimeConfig(), head_dim=8):
+    model, tokenizer = build(pattern, runtime, head_dim)
+    with warnings.catch_warnings(), fake_gpu(precision), kept_constants():
+        warnings.simplefilter("error")  # reading a data pointer is a warning
+        model.to_empty(device="cuda").train(), tokenizer.to_empty(device="cuda").eval()
+        if any(text in pattern for text in CONSTANTS):
+            train_step(model, tokenizer), draw(model, tokenizer)
+        loss, metrics, training = train_step(model, tokenizer)
+        model.eval()
+        drawn, pixels, sampling = draw(model, tokenizer)
+    assert loss.is_cuda and loss.dtype == torch.float32 and loss.grad_fn is not None
+    assert all(value.is_cuda for value in metrics.values())
+    assert drawn.tokens.is_cuda and pixels.is_cuda and pixels.dtype == torch.uint8
+    assert not training.waits
+    # one copy of random numbers, before the first product of the first scale
+    assert [name for _, name in sampling.waits] == ["_to_copy"] and sampling.waits[0][0] < 10
+    return training, sampling
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_and_sampling_stay_on_the_gpu_and_wait_for_nothing(name):
+    on_fake_gpu(name, "bf16")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("name", [*NAMES, "intra+mamba", "mamba:scan_order=both"])
+def test_so_do_other_precisions(name, precision):
+    on_fake_gpu(name, precision)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_optional_kernels_are_called_as_their_sources_say(precision):
+    """Every call is bound against the signature of its package's source; fp32 never reaches flash-attn."""
+    with Kernels() as kernels:
+        training, sampling = on_fake_gpu("intra+mamba", precision, RuntimeConfig(attention_backend="flash_attn"))
+        plain = on_fake_gpu("intra+mamba", precision, RuntimeConfig(scan_backend="torch"))
+    layers, scales = 2, len(TOKENIZER.patch_sides)
+    attended = layers * (scales - 1) * 2 if precision != "fp32" else 0  # the first scale is one token: no kernel
+    assert kernels.calls["mamba_chunk_scan_combined"] == layers * (1 + scales)
+    assert kernels.calls["flash_attn_func"] == attended
+    assert training.total < plain[0].total and sampling.total < plain[1].total
+
+
+def test_without_packages_a_gpu_takes_torchs_kernels():
+    model, tokenizer = build("global")
+    with fake_gpu("bf16"):
+        model.to_empty(device="cuda").train(), tokenizer.to_empty(device="cuda")
+        _, _, launches = train_step(model, tokenizer)
+    assert launches.counts["_scaled_dot_product_flash_attention"] == 2 * 2 and launches.counts["gelu"] == 2
+
+
+def test_every_optional_package_that_a_kernel_imports_has_a_stored_signature():
+    stored = json.loads(SIGNATURES.read_text())
+    modules = {found["module"]: found["functions"] for found in stored.values()}
+    packages = {module.split(".")[0] for module in modules}
+    for path in KERNELS.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in packages:
+                assert {alias.name for alias in node.names} <= modules[node.module].keys(), f"{path}: {node.module}"
+
+
+def test_the_stored_signature_is_that_of_the_source():
+    source = Path(folder_of_mamba_ssm(), "mamba_ssm/ops/triton/ssd_combined.py").read_text()
+    found = next(n for n in ast.parse(source).body if getattr(n, "name", "") == "mamba_chunk_scan_combined")
+    parameters = eval(f"lambda {ast.unparse(found.args)}: None")
+    assert inspect.signature(parameters) == signature("mamba-ssm", "mamba_chunk_scan_combined")
