@@ -58,6 +58,7 @@ METRICS: Registry[Any] = Registry(
         "label_accuracy": "mvar.evaluation.metrics.label_accuracy:LabelAccuracy",
         "density_coverage": "mvar.evaluation.metrics.density_coverage:DensityCoverage",
         "fd_infinity": "mvar.evaluation.metrics.fd_infinity:FdInfinity",
+        "sfid": "mvar.evaluation.metrics.sfid:Sfid",
     },
 )
 GUIDANCE: Registry[Any] = Registry(

@@ -37,6 +37,7 @@ PAPERS_REFERENCE = (
     "The paper's FID and IS: 50,000 images against the reference statistics that ADM has of ImageNet, by Inception's "
     "features."
 )
+SHOWN = 12  # digits of a digest
 CONSTANTS = ("num_params", "train_flops", "sample_flops", "steps", "acceptance_rate")  # the same for every seed
 
 
@@ -209,11 +210,21 @@ def _seeds_line(seeds: list[int]) -> str:
 def _images_line(found: pd.DataFrame, beside_paper: bool) -> str:
     """What the metrics are measured against, and where printed values stand beside them, what those are."""
     images, settings = int(found["num_images"].iloc[0]), json.loads(found["settings"].iloc[0])
+    data, name = markdown(", ".join(sorted(found["data"].unique()))), markdown(str(settings["evaluation.extractor"]))
+    count, digest = f"{settings['reference.num_images']:,}", settings.get("reference.sha256")
+    factor = settings.get("reference.resize_factor")
+    resized = f" (shorter side resized to {factor:g} times their size)" if factor else ""
     line = (
-        f"All metrics: {images:,} images a set against {settings['reference.num_images']:,} held-out images of "
-        f"{markdown(', '.join(sorted(found['data'].unique())))}, by features of "
-        f"{markdown(str(settings['evaluation.extractor']))}."
+        f"All metrics: {images:,} images a set against {count} held-out images{resized} of {data}, by features of "
+        f"{name}."
     )
+    if digest:
+        file = f"{markdown(str(settings.get('reference.file')))} (sha256 {str(digest)[:SHOWN]})"
+        line = (
+            f"All metrics of {data}: {images:,} images a set, by features of {name}. FID and sFID are against the "
+            f"statistics of {file}, KID, precision and recall against its {count} images, near-copies against held-out "
+            "ones."
+        )
     return f"{line} {PAPERS_REFERENCE}" if beside_paper else line
 
 

@@ -63,6 +63,17 @@ class EvaluationConfig(Extensible):
     inception_weights: str | None = Field(
         default=None, description="torch-fidelity's file of Inception, for extractor=inception; never downloaded."
     )
+    reference: str | None = Field(
+        default=None,
+        description="File of reference in ADM's form (arr_0, mu, sigma, mu_s, sigma_s); none: the held-out images. "
+        "FID, sFID and FD-infinity are against its statistics, other metrics of features against its images.",
+    )
+    reference_resize_factor: float | None = Field(
+        default=None,
+        ge=1,
+        description="Held-out images as reference: their shorter side is resized to this times image_size, then the "
+        "centre is cropped; 1: as ADM's reference is prepared; none: data.resize_factor.",
+    )
     classifier_steps: int = Field(default=250, ge=1, description="Optimizer steps of the classifier.")
     classifier_seed: int = Field(default=0, ge=0, description="Of the classifier's initialisation and training.")
     kid_subset_size: int = Field(
@@ -75,13 +86,22 @@ class EvaluationConfig(Extensible):
     also: tuple[str, ...] = Field(
         default=(),
         description="Metrics beside those that every run has, names in mvar.registries: density_coverage, "
-        "fd_infinity. In no id, and not stored: a record has what was measured.",
+        "fd_infinity, sfid. In no id, and not stored: a record has what was measured.",
     )
 
     @model_validator(mode="after")
     def _check_also(self, info: ValidationInfo) -> Self:
         for name in self.also:
             check_name(METRICS, name, info)
+        return self
+
+    @model_validator(mode="after")
+    def _check_reference(self) -> Self:
+        if self.reference is not None and self.reference_resize_factor is not None:
+            raise ValueError(
+                "evaluation.reference_resize_factor: given beside evaluation.reference, whose images stay as they are; "
+                "allowed: one of the two"
+            )
         return self
 
     @model_validator(mode="after")

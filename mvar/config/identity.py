@@ -50,9 +50,13 @@ WRITTEN = frozenset({("TrainConfig", "init_from"), ("SampleConfig", "candidates"
 
 EXECUTION = frozenset({"sample", "evaluation", "runtime"})  # sections that change no trained weights
 EXTRACTOR = frozenset({"extractor", "classifier_steps", "classifier_seed", "inception_weights"})  # of the evaluation
+REFERENCE = frozenset({"reference", "reference_resize_factor"})  # of the evaluation: what its samples are compared with
 # Fields that hold paths, as dotted names: compared lexically, `$VARIABLES` as text.
 PATHS = frozenset(
-    {"data.root", "data.heldout_root", "tokenizer.checkpoint", "train.init_from", "evaluation.inception_weights"}
+    {
+        *("data.root", "data.heldout_root", "tokenizer.checkpoint", "train.init_from"),
+        *("evaluation.inception_weights", "evaluation.reference"),
+    }
 )
 # How a batch was split was part of the first version's ids; it changes no result.
 SPLITS = frozenset({"train.accumulate", "tokenizer.train.accumulate"})

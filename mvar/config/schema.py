@@ -117,5 +117,9 @@ class RunConfig(Config):
 
     @property
     def floors_id(self) -> str:
-        """Identity of the floors: of the tokenizer and the settings of the evaluation, beside the extractor."""
-        return digest([self.tokenizer_id, identity.of_section(self.evaluation)])
+        """Identity of the floors: of the tokenizer and the settings of the evaluation, beside the extractor.
+
+        Their reference is always the held-out images.
+        """
+        settings = {n: v for n, v in identity.of_section(self.evaluation).items() if n not in identity.REFERENCE}
+        return digest([self.tokenizer_id, settings])

@@ -91,14 +91,12 @@ def whole(archive: zipfile.ZipFile, name: str, dtype: str, shape: tuple[int | No
 def mapped(archive: zipfile.ZipFile, name: str, dtype: str, shape: tuple[int | None, ...]) -> np.ndarray:
     """An array that is read where it is used: a memory map, read-only, of one that is stored as it is; as `whole`.
 
-    The file is read through once, so that damage is told now. A deflated array is taken into memory.
+    Its checksum is not looked at. A deflated array is taken into memory.
     """
     if archive.getinfo(f"{name}.npy").compress_type != zipfile.ZIP_STORED:
         return whole(archive, name, dtype, shape)
     with array(archive, name, dtype, shape) as (file, found):
         start = file.tell()
-        while file.read(1 << 24):  # to its end, where its checksum is compared
-            pass
     path = Path(archive.filename or "")
     with path.open("rb") as file:
         file.seek(archive.getinfo(f"{name}.npy").header_offset)

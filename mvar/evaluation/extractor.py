@@ -9,6 +9,8 @@ from mvar.errors import UserError
 from mvar.evaluation.images import Images
 from mvar.progress import Progress
 
+Spatial = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor, Tensor]]
+
 
 class Extractor(nn.Module):
     """Maps uint8 images to the features that FID, KID, precision and recall compare, and to the logits of IS.
@@ -18,6 +20,7 @@ class Extractor(nn.Module):
         heldout_accuracy: share of held-out images that it classifies rightly, 0 to 1; None where it does not apply.
         knows_labels: whether its logits are over the classes of the data set.
         channels: of the images that it takes.
+        spatial: what makes spatial features of a batch beside the others; None where it has none.
     """
 
     def __init__(
@@ -29,6 +32,7 @@ class Extractor(nn.Module):
         channels: int,
         heldout_accuracy: float | None = None,
         knows_labels: bool = False,
+        spatial: "Spatial | None" = None,
     ) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
@@ -37,6 +41,12 @@ class Extractor(nn.Module):
         self.channels = channels
         self.heldout_accuracy = heldout_accuracy
         self.knows_labels = knows_labels
+        self._spatial = spatial
+
+    @property
+    def has_spatial(self) -> bool:
+        """Whether it has spatial features."""
+        return self._spatial is not None
 
     @property
     def device(self) -> torch.device:
@@ -49,6 +59,26 @@ class Extractor(nn.Module):
 
         float64 because FID takes the difference of nearly equal traces: with fp32 means it is right to 1e-6 only.
         """
+        features, logits = self._forward(self.network, self._checked(images))
+        return features.double(), logits.double()
+
+    @torch.no_grad()
+    def with_spatial(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `forward`, and spatial features `(B, S)`: a map of the network, flattened place by place, float64.
+
+        Raises:
+            UserError: an extractor that has none.
+        """
+        if self._spatial is None:
+            raise UserError(
+                "evaluation.extractor: this one has no spatial features, which sFID needs; allowed: inception, "
+                "classifier, or one of one's own with `forward_spatial`"
+            )
+        features, logits, spatial = self._spatial(self.network, self._checked(images))
+        return features.double(), logits.double(), spatial.double()
+
+    def _checked(self, images: Tensor) -> Tensor:
+        """The images on the network's device; a `UserError` where it does not take such."""
         if images.dtype != torch.uint8:
             raise UserError(f"images: pixels of type {images.dtype}; allowed: uint8, 0 to 255")
         if images.ndim != 4 or images.shape[1] != self.channels:
@@ -56,8 +86,7 @@ class Extractor(nn.Module):
                 f"images: shape {tuple(images.shape)}; allowed: (images, {self.channels}, height, width), "
                 "the channels that the feature extractor was made for"
             )
-        features, logits = self._forward(self.network, images.to(self.device))
-        return features.double(), logits.double()
+        return images.to(self.device)
 
     def extract(self, images: Images, batch_size: int = 64, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
         """Features `(N, F)` and logits `(N, K)` of a whole set, float64 on the CPU."""

@@ -13,6 +13,7 @@ from mvar.config import EvaluationConfig
 from mvar.errors import UserError
 from mvar.evaluation.images import Images
 
+Statistics = dict[str, np.ndarray]  # `mu` (F,) and `sigma` (F, F), float64
 RNG_SEED = 2020  # torch-fidelity's own default, written down: KID's subsets and IS's shuffle hang on it
 NUM_SIZES = 15  # points of the line of FD-infinity, as its authors have them
 SMALLEST = 0.1  # share of the samples in the smallest of its sets: the authors' 5,000 of 50,000
@@ -43,21 +44,21 @@ def frechet_distance(features: Tensor, reference_features: Tensor) -> float:
     return distance_of(statistics(features), statistics(reference_features))
 
 
-def statistics(features: Tensor) -> dict[str, np.ndarray]:
+def statistics(features: Tensor) -> Statistics:
     """Mean `mu` `(F,)` and covariance `sigma` `(F, F)` of features `(N, F)`, by torch-fidelity."""
     from torch_fidelity.metric_fid import fid_features_to_statistics
 
     return fid_features_to_statistics(features)
 
 
-def distance_of(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> float:
+def distance_of(first: Statistics, second: Statistics) -> float:
     """Frechet distance between two Gaussians, each with `mu` and `sigma`, by torch-fidelity."""
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
     return fid_statistics_to_metric(first, second, verbose=False)[KEY_METRIC_FID]
 
 
-def extrapolated_distance(features: Tensor, reference: dict[str, np.ndarray] | Tensor) -> float:
+def extrapolated_distance(features: Tensor, reference: Statistics | Tensor) -> float:
     """FD-infinity: FID of `NUM_SIZES` random parts of the samples, of `SMALLEST` to all of them in equal steps, and
     the value at 0 of their least-squares line in 1 / size.
 

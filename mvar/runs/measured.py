@@ -27,7 +27,9 @@ AFTER = {"eval/kid_subset_size": "precision_recall"}
 CHOSEN_FOR: dict[str, frozenset[Registry[Any]]] = {
     "samples": frozenset(),
     "reference": frozenset({SOURCES}),
+    "heldout": frozenset({SOURCES}),
     "features": frozenset({SOURCES, EXTRACTORS}),
+    "spatial": frozenset({SOURCES, EXTRACTORS}),
     "train": frozenset({SOURCES}),
     "weights": frozenset({MIXERS}),
     "tokens": frozenset({SOURCES}),

@@ -42,7 +42,7 @@ def of_stages(config: RunConfig, index: RunIndex, run: Callable[[str], StoredRun
             found = {name: from_dict(type(getattr(config, name)), document[name], lenient=True) for name in sections}
             config = config.model_copy(update=found)
             break
-    if config.evaluation.inception_weights and (folder := index.spelled(canonical, "evaluation")):
+    if any(_files(config.evaluation).values()) and (folder := index.spelled(canonical, "evaluation")):
         if folder.parent.name == layout.RUNS:
             return of_evaluation(config, run(folder.name))
         document = read_json(folder / layout.CONFIG)
@@ -52,7 +52,7 @@ def of_stages(config: RunConfig, index: RunIndex, run: Callable[[str], StoredRun
 
 def of_evaluation(config: RunConfig, run: StoredRun) -> RunConfig:
     """With its evaluation spelled as a run has it, in its config or in one that it has made."""
-    if config.evaluation.inception_weights is None:  # nothing in it has two spellings
+    if not any(_files(config.evaluation).values()):  # nothing in it has two spellings
         return config
     wanted = config.canonical()["evaluation"]
     with suppress(UserError):
@@ -66,6 +66,11 @@ def of_evaluation(config: RunConfig, run: StoredRun) -> RunConfig:
 
 
 def _judged_by(config: RunConfig, other: EvaluationConfig) -> RunConfig:
-    """With the path of another evaluation; settings of metrics, which no stored config has, stay."""
-    evaluation = config.evaluation.model_copy(update={"inception_weights": other.inception_weights})
+    """With the paths of another evaluation; settings of metrics, which no stored config has, stay."""
+    evaluation = config.evaluation.model_copy(update=_files(other))
     return config.model_copy(update={"evaluation": evaluation})
+
+
+def _files(evaluation: EvaluationConfig) -> dict[str, str | None]:
+    """The paths that an evaluation names."""
+    return {"inception_weights": evaluation.inception_weights, "reference": evaluation.reference}

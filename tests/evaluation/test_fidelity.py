@@ -13,7 +13,7 @@ from mvar.config import EvaluationConfig, ModelConfig, TokenizerConfig, TokenSpa
 from mvar.errors import UserError
 from mvar.evaluation.copies import copy_rate
 from mvar.evaluation.extractor import Extractor
-from mvar.evaluation.extractors.inception import INCEPTION_FILE, inception_forward, inception_network
+from mvar.evaluation.extractors.inception import INCEPTION_FILE, inception_forward, inception_network, inception_spatial
 from mvar.evaluation.images import Images
 from mvar.evaluation.measure import image_metrics
 from mvar.evaluation.metrics.contract import every_metric
@@ -247,7 +247,8 @@ def measured(extractor, progress=None, **parts):
     """Every metric of ours, as a run's evaluation has them."""
     given = Parts(extractor=lambda: extractor, **{name: lambda part=part: part for name, part in parts.items()})
     inputs, found = Inputs(CONFIG, given), {}
-    metrics = {n: kind for n, kind in every_metric().items() if n != "label_accuracy" or extractor.knows_labels}
+    lacks = {"label_accuracy": not extractor.knows_labels, "sfid": not extractor.has_spatial}
+    metrics = {n: kind for n, kind in every_metric().items() if not lacks.get(n)}
     for (name, kind), report in zip(metrics.items(), shares(progress, len(metrics)), strict=True):
         found |= compute(name, kind(), inputs, report)
     return found
@@ -273,7 +274,7 @@ def test_the_whole_evaluation(extractor, tokenizer):
     assert {"eval/fid", "eval/nll_bits_per_token", "eval/nll_bits_scale_01", "eval/copy_rate"} < set(found)
     assert found | image_metrics(samples, heldout, extractor, CONFIG) == found
     assert found | copy_rate(samples, train, heldout) == found
-    assert {of for _, of in calls} == {8000} and calls == sorted(calls) and len(calls) > 4
+    assert {of for _, of in calls} == {1000 * (len(every_metric()) - 1)} and calls == sorted(calls) and len(calls) > 4
     order = np.random.default_rng(3).permutation(50)
     assert measured(extractor, samples=(samples[order], labels[order]), **parts) == found
     unlabelled = Extractor(Toy(), toy_forward, id="toy", channels=1)
@@ -352,6 +353,22 @@ def test_inception_from_a_file(inception_file, monkeypatch):
     assert not extractor.knows_labels and extractor.heldout_accuracy is None
     colour = inception(str(inception_file), channels=3)
     assert torch.equal(colour(grey.repeat(1, 3, 1, 1))[0], features)
+
+
+def test_inceptions_spatial_features_are_seven_channels_of_a_rectified_map(inception_file):
+    """ADM's sFID: the first 7 channels of `mixed_6/conv`, 17 x 17 places, channels last."""
+    extractor = Extractor(
+        inception_network(str(inception_file)), inception_forward, id="x", channels=3, spatial=inception_spatial
+    )
+    images = torch.from_numpy(draw(2, 0)).repeat(1, 3, 1, 1)
+    features, logits, spatial = extractor.with_spatial(images)
+    assert spatial.shape == (2, 2023) and spatial.dtype == torch.float64 and spatial.min() == 0 < spatial.max()
+    seen = {}
+    layer = extractor.network.Mixed_6d.branch1x1
+    layer.bn.register_forward_hook(lambda m, given, found: seen.update(normed=found.clone()))
+    assert torch.equal(extractor(images)[0], features) and torch.equal(extractor(images)[1], logits)
+    by_place = spatial.reshape(2, 17, 17, 7)
+    assert torch.equal(by_place[1, 3, 4], seen["normed"][1, :7, 3, 4].relu().double())
 
 
 def test_rejection_is_judged_by_inceptions_logits(inception_file):

@@ -19,7 +19,7 @@ def normal(seed, count, width=4, scale=1.0):
 
 
 def measured(name, samples, reference):
-    inputs = Inputs(EvaluationConfig(), Parts())
+    inputs = Inputs(EvaluationConfig(), Parts(reference=lambda: reference))
     inputs._features = Features(samples, samples, reference, reference)
     return compute(name, METRICS.find(name)(), inputs)
 

@@ -19,7 +19,7 @@ from mvar.config import OptimConfig
 from mvar.data.crops import ImageSet, to_float
 from mvar.data.splits import load_images
 from mvar.errors import UserError
-from mvar.evaluation.extractors.contract import ExtractorKind
+from mvar.evaluation.extractors.contract import ExtractorKind, channels_last
 from mvar.evaluation.images import Images
 from mvar.progress import Progress
 from mvar.training.contract import DataOrder, Objective, Tensors
@@ -52,7 +52,15 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features `(B, 64)` and logits `(B, num_classes)` of images `(B, ch, H, W)` in [-1, 1]."""
-        features = functional.layer_norm(self.project(self.body(images)), (NUM_FEATURES,))
+        return self.from_map(self.map(images))
+
+    def map(self, images: Tensor) -> Tensor:
+        """What the convolutions give, `(B, 64, H / 4, W / 4)`."""
+        return self.body[:-2](images)
+
+    def from_map(self, found: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and logits of a map."""
+        features = functional.layer_norm(self.project(self.body[-2:](found)), (NUM_FEATURES,))
         return features, self.head(features)
 
 
@@ -160,3 +168,9 @@ class ClassifierKind(ExtractorKind):
     def forward(self, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features `(B, 64)` and logits `(B, num_classes)`."""
         return network(to_float(images).double())
+
+    def forward_spatial(self, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features, logits, and 7 channels of the last map as spatial features: on digits 2 x 2 x 7."""
+        assert isinstance(network, Classifier)
+        found = network.map(to_float(images).double())
+        return (*network.from_map(found), channels_last(found))

@@ -13,6 +13,13 @@ from mvar.progress import Progress
 from mvar.registries import EXTRACTORS
 from mvar.training.distributed import resolve_device
 
+SPATIAL_CHANNELS = 7  # of a map that ADM's sFID takes
+
+
+def channels_last(found: Tensor) -> Tensor:
+    """The first 7 channels of a map `(B, ch, h, w)`, flattened row by row, channels last: `(B, h * w * 7)`."""
+    return found[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
+
 
 class ExtractorKind(ABC):
     """How a feature extractor is had: given, or trained on the data and kept in a stage's directory.
@@ -73,6 +80,18 @@ class ExtractorKind(ABC):
     def forward(self, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features `(B, F)` and logits `(B, K)` of images uint8 `(B, ch, H, W)`, on the network's device."""
 
+    def forward_spatial(self, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `forward`, and spatial features `(B, S)` for sFID; a kind that has such overrides this.
+
+        ADM's are the first 7 channels of a map in the middle of Inception, flattened row by row, channels last.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def has_spatial(cls) -> bool:
+        """Whether it has spatial features."""
+        return cls.forward_spatial is not ExtractorKind.forward_spatial
+
     def load(self, directory: Path) -> Extractor:
         """The extractor, ready to use on `config.runtime`'s device; as `network`."""
         network, accuracy = self.network(directory)
@@ -87,6 +106,7 @@ class ExtractorKind(ABC):
             channels=self.config.data.channels,
             heldout_accuracy=accuracy,
             knows_labels=self.knows_labels,
+            spatial=self.forward_spatial if self.has_spatial() else None,
         )
         return found.to(resolve_device(self.config.runtime))
 

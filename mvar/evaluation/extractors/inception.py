@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +11,14 @@ from torch import Tensor, nn
 from mvar.checkpoints.pickles import complain_of_tensors, read_pickle
 from mvar.checkpoints.weights import complain_of_values
 from mvar.errors import UserError
-from mvar.evaluation.extractors.contract import ExtractorKind
+from mvar.evaluation.extractors.contract import ExtractorKind, channels_last
 from mvar.files import expand
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 MAX_INCEPTION_BYTES = 512 << 20  # the file has 92 MiB
+
+# ADM's `mixed_6/conv`, in torch-fidelity's names (those of its own conversion of the weights); its output is rectified.
+SPATIAL_LAYER = "Mixed_6d.branch1x1"
 
 
 class InceptionKind(ExtractorKind):
@@ -37,6 +41,10 @@ class InceptionKind(ExtractorKind):
     def forward(self, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features `(B, 2048)` and logits `(B, 1008)`."""
         return inception_forward(network, images)
+
+    def forward_spatial(self, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features, logits, and 2,023 spatial features: 7 channels of the 17 x 17 map of `SPATIAL_LAYER`."""
+        return inception_spatial(network, images)
 
 
 def inception_network(weights: str | None) -> nn.Module:
@@ -91,3 +99,18 @@ def _only_tensors(path: Path) -> io.BytesIO:
 def inception_forward(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """Features and logits of images uint8 `(B, 1 or 3, H, W)`."""
     return network(images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images)
+
+
+def inception_spatial(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Features, logits and spatial features `(B, 2023)` of images uint8 `(B, 1 or 3, H, W)`."""
+    maps: list[Tensor] = []
+
+    def keep(*told: Any) -> None:
+        maps.append(told[-1])
+
+    hook = network.get_submodule(SPATIAL_LAYER).register_forward_hook(keep)
+    try:
+        features, logits = inception_forward(network, images)
+    finally:
+        hook.remove()
+    return features, logits, channels_last(maps[-1])

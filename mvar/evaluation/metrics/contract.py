@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 
 NEEDS = {
     "samples": "the drawn images and their classes",
-    "reference": "the held-out images",
+    "reference": "what samples are compared with: the held-out images, or those of a file of reference",
+    "heldout": "the held-out images",
     "features": "features and logits of samples and reference, by the evaluation's extractor",
+    "spatial": "statistics of spatial features of samples and reference, by the same",
     "train": "all training images",
     "weights": "the generator, and the quantizer of its tokenizer",
     "tokens": "the held-out images as tokens, and their classes",
 }
-DRAWN = frozenset({"samples", "features"})  # what is gone once a run's images are deleted
+DRAWN = frozenset({"samples", "features", "spatial"})  # what is gone once a run's images are deleted
 KEY = re.compile(r"eval/[a-z][a-z0-9_]*")
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 class Copies(Metric):
     """Share of samples that lie nearer to a training image than the nearest 5 % of held-out images do."""
 
-    needs = ("samples", "reference", "train")
+    needs = ("samples", "heldout", "train")
     keys = ("eval/copy_rate", "eval/copy_rate_heldout", "eval/copy_threshold")
     also = ("eval/nn_distance_ratio", "eval/heldout_in_training")
     lower = ("eval/copy_rate",)
@@ -21,4 +21,4 @@ class Copies(Metric):
         """By exact distances of pixels (`mvar.evaluation.copies`)."""
         from mvar.evaluation.copies import copy_rate
 
-        return copy_rate(inputs.samples, inputs.train, inputs.reference, inputs.progress, inputs.device)
+        return copy_rate(inputs.samples, inputs.train, inputs.heldout, inputs.progress, inputs.device)

@@ -26,4 +26,4 @@ class FdInfinity(Metric):
         """The line's value at 0; see `mvar.evaluation.fidelity.extrapolated_distance`."""
         from mvar.evaluation.fidelity import extrapolated_distance
 
-        return {"eval/fd_infinity": extrapolated_distance(inputs.features.samples, inputs.features.reference)}
+        return {"eval/fd_infinity": extrapolated_distance(inputs.features.samples, inputs.reference_statistics)}

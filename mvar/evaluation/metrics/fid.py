@@ -18,6 +18,6 @@ class Fid(Metric):
 
     def compute(self, inputs: "Inputs") -> Mapping[str, float]:
         """By torch-fidelity, in double precision."""
-        from mvar.evaluation.fidelity import frechet_distance
+        from mvar.evaluation.fidelity import distance_of, statistics
 
-        return {"eval/fid": frechet_distance(inputs.features.samples, inputs.features.reference)}
+        return {"eval/fid": distance_of(statistics(inputs.features.samples), inputs.reference_statistics)}

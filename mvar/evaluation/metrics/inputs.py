@@ -12,10 +12,12 @@ from torch import Tensor
 
 from mvar.config import EvaluationConfig
 from mvar.errors import UserError
+from mvar.evaluation.extraction import Extracted, extract
 from mvar.evaluation.extractor import Extractor
-from mvar.evaluation.fidelity import check_counts
+from mvar.evaluation.fidelity import Statistics, check_counts, statistics
 from mvar.evaluation.images import Images, check_same_size, in_turn
 from mvar.evaluation.metrics.contract import NEEDS, Metric, checked
+from mvar.evaluation.reference import Reference
 from mvar.progress import Progress
 
 if TYPE_CHECKING:
@@ -40,7 +42,8 @@ class Parts:
     """How each thing is had; called once at most, where a metric asks for it."""
 
     samples: Callable[[], tuple[Any, Any]] | None = None  # uint8 (N, ch, H, W) or an image set; classes (N,) or None
-    reference: Callable[[], Any] | None = None  # images
+    reference: Callable[[], Any] | None = None  # images, or a `Reference`: those of a file, and its statistics
+    heldout: Callable[[], Any] | None = None  # images; None: the reference's
     train: Callable[[], Any] | None = None  # images, or `mvar.evaluation.copies.Vectors`
     weights: "Callable[[], tuple[ScaleTransformer, ResidualQuantizer]] | None" = None
     tokens: Callable[[], tuple[Any, Any]] | None = None  # (M, L), classes (M,)
@@ -57,10 +60,13 @@ class Inputs:
         config: sizes of the metrics.
         parts: how each thing is had.
         device: where large products are computed.
+        spatial: whether spatial features are going to be asked for: they are then made in one pass with the others.
     """
 
-    def __init__(self, config: EvaluationConfig, parts: Parts, device: torch.device | str = "cpu") -> None:
-        self.config, self.device = config, device
+    def __init__(
+        self, config: EvaluationConfig, parts: Parts, device: torch.device | str = "cpu", spatial: bool = False
+    ) -> None:
+        self.config, self.device, self._with_spatial = config, device, spatial
         self._parts = parts
         self._allowed: frozenset[str] | None = None
         self.progress: Progress | None = None
@@ -69,7 +75,7 @@ class Inputs:
     def seen_by(self, metric: Metric, progress: Progress | None = None) -> Iterator[None]:
         """Inside the block: only what a metric needs can be read, and it tells how far it is by `inputs.progress`."""
         needs = set(metric.needs)
-        if "features" in needs:
+        if needs & {"features", "spatial"}:
             needs |= {"samples", "reference"}
         self._allowed, self.progress = frozenset(needs), progress
         try:
@@ -117,14 +123,25 @@ class Inputs:
     # Reference --------------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _reference(self) -> Any:
-        return self._given("reference")
+    def _reference(self) -> Reference:
+        found = self._given("reference")
+        return found if isinstance(found, Reference) else Reference(found)
 
     @property
     def reference(self) -> Any:
-        """The M held-out images: an image set (`labels`, `image(i, None)`) or an array, as they were given."""
+        """M images to compare with: an image set (`image(i, None)`; held-out ones have `labels`) or an array."""
         self._check("reference")
-        return self._reference
+        return self._reference.images
+
+    @cached_property
+    def _heldout(self) -> Any:
+        return self._given("heldout") if self._parts.heldout else self._given("heldout", "reference")
+
+    @property
+    def heldout(self) -> Any:
+        """The held-out images, whatever samples are compared with."""
+        self._check("heldout")
+        return self._heldout
 
     @cached_property
     def _train(self) -> Any:
@@ -149,19 +166,56 @@ class Inputs:
         return self._extractor
 
     @cached_property
-    def _features(self) -> Features:
-        samples, reference = self.samples, Images(self.reference, "reference images")
+    def _extracted(self) -> tuple[Extracted, Extracted]:
+        samples, reference = self.samples, Images(self._reference.images, "reference images")
         check_same_size(samples, reference)
         check_counts(samples, reference, self.config)
         first, second = in_turn(self.progress, [len(samples), len(reference)])
-        found = self._extractor.extract(samples, progress=first)
-        return Features(*found, *self._extractor.extract(reference, progress=second))
+        found = extract(self._extractor, samples, progress=first, spatial=self._with_spatial)
+        spatial = self._with_spatial and self._reference.spatial is None
+        return found, extract(self._extractor, reference, progress=second, spatial=spatial)
+
+    @cached_property
+    def _features(self) -> Features:
+        samples, reference = self._extracted
+        return Features(samples.features, samples.logits, reference.features, reference.logits)
 
     @property
     def features(self) -> Features:
         """Features and logits of samples and reference."""
         self._check("features")
         return self._features
+
+    @cached_property
+    def reference_statistics(self) -> Statistics:
+        """Mean and covariance of the reference's features: of its images, or those that a file of reference has.
+
+        Raises:
+            UserError: of another number of features than the extractor has.
+        """
+        features = self.features
+        return _fitting(self._reference.features, features.samples.shape[1]) or statistics(features.reference)
+
+    @cached_property
+    def _spatial(self) -> tuple[Statistics, Statistics]:
+        if not self._with_spatial:  # features without them may be there
+            self._with_spatial = True
+            self.__dict__.pop("_extracted", None)
+        samples, reference = self._extracted
+        assert samples.spatial
+        theirs = _fitting(self._reference.spatial, len(samples.spatial["mu"])) or reference.spatial
+        assert theirs
+        return samples.spatial, theirs
+
+    @property
+    def spatial(self) -> tuple[Statistics, Statistics]:
+        """Mean and covariance of the spatial features of samples and of reference.
+
+        Raises:
+            UserError: an extractor that has none, or a file of reference of others.
+        """
+        self._check("spatial")
+        return self._spatial
 
     # The model --------------------------------------------------------------------------------------------------------
 
@@ -196,6 +250,16 @@ class Inputs:
         """The classes `(M,)` of the held-out images, in the order of their tokens."""
         self._check("tokens")
         return self._tokens[1]
+
+
+def _fitting(found: Statistics | None, width: int) -> Statistics | None:
+    """Statistics of a file of reference, held against the extractor's number of features."""
+    if found and len(found["mu"]) != width:
+        raise UserError(
+            f"evaluation.reference: statistics of {len(found['mu'])} features, the extractor has {width}; allowed: a "
+            "file of this extractor's"
+        )
+    return found
 
 
 def compute(name: str, metric: Metric, inputs: Inputs, progress: Progress | None = None) -> dict[str, float]:

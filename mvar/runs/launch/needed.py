@@ -46,6 +46,10 @@ def _check(config: "RunConfig", store: "Store", facts: "Callable[..., GeneratorF
         from mvar.evaluation.extractors.contract import kind_of
 
         kind_of(config).check()
+    if evaluation.reference:
+        from mvar.evaluation.reference import read_reference
+
+        read_reference(evaluation.reference, config.data.channels, whole=False)
 
 
 def _existing(field: str, path: str) -> None:

@@ -5,8 +5,9 @@ has is not computed again. Images, weights and features are read where a metric 
 """
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from mvar.data.splits import load_images
 from mvar.errors import FAILURE, UserError, is_mistake
 from mvar.evaluation.metrics.contract import Metric
 from mvar.evaluation.metrics.inputs import Inputs, Parts, compute, shares
+from mvar.evaluation.reference import Reference, reference_of
 from mvar.files import atomic_write
 from mvar.progress import Progress
 from mvar.registries import METRICS
@@ -80,7 +82,7 @@ class EvaluateStage(RunStage):
         """
         self.watch.check()
         names, errors = self._missing(), {}
-        record, inputs = self._record(), self._inputs()
+        record, inputs = self._record(), self._inputs(names)
         for name, report in zip(names, shares(self.watch.heed(self.name), len(names)), strict=True):
             self.watch.check()
             try:
@@ -109,17 +111,23 @@ class EvaluateStage(RunStage):
             with atomic_write(self.directory.path / layout.ERROR) as file:
                 file.write("".join(traceback.format_exception(error)).encode(errors="replace"))
 
-    def _inputs(self) -> Inputs:
+    def _inputs(self, names: Sequence[str]) -> Inputs:
         data = self.config.data
         parts = Parts(
             samples=self._samples,
-            reference=lambda: load_images(data, "heldout"),
+            reference=lambda: self._reference,
+            heldout=lambda: load_images(data, "heldout"),
             train=lambda: self.vectors.load() or load_images(data, "train"),
             weights=self._weights,
             tokens=self._tokens,
             extractor=self._extractor,
         )
-        return Inputs(self.config.evaluation, parts, resolve_device(self.config.runtime))
+        spatial = any("spatial" in METRICS.find(name).needs for name in names)
+        return Inputs(self.config.evaluation, parts, resolve_device(self.config.runtime), spatial)
+
+    @cached_property
+    def _reference(self) -> Reference:
+        return reference_of(self.config)
 
     def _samples(self) -> tuple[Any, Any]:
         pixels, labels = self.sample.read()
@@ -143,18 +151,27 @@ class EvaluateStage(RunStage):
         """The record that is there, or one without metrics."""
         config = self.config
         if there := self.directory.evaluations().get(config.evaluation_id):
+            self._check_reference(there)
             return there
         drawn = self.sample.timing()
         return {
             "sample": identity.as_document(config.sample),
             "evaluation": identity.as_document(config.evaluation),
             "extractor_id": config.extractor_id,
-            "reference": {"split": "heldout", "num_images": len(load_images(config.data, "heldout"))},
+            "reference": self._reference.told,
             "execution": {"train": self.directory.execution(), "sample": drawn.get("execution", {})},
             "metrics": {},
             "cost": costs(config),
             "timing": self._timing(drawn),
         }
+
+    def _check_reference(self, record: Mapping[str, Any]) -> None:
+        """Refuse to add metrics against another file of reference than a record's others are against."""
+        if self.config.evaluation.reference and record["reference"].get("sha256") != self._reference.told["sha256"]:
+            raise UserError(
+                f"evaluation.reference: {self.config.evaluation.reference!r} is another file than evaluation "
+                f"{self.config.evaluation_id} has been compared with; allowed: that one, or another path"
+            )
 
     def _timing(self, drawn: dict[str, Any]) -> dict[str, float]:
         train_s = (self.directory.status() or {}).get("train_s", 0.0)

@@ -51,6 +51,7 @@ class FloorStage(LockedStage):
         heed, vectors = self.watch.heed(self.name), self.vectors.load()
         values = floors(tokenizer, train, heldout, extractor, config.evaluation, heed, vectors)
         made_from = {n: identity.as_document(getattr(config, n)) for n in ("data", "tokenizer", "evaluation")}
+        made_from["evaluation"] = {n: v for n, v in made_from["evaluation"].items() if n not in identity.REFERENCE}
         record = {"tokenizer_id": config.tokenizer_id, **weights, "config": made_from, "metrics": values}
         write_document(self.directory.path / layout.FLOORS, {"floors": {**found, config.floors_id: record}})
 

@@ -1,0 +1,146 @@
+"""Features of whole image sets, batch by batch, by all processes of a job: no set is in memory at any time.
+
+A round gives each process one batch; the first process gathers them in order and adds them up. Batches and order do
+not depend on how many processes there are, and so no number does.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from mvar.errors import UserError
+from mvar.evaluation.extractor import Extractor
+from mvar.evaluation.fidelity import Statistics
+from mvar.evaluation.images import Images
+from mvar.progress import Progress
+from mvar.training.distributed import Group
+
+BATCH_SIZE = 64
+ALONE = Group(0, 1, "cpu")
+Parts = TypeVar("Parts", bound=tuple[Tensor, ...])
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What an extractor makes of N images, float64 on the CPU, rows in the order of the images.
+
+    `features` `(N, F)`, `logits` `(N, K)`; `spatial` are the statistics of its spatial features, where they were asked
+    for.
+    """
+
+    features: Tensor
+    logits: Tensor
+    spatial: Statistics | None = None
+
+
+class Moments:
+    """Mean and covariance of rows that come batch by batch, in float64 on the CPU; no row is kept.
+
+    Sums are of differences to the first batch's mean: equal large values cancel before they are squared.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._shift = self._sum = self._products = torch.empty(0)
+
+    def add(self, rows: Tensor) -> None:
+        """Rows `(B, F)`."""
+        rows = rows.double().cpu()
+        if not self.count:
+            self._shift = rows.mean(0)
+            self._sum, self._products = torch.zeros_like(self._shift), rows.new_zeros(2 * self._shift.shape)
+        centred = rows - self._shift
+        self._sum += centred.sum(0)
+        self._products.addmm_(centred.T, centred)
+        self.count += len(rows)
+
+    def statistics(self) -> Statistics:
+        """`mu` `(F,)` and `sigma` `(F, F)`, the latter over one less than the number of rows.
+
+        Raises:
+            UserError: fewer than two rows.
+        """
+        if self.count < 2:
+            raise UserError(f"images: {self.count} are too few for a covariance; allowed: 2 or more")
+        mean = self._sum / self.count
+        sigma = (self._products - self.count * torch.outer(mean, mean)) / (self.count - 1)
+        return {"mu": (self._shift + mean).numpy(), "sigma": sigma.numpy()}
+
+
+def extract(
+    extractor: Extractor,
+    images: Images,
+    batch_size: int = BATCH_SIZE,
+    progress: Progress | None = None,
+    group: Group = ALONE,
+    spatial: bool = False,
+) -> Extracted:
+    """Features and logits of a set, and the statistics of its spatial features; empty in all processes but the first.
+
+    Args:
+        extractor: the same in all processes.
+        images: the same in all processes.
+        batch_size: images a batch.
+        progress: called with images done and in all.
+        group: the processes that share the work; all of them call this.
+        spatial: whether statistics of spatial features are wanted.
+
+    Raises:
+        UserError: spatial features of an extractor that has none.
+    """
+    call = extractor.with_spatial if spatial else extractor
+    parts: list[tuple[Tensor, Tensor]] = []
+    moments = Moments()
+    for found in in_rounds(images.__getitem__, len(images), batch_size, lambda batch: call(batch), progress, group):
+        parts.append((found[0], found[1]))
+        if spatial:
+            moments.add(found[2])
+    if not parts:
+        return Extracted(torch.empty(0), torch.empty(0))
+    features, logits = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Extracted(features, logits, moments.statistics() if spatial else None)
+
+
+def in_rounds(
+    item: Callable[[int], Tensor],
+    count: int,
+    batch_size: int,
+    work: Callable[[Tensor], tuple[Tensor, ...]],
+    progress: Progress | None = None,
+    group: Group = ALONE,
+) -> Iterator[tuple[Tensor, ...]]:
+    """What `work` makes of the batches of a set, in order, on the CPU; in other processes than the first nothing.
+
+    Args:
+        item: one row of the set by its number.
+        count: rows of the set, one or more.
+        batch_size: rows of a batch; the last one may have fewer.
+        work: tensors with a row for each row of a batch, all of them of the same types and shapes.
+        progress: called with rows done and in all.
+        group: the processes that share the work; all of them use this iterator up.
+    """
+    done = 0
+    while done < count:
+        start = min(done + group.rank * batch_size, count)
+        stop = min(start + batch_size, count)
+        numbers = range(start, stop) if start < stop else range(1)  # one without a batch learns the shapes, no more
+        found = work(torch.stack([item(i) for i in numbers]))
+        until = min(done + group.world * batch_size, count)
+        columns = [_gathered(group, part, batch_size) for part in found]
+        for begin, *parts in zip(range(done, until, batch_size), *columns, strict=False):
+            yield tuple(part[: min(batch_size, count - begin)] for part in parts)
+        done = until
+        if progress:
+            progress(done, count)
+
+
+def _gathered(group: Group, part: Tensor, rows: int) -> list[Tensor]:
+    """Every process's rows, of one number, as collectives want it."""
+    if group.world == 1:
+        return [part.cpu()]
+    padded = part.new_zeros(rows, *part.shape[1:])
+    padded[: len(part)] = part
+    return group.gather(padded)

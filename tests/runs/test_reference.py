@@ -1,0 +1,37 @@
+"""A run against a file of reference: its digest in the row, near-copies still by held-out images, another file told."""
+
+import numpy as np
+import pytest
+from tiny_runs import CONFIG
+
+from mvar.config import override
+from mvar.data.splits import load_images
+from mvar.errors import UserError
+from mvar.evaluation.extractors.contract import kind_of
+from mvar.evaluation.reference import write_reference
+from mvar.files import file_digest
+from mvar.runs.measured import to_measure
+from mvar.runs.pipeline import execute
+from mvar.runs.states import DONE
+
+
+def test_a_run_against_a_file_of_its_own_held_out_images(store, tmp_path):
+    path = tmp_path / "VIRTUAL_digits.npz"
+    extractor = kind_of(CONFIG).load(store.stage("extractor", CONFIG.extractor_id).path)
+    write_reference(path, load_images(CONFIG.data, "heldout"), extractor)
+    asked = override(CONFIG, {"evaluation.reference": str(path), "evaluation.also": "sfid"})
+    assert execute(asked, store) == DONE
+    run = store.run(CONFIG.run_id)
+    ours, found = (run.evaluations()[config.evaluation_id] for config in (CONFIG, asked))
+    assert found["reference"] == {"file": path.name, "sha256": file_digest(path), "num_images": 450}
+    shared = {key: value for key, value in found["metrics"].items() if key != "eval/sfid"}
+    assert shared == pytest.approx(ours["metrics"], rel=1e-6) and found["metrics"]["eval/sfid"] > 0
+    assert execute(override(CONFIG, {"evaluation.also": "sfid"}), store) == DONE
+    again = run.evaluations()[CONFIG.evaluation_id]["metrics"]["eval/sfid"]
+    assert found["metrics"]["eval/sfid"] == pytest.approx(again, rel=1e-6)
+    write_reference(path, load_images(CONFIG.data, "train"), extractor, keep=10)
+    more = override(asked, {"evaluation.also": "sfid,density_coverage"})
+    assert to_measure(run, more) == ["density_coverage"]
+    with pytest.raises(UserError, match=r"is another file than evaluation .* has been compared with"):
+        execute(more, store)
+    assert np.isclose(run.evaluations()[asked.evaluation_id]["metrics"]["eval/fid"], shared["eval/fid"])
