@@ -34,6 +34,7 @@ START = "start.json"
 EXECUTION = "execution.json"
 TOKENIZER_USED = "tokenizer.json"  # on whose tokens the run is trained
 MODEL = "model.safetensors"
+MEANS = "model-ema-{}.safetensors"  # by half-life in images
 EVAL = "eval.json"
 SAMPLES = "samples"
 

@@ -20,6 +20,8 @@ MIXERS: Registry[Any] = Registry(
         "markov": "mvar.mixers.markov:MarkovAttention",
         "window": "mvar.mixers.window:WindowAttention",
         "linear": "mvar.mixers.linear:LinearAttention",
+        "gla": "mvar.mixers.gla:GatedLinearAttention",
+        "gdn": "mvar.mixers.gdn:GatedDeltaNet",
         "conv": "mvar.mixers.conv:ScaleConv",
     },
     without_settings=("global", "intra", "linear"),

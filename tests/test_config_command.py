@@ -190,7 +190,7 @@ def test_every_field_is_there_once_and_takes_its_default_as_it_is_printed():
         ("sample.interval.high", "number, 0 to 1"),
         ("evaluation.extractor", "classifier, inception"),
         ("model.init_head", "number"),
-        ("model.pattern", "mixers of every layer, of global, intra, mamba, markov, window, linear, conv"),
+        ("model.pattern", "mixers of every layer, of global, intra, mamba, markov, window, linear, gla, gdn, conv"),
     ],
 )
 def test_what_is_allowed(name, allowed):

@@ -114,7 +114,7 @@ class Trained(ABC):
         numbers = gallery.class_numbers(classes, self.class_names)
         config = self._drawing(settings, seed)
         score, tokenizer = self._score(config), self.tokenizer
-        return gallery.draw_set(self.model, tokenizer, numbers, per_class, config, score)
+        return gallery.draw_set(self._drawer(config), tokenizer, numbers, per_class, config, score)
 
     def grow(self, classes: Sequence[str | int] = (), seed: int = 0, **settings: Any) -> np.ndarray:
         """Draw an image of each class and decode it after every scale.
@@ -137,14 +137,19 @@ class Trained(ABC):
 
         numbers = gallery.class_numbers(classes, self.class_names)
         seeds = [(seed, number) for number in range(len(numbers))]
-        sample = self._drawing(settings, seed).sample
-        return grow(self.model, self.tokenizer, torch.tensor(numbers), seeds, sample)
+        config = self._drawing(settings, seed)
+        sample = config.sample
+        return grow(self._drawer(config), self.tokenizer, torch.tensor(numbers), seeds, sample)
 
     def _drawing(self, settings: Mapping[str, Any], seed: int) -> RunConfig:
         """The config with other settings of the sampling."""
         if seed < 0:
             raise UserError(f"seed: {seed}; allowed: 0 or more")
         return gallery.with_sampling(self.config, {"candidates": 1, **settings, "seed": seed})
+
+    def _drawer(self, config: RunConfig) -> ScaleTransformer:
+        """The generator whose weights draw."""
+        return self.model
 
     @abstractmethod
     def _score(self, config: RunConfig) -> LabelScore | None:
@@ -314,8 +319,9 @@ class Trained(ABC):
     def drawn_inputs(self, drawn: str | int, seed: int, settings: Mapping[str, Any]) -> Batch:
         """Label `(1,)` and inputs of an image as the model saw it while drawing."""
         labels = torch.tensor(gallery.class_numbers([drawn], self.class_names), device=self.device)
-        sample = self._drawing(settings, seed).sample
-        return labels, drawn_inputs(self.model, self.tokenizer.quantize, labels, [(seed, 0)], sample)
+        config = self._drawing(settings, seed)
+        sample = config.sample
+        return labels, drawn_inputs(self._drawer(config), self.tokenizer.quantize, labels, [(seed, 0)], sample)
 
     def _heldout(self, image: int) -> Batch:
         """Label and inputs of a held-out image."""

@@ -64,6 +64,9 @@ class TrainedRun(Trained):
             need_tokenizer(self.store, self.config, self.directory)
         return self.stages.train.load_tokenizer()
 
+    def _drawer(self, config: RunConfig) -> ScaleTransformer:
+        return self.stages.train.generator_of(config.sample.ema)
+
     def _score(self, config: RunConfig) -> LabelScore | None:
         return self._judge if config.sample.candidates > 1 else None
 

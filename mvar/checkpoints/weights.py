@@ -27,7 +27,12 @@ def to_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -
 
 def save_weights(path: Path | str, module: nn.Module, metadata: dict[str, Any]) -> None:
     """Write a module's state dict as .safetensors, atomically, with `metadata` (JSON values) in the file's header."""
-    content = to_safetensors(module.state_dict(), metadata)
+    save_tensors(path, module.state_dict(), metadata)
+
+
+def save_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
+    """As `save_weights`, a state dict."""
+    content = to_safetensors(tensors, metadata)
     with write_artefact(path) as file:
         file.write(content)
 

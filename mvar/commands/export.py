@@ -7,7 +7,7 @@ from typing import Literal
 import tyro
 
 from mvar import layout
-from mvar.commands.options import File, InResults
+from mvar.commands.options import Count, File, InResults
 from mvar.commands.plugged import Plugged
 from mvar.errors import OK, UserError, say
 
@@ -25,6 +25,9 @@ class Export(Plugged, InResults):
     """Run id, a unique beginning of one, or the run's directory."""
     what: Literal["generator", "tokenizer"] = "generator"
     """Which of the two models."""
+    ema: Count = 0
+    """Of the generator's weights the running mean of this half-life, one of the run's train.ema, instead of the last
+    step's."""
     out: File = ""
     """The file to write, .pth or .safetensors; default: generator-RUN.pth or tokenizer-RUN.pth."""
 
@@ -32,15 +35,19 @@ class Export(Plugged, InResults):
         """Write the file; returns the exit code."""
         from mvar.checkpoints.published import load_generator, load_tokenizer, official_state, write_official
         from mvar.checkpoints.weights import read_safetensors
+        from mvar.config import override
         from mvar.runs.stages.contract import way_out
         from mvar.runs.store import Store
         from mvar.runs.wiring import Stages
 
         is_tokenizer = self.what == "tokenizer"
         run, store = Store.locate(self.results, self.run)
-        stage = store.stage("tokenizer", run.config().tokenizer_id)
-        source = stage.path / layout.TOKENIZER if is_tokenizer else run.weights
-        if not source.is_file():
+        config = override(run.config(), {"sample.ema": self.ema})
+        if self.ema and is_tokenizer:
+            raise UserError(f"ema: {self.ema} of a tokenizer, which has no running means; allowed: what=generator")
+        stage = store.stage("tokenizer", config.tokenizer_id)
+        source = stage.path / layout.TOKENIZER if is_tokenizer else run.weights_of(self.ema)
+        if not (source if is_tokenizer else run.weights).is_file():
             raise UserError(f"run: {run.name} is not trained yet ({run.state()}); allowed: a trained run")
         if is_tokenizer:
             Stages.of_run(store, run).train.check_tokenizer(keep=False)
@@ -49,5 +56,5 @@ class Export(Plugged, InResults):
         state = load_tokenizer(source).state_dict() if is_tokenizer else official_state(load_generator(source)[0])
         out = Path(self.out or f"{self.what}-{run.name}.pth")
         write_official(out, state, metadata)
-        say(f"{out}: {self.what} of {run.name}")
+        say(f"{out}: {self.what} of {run.name}" + f", mean of half-life {self.ema} images" * bool(self.ema))
         return OK

@@ -53,7 +53,7 @@ def typed(value: Any) -> str:
     """A JSON value as it is typed after `--set NAME=`."""
     if value is None or isinstance(value, bool):
         return "none" if value is None else str(value).lower()
-    return ",".join(map(typed, value)) if isinstance(value, list | tuple) else str(value)
+    return ",".join(map(typed, value)) or typed(None) if isinstance(value, list | tuple) else str(value)
 
 
 # Fields -------------------------------------------------------------------------------------------------------------

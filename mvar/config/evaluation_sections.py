@@ -34,6 +34,12 @@ class SampleConfig(Extensible):
         default=0.95, ge=0, le=1, description="Probability of the codes that a token is drawn from; 0 or 1: all."
     )
     more_smooth: bool = Field(default=False, description="Mix codes by a Gumbel-softmax; for pictures, never for FID.")
+    ema: int = Field(
+        default=0,
+        ge=0,
+        description="Which weights draw: the running mean of this half-life in images, one of train.ema; 0: the last "
+        "step's.",
+    )
     candidates: int = Field(
         default=1, ge=1, description="Rejection sampling: of so many images a classifier's favourite is kept; 1: off."
     )

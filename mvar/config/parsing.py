@@ -89,8 +89,8 @@ def _read(name: str, value: Any, annotation: Any) -> Any:
         return value
     _check_text(name, value)
     kinds = set(_kinds(annotation))
-    if value in NO_VALUE and type(None) in kinds:
-        return None
+    if value in NO_VALUE and {type(None), tuple} & kinds:
+        return None if type(None) in kinds else []
     if name == "model.replace":
         return "".join(_inside(value).split())
     if tuple in kinds and str in get_args(annotation):

@@ -43,6 +43,14 @@ class RunConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _check_ema(self) -> Self:
+        if self.sample.ema and self.sample.ema not in self.train.ema:
+            kept = ", ".join(map(str, (0, *self.train.ema)))
+            why = "train.ema has no other" if self.train.ema else "this training keeps none: train.ema is empty"
+            raise ValueError(f"sample.ema: {self.sample.ema} is not kept; allowed: {kept} ({why})")
+        return self
+
+    @model_validator(mode="after")
     def _check_sizes(self) -> Self:
         latent = self.tokenizer.patch_sides[-1] * self.tokenizer.downsample
         if latent != self.data.image_size:

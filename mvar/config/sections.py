@@ -183,6 +183,11 @@ class TrainConfig(OptimConfig):
         default=0.0, ge=0, lt=1, description="Share of the target that is spread over all codes."
     )
     crops: int = Field(default=1, ge=1, description="Random crops of an image that the token cache holds.")
+    ema: tuple[PositiveInt, ...] = Field(
+        default=(),
+        description="Half-lives, in images, of running means of the weights that are kept beside them; none: off. "
+        "sample.ema draws with one.",
+    )
     init_from: str | None = Field(
         default=None,
         description="File of a generator to start from; layers with the same mixers are taken over, and with steps=0 "
@@ -193,6 +198,10 @@ class TrainConfig(OptimConfig):
     def _check_steps(self) -> Self:
         if not self.steps and not self.init_from:
             raise ValueError("train.steps: 0; allowed: 1 or more, 0 only with train.init_from")
+        if self.ema and not self.steps:
+            raise ValueError("train.ema: a mean over no step; allowed: none with train.steps=0")
+        if list(self.ema) != sorted(set(self.ema)):
+            raise ValueError(f"train.ema: {list(self.ema)}; allowed: each half-life once, ascending")
         return self
 
 

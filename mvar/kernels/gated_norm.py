@@ -1,4 +1,4 @@
-"""The gated RMSNorm of Mamba-2, forward and backward with few passes over memory."""
+"""Gated RMSNorms: that of Mamba-2, forward and backward with few passes over memory, and that of gated linear heads."""
 
 from typing import Any
 
@@ -23,6 +23,23 @@ def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
         `(..., width)` in the dtype of `z`.
     """
     return _GatedRMSNorm.apply(y, z, weight, eps)
+
+
+def norm_then_gate(y: Tensor, z: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
+    """`RMSNorm(y) * silu(z)`, each head by itself: the output of gated linear attention and of gated delta nets.
+
+    Args:
+        y: `(B, L, H, P)`.
+        z: `(B, L, H * P)`, the gate.
+        weight: `(P,)`, one for all heads.
+        eps: what is added to the mean square.
+
+    Returns:
+        `(B, L, H * P)` in the dtype of `z`.
+    """
+    dtype = torch.promote_types(y.dtype, torch.float32)
+    normed = F.rms_norm(y.to(dtype), weight.shape, weight.to(dtype), eps)
+    return (normed.flatten(-2) * F.silu(z.to(dtype))).to(z.dtype)
 
 
 class _GatedRMSNorm(torch.autograd.Function):

@@ -62,6 +62,18 @@ class GatedRMSNorm(nn.Module):
         return gated_rms_norm(y, z, self.weight, self.eps)
 
 
+@torch.no_grad()
+def draw_decays(A_log: Tensor, dt_bias: Tensor) -> None:
+    """Initialise them as Mamba-2 does: `exp(A_log)` uniform in [1, 16], `softplus(dt_bias)` log-uniform in [1e-3, 0.1].
+
+    Args:
+        A_log, dt_bias: `(H,)`; a token keeps `exp(-exp(A_log) softplus(... + dt_bias))` of a head's state.
+    """
+    A_log.uniform_(1, 16).log_()
+    dt = dt_bias.uniform_(math.log(1e-3), math.log(0.1)).exp_().clamp_(min=1e-4)
+    dt.add_(torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+
+
 class OfficialConv(nn.Conv1d):
     """Holds the convolution's parameters under their official names; `causal_conv` does the work."""
 
@@ -133,15 +145,12 @@ class Mamba2(Mixer):
     def init_weights(self, std: float) -> None:
         """Official M-VAR: truncated normals for the matrices, Mamba-2's own draw for the decays.
 
-        The convolution gets a standard deviation of 0.02; `A` is uniform in [1, 16] and `softplus(dt_bias)`
-        log-uniform in [1e-3, 0.1].
+        The convolution gets a standard deviation of 0.02.
         """
         for weight, deviation in ((self.in_proj.weight, std), (self.conv1d.weight, 0.02), (self.out_proj.weight, std)):
             nn.init.trunc_normal_(weight, std=deviation)
         nn.init.zeros_(self.conv1d.bias)
-        self.A_log.uniform_(1, 16).log_()
-        dt = self.dt_bias.uniform_(math.log(1e-3), math.log(0.1)).exp_().clamp_(min=1e-4)
-        dt.add_(torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+        draw_decays(self.A_log, self.dt_bias)
         nn.init.ones_(self.D)
         nn.init.ones_(self.norm.weight)
 

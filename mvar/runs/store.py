@@ -1,7 +1,6 @@
 """The run directory is the database: what is asked, running, done or failed is read from files, from any process.
 
-Every file is replaced atomically, every directory has a lock that the kernel releases when its holder dies, and every
-JSON document carries `schema_version`. `results/README.md` documents the layout.
+Files are replaced atomically; a directory's lock ends with its holder. `results/README.md` has the layout.
 """
 
 import os
@@ -130,6 +129,10 @@ class RunDirectory(Directory):
     def weights(self) -> Path:
         """The trained generator."""
         return self.path / layout.MODEL
+
+    def weights_of(self, half_life: int) -> Path:
+        """The generator of a running mean, by its half-life; 0: the trained one."""
+        return self.path / layout.MEANS.format(half_life) if half_life else self.weights
 
     @property
     def metrics(self) -> Path:
@@ -394,6 +397,4 @@ def check_writable(root: Path) -> None:
 def one_line(error: BaseException) -> str:
     """The reason of a failure as one line: the message alone for what a user can mend, else with its type."""
     text = re.sub(r"\s+", " ", str(error)).strip()
-    if isinstance(error, UserError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}".removesuffix(": ")

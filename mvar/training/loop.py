@@ -31,6 +31,7 @@ from mvar.training.distributed import open_fabric
 from mvar.training.feed import Feed
 from mvar.training.metrics_log import MetricsLog, is_logged, is_observed
 from mvar.training.optimizer import Schedule, build_adamw
+from mvar.training.running_means import RunningMeans
 from mvar.training.skips import SkippedSteps, TrainingDiverged
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def fit(
     progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
     observe: Callable[[], dict[str, float]] | None = None,
+    means: RunningMeans | None = None,
 ) -> FitResult:
     """Train `objective.module` in place, going on from the newest checkpoint in `directory/checkpoints`.
 
@@ -78,6 +80,7 @@ def fit(
             a checkpoint is saved and the training returns unfinished.
         observe: measures the module as it stands after a step, without changing it; what it returns is added to the
             rows of `runtime.likelihood_points` steps.
+        means: of the weights, which take in every step.
 
     Raises:
         TrainingDiverged: 20 steps in a row, or all of them, were skipped, or a weight is not finite; the last good
@@ -88,6 +91,7 @@ def fit(
         torch.set_num_threads(runtime.threads)
     training = _Training(objective, optim, Path(directory), runtime, seed)
     training.observe = observe or dict
+    training.means = means or training.means
     start = training.restore()
     try:
         with _reproducible(training.device):
@@ -140,6 +144,7 @@ class _Training:
         self.saved_step = 0
         self.log: MetricsLog | None = None
         self.observe: Callable[[], dict[str, float]] = dict
+        self.means = RunningMeans(self.module, (), optim.batch_size)
         self.cadence = [[0, runtime.log_every]]  # see `metrics_log.logged_steps`
         self.skips = SkippedSteps(optim.steps)
         self.unchecked: list[tuple[int, Tensor, Tensor]] = []  # steps whose loss and norm no one has looked at yet
@@ -176,6 +181,7 @@ class _Training:
         self.skips.load_state_dict(state.get("skips", {}))
         self.cadence = state.get("cadence", self.cadence)  # checkpoints of before say nothing: as it is now
         self.train_s = state["train_s"]
+        self.means.load_state_dict(state)
 
     def _check_recipe(self, where: Path, stored: dict[str, Any]) -> None:
         """Refuse a checkpoint of another recipe. How a batch is split is none, and fields later than it do not count
@@ -208,6 +214,7 @@ class _Training:
                 "cadence": self.cadence,
                 "train_s": self.train_s,
                 "recipe": self.recipe,
+                **self.means.state_dict(),
             }
             keep = 1 if step == self.optim.steps else self.runtime.keep_checkpoints
             checkpoint.save(self.checkpoints, step, state, keep)
@@ -240,6 +247,7 @@ class _Training:
                 self.objective.wants_metrics = has_row = is_logged(done, steps, every)
                 clock = time.perf_counter()
                 outcome = self._step(model, step, feed)
+                self.means.update(done)
                 if look_each_step:
                     self._look()
                 self.train_s += time.perf_counter() - clock

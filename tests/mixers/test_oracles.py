@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fla_core import reference
 
 from mvar.config import MambaConfig, ModelConfig, RuntimeConfig
 from mvar.errors import UserError
@@ -210,9 +211,46 @@ def test_the_order_of_scans_is_made_once_a_span_and_serves_gradients():
     assert scan_paths.cache_info().misses == 1
 
 
+def heads(x):
+    return x.unflatten(-1, (CONFIG.num_heads, -1))
+
+
+def rms(x):
+    return x * (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+
+
+@schedules
+@torch.no_grad()
+def test_gla_is_the_layer_of_the_paper(schedule):
+    """Around fla-core's recurrence, which computes in fp32."""
+    mixer, x, half, width = make("gla:4"), tokens(schedule), CONFIG.width // 2, CONFIG.width
+    q, k, v, gate, low = (x @ mixer.in_proj.weight.T).split([half, half, width, width, 4], -1)
+    decay = torch.log(torch.sigmoid(low @ mixer.decay.weight.T + mixer.decay.bias)) / 16
+    y, _ = reference("gla", "naive_recurrent_gla")(*map(heads, (q, k, v, decay)))
+    wanted = ((rms(y) * mixer.norm).flatten(2) * F.silu(gate)) @ mixer.proj.weight.T
+    same(mixer(x, schedule.span())[0], wanted, 2e-5)
+
+
+@schedules
+@torch.no_grad()
+def test_gdn_is_the_layer_of_the_paper(schedule):
+    """Around fla-core's recurrence, which computes in fp32."""
+    mixer, x, width = make("gdn:2"), tokens(schedule), CONFIG.width
+    mixed, gate, step, beta = (x @ mixer.in_proj.weight.T).split([4 * width, 2 * width, 2, 2], -1)
+    mixed = F.silu(F.conv1d(F.pad(mixed.mT, (3, 0)), mixer.conv, groups=4 * width).mT)
+    q, k, v = map(heads, mixed.split([width, width, 2 * width], -1))
+    q, k = (part / part.norm(dim=-1, keepdim=True) for part in (q, k))
+    decay = -torch.log(1 + torch.exp(step + mixer.dt_bias)) * torch.exp(mixer.A_log)
+    y, _ = reference("gated_delta_rule", "naive_recurrent_gated_delta_rule")(q, k, v, torch.sigmoid(beta), decay)
+    wanted = ((rms(y) * mixer.norm).flatten(2) * F.silu(gate)) @ mixer.proj.weight.T
+    same(mixer(x, schedule.span())[0], wanted, 2e-5)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("gla:0", "model.pattern: 'gla:0': gla.rank: '0': Input should be greater than or equal to 1"),
+        ("gdn:expand=0", "model.pattern: 'gdn:expand=0': gdn.expand: '0': Input should be greater than or equal to 1"),
         (
             "mamba:scan_order=spiral",
             "model.pattern: 'mamba:scan_order=spiral': mamba.scan_order: 'spiral': Input should be 'raster', 'snake', "

@@ -98,7 +98,7 @@ class AttentionStage(RunStage):
 
         def open_run() -> Opened:
             with _named_if_missing():
-                model, tokenizer = self.train.generator, self.train.load_tokenizer()
+                model, tokenizer = self.train.generator_of(settings.ema), self.train.load_tokenizer()
             return drawn_images(model, tokenizer, num_images, settings)
 
         return Measurable(identity, open_run)

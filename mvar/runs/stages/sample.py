@@ -112,7 +112,8 @@ class SampleStage(RunStage):
         config, folder = self.config, self.folder
         folder.mkdir(parents=True, exist_ok=True)
         self.reject.run()
-        plan = {"evaluation": config.evaluation_id, "weights_sha256": known_digest(self.directory.weights)}
+        weights = self.directory.weights_of(config.sample.ema)
+        plan = {"evaluation": config.evaluation_id, "weights_sha256": known_digest(weights)}
         row_bytes, extra = math.prod(self._image_shape), {"sample_s": 0.0}
         with Rows(
             folder / layout.SAMPLES_PARTIAL, folder / layout.SAMPLES_PROGRESS, plan, row_bytes, every_s=0.0, extra=extra
@@ -168,7 +169,7 @@ class SampleStage(RunStage):
     def artist(self) -> tuple[ScaleTransformer, Tokenizer]:
         """The generator and the tokenizer that draw; loaded once, for who measures what they drew too."""
         tokenizer = self.train.tokenizer.load()
-        return self.train.generator, tokenizer
+        return self.train.generator_of(self.config.sample.ema), tokenizer
 
     def _draw(self, model: ScaleTransformer, tokenizer: Tokenizer, rows: Rows) -> None:
         """Draw, together with the other processes where there are any, and append what they draw."""

@@ -11,7 +11,7 @@ import torch
 
 from mvar import layout
 from mvar.checkpoints.warm_start import Start, start_from
-from mvar.checkpoints.weights import load_weights, save_weights
+from mvar.checkpoints.weights import load_weights, save_tensors
 from mvar.config import identity
 from mvar.data.splits import load_images
 from mvar.errors import UserError
@@ -29,6 +29,7 @@ from mvar.tokenizer.model import Tokenizer
 from mvar.training import distributed
 from mvar.training.generator import GeneratorObjective
 from mvar.training.loop import FitResult, fit
+from mvar.training.running_means import RunningMeans
 from mvar.transformer import ScaleTransformer
 
 STATUS_INTERVAL_S = 2.0
@@ -50,8 +51,8 @@ class TrainStage(RunStage):
     name = "train"
 
     def is_done(self) -> bool:
-        """Whether its weights are there."""
-        return self.directory.weights.is_file()
+        """Whether its weights are there, and the running means of them."""
+        return all(self.directory.weights_of(half_life).is_file() for half_life in (0, *self.config.train.ema))
 
     def make(self) -> None:
         """Train it; the first process calls the others, which `take_part`.
@@ -65,22 +66,26 @@ class TrainStage(RunStage):
         model, start = self._new_generator()
         if start:
             write_document(self.directory.path / layout.START, start.to_json())
+        means = RunningMeans(model, config.train.ema, config.train.batch_size)
         if config.train.steps:
             team = distributed.current_team()
             if team:
                 team.call({"train": config.model_dump(mode="json"), "run": str(self.directory.path)})
             self._note_execution()
             progress = _StatusWriter(self.directory, self.watch.report(self.name))
-            result = self._fit(model, progress, self._likelihoods(model))
+            result = self._fit(model, progress, self._likelihoods(model), means)
             self.directory.write_status(RUNNING, self.name, step=result.step, train_s=result.train_s)
             if not result.finished:
                 raise Stopped(f"train: step {result.step} of {config.train.steps}")
         names = [str(name) for name in load_images(config.data, "train").class_names]
-        save_weights(self.directory.weights, model, {"config": identity.as_document(config), "class_names": names})
+        about = {"config": identity.as_document(config), "class_names": names}
+        for half_life in (*config.train.ema, 0):
+            if not (path := self.directory.weights_of(half_life)).is_file():
+                save_tensors(path, means.weights(half_life) if half_life else model.state_dict(), about)
 
     def take_part(self) -> None:
         """Train with the first process, which has called for it."""
-        self._fit(self._new_generator()[0], None, None)
+        self._fit(self._new_generator()[0])
 
     def _new_generator(self) -> tuple[ScaleTransformer, Start | None]:
         """The generator before its first step, and what it starts from."""
@@ -113,7 +118,13 @@ class TrainStage(RunStage):
 
         return observe
 
-    def _fit(self, model: ScaleTransformer, progress: Progress | None, observe: Observe | None) -> FitResult:
+    def _fit(
+        self,
+        model: ScaleTransformer,
+        progress: Progress | None = None,
+        observe: Observe | None = None,
+        means: RunningMeans | None = None,
+    ) -> FitResult:
         """Train by the loop, together with the other processes where there are any."""
         config = self.config
         tokenizer = self.tokenizer.load()
@@ -128,6 +139,7 @@ class TrainStage(RunStage):
                 progress=progress,
                 should_stop=self.watch.should_stop,
                 observe=observe,
+                means=means,
             )
 
     # Outputs ----------------------------------------------------------------------------------------------------------
@@ -140,6 +152,14 @@ class TrainStage(RunStage):
             UserError: as `trained_generator`.
         """
         return trained_generator(self.directory, self.tokenizer.device)
+
+    def generator_of(self, half_life: int) -> ScaleTransformer:
+        """The generator that draws with `sample.ema`: whose weights are the mean of that half-life; 0: the trained one.
+
+        Raises:
+            UserError: as `trained_generator`.
+        """
+        return trained_generator(self.directory, self.tokenizer.device, half_life) if half_life else self.generator
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer that the trained run draws with: the one that it is trained on. Nothing is recorded.
@@ -191,22 +211,22 @@ class _StatusWriter:
             self._directory.write_status(RUNNING, "train", step=done, steps=total)
 
 
-def trained_generator(directory: RunDirectory, device: torch.device) -> ScaleTransformer:
-    """The trained generator of a run, on a device, in evaluation mode.
+def trained_generator(directory: RunDirectory, device: torch.device, half_life: int = 0) -> ScaleTransformer:
+    """The trained generator of a run, on a device, in evaluation mode; or the one of a running mean.
 
     Raises:
         UserError: weights that cannot be read; says how to get them back.
     """
     config = directory.config()
     with way_out():
-        state, _ = load_weights(directory.weights)
+        state, _ = load_weights(path := directory.weights_of(half_life))
     model = ScaleTransformer.empty(config.model, config.token_space, config.runtime)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{directory.config_path}: is of another model than {directory.weights} ({reason}); allowed: the config "
+            f"{directory.config_path}: is of another model than {path} ({reason}); allowed: the config "
             "that the run was made with, which the header of its weights has"
         ) from None
     return model.to(device).eval()
