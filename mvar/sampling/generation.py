@@ -9,7 +9,7 @@ Shapes: `B` batch, `L` tokens of all scales, `n` tokens of one scale, `V` codebo
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -41,6 +41,11 @@ class Generated:
     tokens: Tensor
     latent: Tensor
     check: Callable[[], None] = _is_sound
+
+    def _checked(self, now: bool) -> Self:
+        if now:
+            self.check()
+        return self
 
 
 def guide(x: Tensor, weight: float) -> Tensor:
@@ -81,8 +86,7 @@ def generate(
         progress: called with (scales done, scales).
         on_logits: called at every scale with its number and the guided, unfiltered logits `(B, n, V)`.
         on_latent: called after every scale with its number and the latent so far `(B, C, h, h)`, which can be decoded.
-        prefix: `(B, n)` tokens of the coarsest scales, whole ones: they are given, and the rest is drawn as it would be
-            for an image that has this beginning by itself. All of the L tokens: nothing is drawn.
+        prefix: `(B, n)` tokens of whole coarsest scales: given; the rest is drawn as of an image that begins so itself.
         check: False: the caller looks at the result (`Generated.check`), having decoded it.
 
     Raises:
@@ -101,7 +105,6 @@ def generate(
         numbers = streams.uniform(span.length)  # of a given scale too: the others keep theirs
         if scale < len(given):
             tokens.append(given[scale])
-            codes = quantizer.embed(tokens[-1])
         else:
             logits = steps.logits(scale)
             sums.append(logits.sum(dtype=torch.float32))
@@ -110,18 +113,16 @@ def generate(
             kept = filtered(scale, logits)
             tokens.append(draw(logits, numbers, kept))
             sound.append(are_kept(logits, tokens[-1], kept))
-            codes = quantizer.embed(tokens[-1])
-            if config.more_smooth:
-                codes = _smooth_codes(only_kept(logits, kept), streams, codebook, position(scale, schedule.num_scales))
+        codes = quantizer.embed(tokens[-1])
+        if config.more_smooth and scale >= len(given):
+            codes = _smooth_codes(only_kept(logits, kept), streams, codebook, position(scale, schedule.num_scales))
         latent = quantizer.add(latent, codes.to(latent.dtype), scale)
         if on_latent:
             on_latent(scale, latent)
         if progress:
             progress(scale + 1, schedule.num_scales)
     look = partial(_check_drawn, model, quantizer, config, [*sums, latent.sum(dtype=torch.float32)], sound)
-    if check:
-        look()
-    return Generated(torch.cat(tokens, dim=1), latent, look)
+    return Generated(torch.cat(tokens, dim=1), latent, look)._checked(check)
 
 
 class _Steps:
