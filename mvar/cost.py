@@ -5,7 +5,7 @@ FLOPs count matrix products and convolutions (a multiply-add is 2); norms, activ
 
 from mvar.config import ModelConfig, TokenSpace
 from mvar.mixers.base import Chosen, chosen_in
-from mvar.pattern import parse_layer
+from mvar.pattern import parse_branches
 from mvar.scales import ScaleSchedule, Span
 
 
@@ -13,12 +13,17 @@ def _hidden(model: ModelConfig) -> int:
     return round(model.width * model.mlp_ratio)
 
 
+def _chunks(layer: str) -> int:
+    """Vectors of width D that modulate a layer: gate, scale and shift of each branch and of the feed-forward."""
+    return 3 * (len(parse_branches(layer)) + 1)
+
+
 def layer_params(model: ModelConfig, layer: str) -> dict[str, int]:
     """Trainable parameters of one layer by part: a key for every mixer's text, `ffn`, and `ada_lin` or `ada_gss`."""
     width, mixers = model.width, chosen_in(model, layer)
     parts = {text: cls.num_params(model, settings) for text, (cls, settings) in mixers.items()}
     parts["ffn"] = 2 * width * _hidden(model) + _hidden(model) + width
-    chunks = 3 * (len(mixers) + 1)
+    chunks = _chunks(layer)
     if model.shared_adaln:
         return parts | {"ada_gss": chunks * width}
     return parts | {"ada_lin": (width + 1) * chunks * width}
@@ -32,7 +37,7 @@ def num_params(model: ModelConfig, space: TokenSpace) -> int:
     head = (width + 1) * 2 * width + (width + 1) * space.vocab_size
     shared = 0
     if model.shared_adaln:
-        shared = (width + 1) * 3 * (max(len(parse_layer(layer)) for layer in model.layers) + 1) * width
+        shared = (width + 1) * max(map(_chunks, model.layers)) * width
     layers = sum(sum(layer_params(model, layer).values()) for layer in model.layers)
     return embeddings + positions + head + shared + layers
 
@@ -45,7 +50,7 @@ def layer_flops(model: ModelConfig, span: Span, layer: str) -> dict[str, int]:
     mixers = chosen_in(model, layer)
     parts = {text: cls.flops(model, settings, span) for text, (cls, settings) in mixers.items()}
     parts["ffn"] = 4 * span.length * model.width * _hidden(model)
-    chunks = 3 * (len(mixers) + 1)
+    chunks = _chunks(layer)
     parts["adaln"] = 0 if model.shared_adaln or span.first else 2 * chunks * model.width**2
     return parts
 
@@ -60,7 +65,7 @@ def span_flops(model: ModelConfig, space: TokenSpace, span: Span) -> int:
     from_codes = span.length - (space.schedule.lengths[0] if span.first == 0 else 0)
     total = 2 * from_codes * space.code_channels * width + _head_flops(model, space, span) + 4 * width**2
     if model.shared_adaln and not span.first:
-        total += 2 * 3 * (max(len(parse_layer(layer)) for layer in model.layers) + 1) * width**2
+        total += 2 * max(map(_chunks, model.layers)) * width**2
     return total + sum(sum(layer_flops(model, span, layer).values()) for layer in model.layers)
 
 

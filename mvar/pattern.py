@@ -1,14 +1,16 @@
 """Which mixer sits in which layer: the text form of layer patterns. Text only, no torch.
 
-A layer is one registered mixer or several joined by `+`, each a residual sub-layer of its own. A pattern names every
-layer: `"intra+mamba"` (all of them) or `"8*intra+mamba 8*global"`. Partial replacement derives one pattern from
-another: `first:8`, `last:8`, `every:2` or an explicit list such as `0,3,5`.
+A layer is one registered mixer or several joined by `+`, each a residual branch of its own; those joined by `|` share
+one branch, in which they are summed: `intra|mamba+conv` is `intra` and `mamba` on the same tokens, then `conv`. A
+pattern names every layer: `"intra+mamba"` (all of them) or `"8*intra+mamba 8*global"`. Partial replacement derives one
+pattern from another: `first:8`, `last:8`, `every:2` or an explicit list such as `0,3,5`.
 
 A mixer may have settings: `markov:2`, the value of its first field, or by name `window:3,dilation=2`. What they mean
 its class says, and `mvar.config.mixer_settings` reads them; here they are text.
 """
 
 import re
+from collections.abc import Callable
 from itertools import groupby
 
 from mvar.errors import UserError, quoted
@@ -44,21 +46,36 @@ def parse_mixer(text: str) -> tuple[str, dict[str, str]]:
     return name, settings
 
 
-def parse_layer(layer: str, known: bool = True) -> tuple[str, ...]:
-    """Split one layer such as `"intra+markov:2"` into the texts of its mixers; unknown names are a `UserError`.
+def parse_branches(layer: str, known: bool = True) -> tuple[tuple[str, ...], ...]:
+    """Split one layer into its branches, and those into the texts of their mixers: `intra|markov:2+conv`.
 
     Args:
         layer: the text.
         known: False: names may be those of a plug-in that is not loaded.
+
+    Raises:
+        UserError: a mixer that is unknown, missing, or named twice.
     """
-    texts = tuple(layer.split("+"))
-    names = [parse_mixer(text)[0] for text in texts]
+    branches = tuple(tuple(branch.split("|")) for branch in layer.split("+"))
+    names = [parse_mixer(text)[0] for branch in branches for text in branch]
+    if "" in names and layer:
+        raise UserError(f"mixer: {quoted(layer)} lacks a mixer beside '+' or '|'; allowed: A+B, A|B")
     for name in names:
         if known or not NAME.fullmatch(name):
             MIXERS.check(name)
     if len(set(names)) < len(names):
         raise UserError(f"mixer: {quoted(layer)} names a mixer twice; allowed: each at most once in a layer")
-    return texts
+    return branches
+
+
+def parse_layer(layer: str, known: bool = True) -> tuple[str, ...]:
+    """The texts of a layer's mixers in order, whatever joins them; as `parse_branches`."""
+    return tuple(text for branch in parse_branches(layer, known) for text in branch)
+
+
+def map_mixers(layer: str, change: Callable[[str], str]) -> str:
+    """A layer with the text of every mixer changed."""
+    return re.sub("[^+|]+", lambda found: change(found[0]), layer)
 
 
 def parse_pattern(text: str, depth: int, known: bool = True) -> tuple[str, ...]:
@@ -134,7 +151,7 @@ def replace_layers(base: str, rule: str, replacement: str, depth: int, known: bo
 
 def mixer_texts(text: str) -> frozenset[str]:
     """The texts of the mixers in a pattern, settings included, whether they are registered or not."""
-    return frozenset(mixer for group in text.split() for mixer in group.rpartition("*")[2].split("+"))
+    return frozenset(mixer for group in text.split() for mixer in re.split("[+|]", group.rpartition("*")[2]))
 
 
 def mixers_of(text: str) -> frozenset[str]:

@@ -6,6 +6,8 @@ Shapes: `B` batch, `L` tokens of a span, `D` width, `V` codebook size, `C` code 
 
 import math
 from collections.abc import Callable, Iterator
+from functools import reduce
+from itertools import islice
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from mvar.config import ModelConfig, RuntimeConfig, TokenSpace
 from mvar.kernels.gelu import gelu
 from mvar.mixers.base import Mixer, chosen_in
-from mvar.pattern import mixer_name
+from mvar.pattern import mixer_name, parse_branches
 from mvar.scales import Span
 
 NORM_EPS = 1e-6
@@ -68,9 +70,10 @@ class BlockState(NamedTuple):
 
 
 class Block(nn.Module):
-    """One layer: its mixers in order and the feed-forward, each a residual branch with gate, scale and shift.
+    """One layer: residual branches of mixers, then the feed-forward, each with gate, scale and shift.
 
-    The modulation of a layer with k branches is 3k chunks of D: all gates, all scales, all shifts, each in branch
+    The mixers of one branch (`intra|mamba`) see the same tokens, and their outputs are summed. The modulation of a
+    layer with k branches is 3k chunks of D: all gates, all scales, all shifts, each in branch
     order. That is VAR's six (attention, feed-forward) and M-VAR's nine (attention, Mamba, feed-forward).
     """
 
@@ -85,7 +88,8 @@ class Block(nn.Module):
             self.mixer_names.append(attribute)
         self.ffn = FeedForward(config.width, round(config.width * config.mlp_ratio))
         self.drop_path = DropPath(drop_path) if drop_path else None
-        self.num_branches = len(self.mixer_names) + 1
+        self.branches = [len(branch) for branch in parse_branches(layer)]  # mixers of each
+        self.num_branches = len(self.branches) + 1
         chunks = 3 * self.num_branches
         if config.shared_adaln:
             self.ada_gss = nn.Parameter(torch.empty(1, 1, chunks, config.width))
@@ -109,10 +113,12 @@ class Block(nn.Module):
             state = BlockState(self._modulation(condition), [None] * len(self.mixer_names))
         gates, scales, shifts = state.modulation
         new_states = []
-        for i, (mixer, mixer_state) in enumerate(zip(self.mixers(), state.mixers, strict=True)):
-            y, mixer_state = mixer(modulate(x, scales[i], shifts[i]), span, mixer_state)
-            x = self._add(x, y, gates[i])
-            new_states.append(mixer_state)
+        mixers = zip(self.mixers(), state.mixers, strict=True)
+        for i, count in enumerate(self.branches):
+            h = modulate(x, scales[i], shifts[i])
+            outputs, left = zip(*(mixer(h, span, before) for mixer, before in islice(mixers, count)), strict=True)
+            x = self._add(x, reduce(torch.add, outputs), gates[i])
+            new_states += left
         y = self.ffn(modulate(x, scales[-1], shifts[-1]))
         return self._add(x, y, gates[-1]), state._replace(mixers=new_states)
 

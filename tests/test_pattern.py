@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from mvar.errors import UserError
 from mvar.pattern import (
     format_pattern,
+    map_mixers,
     mixer_texts,
     mixers_of,
+    parse_branches,
     parse_layer,
     parse_mixer,
     parse_pattern,
@@ -19,7 +21,12 @@ from mvar.pattern import (
 )
 from mvar.registries import MIXERS as REGISTERED
 
-layer = st.lists(st.sampled_from(sorted(REGISTERED.names())), min_size=1, max_size=3, unique=True).map("+".join)
+names = st.lists(st.sampled_from(sorted(REGISTERED.names())), min_size=1, max_size=3, unique=True)
+layer = st.builds(
+    lambda mixers, joints: mixers[0] + "".join(a + b for a, b in zip(joints, mixers[1:], strict=False)),
+    names,
+    st.lists(st.sampled_from("+|"), min_size=2, max_size=2),
+)
 
 
 @given(st.lists(layer, min_size=1, max_size=12).map(tuple))
@@ -66,12 +73,27 @@ def test_wrong_rules_say_what_is_allowed(rule):
         ("", "empty"),
         ("2*", "not a group"),
         ("intra+intra", "names a mixer twice"),
+        ("intra|mamba+intra", "'intra|mamba+intra' names a mixer twice; allowed: each at most once in a layer"),
+        ("intra|", "mixer: 'intra|' lacks a mixer beside '+' or '|'; allowed: A+B, A|B"),
+        ("|intra", "'|intra' lacks a mixer"),
+        ("intra+|mamba", "'intra+|mamba' lacks a mixer"),
+        ("intra||mamba", "'intra||mamba' lacks a mixer"),
+        ("intra|mmaba", "mixer: 'mmaba' is unknown (did you mean 'mamba'?)"),
         ("99999*global", "more than 10000"),
     ],
 )
 def test_wrong_patterns(text, message):
-    with pytest.raises(UserError, match=message.replace("*", r"\*").replace("+", r"\+")):
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
         parse_pattern(text, 4)
+    assert "\n" not in str(caught.value)
+
+
+def test_branches_follow_each_other_and_mixers_of_one_are_beside_each_other():
+    assert parse_branches("intra|mamba:8+conv") == (("intra", "mamba:8"), ("conv",))
+    assert parse_layer("intra|mamba:8+conv") == ("intra", "mamba:8", "conv")
+    assert map_mixers("intra|mamba:8+conv", str.upper) == "INTRA|MAMBA:8+CONV"
+    assert mixers_of("4*intra|mamba:8+conv 2*gla") == {"intra", "mamba", "conv", "gla"}
+    assert replace_layers("intra|gla", "last:1", "conv|markov:2", 3) == "2*intra|gla conv|markov:2"
 
 
 def test_unknown_mixer_lists_the_registry():

@@ -57,6 +57,25 @@ def test_loss_and_gradients(case):
         )
 
 
+@torch.no_grad()
+def test_mixers_of_one_branch_are_summed():
+    """On the same tokens, with the one gate, scale and shift of their branch; then the feed-forward."""
+    torch.manual_seed(0)
+    config = ModelConfig(depth=1, width=16, num_heads=2, mamba={"d_state": 4, "headdim": 8})
+    block = Block(config, "intra|mamba", 0, RuntimeConfig(device="cpu"))
+    for p in block.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    span, x, condition = ScaleSchedule((1, 2, 3)).span(), torch.randn(2, 14, 16), torch.randn(2, 16)
+    gates, scales, shifts = block.ada_lin(condition).view(2, 1, 3, 2, 16).unbind(2)
+
+    def modulated(number):
+        return F.layer_norm(x, (16,), eps=1e-6) * (1 + scales[:, :, number]) + shifts[:, :, number]
+
+    found, _ = block(x, condition, span, None)
+    x = x + gates[:, :, 0] * (block.attn(modulated(0), span)[0] + block.mamba(modulated(0), span)[0])
+    torch.testing.assert_close(found, x + gates[:, :, 1] * block.ffn(modulated(1)), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["var", "mvar"])
 def test_initialisation_statistics_are_official(kind):
     facts = json.loads((GOLDEN / "param_counts" / "init_stats.json").read_text())[kind]

@@ -69,6 +69,27 @@ def test_m_var_gives_back_a_var_layer_for_shared_adaln(tmp_path):
     assert torch.equal(logits(source), logits(model))
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours", "kept"),
+    [
+        ("intra|mamba", "intra|mamba", (0, 1, 2, 3)),
+        ("intra|mamba", "intra+mamba", ()),
+        ("intra+mamba", "2*intra+mamba 2*intra|mamba", (0, 1)),
+        ("global", "global 2*gla|conv global", (0, 3)),
+        ("2*global 2*intra|mamba", "2*markov:2 2*intra|mamba", (2, 3)),
+    ],
+)
+@pytest.mark.parametrize("shared_adaln", [False, True])
+def test_any_layer_may_replace_any_other(theirs, ours, kept, shared_adaln, tmp_path):
+    """Also from a file that says nothing of its layers: branches in parallel have fewer chunks of modulation."""
+    source, model = (make(text, seed, shared_adaln=shared_adaln) for seed, text in enumerate((theirs, ours)))
+    assert start_from(model, saved(source, tmp_path)).loaded_layers == kept
+    assert logits(model).isfinite().all()
+    for number in kept:
+        for name, tensor in source.blocks[number].state_dict().items():
+            assert torch.equal(model.blocks[number].state_dict()[name], tensor)
+
+
 def test_other_classes_get_a_new_embedding(tmp_path):
     model = make(space=TokenSpace((1, 2, 3), 16, 4, 5), seed=1)
     before = model.class_emb.weight.clone()

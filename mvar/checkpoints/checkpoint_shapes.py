@@ -43,7 +43,10 @@ class Shapes:
 
 
 def layer(reader: Shapes, number: int) -> str:
-    """The mixers of a layer. M-VAR's attention, known by its Mamba or its `patch_nums`, is intra-scale."""
+    """The mixers of a layer. M-VAR's attention, known by its Mamba or its `patch_nums`, is intra-scale.
+
+    The two are in parallel where the modulation is that of one branch and the feed-forward.
+    """
     block = f"blocks.{number}"
     has_mamba = reader.has(f"{block}.mamba.A_log")
     names = ["mamba"] if has_mamba else []
@@ -54,7 +57,16 @@ def layer(reader: Shapes, number: int) -> str:
         raise UserError(
             f"checkpoint: {reader.path} has neither attention nor Mamba in {block}; allowed: VAR's, M-VAR's"
         )
-    return "+".join(names)
+    return ("|" if _num_branches(reader, block) == 2 else "+").join(names)
+
+
+def _num_branches(reader: Shapes, block: str) -> int:
+    """Branches of a layer, its feed-forward among them: gate, scale and shift of each modulate it."""
+    own, shared = f"{block}.ada_lin.1.weight", f"{block}.ada_gss"
+    if reader.has(own):
+        rows, width = reader.shape(own, 2)
+        return rows // width // 3
+    return reader.shape(shared, 4)[2] // 3 if reader.has(shared) else 0
 
 
 def mamba_sizes(reader: Shapes, prefix: str, width: int) -> dict[str, int]:

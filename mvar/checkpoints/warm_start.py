@@ -16,7 +16,7 @@ from mvar.checkpoints.published import GeneratorFacts, load_generator
 from mvar.config import ModelConfig, TokenSpace
 from mvar.errors import UserError, in_field, ranges
 from mvar.files import file_digest
-from mvar.pattern import mixer_name, parse_layer
+from mvar.pattern import mixer_name, parse_branches
 from mvar.transformer import ScaleTransformer
 
 # What a checkpoint and the model that starts from it must share.
@@ -59,9 +59,9 @@ class Start:
 def start_from(model: ScaleTransformer, path: Path | str) -> Start:
     """Take over from a generator's checkpoint what fits; the rest of the model stays as it was initialised.
 
-    A layer is taken over where checkpoint and model have the same mixers in it. Everything outside the layers is taken
-    over, but for the class embedding where the number of classes differs. With shared AdaLN a new, wider modulation
-    keeps the chunks that the kept layers read.
+    A layer is taken over where checkpoint and model have the same branches of the same mixers in it. Everything outside
+    the layers is taken over, but for the class embedding where the number of classes differs. With shared AdaLN a new,
+    wider modulation keeps the chunks that the kept layers read.
 
     Args:
         model: freshly initialised, on the CPU; changed in place.
@@ -93,11 +93,11 @@ def start_from(model: ScaleTransformer, path: Path | str) -> Start:
 
 
 def _kept_layers(theirs: ModelConfig, ours: ModelConfig) -> set[int]:
-    def mixers(config: ModelConfig, layer: str) -> list[tuple[str, Any]]:
-        return [(mixer_name(text), config.settings_of(text)) for text in parse_layer(layer)]
+    def branches(config: ModelConfig, layer: str) -> list[list[tuple[str, Any]]]:
+        return [[(mixer_name(text), config.settings_of(text)) for text in branch] for branch in parse_branches(layer)]
 
     layers = enumerate(zip(theirs.layers, ours.layers, strict=True))
-    return {i for i, (a, b) in layers if mixers(theirs, a) == mixers(ours, b)}
+    return {i for i, (a, b) in layers if branches(theirs, a) == branches(ours, b)}
 
 
 def check_sizes(config: ModelConfig, space: TokenSpace, facts: GeneratorFacts, path: Path | str) -> None:

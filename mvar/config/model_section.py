@@ -9,7 +9,16 @@ from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, model_
 
 from mvar.config.extensible import Config, Extensible, is_lenient
 from mvar.config.mixer_settings import read_settings, write_settings
-from mvar.pattern import format_pattern, mixer_name, mixer_texts, mixers_of, parse_pattern, replace_layers
+from mvar.pattern import (
+    format_pattern,
+    map_mixers,
+    mixer_name,
+    mixer_texts,
+    mixers_of,
+    parse_layer,
+    parse_pattern,
+    replace_layers,
+)
 from mvar.registries import MIXERS
 from mvar.registry import Registry
 
@@ -48,7 +57,7 @@ class ModelConfig(Extensible):
     num_heads: int = Field(default=4, ge=1, description="H, attention heads; they divide width.")
     pattern: str = Field(
         default="global",
-        description="Mixers of every layer (mvar.pattern), e.g. intra+mamba, 4*global 4*intra or mamba:32.",
+        description="Mixers of every layer (mvar.pattern), e.g. intra+mamba, 4*global 4*intra or intra|mamba:32.",
     )
     mlp_ratio: float = Field(default=4.0, gt=0, description="Hidden width of the feed-forward, relative to width.")
     attn_l2_norm: bool = Field(
@@ -134,7 +143,7 @@ class ModelConfig(Extensible):
 
     def _with_texts(self, change: Callable[[str], str]) -> str:
         """The pattern with the text of every mixer changed, in its shortest form."""
-        layers = {layer: "+".join(map(change, layer.split("+"))) for layer in self.layers}
+        layers = {layer: map_mixers(layer, change) for layer in self.layers}
         return format_pattern(tuple(layers[layer] for layer in self.layers))
 
     def _own_section(self, name: str) -> Config | None:
@@ -145,7 +154,7 @@ class ModelConfig(Extensible):
     def _own_sections(self) -> dict[str, Config]:
         """What such sections say in the one spelling: the settings of the first mixer that has one."""
         found: dict[str, Config] = {}
-        for text in (text for layer in self.layers for text in layer.split("+")):
+        for text in (text for layer in self.layers for text in parse_layer(layer, known=False)):
             if self._own_section(name := mixer_name(text)):
                 found.setdefault(name, self.settings_of(text))
         return found

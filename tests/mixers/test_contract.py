@@ -23,7 +23,8 @@ MIXERS = sorted(REGISTERED.names())
 OFFICIAL = ("global", "intra", "mamba")
 PAIRS = [f"{a}+{b}" for a in OFFICIAL for b in OFFICIAL if a != b]
 PAIRS += [f"intra+{name}" for name in MIXERS if name not in OFFICIAL]  # of all others: the contract's `beside others`
-PATTERNS = [*MIXERS, *PAIRS, "global intra+mamba 1*global", "2*intra+mamba mamba", "intra global mamba"]
+PAIRS += ["intra|mamba", "mamba+intra|linear"]  # in parallel
+PATTERNS = [*MIXERS, *PAIRS, "global intra+mamba 1*global", "2*intra+mamba mamba", "intra|mamba global mamba"]
 REPLACEMENTS = ["none", "all", "first:2", "last:1", "last:3", "every:2", "every:3", "0,3"]
 SCHEDULES = [(1, 2, 3, 4), (2, 3, 5), (4,), (1, 1, 6)]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
