@@ -31,9 +31,12 @@ if TYPE_CHECKING:
     from mvar.mixers.scale_attention import ScaleAttention
     from mvar.presets import PRESETS, imagenet, model_size, resize
     from mvar.probes.attention_mass import AttentionStats, uniform_share
+    from mvar.probes.contract import Probe, Shown
     from mvar.probes.knockout import Effect, matrix_of
     from mvar.probes.knockout_kept import Knockout
     from mvar.probes.measurable import drawn_inputs
+    from mvar.probes.probe_kept import Probed
+    from mvar.probes.subject import Subject
     from mvar.registries import register
     from mvar.runs import columns
     from mvar.runs.columns import Column
@@ -44,7 +47,7 @@ if TYPE_CHECKING:
     from mvar.runs.stages.sample import draw_images
     from mvar.runs.states import DONE
     from mvar.runs.store import RunDirectory, Store, one_line
-    from mvar.runs.wiring import Stages, kept_knockout, run_attention
+    from mvar.runs.wiring import Stages, kept_knockout, kept_probes, run_attention
     from mvar.sampling import filter_logits, generate
     from mvar.sampling.filters.contract import Filter
     from mvar.sampling.guidance.contract import Guidance
@@ -83,8 +86,11 @@ _HOMES = {
     "mvar.mixers.scale_attention": ("ScaleAttention",),
     "mvar.presets": ("PRESETS", "imagenet", "model_size", "resize"),
     "mvar.probes.attention_mass": ("AttentionStats", "uniform_share"),
+    "mvar.probes.contract": ("Probe", "Shown"),
     "mvar.probes.knockout": ("Effect", "matrix_of"),
     "mvar.probes.knockout_kept": ("Knockout",),
+    "mvar.probes.probe_kept": ("Probed",),
+    "mvar.probes.subject": ("Subject",),
     "mvar.registries": ("register",),
     "mvar.runs": ("columns",),
     "mvar.runs.columns": ("Column",),
@@ -94,6 +100,7 @@ _HOMES = {
     "mvar.runs.wiring": (
         "Stages",
         "kept_knockout",
+        "kept_probes",
         "run_attention",
     ),
     "mvar.runs.states": ("DONE",),

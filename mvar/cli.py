@@ -33,6 +33,7 @@ from mvar.commands.logs import Logs
 from mvar.commands.options import Answer
 from mvar.commands.overview import name_of, overview
 from mvar.commands.plugged import Plugged
+from mvar.commands.probe import Probe
 from mvar.commands.repair import Repair
 from mvar.commands.report import Report
 from mvar.commands.request import with_budget_value
@@ -47,7 +48,7 @@ from mvar.escaping import degrade
 GROUPS: dict[str, tuple[type, ...]] = {
     "Make runs": (Run, Plan, Submit, Config, Data, Check),
     "Follow them": (Status, Logs, Cancel, Retry, Forget, Repair, Doctor),
-    "Look at what they are": (Report, Sample, Attention, Explore, Knockout, Evaluate, Inspect),
+    "Look at what they are": (Report, Sample, Attention, Explore, Knockout, Probe, Evaluate, Inspect),
     "Take along": (Export, Copy),
 }
 COMMANDS = {name_of(command): command for commands in GROUPS.values() for command in commands}

@@ -56,6 +56,10 @@ ATTENTION_LOCK = ".attention.lock"
 KNOCKOUT_JSON = "knockout.json"
 KNOCKOUT_LOCK = ".knockout.lock"
 
+# runs/<id>/ and probes/<id>/; a document a probe lies in a folder of the first name
+PROBES = "probes"
+PROBES_LOCK = ".probes.lock"
+
 # stages/tokenizer-<id>/
 TOKENIZER = "tokenizer.safetensors"
 QUALITY = "quality.json"

@@ -79,6 +79,12 @@ FILTERS: Registry[Any] = Registry(
     },
     without_settings=("top",),
 )
+PROBES: Registry[Any] = Registry(
+    "probe",
+    {
+        "prefix": "mvar.probes.prefix:Prefix",
+    },
+)
 # A profile's `executor` is one of these names.
 EXECUTORS: Registry[Any] = Registry(
     "executor",
@@ -97,6 +103,7 @@ KINDS: dict[str, Registry[Any]] = {
     "guidance": GUIDANCE,
     "filter": FILTERS,
     "executor": EXECUTORS,
+    "probe": PROBES,
 }
 # What a class of one's own is a subclass of; `mvar` has it under the same name.
 CONTRACTS = {
@@ -107,6 +114,7 @@ CONTRACTS = {
     "guidance": "mvar.sampling.guidance.contract:Guidance",
     "filter": "mvar.sampling.filters.contract:Filter",
     "executor": "mvar.runs.executors.contract:Executor",
+    "probe": "mvar.probes.contract:Probe",
 }
 # What a plug-in sets in place of registering it.
 SET = {

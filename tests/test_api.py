@@ -82,7 +82,7 @@ def test_examples_in_docstrings(name, here):
 
 def test_all_that_can_be_called_has_an_example():
     """What the issue of one import names, method by method."""
-    for method in ("sample", "grow", "nll", "knockout", "attention_map"):
+    for method in ("sample", "grow", "nll", "knockout", "probe", "attention_map"):
         assert ">>>" in getattr(mvar.Trained, method).__doc__
     assert ">>>" in TrainedRun.attention.__doc__
 

@@ -18,10 +18,12 @@ from mvar.errors import UserError, one_of
 from mvar.evaluation.likelihood import heldout_nll
 from mvar.probes.attention_kept import measure
 from mvar.probes.attention_mass import AttentionStats
+from mvar.probes.contract import make_probe
 from mvar.probes.cut_text import parse_cut
 from mvar.probes.knockout import DRAWS
 from mvar.probes.knockout_kept import Knockout, measure_cuts
 from mvar.probes.measurable import Batch, Measurable, drawn_inputs
+from mvar.probes.probe_kept import Probed, measure_probe
 from mvar.runs import gallery
 from mvar.runs.display import shown
 from mvar.runs.stages.reject import LabelScore
@@ -225,7 +227,7 @@ class Trained(ABC):
         options: dict[str, Any] | None = None,
         kept_in: str = layout.ATTENTION,
     ) -> tuple[Measurable, Path]:
-        """What `attention` or `knockout` measures, and the folder that it is kept in: of the run, or in `kept_in`."""
+        """What `attention`, `knockout` or `probe` measures, and where it is kept: in the run, or in `kept_in`."""
 
     def _kept_attention(self, source: str, images: int, batch: int, options: dict[str, Any]) -> AttentionStats:
         what, folder = self.measurable(source, images, batch, options)
@@ -270,6 +272,33 @@ class Trained(ABC):
         what, folder = self.measurable("heldout", images, batch, options, layout.KNOCKOUT)
         with shown("cuts", "measuring") as progress:
             return measure_cuts(what, wanted, folder, draws, progress)
+
+    def probe(
+        self, name: str, images: int = 0, batch: int = 0, out: str | Path | None = None, **settings: Any
+    ) -> Probed:
+        """What a probe measures, row by row; each row is measured once, and kept.
+
+        Examples:
+            >>> import mvar
+            >>> found = mvar.load("digits").probe("prefix", scales=[0, 4], of=["heldout"], guidance=[0], samples=20)
+            >>> [row["scales"] for row in found.rows], found.rows[1]["fid"] > 0, found.rows[1]["bits"]
+            ([0, 4], True, None)
+
+        Args:
+            name: of a registered probe: `prefix`, ... (`mvar probe` lists them with their settings).
+            images: at most so many held-out ones; 0: 1000, of a checkpoint 64.
+            batch: images at a time; 0: `runtime.sample_batch`, of a checkpoint 8.
+            out: folder that the rows are kept in; None: the run's, or one in `results/probes`.
+            settings: of the probe; of a checkpoint also `images_from`, a folder with a subfolder for each class.
+
+        Raises:
+            UserError: an unknown probe or setting, a value that is not allowed, or what this model has not.
+        """
+        options = {key: settings.pop(key) for key in ("images_from",) if key in settings}
+        made = make_probe(name, settings)
+        what, folder = self.measurable("heldout", images, batch, options, layout.PROBES)
+        with shown(name, "measuring") as progress:
+            return measure_probe(name, made, what, self.config, Path(out) if out else folder, progress)
 
     def attention_map(
         self,

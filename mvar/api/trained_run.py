@@ -124,7 +124,7 @@ class TrainedRun(Trained):
         options: dict[str, Any] | None = None,
         kept_in: str = layout.ATTENTION,
     ) -> tuple[Measurable, Path]:
-        """What `attention` or `knockout` measures, and the folder that it is kept in: of the run, or in `kept_in`."""
+        """What `attention`, `knockout` or `probe` measures, and where it is kept: in the run, or in `kept_in`."""
         check_measured(source, images, batch)
         options, stage = options or {}, self.stages.attention
         if source == "self":

@@ -101,7 +101,8 @@ def _read(name: str, value: Any, annotation: Any) -> Any:
     if str in kinds:
         return value
     if tuple in kinds:
-        return whole_numbers(name, value)
+        parts = [part.strip() for part in _inside(value).split(",")]
+        return parts if {str, float} & set(get_args(annotation)) else whole_numbers(name, value)
     return _read_json(name, value, kinds)
 
 

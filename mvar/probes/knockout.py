@@ -105,6 +105,11 @@ class Effect:
 class Bench:
     """A model and held-out images, ready to be measured with something cut.
 
+    Attributes:
+        labels: `(M,)` classes of the images.
+        tokens: `(M, L)`.
+        partners: `(M,)` for each image another one, which it is resampled from.
+
     Args:
         opened: the model and images whose tokens are known.
         batch_size: images at a time.
@@ -119,7 +124,7 @@ class Bench:
         self.model, self.num_images = opened.model, opened.num_images
         self._batch_size = batch_size
         parts = [(*opened.batch(numbers), opened.codes(numbers)) for numbers in self._numbers()]
-        self._labels, self._inputs, self._tokens = (torch.cat(part) for part in zip(*parts, strict=True))
+        self.labels, self._inputs, self.tokens = (torch.cat(part) for part in zip(*parts, strict=True))
         order = np.random.default_rng(PARTNER_STREAM).permutation(self.num_images)
         self.partners = np.empty_like(order)
         self.partners[order] = np.roll(order, -1)  # one cycle: no image is its own
@@ -155,7 +160,7 @@ class Bench:
 
     def _bits(self, numbers: range) -> np.ndarray:
         part = slice(numbers.start, numbers.stop)
-        bits, _ = token_bits_and_errors(self.model, self._inputs[part], self._tokens[part], self._labels[part])
+        bits, _ = token_bits_and_errors(self.model, self._inputs[part], self.tokens[part], self.labels[part])
         by_scale = bits.split(self.model.schedule.lengths, dim=1)
         return torch.stack([part.mean(1) for part in by_scale], 1).cpu().numpy()
 
@@ -163,7 +168,7 @@ class Bench:
         """What the sites have of some images."""
         index = list(numbers)
         with recording(sites) as found:
-            self.model(self._labels[index], self._inputs[index])
+            self.model(self.labels[index], self._inputs[index])
         return found
 
     @torch.inference_mode()

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from mvar.config import SampleConfig
+from mvar.data.crops import ImageSet
+from mvar.data.sources.contract import Split
+from mvar.evaluation.extractor import Extractor
 from mvar.sampling import balanced_labels, generate
 from mvar.tokenizer.model import Tokenizer
 from mvar.tokenizer.quantizer import ResidualQuantizer
@@ -22,7 +25,8 @@ class Opened:
     """A model in evaluation mode and its images: `batch(numbers)` gives labels and inputs on the model's device.
 
     `sample` says how it draws images, whether those are measured or others. `codes(numbers)` gives the tokens `(B, L)`
-    int64 of real images; None where the images are drawn.
+    int64 of real images; None where the images are drawn. `images(split)` are the image sets of a run's data, and
+    `extractor()` is what judges images beside them; None of a checkpoint.
     """
 
     model: ScaleTransformer
@@ -31,14 +35,20 @@ class Opened:
     num_images: int
     batch: Callable[[Sequence[int]], Batch]
     codes: Callable[[Sequence[int]], Tensor] | None = None
+    images: Callable[[Split], ImageSet] | None = None
+    extractor: Callable[[], Extractor] | None = None
 
 
 @dataclass(frozen=True)
 class Measurable:
-    """A model and images of it. `identity` (JSON values) is all that decides the result; `open` loads what it takes."""
+    """A model and images of it. `identity` (JSON values) is all that decides the result; `open` loads what it takes.
+
+    Where images are judged, `extractor_id` says by what; empty where nothing can judge them.
+    """
 
     identity: dict[str, Any]
     open: Callable[[], Opened]
+    extractor_id: str = ""
 
 
 def drawn_images(model: ScaleTransformer, tokenizer: Tokenizer, num_images: int, sample: SampleConfig) -> Opened:

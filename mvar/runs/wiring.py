@@ -7,7 +7,9 @@ from mvar.config import RunConfig
 from mvar.errors import one_of
 from mvar.probes.attention_mass import AttentionStats
 from mvar.probes.knockout_kept import Knockout, kept_cuts
+from mvar.probes.probe_kept import Probed, kept_probe
 from mvar.progress import Progress
+from mvar.registries import PROBES
 from mvar.runs.stages.attention import AttentionStage
 from mvar.runs.stages.contract import LockedStage, Watch
 from mvar.runs.stages.evaluate import EvaluateStage
@@ -127,7 +129,7 @@ class Stages:
     @cached_property
     def attention(self) -> AttentionStage:
         """Where the generator's attention goes."""
-        return AttentionStage(self.run, self.watch, self.config, self.train, self.tokens)
+        return AttentionStage(self.run, self.watch, self.config, self.train, self.tokens, self.extractor)
 
 
 def run_attention(store: Store, run: RunDirectory, progress: Progress | None = None) -> AttentionStats:
@@ -145,3 +147,12 @@ def kept_knockout(store: Store, run: RunDirectory) -> Knockout | None:
     if not (run.path / layout.KNOCKOUT_JSON).is_file():
         return None
     return kept_cuts(Stages.of_run(store, run).attention.heldout(), run.path)
+
+
+def kept_probes(store: Store, run: RunDirectory) -> list[Probed]:
+    """What `mvar probe` has measured on the held-out images of a finished run, of its weights, probe by probe."""
+    if not (run.path / layout.PROBES).is_dir():
+        return []
+    what = Stages.of_run(store, run).attention.heldout()
+    found = (kept_probe(name, PROBES.find(name), what, run.path) for name in PROBES.names())
+    return [probed for probed in found if probed]

@@ -10,13 +10,18 @@ import torch
 from torch import Tensor
 
 from mvar.config import SampleConfig
+from mvar.data.crops import ImageSet
+from mvar.data.sources.contract import Split
+from mvar.data.splits import load_images
 from mvar.errors import UserError
+from mvar.evaluation.extractor import Extractor
 from mvar.evaluation.images import spread_indices
 from mvar.files import file_digest
 from mvar.probes.attention_kept import kept, measure
 from mvar.probes.attention_mass import AttentionStats
 from mvar.probes.measurable import MAX_IMAGES, Batch, Measurable, Opened, drawn_images
 from mvar.runs.stages.contract import RunStage, retold
+from mvar.runs.stages.extractor import ExtractorStage
 from mvar.runs.stages.tokens import TokenStage
 from mvar.runs.stages.train import TrainStage
 
@@ -32,10 +37,12 @@ class AttentionStage(RunStage):
         config: the run.
         train: the generator, and the tokenizer that it draws with.
         tokens: of the held-out images.
+        extractor: what judges images that are drawn in a probe.
     """
 
     train: TrainStage
     tokens: TokenStage
+    extractor: ExtractorStage
     name = "attention"
 
     def is_done(self) -> bool:
@@ -78,9 +85,10 @@ class AttentionStage(RunStage):
             def batch(numbers: Sequence[int]) -> Batch:
                 return _on(device, tokens.labels, chosen[numbers]), tokenizer.quantize.inputs(codes(numbers))
 
-            return Opened(model, tokenizer, _plain(self.config.sample), len(chosen), batch, codes)
+            sample = _plain(self.config.sample)
+            return Opened(model, tokenizer, sample, len(chosen), batch, codes, self._images, self._judge)
 
-        return Measurable(identity, open_run)
+        return Measurable(identity, open_run, self.config.extractor_id)
 
     def drawn(self, num_images: int, batch_size: int = 0, sample: SampleConfig | None = None) -> Measurable:
         """The first images that the run draws, classes balanced, none rejected.
@@ -102,6 +110,13 @@ class AttentionStage(RunStage):
             return drawn_images(model, tokenizer, num_images, settings)
 
         return Measurable(identity, open_run)
+
+    def _images(self, split: Split) -> ImageSet:
+        return load_images(self.config.data, split)
+
+    def _judge(self) -> Extractor:
+        self.extractor.run()
+        return self.extractor.load()
 
     def _identity(self, source: str, limit: int, batch_size: int) -> dict[str, Any]:
         weights = self.directory.weights

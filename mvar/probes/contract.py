@@ -1,0 +1,108 @@
+"""What a probe is: a name in `mvar.registries.PROBES`; it says what it measures on a trained model, row by row.
+
+A row is a *case*, what is measured, and its values. Every row is kept as it is there (`mvar.probes.probe_kept`), so a
+killed call goes on, and a new case costs what it takes itself. Tables, figures and the command line know no probe.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from mvar.config import Config, RunConfig, SampleConfig, override
+from mvar.errors import UserError, one_of
+from mvar.registries import PROBES
+
+if TYPE_CHECKING:
+    from mvar.probes.subject import Subject
+
+Row = dict[str, Any]  # JSON values by name
+HALF_WIDTH = "_half_width"  # of a value, after its name
+
+
+class Shown(NamedTuple):
+    """A field of a case or a value, as tables and axes name it."""
+
+    name: str
+    label: str
+    decimals: int = 3
+    is_plotted: bool = True  # a value that has a panel of its own in the figure
+
+
+class Probe(ABC):
+    """A measurement of a trained model, made of rows.
+
+    A definition that changes gets the next `version`: rows of another one are measured again.
+
+    Args:
+        settings: an instance of the class's `Settings`; None where it has none.
+    """
+
+    version: ClassVar[int] = 1
+    Settings: ClassVar[type[Config] | None] = None
+    """What can be chosen of it, `--set NAME=VALUE`: decides which cases there are."""
+    fields: ClassVar[tuple[Shown, ...]]
+    """Of every case, the axis of the figure first; a line of the figure has the same in all others."""
+    values: ClassVar[tuple[Shown, ...]]
+    """What is measured. A number, or None where there is none; beside `x` may be `x_half_width`, half of the 95 %
+    interval over images."""
+
+    def __init__(self, settings: Any = None) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def cases(self, config: RunConfig) -> list[Row]:
+        """What is measured on a model, in order: JSON values of all `fields`; no weights are read for that.
+
+        Raises:
+            UserError: a setting that this model has not, or that nothing can be measured on it.
+        """
+
+    def sample(self, case: Row, config: RunConfig) -> SampleConfig | None:
+        """How images are drawn for a case; None: none are."""
+        return None
+
+    @abstractmethod
+    def measure(self, case: Row, subject: "Subject") -> Row:
+        """The `values` of a case, the same every time.
+
+        Args:
+            case: one of `cases`.
+            subject: the model and its images; `subject.sample` is what `sample` gives.
+        """
+
+    @classmethod
+    def about(cls) -> str:
+        """The first line of its docstring."""
+        return ((cls.__doc__ or "").strip().splitlines() or [""])[0]
+
+
+def make_probe(name: str, settings: Mapping[str, Any]) -> Probe:
+    """A probe by its name.
+
+    Args:
+        name: a registered one.
+        settings: by name; texts are read as the fields want them.
+
+    Raises:
+        UserError: an unknown probe or setting, or a value that is not allowed.
+    """
+    kind: type[Probe] = PROBES.find(name)
+    if kind.Settings is None:
+        if settings:
+            raise UserError(f"{next(iter(settings))}: probe {name!r} has no settings")
+        return kind()
+    for given in settings:
+        if given not in kind.Settings.model_fields:
+            raise one_of(f"probe {name}: setting", given, kind.Settings.model_fields)
+    return kind(override(kind.Settings(), settings))
+
+
+def check_scales(name: str, wanted: tuple[int, ...], lowest: int, highest: int) -> None:
+    """Refuse numbers that a model's schedule has not.
+
+    Raises:
+        UserError: names the first.
+    """
+    for number in wanted:
+        if not lowest <= number <= highest:
+            raise UserError(f"{name}: {number}; allowed: {lowest} to {highest}")

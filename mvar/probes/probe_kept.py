@@ -1,0 +1,137 @@
+"""Rows of probes that are kept in a folder: each is measured once and written as it is there.
+
+The folder holds a document a probe: what it was measured on, and every row. Other weights, other images or another
+version of the probe: measured anew.
+"""
+
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from mvar import layout
+from mvar.config import RunConfig, identity
+from mvar.errors import UserError
+from mvar.files import digest, read_json, write_json
+from mvar.probes.contract import Probe, Row
+from mvar.probes.measurable import Measurable
+from mvar.probes.subject import Subject
+from mvar.progress import Progress
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What a probe has measured on one model.
+
+    Attributes:
+        probe: its name.
+        rows: the fields of every case and its values; a value that there is not is None.
+    """
+
+    probe: str
+    rows: list[Row]
+
+
+def measure_probe(
+    name: str, probe: Probe, what: Measurable, config: RunConfig, folder: Path, progress: Progress | None = None
+) -> Probed:
+    """The rows of a probe, kept in a folder; what is there already is not measured again, and a killed call goes on.
+
+    Args:
+        name: of the probe.
+        probe: with its settings.
+        what: the model and images of it.
+        config: of the run, or what a checkpoint's files say.
+        folder: where they are kept.
+        progress: called with rows done and in all.
+
+    Raises:
+        UserError: something that cannot be measured on this model, or is missing.
+    """
+    cases = probe.cases(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / layout.PROBES_LOCK):
+        record = _Record(name, probe, what, config, folder)
+        missing = [case for case in cases if not record.has(case)]
+        for done, case in enumerate(missing):
+            if progress:
+                progress(done, len(missing))
+            record.add(case)
+        if progress and missing:
+            progress(len(missing), len(missing))
+        return Probed(name, record.rows(cases))
+
+
+def kept_probe(name: str, kind: type[Probe], what: Measurable, folder: Path) -> Probed | None:
+    """All that a probe has measured of exactly this; None where nothing was."""
+    found = _read(name, kind, what, folder)
+    ours = [row for row in found.values() if row.get("extractor_id", what.extractor_id) == what.extractor_id]
+    return Probed(name, [row["case"] | row["values"] for row in ours]) if ours else None
+
+
+class _Record:
+    """What the folder has, and the model, opened where something is measured."""
+
+    def __init__(self, name: str, probe: Probe, what: Measurable, config: RunConfig, folder: Path) -> None:
+        self._name, self._probe, self._what, self._config, self._folder = name, probe, what, config, folder
+        self._rows = _read(name, type(probe), what, folder)
+
+    @cached_property
+    def _subject(self) -> Subject:
+        return Subject(self._what.open(), self._what.identity["batch_size"])
+
+    def has(self, case: Row) -> bool:
+        return self._key(case) in self._rows
+
+    def rows(self, cases: Iterable[Row]) -> list[Row]:
+        return [case | self._rows[self._key(case)]["values"] for case in cases]
+
+    def add(self, case: Row) -> None:
+        """Measure a case, and write all rows."""
+        sample = self._probe.sample(case, self._config)
+        if sample is not None:
+            self._subject.sample = sample
+        values = self._probe.measure(case, self._subject)
+        self._rows[self._key(case)] = self._about(case) | {"values": values}
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "probe": self._name,
+            "version": self._probe.version,
+            "measured": self._what.identity,
+            "rows": list(self._rows.values()),
+        }
+        write_json(_path(self._folder, self._name), document)
+
+    def _key(self, case: Row) -> str:
+        return digest(self._about(case))
+
+    def _about(self, case: Row) -> dict[str, Any]:
+        """All that decides a row beside what the document is of."""
+        sample = self._probe.sample(case, self._config)
+        if sample is None:
+            return {"case": case}
+        judged = {"extractor_id": self._what.extractor_id} if self._what.extractor_id else {}
+        return {"case": case, "sample": identity.as_document(sample), **judged}
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / layout.PROBES / f"{name}.json"
+
+
+def _read(name: str, kind: type[Probe], what: Measurable, folder: Path) -> dict[str, Row]:
+    """Rows by their keys; a document of something else, or a damaged one, has none: measuring mends it."""
+    with suppress(FileNotFoundError, UserError, KeyError, TypeError, AttributeError):
+        document = read_json(_path(folder, name))
+        about = (document["schema_version"], document["version"], document["measured"])
+        if about == (SCHEMA_VERSION, kind.version, what.identity):
+            names = {shown.name for shown in (*kind.fields, *kind.values)}
+            rows = document["rows"]
+            if all(names <= {*row["case"], *row["values"]} for row in rows):
+                return {digest({k: v for k, v in row.items() if k != "values"}): row for row in rows}
+    return {}

@@ -1,0 +1,136 @@
+"""`mvar probe`: rows are kept and gone on with, of runs, checkpoints and plug-ins; mistakes are one line."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import mvar
+from mvar.checkpoints.weights import load_weights, save_weights
+from mvar.cli import main
+from mvar.errors import OK, USER_ERROR
+from mvar.probes.prefix import Prefix
+from mvar.registries import PROBES
+from mvar.runs.wiring import kept_probes
+from mvar.transformer import ScaleTransformer
+
+FEW = ("--set", "of=heldout", "guidance=0", "samples=20")
+
+
+def command(made, *more, name="prefix"):
+    return ["probe", name, made[1].name, "--results", str(made[0].root), *more]
+
+
+def load(made):
+    return mvar.load(made[1].name, results=made[0].root)
+
+
+def test_a_table_a_file_and_a_document(fresh, capsys):
+    assert main(command(fresh, *FEW, "scales=3,4")) == OK
+    lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line.strip()}
+    document = json.loads((fresh[1].path / "probes/prefix.json").read_text())
+    assert [row["case"]["scales"] for row in document["rows"]] == [3, 4]
+    first, last = (row["values"] for row in document["rows"])
+    assert (
+        lines["3"][1] == f"{first['fid']:.2f}"
+        and lines["4"][2:4] == ["–", "–"]
+        and "heldout," in lines[fresh[1].name + ":"]
+    )
+    assert main(command(fresh, *FEW, "scales=4", "--json")) == OK
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["rows"] == [document["rows"][1]["case"] | last] and answer["model"] == fresh[1].name
+    (kept,) = kept_probes(*fresh)
+    assert kept.probe == "prefix" and len(kept.rows) == 2
+
+
+def test_what_is_there_is_not_measured_again_and_a_killed_call_goes_on(fresh, monkeypatch):
+    real, calls = Prefix.measure, []
+
+    def measure(self, case, subject):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(case["scales"])
+        return real(self, case, subject)
+
+    wanted = {"of": ["heldout"], "guidance": [0], "samples": 10, "scales": [1, 4, 3]}
+    monkeypatch.setattr(Prefix, "measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        load(fresh).probe("prefix", **wanted)
+    assert calls == [1, 4]
+    monkeypatch.setattr(Prefix, "measure", lambda self, case, subject: real(self, case, subject) | {"num_images": -1})
+    assert [row["num_images"] for row in load(fresh).probe("prefix", **wanted).rows] == [10, 10, -1]
+    monkeypatch.setattr(Prefix, "measure", None)
+    assert [row["scales"] for row in load(fresh).probe("prefix", **wanted | {"scales": [3, 1]}).rows] == [3, 1]
+
+
+def test_other_weights_other_sampling_or_a_damaged_file_are_measured_anew(fresh, monkeypatch, tmp_path):
+    def measure(**more):
+        return load(fresh).probe("prefix", of=["heldout"], samples=10, scales=[2], **{"guidance": [0], **more}).rows
+
+    before, weights = measure(), fresh[1].weights.read_bytes()
+    assert measure(seed=1)[0]["fid"] != before[0]["fid"]
+    assert measure(guidance=[3], filtered=True)[0]["guidance"] == 3
+    path = fresh[1].path / "probes/prefix.json"
+    assert len(json.loads(path.read_text())["rows"]) == 3
+    path.write_text("{")
+    assert measure() == before
+    monkeypatch.setattr(Prefix, "version", 2)
+    assert measure() == before and json.loads(path.read_text())["version"] == 2
+    config = fresh[1].config()
+    model = ScaleTransformer(config.model, config.token_space)
+    model.load_state_dict({k: v * 1.5 for k, v in load_weights(fresh[1].weights)[0].items()})
+    save_weights(fresh[1].weights, model, {"class_names": [str(n) for n in range(10)]})
+    assert measure()[0]["bits"] != before[0]["bits"]
+    fresh[1].weights.write_bytes(weights)
+    assert measure() == before
+    assert measure(out=tmp_path / "here") == before and (tmp_path / "here/probes/prefix.json").is_file()
+
+
+def test_the_list_says_what_can_be_set(capsys):
+    assert main(["probe"]) == OK
+    out = capsys.readouterr().out
+    for name in PROBES.names():
+        assert f"\n{name}: " in f"\n{out}"
+        for field in PROBES.find(name).Settings.model_fields:
+            assert f"    {field}=" in out
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["scales=5"], "scales: 5; allowed: 0 to 4"),
+        (["of=test"], "of: 'test' is unknown; allowed: train, heldout"),
+        (["guidance=x"], "guidance.0: 'x': Input should be a valid number"),
+        (["samples=1"], "samples: 1: Input should be greater than or equal to 2"),
+        (["scale=1"], "probe prefix: setting: 'scale' is unknown (did you mean 'scales'?); allowed: scales, of"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_measured(fresh, capsys, monkeypatch, more, said):
+    monkeypatch.setattr(Prefix, "measure", None)
+    assert main(command(fresh, "--set", *more)) == USER_ERROR
+    out, err = capsys.readouterr()
+    assert said in err and err.count("\n") == 1 and "Traceback" not in out + err
+
+
+def test_an_unknown_probe_is_one_line(fresh, capsys):
+    assert main(command(fresh, name="prefx")) == USER_ERROR
+    assert "probe: 'prefx' is unknown (did you mean 'prefix'?); allowed: prefix" in capsys.readouterr().err
+
+
+def test_a_probe_of_a_plug_in(fresh, tmp_path, capsys):
+    """The one of docs/probes.md."""
+    page = (Path(__file__).parents[2] / "docs/probes.md").read_text()
+    (tmp_path / "mine.py").write_text(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0])
+    assert main(command(fresh, "--plugin", str(tmp_path / "mine.py"), "--json", name="norms")) == OK
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["layer"] for row in rows] == [0, 1] and rows[0]["norm"] > 0
+    assert main(command(fresh, "--plugin", str(tmp_path / "mine.py"), "--set", "a=1", name="norms")) == USER_ERROR
+    assert "a: probe 'norms' has no settings" in capsys.readouterr().err
+    assert main(["probe"]) == OK  # it is gone with its command
+    assert "norms" not in capsys.readouterr().out
+
+
+def test_a_plug_in_that_lacks_something_is_refused():
+    with pytest.raises(mvar.UserError, match="lacks cases, measure, fields, values"):
+        mvar.register("probe", "nothing")(type("Nothing", (mvar.Probe,), {}))
