@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mvar.config import ModelConfig, RuntimeConfig, TokenSpace
 from mvar.kernels.gelu import gelu
+from mvar.kernels.recompute import Kept, with_kept
 from mvar.mixers.base import Mixer, chosen_in
 from mvar.pattern import mixer_name, parse_branches
 from mvar.scales import Span
@@ -187,6 +188,7 @@ class ScaleTransformer(nn.Module):
     def __init__(self, config: ModelConfig, space: TokenSpace, runtime: RuntimeConfig = RuntimeConfig()) -> None:
         super().__init__()
         self.config, self.space = config, space
+        self.kept: Kept = runtime.checkpoint_activations
         self.schedule = schedule = space.schedule
         width = config.width
         self.word_embed = nn.Linear(space.code_channels, width)
@@ -251,7 +253,7 @@ class ScaleTransformer(nn.Module):
             modulation = self.shared_ada_lin(condition).view(len(labels), 1, -1, self.config.width)
         new_state = []
         for block, block_state in zip(self.blocks, state or [None] * len(self.blocks), strict=True):
-            x, block_state = block(x, modulation, span, block_state)
+            x, block_state = with_kept(self.kept, block, x, modulation, span, block_state)
             new_state.append(block_state)
         return self.logits(x, condition, before_head), new_state
 

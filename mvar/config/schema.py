@@ -35,11 +35,10 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _check_split(self) -> Self:
-        if self.train.batch_size % self.runtime.accumulate:
-            raise ValueError(
-                f"runtime.accumulate: {self.runtime.accumulate} does not divide train.batch_size "
-                f"{self.train.batch_size}"
-            )
+        for name in ("accumulate", "micro_batch"):
+            number = getattr(self.runtime, name)
+            if isinstance(number, int) and self.train.batch_size % number:
+                raise ValueError(f"runtime.{name}: {number} does not divide train.batch_size {self.train.batch_size}")
         return self
 
     @model_validator(mode="after")

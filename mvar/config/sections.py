@@ -212,7 +212,19 @@ class RuntimeConfig(Config):
     threads: int = Field(default=0, ge=0, description="CPU threads of torch; 0: its own choice.")
     num_workers: int = Field(default=0, ge=0, description="Threads that load batches ahead; 0: none.")
     accumulate: int = Field(
-        default=1, ge=1, description="Micro-batches that each process splits its part of a step's batch into."
+        default=1,
+        ge=1,
+        description="Micro-batches that each process splits its part of a step's batch into; micro_batch by number.",
+    )
+    micro_batch: PositiveInt | Literal["auto"] | None = Field(
+        default=None,
+        description="Images that a process works on at once; auto: on GPUs as many as the plan finds room for, else "
+        "all of its part; none: as accumulate says.",
+    )
+    checkpoint_activations: Literal["none", "selective", "full"] = Field(
+        default="none",
+        description="What layers recompute in the backward pass instead of keeping it: none; selective: all but linear "
+        "products and attention; full: everything between their inputs.",
     )
     log_every: int = Field(default=10, ge=1, description="Steps between rows of metrics.jsonl.")
     checkpoint_every: int = Field(default=200, ge=1, description="Steps between checkpoints.")
@@ -240,7 +252,15 @@ class RuntimeConfig(Config):
 
     def for_batch(self, batch_size: int) -> Self:
         """For a shared stage, whose batch is its own: split in as many parts as divide it."""
-        return self.model_copy(update={"accumulate": gcd(self.accumulate, batch_size)})
+        return self.model_copy(update={"accumulate": gcd(self.accumulate, batch_size), "micro_batch": None})
+
+    @model_validator(mode="after")
+    def _check_micro_batch(self) -> Self:
+        if self.micro_batch is not None and self.accumulate != 1:
+            raise ValueError(
+                f"runtime.micro_batch: {self.micro_batch} beside runtime.accumulate={self.accumulate}; allowed: one"
+            )
+        return self
 
 
 @dataclass(frozen=True)

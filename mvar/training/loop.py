@@ -33,6 +33,7 @@ from mvar.training.metrics_log import MetricsLog, is_logged, is_observed
 from mvar.training.optimizer import Schedule, build_adamw
 from mvar.training.running_means import RunningMeans
 from mvar.training.skips import SkippedSteps, TrainingDiverged
+from mvar.training.strategies import num_parts
 
 if TYPE_CHECKING:
     from lightning_fabric.wrappers import _FabricModule
@@ -120,13 +121,7 @@ class _Training:
         self.directory, self.checkpoints = directory, directory / layout.CHECKPOINTS
         self.fabric = open_fabric(runtime)
         self.device = self.fabric.device
-        self.accumulate = runtime.accumulate
-        parts = self.fabric.world_size * self.accumulate
-        if optim.batch_size % parts:
-            raise UserError(
-                f"batch_size: {optim.batch_size} does not divide into {self.fabric.world_size} processes x "
-                f"accumulate {self.accumulate}; allowed: multiples of {parts}"
-            )
+        self.accumulate = num_parts(runtime, optim, self.fabric.world_size)
         self.module = objective.module.to(self.device)
         self.drawing = [m for m in self.module.modules() if isinstance(m, DrawsForBatch)]
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]

@@ -23,6 +23,7 @@ from mvar.errors import UserError
 from mvar.training.checkpoint import load_latest, path_of
 from mvar.training.loop import TrainingDiverged, fit
 from mvar.training.metrics_log import is_logged, is_observed, logged_steps, missing_rows
+from mvar.training.strategies import num_parts
 
 VARIANTS = {
     "plain": (toy_optim(), RUNTIME),
@@ -319,6 +320,21 @@ def test_accumulation_equals_the_big_batch(parts, tmp_path):
     np.testing.assert_allclose(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"), atol=2e-6)
     for a, b in zip(rows_of(tmp_path / "whole"), rows_of(tmp_path / "parts"), strict=True):
         assert a == pytest.approx(b, rel=1e-4)
+
+
+def test_micro_batches_by_their_images_are_the_same_as_by_their_number(tmp_path):
+    runtime = RUNTIME.model_copy(update={"micro_batch": 2})
+    fit(Toy(), toy_optim(), tmp_path, runtime, seed=3)
+    assert_identical(uninterrupted("accumulated"), tmp_path)
+
+
+def test_a_micro_batch_that_does_not_divide_the_part_of_a_process_is_refused():
+    runtime, optim = RUNTIME.model_copy(update={"micro_batch": 8}), toy_optim(batch_size=24)
+    assert num_parts(runtime, optim, 3) == 1
+    with pytest.raises(UserError, match=r"micro_batch: 8 images in 2 processes do not divide batch_size 24; .* of 12"):
+        num_parts(runtime, optim, 2)
+    with pytest.raises(UserError, match="allowed: a batch_size that 5 processes divide"):
+        num_parts(runtime, optim, 5)
 
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path):
