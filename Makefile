@@ -2,6 +2,8 @@
 PYTHON ?= python3
 PRESET ?= digits
 SWEEPS ?= mixers layers parameters
+# Sets of images that each run draws: how far FID moves when nothing but the images is drawn again.
+SAMPLE_SEEDS ?= $(if $(filter digits,$(PRESET)),3,1)
 RESULTS ?= results
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -12,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: demo test lint format docs clean
 
 demo: $(VENV)/core
-	$(BIN)/mvar run $(SWEEPS) --preset $(PRESET) --results $(RESULTS)
+	$(BIN)/mvar run $(SWEEPS) --preset $(PRESET) --sample-seeds $(SAMPLE_SEEDS) --results $(RESULTS)
 	$(BIN)/mvar report --results $(RESULTS)
 
 test: $(VENV)/dev $(VENV)/mamba-ssm

@@ -1,5 +1,8 @@
 """Guidance: FID against its strength, and models compared at none, at one value, and each at its own best.
 
+Of the experiment `guidance`, and of every grid whose rows differ in `sample.cfg_scale`, as `mvar evaluate RUN ...
+--guidance` makes them.
+
 python analysis/guidance.py --results results
 """
 
@@ -14,24 +17,74 @@ from mvar import Column, UserError, columns
 from mvar import analysis as kit
 
 FID, SECOND = "eval/fid", "eval/kid"  # what the best is chosen by, and what is shown beside it
-Found = dict[str, dict[float, pd.DataFrame]]  # model -> guidance -> finished evaluations
+CFG = "cfg_scale"
+SETTINGS = (CFG, "top_p", "top_k", "ema")  # as the experiment's rows have them; a grid's fields begin with `sample.`
+NAMES = {CFG: "cfg", "top_p": "top-p", "top_k": "top-k", "ema": "EMA"}
+Setting = tuple[tuple[str, Any], ...]  # field of the sampling -> value, in order
+Found = dict[str, dict[Setting, pd.DataFrame]]  # model -> setting -> finished evaluations
 
 
 def draw(page: kit.Writer, manifest: kit.Manifest, table: kit.Table) -> None:
     """A table and a figure for each request of the experiment."""
     found = evaluations(page.records, manifest)
-    asked = next((cell.axes["asked"] for cell in manifest.cells), 0.0)
+    asked = asked_of(manifest)
     page.table(comparison(found, asked, manifest))
-    page.figure(manifest.name, guidance_figure, found, manifest, page.figures)
+    page.figure(f"guidance-{manifest.tag}", guidance_figure, found, asked, manifest, page.figures)
 
 
 def evaluations(records: kit.Records, manifest: kit.Manifest) -> Found:
-    """What is there, by model and by guidance."""
+    """What is there, by model and by setting."""
     found: Found = {}
     for cell, rows in kit.cell_rows(records, manifest):
         if not rows.empty:
-            found.setdefault(str(cell.axes["model"]), {})[float(cell.axes["cfg_scale"])] = rows
+            model = model_of(cell.axes) or str(rows["pattern"].iloc[0])
+            found.setdefault(model, {})[setting_of(cell.axes)] = rows
     return found
+
+
+def model_of(axes: Mapping[str, Any]) -> str:
+    """What a row's model is called: as the experiment says, else by what the rows' trainings differ in."""
+    if "model" in axes:
+        return str(axes["model"])
+    trained = {field: value for field, value in axes.items() if not field.startswith("sample.")}
+    if len(trained) == 1:
+        return str(next(iter(trained.values())))
+    return ", ".join(f"{field.rpartition('.')[2]}={value}" for field, value in trained.items())
+
+
+def setting_of(axes: Mapping[str, Any]) -> Setting:
+    """How a row is sampled: the fields that rows differ in."""
+    ours = {field: value for field, value in axes.items() if field in SETTINGS}
+    of_grid = {field.removeprefix("sample."): v for field, v in axes.items() if field.startswith("sample.")}
+    return tuple(sorted((field, number(value)) for field, value in {**ours, **of_grid}.items()))
+
+
+def asked_of(manifest: kit.Manifest) -> Setting:
+    """The request's own setting, in the fields that its rows differ in."""
+    fields = dict.fromkeys(field for cell in manifest.cells for field, _ in setting_of(cell.axes))
+    sample = manifest.config.sample.model_dump(mode="json")
+    return tuple(sorted((field, number(sample.get(field))) for field in fields))
+
+
+def number(value: Any) -> Any:
+    """A value that is typed as a number, as one."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value
+
+
+def at(setting: Setting, **values: Any) -> Setting:
+    """The setting with other values of some fields."""
+    return tuple(sorted({**dict(setting), **values}.items()))
+
+
+def told(setting: Setting, asked: Setting) -> str:
+    """The strength, and what else is not as asked: `cfg 0.5, top-p 0.8`."""
+    usual = dict(asked)
+    parts = [(name, value) for name, value in setting if name == CFG or value != usual.get(name)]
+    texts = [(NAMES.get(name, name), f"{v:g}" if isinstance(v, float) else str(v)) for name, v in parts]
+    return ", ".join(f"{name} {value}" for name, value in texts)
 
 
 def of_seeds(rows: pd.DataFrame, seeds: list[int]) -> pd.DataFrame:
@@ -39,42 +92,45 @@ def of_seeds(rows: pd.DataFrame, seeds: list[int]) -> pd.DataFrame:
     return rows.loc[rows["sample_seed"].isin(seeds), :]
 
 
-def best(found: Mapping[float, pd.DataFrame], seed: int) -> float | None:
-    """The guidance of the lowest mean FID on one sampling seed; None where no evaluation of it is there."""
-    means = {cfg: kit.aggregate(of_seeds(rows, [seed]), FID) for cfg, rows in found.items()}
-    there = {cfg: value.mean for cfg, value in means.items() if value}
-    return min(there, key=lambda cfg: there[cfg]) if there else None
+def best(found: Mapping[Setting, pd.DataFrame], seed: int) -> Setting | None:
+    """The setting of the lowest mean FID on one sampling seed; None where no evaluation of it is there."""
+    means = {setting: kit.aggregate(of_seeds(rows, [seed]), FID) for setting, rows in found.items()}
+    there = {setting: value.mean for setting, value in means.items() if value}
+    return min(there, key=lambda setting: there[setting]) if there else None
 
 
-def comparison(found: Found, asked: float, manifest: kit.Manifest) -> kit.Table:
-    """The models in pairs: without guidance, at one value, each at its own best; a verdict on each."""
+def comparison(found: Found, asked: Setting, manifest: kit.Manifest) -> kit.Table:
+    """The models: without guidance, at one setting, each at its own best; a verdict on each against the first."""
     models = list(found)
     seeds = sorted({int(seed) for values in found.values() for rows in values.values() for seed in rows["sample_seed"]})
     chosen_on, reported = (seeds[0], seeds[1:]) if len(seeds) > 1 else (None, seeds)
-    settings: dict[str, dict[str, float | None]] = {
-        "no guidance": dict.fromkeys(models, 0.0),
-        f"all at cfg {asked:g}": dict.fromkeys(models, asked),
+    settings: dict[str, dict[str, Setting | None]] = {
+        "no guidance": dict.fromkeys(models, at(asked, **{CFG: 0.0})),
+        f"all at {told(asked, asked)}": dict.fromkeys(models, asked),
         "each at its best": {m: None if chosen_on is None else best(found[m], chosen_on) for m in models},
     }
-    rows, run_ids, pairs = [], [], {}
+    rows, run_ids = [], []
+    pairs: dict[tuple[str, str, str], tuple[kit.Measured, kit.Measured]] = {}
     for label, values in settings.items():
         row: dict[str, Any] = {"label": label}
         ids: set[str] = set()
-        for model, cfg in values.items():
-            there = found[model].get(cfg) if cfg is not None else None
-            if there is None:
+        for model, setting in values.items():
+            there = found[model].get(setting) if setting is not None else None
+            if setting is None or there is None:
                 continue
             there = of_seeds(there, reported)
-            row |= {f"{model} cfg": cfg, f"{model} fid": kit.aggregate(there, FID)}
-            row[f"{model} second"] = kit.aggregate(there, SECOND)
+            row |= {f"{model} at": told(setting, asked), f"{model} {FID}": kit.aggregate(there, FID)}
+            row[f"{model} {SECOND}"] = kit.aggregate(there, SECOND)
             ids |= set(there["run_id"])
-        if len(models) == 2 and all(row.get(f"{model} fid") for model in models):
-            pairs[label] = (row[f"{models[1]} fid"], row[f"{models[0]} fid"])
+        for model in models[1:]:
+            for key in (FID, SECOND):
+                ours, first = row.get(f"{model} {key}"), row.get(f"{models[0]} {key}")
+                if ours and first:
+                    pairs[label, model, key] = ours, first
         rows.append(row)
         run_ids.append(sorted(ids))
-    verdicts = kit.judge(pairs)
-    for row in rows:
-        row["verdict"] = verdicts[row["label"]].told if row["label"] in verdicts else None
+    for (label, model, key), verdict in kit.judge(pairs).items():
+        next(row for row in rows if row["label"] == label)[f"{model} {key} verdict"] = verdict.told
     title = f"Guidance, {' and '.join(models)}: {manifest.title}"
     reading = _reading(models, chosen_on, reported)
     return kit.Table(f"{manifest.name}-pairs", title, _columns(models), rows, run_ids, reading=reading)
@@ -84,12 +140,16 @@ def _columns(models: list[str]) -> list[Column]:
     shown = [columns.name("guidance")]
     for model in models:
         shown += [
-            Column(f"{model} cfg", f"{model}: cfg", "", 2),
-            Column(f"{model} fid", f"{model}: FID ↓", columns.MEASURED),
-            Column(f"{model} second", f"{model}: KID ↓", columns.MEASURED, 4),
+            Column(f"{model} at", f"{model}", is_text=True),
+            Column(f"{model} {FID}", f"{model}: FID ↓", columns.MEASURED),
+            Column(f"{model} {SECOND}", f"{model}: KID ↓ (× 1000)", columns.MEASURED, 2, 1000),
         ]
-    second = models[1] if len(models) == 2 else "the second"
-    return [*shown, Column("verdict", f"FID of {second} is", is_text=True)]
+    for model in models[1:]:
+        shown += [
+            Column(f"{model} {key} verdict", f"{name} of {model} is", is_text=True)
+            for key, name in ((FID, "FID"), (SECOND, "KID"))
+        ]
+    return shown
 
 
 def _reading(models: list[str], chosen_on: int | None, reported: list[int]) -> list[str]:
@@ -98,14 +158,27 @@ def _reading(models: list[str], chosen_on: int | None, reported: list[int]) -> l
     if chosen_on is None:
         return ["The best guidance of a model is chosen on images that are not reported: --sample-seeds 2 draws more."]
     told = ", ".join(map(str, reported))
-    return [
+    sentences = [
         f"The best is that of the lowest mean FID on sampling seed {chosen_on}, whose numbers are in no cell here: "
-        f"all are of sampling seed{'s' * (len(reported) > 1)} {told}. Verdicts are of t-tests paired by training "
-        "seed, p corrected by Holm's method over the table."
+        f"all are of sampling seed{'s' * (len(reported) > 1)} {told}."
     ]
+    if len(models) > 1:
+        sentences.append(
+            f"Verdicts are against {models[0]}, by t-tests paired by training seed, p corrected by Holm's method over "
+            "the table, both metrics together."
+        )
+    return sentences
 
 
-def guidance_figure(found: Found, manifest: kit.Manifest, directory: Path) -> kit.Figure:
+def looks(found: Found) -> dict[str, dict[str, Any]]:
+    """Colour, marker and label of each model: those of its layers, or of its number where several have the same."""
+    patterns = {model: str(next(iter(values.values()))["pattern"].iloc[0]) for model, values in found.items()}
+    if len(set(patterns.values())) == len(patterns):
+        return {model: kit.mixer_look(pattern) for model, pattern in patterns.items()}
+    return {model: {"color": f"C{number}", "marker": "o", "label": model} for number, model in enumerate(patterns)}
+
+
+def guidance_figure(found: Found, asked: Setting, manifest: kit.Manifest, directory: Path) -> kit.Figure:
     """FID against guidance; precision against recall and FID against IS along it.
 
     Raises:
@@ -113,30 +186,31 @@ def guidance_figure(found: Found, manifest: kit.Manifest, directory: Path) -> ki
     """
     if not found:
         raise UserError(f"figure {manifest.name}: no finished run to draw")
-    with kit.canvas(directory, manifest.name, 2.7, ncols=3) as (figure, axes):
+    with kit.canvas(directory, f"guidance-{manifest.tag}", 2.7, ncols=3) as (figure, axes):
         by_cfg, by_recall, by_is = axes[0]
-        for values in found.values():
-            pattern = next(iter(values.values()))["pattern"].iloc[0]
-            look = kit.mixer_look(pattern)
-            fid = {cfg: value for cfg in sorted(values) if (value := kit.aggregate(values[cfg], FID))}
-            kit.points(by_cfg, list(fid), list(fid.values()), **look)
+        of_models = looks(found)
+        for model, values in found.items():
+            look = of_models[model]
+            along = {dict(s)[CFG]: rows for s, rows in values.items() if s == at(asked, **{CFG: dict(s)[CFG]})}
+            fid = {cfg: value for cfg in sorted(along) if (value := kit.aggregate(along[cfg], FID))}
+            kit.band(by_cfg, list(fid), list(fid.values()), **look)
             for ax, x, y in ((by_recall, "eval/recall", "eval/precision"), (by_is, "eval/is", FID)):
-                pairs = [(kit.aggregate(values[cfg], x), kit.aggregate(values[cfg], y)) for cfg in fid]
+                pairs = [(kit.aggregate(along[cfg], x), kit.aggregate(along[cfg], y)) for cfg in fid]
                 there = [(a.mean, b.mean) for a, b in pairs if a and b]
                 ax.plot([a for a, _ in there], [b for _, b in there], **look)
                 if there:
-                    ax.annotate("0", there[0], (3, 3), textcoords="offset points", fontsize=6.5)
+                    ax.annotate(f"{min(fid):g}", there[0], (3, 3), textcoords="offset points", fontsize=6.5)
                     ax.annotate(f"{max(fid):g}", there[-1], (3, 3), textcoords="offset points", fontsize=6.5)
         by_cfg.set(xlabel="guidance (cfg)", ylabel="FID ↓")
         by_recall.set(xlabel="recall ↑", ylabel="precision ↑")
         by_is.set(xlabel="IS ↑", ylabel="FID ↓")
-        kit.legend_below(figure, by_cfg, "mixers")
+        kit.legend_below(figure, by_cfg, "models")
         kit.despine(*axes[0])
     caption = (
-        "One training a model and seed, sampled at several strengths of guidance. Left: bars are standard deviations "
-        "over training seeds. Middle and right: means along the strengths, whose ends are marked."
+        "One training a model and seed, sampled at several strengths of guidance, all else as asked. Left: bands are "
+        "standard deviations over training seeds. Middle and right: means along the strengths, whose ends are marked."
     )
-    return kit.Figure(manifest.name, f"Guidance: {manifest.title}", caption)
+    return kit.Figure(f"guidance-{manifest.tag}", f"Guidance: {manifest.title}", caption)
 
 
 ANALYSIS = kit.Analysis("guidance", "FID against guidance", draw, of="sweep")

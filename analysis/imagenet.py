@@ -251,11 +251,8 @@ def _reading(found: dict[Ours, pd.DataFrame], which: Artefact, refused: str | No
     elif not found:
         lines.append("No run of ours is there: every measured cell is a dash.")
     else:
-        measured = pd.concat(found.values())
-        lines.append(
-            f"Measured: {int(measured['num_images'].iloc[0]):,} images a set. FID of fewer images is biased upwards; "
-            "the paper's are of 50,000 against ADM's reference statistics."
-        )
+        told = kit.images_line(pd.concat(found.values()), beside_paper=True)
+        lines.append(f"{told} FID of fewer images, or against fewer, is biased upwards.")
     return lines
 
 

@@ -105,14 +105,29 @@ def half_width(paired: np.ndarray) -> np.ndarray:
     return paired.std(-1, ddof=1) * t_factor(paired.shape[-1])
 
 
-def share_interval(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of `count` images."""
-    from scipy.stats import norm
+def new_images_interval(share: float, heldout: int, count: int) -> tuple[float, float]:
+    """Between which shares 95 % of sets of new images fall, below a threshold that held-out images have set.
 
-    z = float(norm.ppf((1 + CONFIDENCE) / 2))
-    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) / (1 + z**2 / count)
-    return centre - half, centre + half
+    The threshold is itself one of few images: how many of `count` new ones are below it is a beta-binomial variable,
+    whatever the distances are distributed like.
+
+    Args:
+        share: of the held-out images, at or below the threshold.
+        heldout: how many of them there are.
+        count: new images.
+    """
+    from scipy.stats import betabinom
+
+    below = max(1, round(share * heldout))
+    found = betabinom(count, below, heldout + 1 - below).ppf([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(found[0]) / count, float(found[1]) / count
+
+
+def heldout_images(rows: pd.DataFrame) -> int:
+    """The fewest held-out images that a threshold of near-copies rests on: those that are no training images."""
+    counts = [int(json.loads(text)["reference.num_images"]) for text in set(rows["settings"])]
+    both: Any = rows["eval/heldout_in_training"].max() if "eval/heldout_in_training" in rows else 0
+    return max(1, min(counts) - (int(both) if both > 0 else 0))
 
 
 def sampling_sd(rows: pd.DataFrame, column: str) -> float | None:
@@ -135,13 +150,17 @@ def training_sd(rows: pd.DataFrame, column: str) -> float | None:
 
     One-way random effects: the variance of the runs' means is that of training plus that of sampling over the number
     of sets. Pooled over rows; 0 where the means scatter no more than sampling alone would make them.
+
+    Args:
+        rows: evaluations; those of one value in the column `row` are trainings of one thing with other seeds.
+        column: the metric.
     """
     within = sampling_sd(rows, column)
     if within is None:
         return None
     found = rows.dropna(subset=[column])
     squares, freedom, sets = 0.0, 0, []
-    for _, row in found.groupby([name for name in ("pattern", "settings") if name in found]):
+    for _, row in found.groupby("row"):
         runs = [values.to_numpy(dtype=float) for _, values in row.groupby("run_id")[column]]
         means = np.array([values.mean() for values in runs])
         squares, freedom = squares + float(((means - means.mean()) ** 2).sum()), freedom + len(means) - 1

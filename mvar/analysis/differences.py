@@ -10,7 +10,7 @@ from mvar.analysis.manifests import AskedCell, Manifest
 from mvar.analysis.records import Records
 from mvar.analysis.render import Table
 from mvar.analysis.tables import cell_rows
-from mvar.analysis.verdicts import BETTER, COUNTS, INCONCLUSIVE, WORSE, Pooled, Verdict, judge, pooled
+from mvar.analysis.verdicts import BETTER, COUNTS, INCONCLUSIVE, WORSE, Pooled, Verdict, judge, left_out, pooled
 from mvar.escaping import markdown
 from mvar.runs.columns import MEASURED, Column
 
@@ -93,11 +93,12 @@ def _spread(measured: Mapping[str, pd.DataFrame]) -> Pooled | None:
 
 
 def _reading(rows: list[dict[str, Any]], verdicts: Mapping[Any, Verdict], spread: Pooled | None) -> list[str]:
+    tested = sum(verdict.p is not None for verdict in verdicts.values())
     lines = [
         "Each difference is paired over the training seeds that both rows have. In brackets: the "
         f"{CONFIDENCE:.0%} interval by Student's t over the pairs; none for one pair. Better and worse are verdicts of "
-        f"paired t-tests at {1 - CONFIDENCE:.0%}, p corrected by Holm's method over the {len(verdicts)} comparisons of "
-        "this table; all else is inconclusive.",
+        f"paired t-tests at {1 - CONFIDENCE:.0%}, p corrected by Holm's method over those of this table's "
+        f"{len(verdicts)} comparisons that have two pairs or more ({tested}); all else is inconclusive.",
         f"A difference of FID counts from {COUNTS:.1%} of the baseline's on. Seeds needed: at which one of the size "
         "and scatter seen here is found in 80 % of trials of one pair.",
     ]
@@ -116,7 +117,4 @@ def _reading(rows: list[dict[str, Any]], verdicts: Mapping[Any, Verdict], spread
             lines.append(
                 f"{name}, against the baseline: " + "; ".join(f"{w}: {', '.join(words[w])}" for w in order) + "."
             )
-    left_out = sum(verdict.left_out for verdict in verdicts.values())
-    if left_out:
-        lines.append("Seeds that only one of two rows has are left out of their comparison.")
-    return lines
+    return lines + left_out(verdicts.values())

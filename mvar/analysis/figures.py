@@ -17,6 +17,15 @@ def points(ax: Any, xs: Sequence[float], values: Sequence[Measured], **look: Any
     ax.errorbar(xs, [v.mean for v in values], yerr=deviations, **(ERROR_BARS | look))
 
 
+def band(ax: Any, xs: Sequence[float], values: Sequence[Measured], **look: Any) -> None:
+    """Means as a line, in a band of a standard deviation to either side where there are several seeds."""
+    ax.plot(xs, [v.mean for v in values], **look)
+    deviations = np.array([np.nan if v.sd is None else v.sd for v in values])
+    means = np.array([v.mean for v in values])
+    if np.isfinite(deviations).any():
+        ax.fill_between(xs, means - deviations, means + deviations, color=look.get("color"), alpha=0.2, linewidth=0)
+
+
 def unit(largest: float) -> tuple[float, str]:
     """The power of a thousand to write numbers up to `largest` in."""
     exponent = max(0, 3 * int(np.log10(largest) // 3))

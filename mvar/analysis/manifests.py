@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 
 from mvar import layout, shipped
-from mvar.config import override
-from mvar.errors import UserError
+from mvar.config import RunConfig, override
+from mvar.errors import UserError, one_of
 from mvar.presets import DIGITS, PRESETS
 from mvar.runs.documents import read_document
 from mvar.runs.experiment import Experiment, find_experiment, is_experiment
@@ -66,6 +66,13 @@ class Manifest:
             return f"{self.preset}, equal steps{settings}"
         budget = f" ({self.budget_flops:.3g} FLOPs)" if self.budget_flops else ""
         return f"{self.preset}, equal training budget{budget}{settings}"
+
+    @property
+    def config(self) -> RunConfig:
+        """What its cells are made of; a `UserError` where the preset, or a field, is not here."""
+        if self.preset not in PRESETS:
+            raise one_of("preset", self.preset, PRESETS)
+        return override(PRESETS[self.preset], self.overrides)
 
     @property
     def is_known(self) -> bool:

@@ -6,7 +6,7 @@ from itertools import combinations, pairwise
 from typing import Any
 
 from mvar.analysis.compare import Measured
-from mvar.analysis.verdicts import BETTER, INCONCLUSIVE, WORSE, Verdict, judge
+from mvar.analysis.verdicts import BETTER, INCONCLUSIVE, WORSE, Verdict, judge, left_out, p_text
 from mvar.escaping import markdown
 
 Row = dict[str, Any]  # of `tables`: label, fid, nll, copy_rate (`Measured` or absent), paper_fid
@@ -105,6 +105,14 @@ def _pairs(in_paper_order: Sequence[Row]) -> list[str]:
     else:
         end = "the order agrees with the paper's"
     lines = [f"{told}: {end}."]
+    resolved = [
+        f"{_name(a)} / {_name(b)} (p {p_text(v.p)})"
+        for (a, b), v in zip(pairs, verdicts.values(), strict=True)
+        if v.p is not None and v.word != INCONCLUSIVE
+    ]
+    if resolved:
+        lines.append(f"Those that are ordered: {'; '.join(resolved)}.")
+    lines += left_out(verdicts.values())
     if any(verdict.p is None for verdict in verdicts.values()):
         lines.append("With one seed, or none in common, a pair is inconclusive: --seeds 3 trains three.")
     needed = [verdict.needed for verdict in verdicts.values() if verdict.word == INCONCLUSIVE and verdict.needed]

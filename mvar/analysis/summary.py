@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from mvar.analysis.compare import Difference, Measured, share_interval
+from mvar.analysis.compare import Difference, Measured, heldout_images, new_images_interval
 from mvar.analysis.document import Block, Bullets, Text
 from mvar.analysis.manifests import Manifest
 from mvar.analysis.records import Records
@@ -177,12 +177,12 @@ def _warnings(records: Records, tables: Tables, used: pd.DataFrame, num_problems
 
 
 def _many_copies(tables: Tables, used: pd.DataFrame) -> list[str]:
-    """Rows with more near-copies than new images would have, by the interval of a share of so many images."""
+    """Rows with more near-copies than 95 % of sets of so many new images would have."""
     heldout: Any = used["eval/copy_rate_heldout"].mean() if "eval/copy_rate_heldout" in used else None
     if heldout is None or not heldout >= 0:
         return []
     fewest: Any = used["num_images"].min()
-    low, high = share_interval(float(heldout), int(fewest))
+    low, high = new_images_interval(float(heldout), heldout_images(used), int(fewest))
     copies = {
         row["label"]: row["copy_rate"]
         for _, table, _ in tables

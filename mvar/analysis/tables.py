@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mvar.analysis.compare import aggregate, check_comparable, ratio, sampling_sd, share_interval, training_sd
+from mvar.analysis.compare import (
+    aggregate,
+    check_comparable,
+    heldout_images,
+    new_images_interval,
+    ratio,
+    sampling_sd,
+    training_sd,
+)
 from mvar.analysis.manifests import AskedCell, Manifest, Missing
 from mvar.analysis.reading import Row, order_reading, trend_reading
 from mvar.analysis.records import Records
@@ -68,7 +76,7 @@ def sweep_table(records: Records, manifest: Manifest) -> Table:
     keys = {column.key: (KEYS | own)[column.key] for column in experiment.columns if column.key in KEYS | own}
     measured = [key for key in keys.values() if key.startswith("eval/")]
     whole = [records.rows(cell) for cell in manifest.cells]
-    found = pd.concat([found for _, found in cells])
+    found = pd.concat([found.assign(row=number) for number, (_, found) in enumerate(cells)])
     if experiment.relative_to:
         _add_relative(rows, cells, experiment.relative_to)
     return Table(
@@ -84,7 +92,7 @@ def sweep_table(records: Records, manifest: Manifest) -> Table:
             *missing_versions(pd.concat(whole), manifest.command, measured),
             *other_settings(records.store, pd.concat(whole), manifest.command, measured),
         ],
-        caption="" if found.empty else f"{_seeds_line(_seeds(rows))} {_images_line(found, _has_printed(rows))}",
+        caption="" if found.empty else f"{_seeds_line(_seeds(rows))} {images_line(found, _has_printed(rows))}",
     )
 
 
@@ -190,13 +198,12 @@ def _sampling_line(found: pd.DataFrame) -> list[str]:
 
 def _training(found: pd.DataFrame) -> str:
     """What training again is worth, beside that."""
-    sd = training_sd(found, "eval/fid")
+    sd, seeds = training_sd(found, "eval/fid"), ""
+    line = "" if sd is None else f" Over training seeds it has one of {sd:.2f} with that taken out."
     if sd is None:
-        return ""
-    return (
-        f" Over training seeds it has one of {sd:.2f} with that taken out. Not varied: tokenizer, feature extractor, "
-        "split of the data; their choice is in no interval here."
-    )
+        seeds = "training seed, "
+    rest = f"{seeds}tokenizer, feature extractor, split of the data; their choice is in no interval here."
+    return f"{line} Not varied: {rest}"
 
 
 def _seeds_line(seeds: list[int]) -> str:
@@ -207,7 +214,7 @@ def _seeds_line(seeds: list[int]) -> str:
     return f"Mean ± sample standard deviation over {counts} training seeds.{single}"
 
 
-def _images_line(found: pd.DataFrame, beside_paper: bool) -> str:
+def images_line(found: pd.DataFrame, beside_paper: bool) -> str:
     """What the metrics are measured against, and where printed values stand beside them, what those are."""
     images, settings = int(found["num_images"].iloc[0]), json.loads(found["settings"].iloc[0])
     data, name = markdown(", ".join(sorted(found["data"].unique()))), markdown(str(settings["evaluation.extractor"]))
@@ -235,7 +242,7 @@ def _has_printed(rows: Sequence[Mapping[str, Any]]) -> bool:
 
 def _settings_line(found: pd.DataFrame, beside_paper: bool) -> str:
     line = (
-        f"{_images_line(found, beside_paper)} FID of so many is above that of more images (its bias is upwards, the "
+        f"{images_line(found, beside_paper)} FID of so many is above that of more images (its bias is upwards, the "
         "more so the fewer there are): it compares only with FIDs of the same counts. Sampling time is for the whole "
         "set."
     )
@@ -248,10 +255,11 @@ def _copies_line(found: pd.DataFrame) -> str:
     if not len(shares):
         return ""
     share, images = float(shares.mean()), int(found["num_images"].iloc[0])
-    low, high = share_interval(share, images)
+    low, high = new_images_interval(share, heldout_images(found), images)
     line = (
         f" Near-copies lie nearer to a training image than the nearest {share:.1%} of held-out images do: so many of "
-        f"{images:,} new images would be {low:.1%} to {high:.1%} (95 %, Wilson)."
+        f"{images:,} new images would be {low:.1%} to {high:.1%} (95 %, beta-binomial: the threshold "
+        "rests on so many held-out images too)."
     )
     if len(both) and both.max() > 0:
         line += f" {int(both.max()):,} held-out images are training images too, and are left out of that threshold."

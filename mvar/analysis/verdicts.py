@@ -6,7 +6,7 @@ truth is of the others. One seed is inconclusive.
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
@@ -56,6 +56,12 @@ class Verdict:
 def p_text(p: float) -> str:
     """`= 0.03`, or `below 0.001`."""
     return "below 0.001" if p < 0.001 else f"= {p:.2g}"
+
+
+def left_out(verdicts: Iterable[Verdict]) -> list[str]:
+    """A sentence on seeds without a partner, where there are any."""
+    any_left = any(verdict.left_out for verdict in verdicts)
+    return ["Seeds that only one of two rows has are left out of their comparison."] if any_left else []
 
 
 def differences(first: Measured, second: Measured) -> tuple[np.ndarray, int]:

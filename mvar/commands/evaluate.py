@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mvar.commands.checkpoint import CheckpointFiles, check_unused, sampling_preset
-from mvar.commands.options import Answer, RunName, Settings, Word
+from mvar.commands.options import Answer, Labels, RunNames, Settings, Word
 from mvar.commands.outcome import conclude
 from mvar.commands.request import ONE, Asked
 from mvar.errors import FAILURE, OK, UserError, one_of, warn
@@ -31,11 +31,14 @@ class Evaluate(Asked, CheckpointFiles, Answer):
     Nothing is trained: of a sweep, or of what --config, --grid and --name ask for, runs that are not trained are named.
     A checkpoint becomes a run of the results directory with no training steps: status, report and attention know it.
 
-    Example: `mvar evaluate digits --set sample.cfg_scale=0.5`
+    Example: `mvar evaluate digits --guidance 0,0.5,1.5`
     """
 
-    run: RunName = ""
-    """Run id, a unique beginning of one, or the run's directory; or a sweep, or the name of a grid: all its runs."""
+    runs: RunNames = ()
+    """Run ids, unique beginnings of them, or runs' directories; or a sweep, or the name of a grid: all its runs.
+    Several, or one with --guidance or --grid, are a table, which --name names."""
+    guidance: Labels = ""
+    """Values of sample.cfg_scale, e.g. 0,0.25,0.5,1,1.5,2.5: each run draws with each of them."""
     preset: Word = ""
     """Where sizes, data and recipe come from; default: digits, or what --config says, for a checkpoint imagenet256-d16
     (data, evaluation and sampling)."""
@@ -53,15 +56,17 @@ class Evaluate(Asked, CheckpointFiles, Answer):
 
         store = Store(self.results)
         asked = self._asked_for(store)
-        if self.run and not asked:
-            check_unused(self)
-            self._check_one("a run")
-            return self._evaluate_run(*Store.locate(self.results, self.run))
         if self.checkpoint:
             self._check_one("a checkpoint")
             return self._evaluate_checkpoint(store)
         check_unused(self)
-        return self._evaluate_many(store, arguments)
+        if self.runs and not asked:
+            self._check_one("a run", self._is_table)
+            if not self._is_table:
+                return self._evaluate_run(*Store.locate(self.results, self.runs[0]))
+            requests, store = self._requests_of_runs()
+            return self._evaluate_many(requests, store, arguments, is_new=True)
+        return self._evaluate_many(self.requests_of(self.runs), store, arguments, is_new=bool(self.grid))
 
     def may_differ(self, field: str) -> bool:
         """What is no other run may be set beside the name of a grid."""
@@ -80,10 +85,15 @@ class Evaluate(Asked, CheckpointFiles, Answer):
         Raises:
             UserError: nothing is asked for, or two things at once.
         """
-        given = {"RUN": self.run, "--checkpoint": self.checkpoint}
+        is_sweep = any(self._is_sweep(store, name) for name in self.runs)
+        of_runs = bool(self.runs) and not is_sweep
+        given = {"RUN": self.runs, "--checkpoint": self.checkpoint}
         words = {"--config": self.config, "--grid": self.grid, "--name": self.name}
+        if of_runs and self._is_table:
+            words = {"--config": self.config}
+        elif self.guidance:
+            raise UserError("guidance: of runs by their ids; allowed: RUN ..., elsewhere --grid sample.cfg_scale=0,1.5")
         allowed = "allowed: one of RUN, --checkpoint FILE, --config FILE, --grid with --name, --name"
-        is_sweep = bool(self.run) and self._is_sweep(store)
         found = [name for name, value in given.items() if value and not (is_sweep and name == "RUN")]
         many = [name for name, value in words.items() if value]
         if len(found) > 1 or (found and many):
@@ -92,16 +102,22 @@ class Evaluate(Asked, CheckpointFiles, Answer):
             raise UserError(f"run, checkpoint: neither is given; {allowed}")
         return bool(many) or is_sweep
 
-    def _is_sweep(self, store: "Store") -> bool:
+    def _is_sweep(self, store: "Store", name: str) -> bool:
         from mvar.commands.own_grids import kept_grids
         from mvar.runs.experiment import is_experiment
 
-        return self.run.endswith(".py") or is_experiment(self.run) or self.run in kept_grids(store)
+        return name.endswith(".py") or is_experiment(name) or name in kept_grids(store)
 
-    def _check_one(self, what: str) -> None:
-        """Refuse, beside one run or checkpoint, what tells which of several is meant."""
+    @property
+    def _is_table(self) -> bool:
+        """Whether runs that are asked for by their ids are a table: several, or one with several settings."""
+        return len(self.runs) > 1 or bool(self.guidance or self.grid)
+
+    def _check_one(self, what: str, is_table: bool = False) -> None:
+        """Refuse, beside a run or checkpoint, what tells which of several is meant; a table draws several sets."""
         names = ["preset"] * (what == "a run" and bool(self.preset))
         names += [name for name, default in OF_MANY.items() if getattr(self, name) != default]
+        names = [name for name in names if not (is_table and name == "sample_seeds")]
         if names:
             option = names[0].replace("_", "-")
             raise UserError(
@@ -151,14 +167,34 @@ class Evaluate(Asked, CheckpointFiles, Answer):
 
     # Several --------------------------------------------------------------------------------------------------------
 
-    def _evaluate_many(self, store: "Store", arguments: list[str]) -> int:
+    def _requests_of_runs(self) -> "tuple[list[Request], Store]":
+        """Runs by their ids, as a grid of what they differ in and of the settings that are asked for."""
+        from mvar.commands.of_runs import requests_of_runs
+        from mvar.commands.request import seeds_of
+        from mvar.runs.store import Store
+
+        located = [Store.locate(self.results, name) for name in self.runs]
+        if len({found.root.resolve() for _, found in located}) > 1:
+            raise UserError("run: the runs lie in several results directories; allowed: runs of one")
+        grid = [axis for group in self.grid for axis in group]
+        grid += [f"sample.cfg_scale={self.guidance}"] if self.guidance else []
+        if training := [axis for axis in grid if not axis.strip().startswith("sample.")]:
+            raise UserError(f"grid: {training[0]} would be other runs; allowed: fields of sample.")
+        if len(self.name) > 1:
+            raise UserError(f"name: {', '.join(map(repr, self.name))} are {len(self.name)} names; allowed: one")
+        runs, store = [run for run, _ in located], located[0][1]
+        sampled = seeds_of("sample-seeds", self.sample_seeds)
+        name = self.name[0] if self.name else ""
+        return requests_of_runs(store, runs, grid, self.asked_fields(), sampled, name), store
+
+    def _evaluate_many(self, asked: "Sequence[Request]", store: "Store", arguments: list[str], is_new: bool) -> int:
         """What is trained of the runs that are asked for; a new grid is kept, so that the report has its table."""
         from mvar.commands.evaluation_table import print_evaluations
         from mvar.runs.request import write_manifest
         from mvar.runs.store import check_writable
 
         data_sets = DataSets(store, stored=True)
-        requests = [data_sets.settled(request) for request in self.requests_of([self.run] * bool(self.run))]
+        requests = [data_sets.settled(request) for request in asked]
         cells = _cells(requests, store)
         trained = [config for config, _ in cells if store.run_of(config).weights.is_file()]
         lacking = dict.fromkeys(store.run_of(c).name for c, _ in cells if not store.run_of(c).weights.is_file())
@@ -166,7 +202,7 @@ class Evaluate(Asked, CheckpointFiles, Answer):
         if not trained:
             raise UserError(f"run: {', '.join(lacking)}: not trained yet; allowed: trained runs; {how}")
         check_writable(store.root)
-        for request in requests if self.grid else ():
+        for request in requests if is_new else ():
             write_manifest(store, request, arguments)
         code = conclude(self._measured(trained, store, data_sets), store)
         found = [(label, store.run_of(config), config) for config, label in cells]

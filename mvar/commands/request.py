@@ -152,7 +152,7 @@ class Asked(Plugged, InResults):
                 found.append((int(in_file),))
             else:
                 kept = before.get(what.replace("-", "_")) if typed == ONE else None
-                found.append(tuple(kept) if kept else _seeds(what, typed))
+                found.append(tuple(kept) if kept else seeds_of(what, typed))
         if len(found[0]) * len(found[1]) > MAX_SETS:
             asked = f"{len(found[0]):,} times {len(found[1]):,} sets of images a cell"
             raise UserError(f"seeds, sample-seeds: {asked}; allowed: at most {MAX_SETS:,}")
@@ -241,7 +241,12 @@ def _check_pattern(sweeps: Iterable[str], overrides: Mapping[str, Any]) -> None:
         raise UserError(f"set: {asked[0]}: sweep {fixed[0]} sets the pattern itself; allowed: with mixers alone")
 
 
-def _seeds(what: str, text: str) -> tuple[int, ...]:
+def seeds_of(what: str, text: str) -> tuple[int, ...]:
+    """Seeds as people type them: a count, or a list.
+
+    Raises:
+        UserError: another text, too large or too many; names `what`.
+    """
     allowed = "allowed: a count of 1 or more, or a list such as 0,4,7"
     if not re.fullmatch(r"[0-9]{1,19}( *, *[0-9]{1,19})*,?", text.strip()):
         raise UserError(f"{what}: {quoted(text)} is neither; {allowed}")

@@ -109,10 +109,15 @@ class Grid:
             against=against,
             compares="nothing",
             varied=[axis.field for axis in self.axes if axis.field.startswith("sample.")],
-            figures=("samples", "likelihood", "loss", "overfitting"),
+            figures=(*["guidance"] * self._has_guidance, "samples", "likelihood", "loss", "overfitting"),
             grid=self.document(),
             place=5,
         )
+
+    @property
+    def _has_guidance(self) -> bool:
+        """Whether rows differ in the strength of guidance, which is a curve of each model."""
+        return any(axis.field == "sample.cfg_scale" and len(axis.values) > 1 for axis in self.axes)
 
     def _product(self) -> list[tuple[str, ...]]:
         return list(product(*(axis.values for axis in self.axes)))

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mvar import layout, plugins
-from mvar.config import RunConfig
+from mvar.config import RunConfig, identity
 from mvar.errors import UserError, warn_once
 from mvar.evaluation.metrics.contract import DRAWN, Metric, every_metric
 from mvar.registries import EXTRACTORS, METRICS, MIXERS, SOURCES
@@ -34,6 +34,8 @@ CHOSEN_FOR: dict[str, frozenset[Registry[Any]]] = {
     "weights": frozenset({MIXERS}),
     "tokens": frozenset({SOURCES}),
 }
+
+OF_WEIGHTS = frozenset({"weights", "tokens"})  # what is the same however images are drawn
 
 
 def chosen_for(names: Iterable[str]) -> frozenset[Registry[Any]]:
@@ -137,6 +139,31 @@ def recalled(record: Mapping[str, Any], name: str, config: RunConfig) -> dict[st
     for earlier in measured(record).get(name, {}).get("earlier", []):
         if _identity(earlier) == wanted:
             return dict(earlier["metrics"])
+    return None
+
+
+def of_same_weights(run: RunDirectory, name: str, own: Mapping[str, Any], config: RunConfig) -> dict[str, float] | None:
+    """The values of a metric that needs no images, where another evaluation of the run has it of the same weights.
+
+    A likelihood does not depend on how images are drawn: it is computed once for all sampling seeds and all guidance.
+    Everything else that a metric may read must be the same: its version and settings, and the evaluation's own.
+
+    Args:
+        run: whose evaluations are looked at.
+        name: of the metric.
+        own: the record that lacks it.
+        config: of that record.
+    """
+    kind: type[Metric] = METRICS.find(name)
+    if not set(kind.needs) <= OF_WEIGHTS:
+        return None
+    evaluation = identity.as_document(config.evaluation)
+    wanted = _identity({"version": kind.version, "settings": told_settings(settings_of(own, name, config))})
+    for record in run.evaluations().values():
+        entry = measured(record).get(name)
+        is_same = record["evaluation"] == evaluation and record["sample"].get("ema", 0) == config.sample.ema
+        if entry and is_same and _identity(entry) == wanted and record["metrics"].keys() >= set(entry["keys"]):
+            return {key: record["metrics"][key] for key in entry["keys"]}
     return None
 
 

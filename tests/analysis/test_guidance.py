@@ -6,10 +6,14 @@ import pandas as pd
 import pytest
 
 from mvar import shipped
-from mvar.analysis.style import mixer_look
-from mvar.analysis.verdicts import BETTER
+from mvar.analysis.compare import Measured
+from mvar.analysis.figures import band
+from mvar.analysis.style import mixer_look, page
+from mvar.analysis.verdicts import BETTER, WORSE
+from mvar.config import override
 from mvar.presets import PRESETS
 from mvar.runs.experiment import find_experiment
+from mvar.runs.grid import Axis, Grid
 
 SCRIPT = shipped.load(shipped.find("analysis", "guidance"))
 MANIFEST = SimpleNamespace(name="guidance-x", title="x")
@@ -19,41 +23,77 @@ def rows(fid, sets=3, seeds=4):
     """Evaluations of one cell; on sampling seed 0 FID is `fid[0]`, on the others `fid[1]`."""
     flat = [(s, k, fid[min(k, 1)] + 0.001 * s) for s in range(seeds) for k in range(sets)]
     table = pd.DataFrame(flat, columns=["seed", "sample_seed", "eval/fid"])
+    table["eval/kid"] = 2 - table["eval/fid"]  # says the opposite
     return table.assign(run_id=[f"r{s}" for s, _, _ in flat], pattern="global", settings="{}")
 
 
+def at(cfg, top_p=0.9):
+    return (("cfg_scale", cfg), ("top_p", top_p))
+
+
 FOUND = {
-    "VAR": {0.0: rows((2.0, 2.0)), 0.5: rows((1.0, 3.0)), 1.5: rows((1.5, 1.5))},
-    "M-VAR": {0.0: rows((1.0, 1.0)), 0.5: rows((0.5, 0.6)), 1.5: rows((1.2, 1.2))},
+    "VAR": {at(0.0): rows((2.0, 2.0)), at(0.5): rows((1.0, 3.0)), at(1.5): rows((1.5, 1.5))},
+    "M-VAR": {at(0.0): rows((1.0, 1.0)), at(1.5, 0.8): rows((0.5, 0.6)), at(1.5): rows((1.2, 1.2))},
 }
 
 
 def test_the_best_is_chosen_on_images_that_are_not_reported():
     """VAR's best on sampling seed 0 is 0.5, by chance: on the other seeds it is the worst, and that is what is said."""
-    table = SCRIPT.comparison(FOUND, 1.5, MANIFEST)
+    table = SCRIPT.comparison(FOUND, at(1.5), MANIFEST)
     none, one, best = table.rows
     assert [row["label"] for row in table.rows] == ["no guidance", "all at cfg 1.5", "each at its best"]
-    assert (best["VAR cfg"], best["M-VAR cfg"]) == (0.5, 0.5)
-    assert best["VAR fid"].mean == pytest.approx(3.0015) and best["M-VAR fid"].mean == pytest.approx(0.6015)
-    assert (none["VAR fid"].mean, one["M-VAR fid"].mean) == pytest.approx((2.0015, 1.2015))
-    assert all(row["verdict"].startswith(BETTER) for row in table.rows)
+    assert (best["VAR at"], best["M-VAR at"]) == ("cfg 0.5", "cfg 1.5, top-p 0.8")
+    fid = {name: [row[f"{name} eval/fid"].mean for row in table.rows] for name in FOUND}
+    assert fid == {"VAR": pytest.approx([2.0015, 1.5015, 3.0015]), "M-VAR": pytest.approx([1.0015, 1.2015, 0.6015])}
+    assert none["M-VAR eval/kid"].mean == pytest.approx(2 - 1.0015) and "M-VAR at" in one
+    for row in table.rows:
+        assert row["M-VAR eval/fid verdict"].startswith(BETTER) and row["M-VAR eval/kid verdict"].startswith(WORSE)
     assert "on sampling seed 0, whose numbers are in no cell here" in table.reading[0]
 
 
 def test_with_one_sampling_seed_nothing_is_chosen():
     found = {model: {cfg: table[table["sample_seed"] == 0] for cfg, table in v.items()} for model, v in FOUND.items()}
-    *_, best = (table := SCRIPT.comparison(found, 1.5, MANIFEST)).rows
-    assert set(best) == {"label", "verdict"} and best["verdict"] is None
+    *_, best = (table := SCRIPT.comparison(found, at(1.5), MANIFEST)).rows
+    assert set(best) == {"label"}
     assert "--sample-seeds 2" in table.reading[0]
 
 
-def test_cells_are_two_trainings_at_every_value():
-    config = PRESETS["smoke"]
+def test_cells_are_two_trainings_with_every_setting():
+    config = override(PRESETS["smoke"], {"train.ema": (300, 9000), "sample.top_k": 4})
     cells = find_experiment("guidance").cells(config)
-    assert len({cell.config.run_id for cell in cells}) == 2 and len(cells) == 12
-    assert {cell.config.sample.cfg_scale for cell in cells} == {0.0, 0.25, 0.5, 1.0, 1.5, 2.5}
+    assert len({cell.config.run_id for cell in cells}) == 2
+    assert len({cell.config.evaluation_id for cell in cells if cell.axes["model"] == "VAR"}) == len(cells) // 2
+    for name, values in {"cfg_scale": (0, 0.25, 0.5, 1, 1.5, 2.5), "top_p": (0.8, 0.9, 1), "ema": (300, 9000)}.items():
+        assert {getattr(cell.config.sample, name) for cell in cells} == {*values, getattr(config.sample, name)}
+    codes = config.tokenizer.vocab_size
+    assert {cell.config.sample.top_k for cell in cells} == {4, codes // 16, codes // 4}
+    found = {SCRIPT.setting_of(cell.axes) for cell in cells}
+    asked = SCRIPT.setting_of({name: getattr(config.sample, name) for name in SCRIPT.SETTINGS})
+    assert asked in found and len(found) == len(cells) // 2
+    assert all(sum(ours != theirs for ours, theirs in zip(one, asked, strict=True)) <= 1 for one in found)
     against = find_experiment("guidance").against
     assert {against(cell, cells).label for cell in cells} == {"VAR, cfg 0", "M-VAR, cfg 0"}
+
+
+def test_a_grid_says_the_same_in_other_words():
+    """Of its own fields: what trains is the model, what samples the setting."""
+    axes = {"model.pattern": "global", "sample.cfg_scale": "0.50", "sample.guidance": "ramp"}
+    assert SCRIPT.model_of(axes) == "global"
+    assert SCRIPT.setting_of(axes) == (("cfg_scale", 0.5), ("guidance", "ramp"))
+    assert SCRIPT.model_of({**axes, "model.depth": "4"}) == "pattern=global, depth=4"
+    found = Grid("mine", (Axis("sample.cfg_scale", ("0", "1")),)).experiment()
+    assert "guidance" in found.figures and "guidance" not in Grid("mine").experiment().figures
+
+
+def test_a_band_is_as_wide_as_the_seeds_scatter():
+    with page(2) as (_, axes):
+        ax = axes[0, 0]
+        band(ax, [0, 1], [Measured(2.0, 0.5, 3), Measured(3.0, 0.25, 3)], color="C0")
+        (drawn,) = ax.collections
+        heights = {(round(x, 6), round(y, 6)) for x, y in drawn.get_paths()[0].vertices}
+        assert {(0, 1.5), (0, 2.5), (1, 2.75), (1, 3.25)} <= heights
+        band(ax, [0, 1], [Measured(2.0, None, 1), Measured(3.0, None, 1)], color="C1")
+        assert len(ax.collections) == 1 and len(ax.lines) == 2
 
 
 def test_mixers_of_ones_own_have_a_look_of_their_own():

@@ -85,6 +85,10 @@ def test_runs_of_the_published_recipe_stand_on_the_printed_row(results, tmp_path
     assert rows["M-VAR-d16"]["n"] == 2 and len(table.run_ids[list(rows).index("M-VAR-d16")]) == 2
     assert len(rows) == 28  # intra and mamba alone are no models of this table
     assert not any("d16" in line for line in table.missing)
+    (ours,) = [line for line in table.reading if "held-out images of" in line]
+    settings = json.loads(next(iter(load_records(results.root).done["settings"])))
+    assert f"against {settings['reference.num_images']:,} held-out images" in ours
+    assert "The paper's FID and IS: 50,000 images against the reference statistics that ADM has of ImageNet" in ours
     assert figure2(table, tmp_path).caption.endswith("Filled: measured here.")
 
 

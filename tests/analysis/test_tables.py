@@ -233,6 +233,15 @@ def row(label, fid, paper=None, sd=None, nll=None):
 def test_order_agrees():
     text = " ".join(order_reading([row("A", 1.0, 3.0, 0.1), row("B", 2.0, 4.0, 0.1), row("C", 3.0, 5.0, 0.1)]))
     assert "3 are ordered as in the paper, 0 the other way, 0 inconclusive: the order agrees with the paper's." in text
+    assert "Those that are ordered: A / B (p below 0.001); A / C (p below 0.001); B / C (p below 0.001)." in text
+    assert "left out" not in text
+
+
+def test_a_seed_without_a_partner_is_left_out_and_that_is_said():
+    one, other = row("A", 1.0, 3.0, 0.1), row("B", 2.0, 4.0, 0.1)
+    other["fid"] = Measured.of(pd.Series(dict(other["fid"].by_seed[:-1])))
+    text = " ".join(order_reading([one, other]))
+    assert "Seeds that only one of two rows has are left out of their comparison." in text
 
 
 def test_one_seed_orders_nothing():

@@ -161,7 +161,7 @@ def test_the_variance_is_split_over_training_and_sampling_seeds():
     """Simulated: 4 mixers of 10 trainings, 3 sets of images each; the two deviations come out as they went in."""
     rng = np.random.default_rng(0)
     rows = [
-        {"pattern": m, "run_id": f"{m}-{s}", "settings": "{}", "fid": m + training + rng.normal(0, 0.2)}
+        {"row": m, "run_id": f"{m}-{s}", "settings": "{}", "fid": m + training + rng.normal(0, 0.2)}
         for m in range(40)
         for s in range(10)
         for training in [rng.normal(0, 0.5)]
@@ -170,9 +170,11 @@ def test_the_variance_is_split_over_training_and_sampling_seeds():
     found = pd.DataFrame(rows)
     assert sampling_sd(found, "fid") == pytest.approx(0.2, rel=0.06)
     assert training_sd(found, "fid") == pytest.approx(0.5, rel=0.08)
-    means = found.groupby(["pattern", "run_id"])["fid"].transform("mean")
+    means = found.groupby(["row", "run_id"])["fid"].transform("mean")
     assert training_sd(found.assign(fid=found["fid"] - means), "fid") == 0.0  # nothing but sampling
     assert training_sd(found.drop_duplicates("run_id"), "fid") is None  # one set a run tells nothing of either
+    apart = found.assign(row=found["run_id"])  # rows of one seed each, alike in all but their size: no replicates
+    assert sampling_sd(apart, "fid") == pytest.approx(0.2, rel=0.06) and training_sd(apart, "fid") is None
 
 
 def attention_cost():

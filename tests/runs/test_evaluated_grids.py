@@ -6,6 +6,7 @@ import pytest
 from tiny_runs import CONFIG, TINY
 
 from mvar.cli import main
+from mvar.config import override
 from mvar.errors import FAILURE, OK, USER_ERROR, UserError
 from mvar.runs.executors.contract import Summary
 from mvar.runs.pipeline import execute
@@ -81,6 +82,52 @@ def test_a_sweep_by_its_name_is_its_trained_runs(store, evaluate, capsys):
     assert "VAR" in out and err.count("digits-") == 3 and not store.manifests()
 
 
+def test_a_run_by_its_id_is_drawn_at_every_strength_and_its_table_kept(store, evaluate, capsys):
+    before = run_of(store).weights.stat().st_mtime_ns
+    asked = [CONFIG.run_id, "--guidance", "0,3", "--set", "sample.top_k=5"]
+    assert evaluate(*asked) == OK and "cfg_scale=3" in capsys.readouterr().out
+    assert scales_of(store) == [0, CONFIG.sample.cfg_scale, 3]
+    assert run_of(store).weights.stat().st_mtime_ns == before and len(store.runs()) == 1
+    (manifest,) = store.manifests()
+    assert manifest["sweep"].startswith("guidance-") and manifest["overrides"]["sample.top_k"] == "5"
+    kept = read_manifest(store)
+    assert evaluate(*asked, "--name", "mine", "--grid", "sample.top_p=0.5,0.9") == OK
+    assert {found["sweep"] for found in store.manifests()} == {manifest["sweep"], "mine"}
+    assert evaluate(CONFIG.run_id, "--guidance", "3,0.5", "--set", "sample.top_k=5") == OK  # a value more, one table
+    assert len(store.manifests()) == 2 and [c["label"] for c in read_manifest(store)["cells"]] == [
+        *(cell["label"] for cell in kept["cells"]),
+        "cfg_scale=0.5",
+    ]
+
+
+def read_manifest(store):
+    return next(found for found in store.manifests() if found["sweep"].startswith("guidance-"))
+
+
+@pytest.mark.slow
+def test_runs_of_several_seeds_and_patterns_are_rows_with_the_seeds_that_there_are(store, evaluate, capsys):
+    """Two seeds of one pattern, one of another: nothing that was not named is asked for, and nothing is trained."""
+    intra = [override(CONFIG, {"model.pattern": "intra", "seed": seed}) for seed in (0, 1)]
+    for config in intra:
+        execute(config, store)
+    runs = [CONFIG, *intra]
+    assert evaluate(*(c.run_id for c in runs), "--guidance", "0,1.5", "--sample-seeds", "0,4") == OK
+    assert len(store.runs()) == 3
+    (manifest,) = store.manifests()
+    cells = {cell["label"]: (cell["run_ids"], cell.get("seeds", manifest["seeds"])) for cell in manifest["cells"]}
+    assert cells == {
+        f"pattern={pattern}, cfg_scale={cfg}": ([c.run_id for c in runs if c.model.pattern == pattern], seeds)
+        for pattern, seeds in ((CONFIG.model.pattern, [0]), ("intra", [0, 1]))
+        for cfg in ("0", "1.5")
+    }
+    assert manifest["sample_seeds"] == [0, 4]
+    assert all(len(store.run_of(config).evaluations()) == 4 for config in runs)
+    assert main(["report", "--results", str(store.root)]) == OK
+    page = (store.root / "report" / "report.md").read_text()
+    assert "FID of intra is" in page and "on sampling seed 0, whose numbers are in no cell here" in page
+    assert list((store.root / "report" / "figures").glob("guidance-*.png"))
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -94,6 +141,16 @@ def test_a_sweep_by_its_name_is_its_trained_runs(store, evaluate, capsys):
         (["--config", "x.yaml", "--weights", "ema"], r"weights: a run has its own"),
         (["--name", "x"], r"name: 'x' is unknown"),
         (["RUN", "--set", "train.steps=9"], r"set: train.steps would be another run"),
+        (["RUN", "--guidance", "0,1", "--set", "train.steps=9"], r"set: train.steps would be another run"),
+        (["RUN", "--guidance", "0,1", "--seeds", "3"], r"seeds: a run has its own"),
+        (["RUN", "--guidance", "0,-1"], r"cfg_scale: -1.*allowed|cfg_scale: -1"),
+        (["RUN", "--guidance", "0,0.0"], r"'0' and '0.0' are one value"),
+        (["RUN", "--guidance", "0,x"], r"cfg_scale: 'x'"),
+        (["RUN", "--grid", "train.steps=4,9"], r"grid: train.steps=4,9 would be other runs; allowed: fields of sample"),
+        (["RUN", "nope", "--guidance", "0"], r"run: 'nope' is unknown"),
+        (["RUN", "--guidance", "0", "--config", "x.yaml"], r"RUN and --config are given"),
+        (["mixers", "--guidance", "0"], r"guidance: of runs by their ids; allowed: RUN"),
+        (["--guidance", "0"], r"guidance: of runs by their ids"),
     ],
 )
 def test_what_does_not_go_together_is_one_line(store, evaluate, capsys, words, said):

@@ -369,3 +369,24 @@ def test_status_needs_no_plug_in_and_says_done(store, tmp_path, capsys):
     report = (store.root / "report" / "report.md").read_text()
     assert "Further metrics" in report and "Of mine." in report and "1.5000" in report
     assert "eval/mine" in (store.root / "report" / "tables" / "runs.csv").read_text().splitlines()[0]
+
+
+def test_what_depends_on_the_weights_alone_is_computed_once(store, monkeypatch):
+    """Other images have the likelihood of the same weights; another evaluation, or another version, has its own."""
+    first = record(store)
+    nll = {key: first["metrics"][key] for key in measured(first)["nll"]["keys"]}
+
+    def no_more(*_, **__):
+        raise UserError("computed again")
+
+    monkeypatch.setattr("mvar.evaluation.likelihood.heldout_nll", no_more)
+    other = override(CONFIG, {"sample.seed": 1, "sample.cfg_scale": 0})
+    assert execute(other, store) == DONE
+    found = store.run_of(CONFIG).evaluations()[other.evaluation_id]
+    assert {key: found["metrics"][key] for key in nll} == nll
+    assert found["metrics"]["eval/fid"] != first["metrics"]["eval/fid"]
+    with pytest.raises(MetricsFailed, match="nll: computed again"):
+        execute(override(CONFIG, {"evaluation.num_images": 20}), store)
+    monkeypatch.setattr(METRICS.find("nll"), "version", 2)
+    with pytest.raises(MetricsFailed, match="nll: computed again"):
+        execute(override(CONFIG, {"sample.seed": 2}), store)

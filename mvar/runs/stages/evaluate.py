@@ -22,7 +22,7 @@ from mvar.evaluation.reference import Reference, reference_of
 from mvar.files import atomic_write
 from mvar.progress import Progress
 from mvar.registries import METRICS
-from mvar.runs.measured import recalled, settings_of, to_measure, with_metric
+from mvar.runs.measured import of_same_weights, recalled, settings_of, to_measure, with_metric
 from mvar.runs.stages.contract import RunStage
 from mvar.runs.stages.extractor import ExtractorStage
 from mvar.runs.stages.sample import SampleStage
@@ -86,7 +86,9 @@ class EvaluateStage(RunStage):
         for name, report in zip(names, shares(self.watch.heed(self.name), len(names)), strict=True):
             self.watch.check()
             try:
-                values = recalled(record, name, self.config) or self._measure(name, record, inputs, report)
+                known = recalled(record, name, self.config)
+                known = known or of_same_weights(self.directory, name, record, self.config)
+                values = known or self._measure(name, record, inputs, report)
             except Stopped:
                 raise
             except Exception as error:
