@@ -1,10 +1,12 @@
-"""Figure 5: FID and held-out likelihood against the number of layers replaced.
+"""Figure 5: FID and held-out likelihood against the number of layers replaced, one line for each way to choose them.
 
 python analysis/layers.py --results results
 """
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mvar import UserError
 from mvar import analysis as kit
@@ -22,16 +24,31 @@ def layers_figure(table: kit.Table, manifest: kit.Manifest, directory: Path) -> 
         raise UserError(f"figure {manifest.name}: no finished run to draw")
     with kit.canvas(directory, manifest.name, 2.9, ncols=2) as (_, axes):
         for ax, key, label in zip(axes[0], ("fid", "nll"), ("FID ↓", "held-out NLL ↓ (bits per token)"), strict=True):
-            there = [row for row in rows if row.get(key)]
-            look = kit.mixer_look("intra+mamba") | {"label": None}
-            kit.points(ax, [row["layers_replaced"] for row in there], [row[key] for row in there], **look)
+            for rule, look in _looks(rows).items():  # rows of no rule, none and all replaced, are of every line
+                there = sorted((r for r in rows if r.get(key) and r.get("rule") in (rule, "")), key=_replaced)
+                kit.points(ax, list(map(_replaced, there)), [row[key] for row in there], **look)
             ax.set(xlabel=f"layers replaced by intra+mamba (of {rows[0]['depth']})", ylabel=label)
-            ax.set_xticks([row["layers_replaced"] for row in rows])
+            ax.set_xticks(sorted(set(map(_replaced, rows))))
+        if len(_looks(rows)) > 1:
+            axes[0, 0].legend(title="layers replaced", fontsize="small")
         kit.despine(*axes[0])
     seeds = max(row["n"] for row in rows)
     bars = "bars: standard deviation over seeds" if seeds > 1 else "one seed a point, hence no bars"
-    caption = f"FID (left) and held-out likelihood (right) as layers are replaced from the input on; {bars}."
+    which = "from the input on" if None in _looks(rows) else "as the legend says"
+    caption = f"FID (left) and held-out likelihood (right) as layers are replaced {which}; {bars}."
     return kit.Figure(manifest.name, f"Figure 5: {manifest.title}", caption)
+
+
+def _replaced(row: Mapping[str, Any]) -> int:
+    return row["layers_replaced"]
+
+
+def _looks(rows: Sequence[Mapping[str, Any]]) -> dict[Any, dict[str, Any]]:
+    """How the line of each rule is drawn; a single line as M-VAR is."""
+    rules = list(dict.fromkeys(row.get("rule") for row in rows if row.get("rule") != "")) or [""]
+    if len(rules) == 1:
+        return {rules[0]: kit.mixer_look("intra+mamba") | {"label": None}}
+    return {rule: {"color": f"C{n}", "marker": "os^"[n % 3], "label": rule} for n, rule in enumerate(rules)}
 
 
 ANALYSIS = kit.Analysis("layers", "Figure 5: FID against the number of layers replaced", draw, of="sweep")

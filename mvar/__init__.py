@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from mvar.api.tables import runs
     from mvar.api.trained import Likelihood, Trained
     from mvar.artefacts import check_artefact
-    from mvar.config import Config, ModelConfig, RunConfig, SampleConfig, override
-    from mvar.cost import attention_cost, layer_attention_cost, num_params, sample_flops
+    from mvar.config import Config, ModelConfig, RunConfig, SampleConfig, TokenSpace, override
+    from mvar.cost import attention_cost, layer_attention_cost, num_params, sample_flops, state_bytes
     from mvar.data.arrays import ArrayPictures
     from mvar.data.sources.contract import DataSource, OpenedSource
     from mvar.errors import UserError
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mvar.evaluation.measure import label_accuracy
     from mvar.evaluation.metrics.contract import Metric
     from mvar.files import digest
-    from mvar.mixers.base import Mixer
+    from mvar.mixers.base import Mixer, inter_scale_mixers
     from mvar.mixers.scale_attention import ScaleAttention
     from mvar.presets import PRESETS, imagenet, model_size, resize
     from mvar.probes.attention_mass import AttentionStats, uniform_share
@@ -76,13 +76,13 @@ _HOMES = {
     "mvar.runs.demo": ("demo_runs",),
     "mvar": ("layout", "runs"),  # modules; that of runs can be called
     "mvar.artefacts": ("check_artefact",),
-    "mvar.config": ("Config", "ModelConfig", "RunConfig", "SampleConfig", "override"),
-    "mvar.cost": ("attention_cost", "layer_attention_cost", "num_params", "sample_flops"),
+    "mvar.config": ("Config", "ModelConfig", "RunConfig", "SampleConfig", "TokenSpace", "override"),
+    "mvar.cost": ("attention_cost", "layer_attention_cost", "num_params", "sample_flops", "state_bytes"),
     "mvar.data.arrays": ("ArrayPictures",),
     "mvar.data.sources.contract": ("DataSource", "OpenedSource"),
     "mvar.errors": ("UserError",),
     "mvar.files": ("digest",),
-    "mvar.mixers.base": ("Mixer",),
+    "mvar.mixers.base": ("Mixer", "inter_scale_mixers"),
     "mvar.mixers.scale_attention": ("ScaleAttention",),
     "mvar.presets": ("PRESETS", "imagenet", "model_size", "resize"),
     "mvar.probes.attention_mass": ("AttentionStats", "uniform_share"),

@@ -38,10 +38,13 @@ def snapshot(root: Path) -> dict[Path, tuple[int, bytes]]:
 
 MISTAKES = [
     (["frob"], "frob"),
-    (["run"], "sweep: none given; allowed: mixers, guidance, layers, parameters, rejection, scaling"),
+    (
+        ["run"],
+        "sweep: none given; allowed: mixers, guidance, inter_scale, layers, parameters, placement, rejection, scaling",
+    ),
     (
         ["run", "mixer"],
-        "sweep: 'mixer' is unknown (did you mean 'mixers'?); allowed: mixers, guidance, layers, parameters, rejection,",
+        "sweep: 'mixer' is unknown (did you mean 'mixers'?); allowed: mixers, guidance, inter_scale, layers, ",
     ),
     (["run", "mixers", "nope"], "sweep: 'nope' is unknown"),
     (["run", "mixers", "--preset", "digit"], "preset: 'digit' is unknown (did you mean 'digits'?)"),

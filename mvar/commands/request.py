@@ -165,7 +165,8 @@ class Sweeps(Asked):
 
     sweeps: Names = ()
     """Sweeps: mixers (Table 6), layers (Figure 5), parameters (Table 5), rejection (Table 3), guidance,
-    scaling, FILE.py of one's own, or the name of a grid that was asked for. What they share is made once."""
+    inter_scale, placement, scaling, FILE.py of one's own, or the name of a grid that was asked for. What they
+    share is made once."""
     budget: Annotated[str, tyro.conf.arg(metavar="[FLOPS]", help_behavior_hint="")] = ""
     """Equal training FLOPs instead of equal steps; without a number, those of the baseline (VAR) at its steps."""
     dry_run: bool = False

@@ -96,6 +96,13 @@ def mixer_class(name: str) -> type[Mixer]:
     return MIXERS.find(name)
 
 
+def inter_scale_mixers() -> list[str]:
+    """Names of all mixers, those of plug-ins included, through which a token sees coarser scales."""
+    schedule = ScaleSchedule((1, 2))
+    chosen = {name: Chosen.of(ModelConfig(), name) for name in MIXERS.names()}
+    return [name for name, (cls, settings) in chosen.items() if cls.visible(settings, schedule)[1:, 0].any()]
+
+
 class Chosen(NamedTuple):
     """A mixer as a layer's text names it."""
 

@@ -18,6 +18,7 @@ FIGURES = {  # of `everything`: all requests of the digits preset at equal steps
     "cost": {"fid-cost-digits-steps"},
     "guidance": {"guidance-digits-steps"},
     "imagenet": {"figure2"},
+    "inter_scale": {"inter_scale-digits-steps", "inter_scale-lengths-digits-steps"},
     "knockout": {"knockout-matrices-digits", "knockout-scatter-digits"},
     "layers": {"layers-digits-steps"},
     "likelihood": {"nll-by-scale-digits-steps"},
@@ -31,20 +32,21 @@ TABLES = {
     "cost": set(),
     "guidance": {f"guidance-digits-steps{end}" for end in ("", "-differences", "-pairs")},
     "imagenet": {"table2", "table3", "table4"},
+    "inter_scale": {f"inter_scale-digits-steps{end}" for end in ("", "-differences", "-own", "-lengths")},
     "knockout": {"table1b"},
     "layers": {"layers-digits-steps", "layers-digits-steps-differences"},
     "scaling": {"scaling-digits-steps", "scaling-digits-steps-laws"},
 }
 OF_MIXERS = {"mixers-digits-steps", "mixers-digits-steps-differences"}
 TABLES["overfitting"] = OF_MIXERS | {"overfitting-digits-steps"}
-ALONE = {"guidance", "scaling"}  # drawn only where it was asked for
+ALONE = {"guidance", "inter_scale", "scaling"}  # drawn only where it was asked for
 
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory, fabricated):
     """Every experiment that a script draws, one seed each."""
     made = fabricated(tmp_path_factory.mktemp("asked") / "results")
-    for name in ("parameters", "layers", "mixers", "guidance", "scaling"):
+    for name in ("parameters", "layers", "mixers", "guidance", "inter_scale", "scaling"):
         made.sweep(name)
     made.cut(made.store.run(next(path.name for path in sorted(made.root.glob("runs/digits-*-global-*")))))
     return made.root
@@ -121,7 +123,7 @@ def test_an_analysis_that_no_experiment_names(asked, tmp_path, capsys):
     own = Analysis("mine", "Mine", lambda page, manifest, table: None, of="sweep")
     assert main(own, ["--results", str(asked), "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    allowed = "guidance, layers, likelihood, loss, overfitting"
+    allowed = "guidance, inter_scale, layers, likelihood, loss"
     assert f"analysis: 'mine' is among the figures of no experiment; allowed: {allowed}" in error
 
 
