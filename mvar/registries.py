@@ -83,6 +83,9 @@ PROBES: Registry[Any] = Registry(
     "probe",
     {
         "prefix": "mvar.probes.prefix:Prefix",
+        "corruption": "mvar.probes.corruption:Corruption",
+        "reach": "mvar.probes.dependence:Reach",
+        "state": "mvar.probes.kept_state:State",
     },
 )
 # A profile's `executor` is one of these names.

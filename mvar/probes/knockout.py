@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mvar.errors import UserError
 from mvar.evaluation.likelihood import token_bits_and_errors
@@ -107,7 +108,7 @@ class Bench:
 
     Attributes:
         labels: `(M,)` classes of the images.
-        tokens: `(M, L)`.
+        tokens: `(M, L)`; `inputs` `(M, L - n_0, C)` are what the tokenizer makes of them.
         partners: `(M,)` for each image another one, which it is resampled from.
 
     Args:
@@ -123,8 +124,8 @@ class Bench:
             raise UserError("images: none to measure on; allowed: at least one held-out image")
         self.model, self.num_images = opened.model, opened.num_images
         self._batch_size = batch_size
-        parts = [(*opened.batch(numbers), opened.codes(numbers)) for numbers in self._numbers()]
-        self.labels, self._inputs, self.tokens = (torch.cat(part) for part in zip(*parts, strict=True))
+        parts = [(*opened.batch(numbers), opened.codes(numbers)) for numbers in self.parts()]
+        self.labels, self.inputs, self.tokens = (torch.cat(part) for part in zip(*parts, strict=True))
         order = np.random.default_rng(PARTNER_STREAM).permutation(self.num_images)
         self.partners = np.empty_like(order)
         self.partners[order] = np.roll(order, -1)  # one cycle: no image is its own
@@ -138,15 +139,25 @@ class Bench:
         return self._clean
 
     @torch.inference_mode()
-    def bits(self, sites: Sequence[Site] = (), kind: str = "cut", mean: Activations | None = None) -> np.ndarray:
-        """Bits a token of every image and scale `(M, S)`, float64, under teacher forcing with something cut."""
+    def bits(
+        self,
+        sites: Sequence[Site] = (),
+        kind: str = "cut",
+        mean: Activations | None = None,
+        inputs: Tensor | None = None,
+    ) -> np.ndarray:
+        """Bits a token of every image and scale `(M, S)`, float64, under teacher forcing with something cut.
+
+        `inputs` stand in for those that the true tokens make.
+        """
+        inputs = self.inputs if inputs is None else inputs
         found, was_training = [], self.model.training
         self.model.eval()
         try:
-            for numbers in self._numbers():
+            for numbers in self.parts():
                 instead = self.recorded(sites, self.partners[numbers]) if kind == "resample" else mean
                 with cutting(sites, instead) if sites else nullcontext():
-                    found.append(self._bits(numbers))
+                    found.append(self._bits(numbers, inputs))
         finally:
             self.model.train(was_training)
         bits = np.concatenate(found)
@@ -154,13 +165,14 @@ class Bench:
             raise UserError("model: its logits on held-out images are not finite; allowed: finite")
         return bits
 
-    def _numbers(self) -> Iterator[range]:
+    def parts(self) -> Iterator[range]:
+        """The numbers of the images, a batch at a time."""
         starts = range(0, self.num_images, self._batch_size)
         return (range(start, min(start + self._batch_size, self.num_images)) for start in starts)
 
-    def _bits(self, numbers: range) -> np.ndarray:
+    def _bits(self, numbers: range, inputs: Tensor) -> np.ndarray:
         part = slice(numbers.start, numbers.stop)
-        bits, _ = token_bits_and_errors(self.model, self._inputs[part], self.tokens[part], self.labels[part])
+        bits, _ = token_bits_and_errors(self.model, inputs[part], self.tokens[part], self.labels[part])
         by_scale = bits.split(self.model.schedule.lengths, dim=1)
         return torch.stack([part.mean(1) for part in by_scale], 1).cpu().numpy()
 
@@ -168,13 +180,13 @@ class Bench:
         """What the sites have of some images."""
         index = list(numbers)
         with recording(sites) as found:
-            self.model(self.labels[index], self._inputs[index])
+            self.model(self.labels[index], self.inputs[index])
         return found
 
     @torch.inference_mode()
     def mean_of(self, sites: Sequence[Site]) -> Activations:
         """What the sites have, mean over all images."""
-        return Activations.mean(self.recorded(sites, numbers) for numbers in self._numbers())
+        return Activations.mean(self.recorded(sites, numbers) for numbers in self.parts())
 
     def effect(self, cut: Cut, draws: int = DRAWS) -> Effect:
         """What a cut does, and random ones of its size.
