@@ -10,7 +10,7 @@ from mvar.analysis.manifests import AskedCell, Manifest
 from mvar.analysis.records import Records
 from mvar.analysis.render import Table
 from mvar.analysis.tables import cell_rows
-from mvar.analysis.verdicts import BETTER, COUNTS, INCONCLUSIVE, WORSE, Pooled, Verdict, judge, left_out, pooled
+from mvar.analysis.verdicts import BETTER, INCONCLUSIVE, WORSE, Pooled, Verdict, judge, left_out, pooled
 from mvar.escaping import markdown
 from mvar.runs.columns import MEASURED, Column
 
@@ -74,15 +74,15 @@ def differences_table(records: Records, manifest: Manifest) -> Table | None:
     for (number, name), verdict in verdicts.items():
         rows[number] |= {f"{name}_verdict": verdict.told, f"{name}_needed": verdict.needed}
         if name == "fid":
-            rows[number] |= counted(verdict, compared[number, name][1])
+            rows[number] |= counted(verdict, compared[number, name][1], manifest.experiment.counts)
     title = f"{manifest.artefact} ({manifest.sweep}), differences from the baseline: {manifest.title}"
-    reading = _reading(rows, verdicts, _spread(measured))
+    reading = _reading(rows, verdicts, _spread(measured), manifest.experiment.counts)
     return Table(f"{manifest.name}-differences", title, COLUMNS, rows, run_ids, reading=reading)
 
 
-def counted(verdict: Verdict, base: Measured) -> dict[str, Any]:
+def counted(verdict: Verdict, base: Measured, share: float) -> dict[str, Any]:
     """The smallest difference from a baseline's FID that counts, and the verdict, which says where one does not."""
-    smallest = COUNTS * base.mean
+    smallest = share * base.mean
     small = verdict.word != INCONCLUSIVE and abs(verdict.mean) < smallest
     return {"fid_smallest": smallest, "fid_verdict": verdict.told + (", too small to count" if small else "")}
 
@@ -92,14 +92,16 @@ def _spread(measured: Mapping[str, pd.DataFrame]) -> Pooled | None:
     return pooled([value for value in found if value])
 
 
-def _reading(rows: list[dict[str, Any]], verdicts: Mapping[Any, Verdict], spread: Pooled | None) -> list[str]:
+def _reading(
+    rows: list[dict[str, Any]], verdicts: Mapping[Any, Verdict], spread: Pooled | None, counts: float
+) -> list[str]:
     tested = sum(verdict.p is not None for verdict in verdicts.values())
     lines = [
         "Each difference is paired over the training seeds that both rows have. In brackets: the "
         f"{CONFIDENCE:.0%} interval by Student's t over the pairs; none for one pair. Better and worse are verdicts of "
         f"paired t-tests at {1 - CONFIDENCE:.0%}, p corrected by Holm's method over those of this table's "
         f"{len(verdicts)} comparisons that have two pairs or more ({tested}); all else is inconclusive.",
-        f"A difference of FID counts from {COUNTS:.1%} of the baseline's on. Seeds needed: at which one of the size "
+        f"A difference of FID counts from {counts:.1%} of the baseline's on. Seeds needed: at which one of the size "
         "and scatter seen here is found in 80 % of trials of one pair.",
     ]
     if spread:

@@ -17,7 +17,6 @@ from mvar.analysis.compare import CONFIDENCE, Measured
 
 ALPHA = 1 - CONFIDENCE
 POWER = 0.8
-COUNTS = 0.013  # of a FID: smaller differences change no conclusion, however surely they are there
 MOST_SEEDS = 1000
 LARGE_SHIFT = 30.0  # of t: the power there is above 0.98 with any number of seeds; scipy's function is NaN from 36 on
 K = TypeVar("K", bound=Hashable)  # what a comparison is called

@@ -16,6 +16,7 @@ from mvar.runs import columns
 from mvar.runs.columns import Column
 
 MAX_STEPS = 10**12  # that a budget may amount to: years on any machine
+COUNTS = 0.013  # of a FID: smaller differences change no conclusion, however surely they are there
 STEPS, BUDGET = "steps", "budget"  # the modes: equal steps (the paper's way), equal training FLOPs
 
 
@@ -70,6 +71,7 @@ class Experiment:
         figures: scripts of `analysis/` that draw it, in order.
         sets_pattern: False: `--set model.pattern=...` adds a row of one's own.
         of_paper: shown with dashes where nobody has asked for it.
+        counts: the smallest difference of FID that counts, as a share of the baseline's.
         place: where it stands in the report, small numbers first.
         grid: of one that no file has (`mvar.runs.grid`): what its requests keep of it.
     """
@@ -90,6 +92,7 @@ class Experiment:
     figures: Sequence[str] = ()
     sets_pattern: bool = True
     of_paper: bool = False
+    counts: float = COUNTS
     place: int = 50
     grid: Mapping[str, Any] | None = None
 

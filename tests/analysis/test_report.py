@@ -117,6 +117,11 @@ def test_requests_with_other_settings_have_titles_and_files_of_their_own(results
 def test_floors_extractor_machine_and_sizes_are_told(whole):
     _, text, _ = whole
     assert "99.7% of held-out images classified rightly" in text
+    assert "none of these compares with an ImageNet FID" in text
+    # each floor has its own number of images, and none is called a bound
+    rows = [line for line in text.splitlines() if line.startswith("| FID") and "| digits |" in line]
+    assert len({re.search(r"\| ([\d,]+) against", line)[1] for line in rows}) == 3
+    assert "They are marks to read a table by and no bounds" in text
     assert (
         re.search(r"\| 0.155 \| digits \| 4\d\d against the same \|", text)
         and "| 0.870 ± 0.040 |" in text

@@ -25,6 +25,7 @@ from mvar.analysis.verdicts import (
     t_test,
 )
 from mvar.config import RunConfig, override
+from mvar.runs.experiment import COUNTS
 
 TABLES = 4000
 MIXERS = 4
@@ -229,8 +230,10 @@ def test_uniform_attention_shows_the_papers_finding_on_few_scales():
 def test_a_difference_too_small_to_count_is_said_so():
     first, second = measured([1.001, 1.0021, 1.0]), measured([1.002, 1.0031, 1.001])
     sure = judge({"fid": (first, second)})["fid"]
-    assert sure.word == BETTER and counted(sure, second)["fid_verdict"] == f"{sure.told}, too small to count"
+    assert sure.word == BETTER and counted(sure, second, COUNTS)["fid_verdict"] == f"{sure.told}, too small to count"
+    assert counted(sure, second, 1e-4)["fid_verdict"] == sure.told  # an experiment may say what counts
     large = judge({"fid": (measured([0.9, 0.91, 0.9]), second)})["fid"]
-    assert counted(large, second) == {"fid_smallest": pytest.approx(0.013 * 1.002, rel=1e-3), "fid_verdict": large.told}
+    found = counted(large, second, COUNTS)
+    assert found == {"fid_smallest": pytest.approx(0.013 * 1.002, rel=1e-3), "fid_verdict": large.told}
     unsure = judge({"fid": (measured([1.0, 1.1, 0.9]), second)})["fid"]
-    assert counted(unsure, second)["fid_verdict"] == unsure.told
+    assert counted(unsure, second, COUNTS)["fid_verdict"] == unsure.told
