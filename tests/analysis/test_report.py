@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from mvar import cli, shipped
+from mvar.analysis.compare import new_images_interval
 from mvar.analysis.grids import first_of_each_class, read_samples, tile
 from mvar.analysis.records import load_records
 from mvar.analysis.render import cell_text
@@ -50,7 +51,8 @@ def test_the_first_screen_says_what_was_run_and_found(whole, everything):
     assert "FID on digits" in first and "real training images 0.22" in first
     assert "Rows of one seed" in first and "layers (digits, equal steps)" in first
     assert "is biased upwards" in first
-    assert "near-copies of training images than new images would have (3.8% to 6.5%, 95 %)" in first  # of 1,000 images
+    low, high = new_images_interval(0.05, 450, 1000)  # held-out and drawn images
+    assert f"near-copies of training images than new images would have ({low:.1%} to {high:.1%}, 95 %)" in first
 
 
 def test_the_first_screen_counts_what_the_tables_use(results):
