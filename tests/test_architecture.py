@@ -51,6 +51,7 @@ LOOK_ALIKES = {
     ("code", "a field, of a message or a document"): ("cluster.snapshot", "cluster.submission"),
     ("grid.png", "a file of the user's own"): ("commands.sample",),
     ("knockout", "an analysis"): ("knockout.py",),
+    ("probes", "an analysis"): ("probes.py",),
     ("report", "what is made, as it is shown"): ("analysis.report", "commands.report"),
     ("runs", "a word of a message or a heading"): ("analysis.render", "cluster.executor", "cluster.scripts"),
     ("runs", "a public name"): ("mvar",),

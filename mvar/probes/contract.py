@@ -45,6 +45,8 @@ class Probe(ABC):
     values: ClassVar[tuple[Shown, ...]]
     """What is measured. A number, or None where there is none; beside `x` may be `x_half_width`, half of the 95 %
     interval over images."""
+    axis: ClassVar[str] = ""
+    """What the figure has along its axis, a field or a value; empty: the first field."""
 
     def __init__(self, settings: Any = None) -> None:
         self.settings = settings

@@ -126,7 +126,7 @@ def farther(schedule: ScaleSchedule, token: int, by: str, distance: int) -> np.n
 @contextmanager
 def embedding(model: ScaleTransformer, x: Tensor) -> Iterator[None]:
     """Inside the block the tokens' embeddings are these `(B, L, D)`, whatever the inputs."""
-    model.embed = partial(_given, x)  # the instance's, before the class's
+    model.embed = partial(_given, x)  # pyright: ignore[reportAttributeAccessIssue]  before the class's
     try:
         yield
     finally:

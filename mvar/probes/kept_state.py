@@ -61,6 +61,7 @@ class State(Probe):
         Shown("kib", "state (KiB an image)", 1),
         Shown("bits", "NLL (bits/token)", 3, is_plotted=False),
     )
+    axis = "kib"
 
     def cases(self, config: RunConfig) -> list[Row]:
         """See `Probe.cases`."""

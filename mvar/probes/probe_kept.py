@@ -21,6 +21,7 @@ from mvar.probes.contract import Probe, Row
 from mvar.probes.measurable import Measurable
 from mvar.probes.subject import Subject
 from mvar.progress import Progress
+from mvar.registries import PROBES
 
 SCHEMA_VERSION = 1
 
@@ -36,6 +37,11 @@ class Probed:
 
     probe: str
     rows: list[Row]
+
+    @property
+    def kind(self) -> type[Probe]:
+        """The class of the probe."""
+        return PROBES.find(self.probe)
 
 
 def measure_probe(

@@ -194,6 +194,24 @@ class Fabricated:
         values |= {"sides": config.tokenizer.patch_sides, "num_images": 450, "bits": 2.0, "effects": effects}
         write_json(run.path / "knockout.json", values)
 
+    def probe(self, run, change=0.2, half=0.05):
+        """What `mvar probe state` keeps of a run."""
+        config = run.config()
+        measured = Stages.of_run(self.store, run).attention.heldout().identity
+        rows = []
+        for keep, precision in ((1, "whole"), (4, "whole"), (4, "bf16")):
+            values = {
+                "change": change + 0.01 * config.seed,
+                "change_half_width": half,
+                "fid": 1.0,
+                "kib": keep,
+                "bits": 2.0,
+            }
+            case = {"keep": keep, "precision": precision, "limit": 1000, "seed": 0}
+            rows.append({"case": case, "values": values})
+        document = {"schema_version": 1, "probe": "state", "version": 1, "measured": measured, "rows": rows}
+        write_json(run.path / "probes" / "state.json", document)
+
 
 @pytest.fixture(scope="session")
 def fabricated():

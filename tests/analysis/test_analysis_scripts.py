@@ -24,6 +24,7 @@ FIGURES = {  # of `everything`: all requests of the digits preset at equal steps
     "likelihood": {"nll-by-scale-digits-steps"},
     "loss": {"loss-digits-steps"},
     "overfitting": {"overfitting-digits-steps"},
+    "probes": {"probe-state"},
     "samples": {"samples-mixers-digits-steps"},
     "scaling": {"scaling-digits-steps"},
 }
@@ -34,6 +35,7 @@ TABLES = {
     "imagenet": {"table2", "table3", "table4"},
     "inter_scale": {f"inter_scale-digits-steps{end}" for end in ("", "-differences", "-own", "-lengths")},
     "knockout": {"table1b"},
+    "probes": {"probe-state"},
     "layers": {"layers-digits-steps", "layers-digits-steps-differences"},
     "scaling": {"scaling-digits-steps", "scaling-digits-steps-laws"},
 }
@@ -48,7 +50,9 @@ def asked(tmp_path_factory, fabricated):
     made = fabricated(tmp_path_factory.mktemp("asked") / "results")
     for name in ("parameters", "layers", "mixers", "guidance", "inter_scale", "scaling"):
         made.sweep(name)
-    made.cut(made.store.run(next(path.name for path in sorted(made.root.glob("runs/digits-*-global-*")))))
+    run = made.store.run(next(path.name for path in sorted(made.root.glob("runs/digits-*-global-*"))))
+    made.cut(run)
+    made.probe(run)
     return made.root
 
 
@@ -91,7 +95,7 @@ def test_without_any_run_one_line_and_a_page_of_dashes(name, tmp_path, capsys):
     assert line.startswith(f"mvar: error: results: {tmp_path} ") and command in line
     page = tmp_path / "analysis" / name / "page.md"
     assert page.is_file() == (name not in ALONE)
-    if name not in ALONE | {"cost", "knockout"}:  # figures, or what no command has measured: there is nothing
+    if name not in ALONE | {"cost", "knockout", "probes"}:  # figures, or what no command has measured: there is nothing
         assert "—" in page.read_text()
 
 
