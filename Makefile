@@ -11,11 +11,16 @@ PARITY := mamba-ssm==2.3.2.post1 einops==0.8.2
 # Every worker imports torch: without cached bytecode each spends seconds on compiling it anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint format docs clean
+.PHONY: demo notebooks test lint format docs clean
 
 demo: $(VENV)/core
 	$(BIN)/mvar run $(SWEEPS) --preset $(PRESET) --sample-seeds $(SAMPLE_SEEDS) --results $(RESULTS)
 	$(BIN)/mvar report --results $(RESULTS)
+
+# What the demo has trained already is not trained again.
+notebooks: $(VENV)/notebooks
+	$(BIN)/mvar run mixers --preset $(PRESET) --results $(RESULTS)
+	MVAR_RESULTS=$(abspath $(RESULTS)) $(BIN)/jupyter lab notebooks
 
 test: $(VENV)/dev $(VENV)/mamba-ssm
 	$(BIN)/ruff check .
@@ -59,6 +64,10 @@ $(VENV)/core: pyproject.toml constraints.txt
 
 $(VENV)/dev: pyproject.toml constraints.txt
 	$(call install,.[dev])
+	@touch $(VENV)/core
+
+$(VENV)/notebooks: pyproject.toml constraints.txt
+	$(call install,.[notebooks])
 	@touch $(VENV)/core
 
 # mamba-ssm's Python files, without its CUDA builds: a test runs its Triton kernel in an interpreter beside our scan.

@@ -193,7 +193,16 @@ def test_files_and_functions_are_small_and_say_what_they_are(path):
 
 
 def test_importing_the_library_needs_nothing_optional():
-    heavy = ["mamba_ssm", "flash_attn", "causal_conv1d", "torch_fidelity", "sklearn", "tensorboard", "submitit"]
+    heavy = [
+        "mamba_ssm",
+        "flash_attn",
+        "causal_conv1d",
+        "torch_fidelity",
+        "sklearn",
+        "tensorboard",
+        "submitit",
+        "anywidget",
+    ]
     code = f"""
 import importlib, pkgutil, sys
 for name in {heavy!r}: sys.modules[name] = None  # any import of it now fails

@@ -34,6 +34,13 @@ def test_the_demo_has_other_sweeps_and_presets():
         assert f"mvar run {asked}" in printed
 
 
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_notebooks_open_on_the_demos_runs():
+    printed = subprocess.run(["make", "-n", "notebooks", "RESULTS=r"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert "mvar run mixers --preset digits --results r" in printed and ".[notebooks]" in printed
+    assert f"MVAR_RESULTS={ROOT}/r .venv/bin/jupyter lab notebooks" in printed
+
+
 @pytest.fixture
 def make(tmp_path):
     if not shutil.which("make"):

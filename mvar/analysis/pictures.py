@@ -108,10 +108,12 @@ def looks_figure(looks: Sequence[Look], schedule: ScaleSchedule, query: int) -> 
                     ax.add_patch(Rectangle(corner, 1 / side, 1 / side, fill=False, edgecolor=colour, linewidth=line))
             axes[number * rows, 0].annotate(
                 escaping.figure(look.title), (0, 1), (0, 24), xycoords="axes fraction", textcoords="offset points",
-                fontsize=8.5, fontweight="bold", annotation_clip=False,
+                fontsize=8.5, fontweight="bold", annotation_clip=False, in_layout=False,
             )  # fmt: skip
-        asked = f"query: token {query}, row {row}, column {column} of {side}×{side}; shares of {looks[0].of}"
-        figure.suptitle(asked, fontsize=8, x=0.01, ha="left")
+        of = " and ".join(dict.fromkeys(look.of for look in looks))
+        asked = f"query: token {query}, row {row}, column {column} of {side}×{side}; shares of {of}"
+        figure.supxlabel(asked, fontsize=8, x=0.01, ha="left")
+        figure.suptitle(" ", fontsize=9)  # room for the first look's title, which may be wider than a panel
     return figure
 
 

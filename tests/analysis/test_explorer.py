@@ -13,13 +13,15 @@ from explored import NASTY, data_of, explored_runs
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from official import GOLDEN
 from PIL import Image
 
 import mvar
 from mvar.analysis.explorer.chosen import FEW_TOKENS, Choice
 from mvar.analysis.explorer.effects import effects_of
 from mvar.analysis.explorer.packed import pack, unpack_row
-from mvar.analysis.explorer.page import for_script, resource
+from mvar.analysis.explorer.page import for_script, module
+from mvar.analysis.explorer.view import Side
 from mvar.cli import main
 from mvar.errors import OK, USER_ERROR, UserError, ranges
 from mvar.probes.knockout import Effect
@@ -121,7 +123,7 @@ def test_the_page_is_one_file_that_runs_no_other_script(page):
     assert [kind for kind, _ in scripts] == [' id="data" type="application/json"', ' type="module"']
     assert b64encode(sha256(scripts[1][1].encode()).digest()).decode() == digest
     assert "default-src 'none'" in text and not re.search(r"(src|href)=|@import|url\(", text.replace(scripts[1][1], ""))
-    assert "</script" not in resource("explorer.js") and NASTY not in text
+    assert "</script" not in module() and NASTY not in text
     assert data_of(path)["subjects"][0]["pictures"][0]["class"] in (NASTY, *"123456789")
     assert json.loads(for_script({"a": NASTY + "<!-- &"})) == {"a": NASTY + "<!-- &"}
 
@@ -179,6 +181,20 @@ def test_of_models_with_many_tokens_four_layers(runs):
     assert Choice().parts(many) == [0, 5, 10, 15]
 
 
+@pytest.mark.slow
+def test_a_published_checkpoint(tmp_path, capsys):
+    files = ["--checkpoint", str(GOLDEN / "var_l2" / "state.safetensors"), "--tokenizer"]
+    files += [str(GOLDEN / "tok_full_q4" / "vae.safetensors"), "--results", str(tmp_path / "results")]
+    out = tmp_path / "a.html"
+    assert main(["explore", *files, "--images", "1", "--out", str(out)]) == OK, capsys.readouterr().err
+    (subject,) = data_of(out)["subjects"]
+    assert subject["pictures"][0]["name"] == "drawn, seed 0" and data_of(out)["maps"]
+    run = eval(subject["load"], {"mvar": mvar})
+    again = eval(f"mvar.explore(run, {subject['pictures'][0]['arguments']})", {"mvar": mvar, "run": run})
+    row = unpack_row(b64decode(data_of(out)["maps"]["0/0/0/mean"]), again.subjects[0].schedule, 7)
+    assert (np.abs(row.weights - again.at(sides=(Side(0, 0),)).weights(7)) <= row.step * 0.501 + 1e-30).all()
+
+
 # Views ----------------------------------------------------------------------------------------------------------------
 
 
@@ -199,7 +215,7 @@ def test_two_runs_and_two_heads_are_drawn(runs):
     explorer = mvar.explore(runs["mamba"], runs["maps"], image=0, layer=2, mixer="mamba", beside={"run": 1, "head": 0})
     figure = explorer.figure()
     said = " ".join(text.get_text() for text in figure.findobj(Text))
-    assert "layer 2, mamba" in said and "layer 0, global, head 0" in said and runs["maps"].name[:12] in said
+    assert "layer 2, mamba, reach" in said and "layer 0, global, head 0" in said and runs["maps"].name[:12] in said
     assert explorer.weights(side=0).sum() == pytest.approx(1, abs=1e-5)
 
 

@@ -251,6 +251,10 @@ def test_the_view_is_saved_as_png_and_as_pdf(page):
     begin = offsets[4] + stream.end()
     pixels = zlib.decompress(document[begin : begin + int(stream[1])])
     assert pixels == picture.tobytes()
+    page.find('[data-act="picture"]').click()
+    until(lambda: page.find(".message").text == "Picture copied.")
+    copied = "navigator.clipboard.read().then((items) => arguments[0](items.flatMap((item) => item.types)))"
+    assert page.driver.execute_async_script(copied) == ["image/png"]
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

@@ -100,8 +100,7 @@ def keep(subjects: Sequence[Subject], choice: Choice, room: int, progress: Progr
 
     for number, subject in enumerate(subjects):
         for picture in range(len(subject.pictures)):
-            found = subject.means(picture, [ATTENTION])
-            kept.means[f"{number}/{picture}"] = [[p, _named(h), *_seven(m)] for (p, h), m in found.items()]
+            kept.means[f"{number}/{picture}"] = means_of(subject, picture)
     try:
         for head, places in rounds.items():
             for place, parts in places.items():
@@ -111,6 +110,11 @@ def keep(subjects: Sequence[Subject], choice: Choice, room: int, progress: Progr
         pass
     kept.left_out = _left_out(subjects, choice, kept, total)
     return kept
+
+
+def means_of(subject: Subject, picture: int) -> list[list]:
+    """`[mixer, head, own scale, entropy]` of all attention maps of a picture, which are made and not kept."""
+    return [[p, _named(h), *_seven(m)] for (p, h), m in subject.means(picture, [ATTENTION]).items()]
 
 
 def _seven(means: Means) -> list[float]:

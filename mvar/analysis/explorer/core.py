@@ -1,7 +1,9 @@
 """The explorer in Python: one view as numbers and as a figure, all of it as a page, and in a notebook as a widget."""
 
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from io import BytesIO
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -14,6 +16,7 @@ from mvar.analysis.explorer.chosen import Choice, Kept
 from mvar.analysis.explorer.page import write_page
 from mvar.analysis.explorer.subjects import Subject
 from mvar.analysis.explorer.view import Side, View
+from mvar.analysis.explorer.widget import widget_class
 from mvar.analysis.pictures import Look, looks_figure
 from mvar.analysis.style import save
 from mvar.errors import UserError
@@ -24,7 +27,7 @@ from mvar.progress import Progress
 KINDS = (".png", ".pdf")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explorer:
     """Models and pictures to look at, and the view that is seen first. Shown by a notebook as a widget."""
 
@@ -62,7 +65,7 @@ class Explorer:
             subject = self.subjects[side.subject]
             part, picture = subject.parts[side.part], subject.pictures[self.view.picture]
             title = f"layer {part.layer}, {part.mixer}" + (
-                "" if not part.num_heads else ", mean over heads" if side.head is None else f", head {side.head}"
+                ", reach" if not part.num_heads else ", mean over heads" if side.head is None else f", head {side.head}"
             )
             weights = torch.from_numpy(self._row(side, self.view.query))
             names = f"{subject.name}: " if len(self.subjects) > 1 else ""
@@ -108,6 +111,31 @@ class Explorer:
         path = Path(path)
         check_place("path", path)
         return write_page(self.subjects, self.view, path, max_mb, Choice(layers, heads), progress)
+
+    def widget(self) -> Any:
+        """The explorer as a widget of a notebook; its `explorer` is the view as it is seen then.
+
+        Raises:
+            UserError: anywidget is not installed.
+        """
+        return widget_class()(self)
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        """A notebook shows the widget; where there is none, on a page of notebooks say, the view as a figure."""
+        file = BytesIO()
+        self.figure().savefig(file, format="png", dpi=100)
+        data, metadata = {"image/png": b64encode(file.getvalue()).decode(), "text/plain": repr(self)}, {}
+        try:
+            shown = self.widget()._repr_mimebundle_(**options)
+        except UserError as error:
+            return data | {"text/plain": str(error)}
+        if isinstance(shown, tuple):
+            shown, metadata = shown
+        return data | (shown or {}), metadata
+
+    def __repr__(self) -> str:
+        names = ", ".join(subject.name for subject in self.subjects)
+        return f"<Explorer of {names}: {len(self.subjects[0].pictures)} images, token {self.view.query}>"
 
     def at(self, **changes: Any) -> "Explorer":
         """The same with another view: `picture`, `query` or `sides` of `View`."""

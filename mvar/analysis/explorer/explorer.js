@@ -1,251 +1,4 @@
-// The explorer of attention: one module, of the page (`mount` with `pageSource`) and of the notebook's widget (the
-// default export, anywidget's contract). Draws what it is given; every number comes from Python.
-//
-// A source has `data` (scales, models, first view) and answers, with promises: `pictures(s, p)` addresses of a picture
-// after every scale; `means(s, p)` rows [mixer, head, own, entropy, ...]; `map(s, p, mixer, head)` bytes as
-// mvar/analysis/explorer/packed.py writes them, or null; `has(...)` whether there are any. Texts of users are only ever
-// set as text.
-
-const MAGMA = [
-  [59, 15, 112], [100, 26, 128], [140, 41, 129], [183, 55, 121], [222, 73, 104], [247, 112, 92], [254, 159, 109],
-  [254, 207, 146], [252, 253, 191],
-];
-const BLUES = [[240, 246, 252], [202, 221, 240], [148, 190, 223], [85, 150, 200], [36, 107, 171], [16, 66, 124], [8, 35, 72]];
-const MAX_COLUMNS = 5;
-const SAMPLE = 512; // pixels: pictures are held at most so large
-const MEASURES = [
-  { key: "own", name: "share in the own scale", unit: "%", column: 2, digits: (x) => (100 * x).toFixed(0) },
-  { key: "entropy", name: "entropy", unit: "nats", column: 3, digits: (x) => x.toFixed(1) },
-];
-const CUTS = { own: "own scale cut", coarser: "coarser scales cut", state: "state emptied" }; // as `mvar knockout` says them
-for (const [key, name] of Object.entries(CUTS)) {
-  MEASURES.push({ key: `cut-${key}`, cut: key, name: `harm, ${name}`, unit: "bits/token", digits: (x) => `${x < 0 ? "" : "+"}${x.toFixed(3)}` });
-}
-
-const percent = (x) => `${x >= 0.9995 ? "100" : (100 * x).toPrecision(3)} %`;
-const times = (side) => `${side}×${side}`;
-
-function make(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name in element && typeof value !== "string") element[name] = value;
-    else if (value !== false) element.setAttribute(name, value === true ? "" : value);
-  }
-  element.append(...children.filter((child) => child !== null));
-  return element;
-}
-
-function colour(stops, share) {
-  const at = Math.min(Math.max(share, 0), 1) * (stops.length - 1);
-  const low = Math.min(Math.floor(at), stops.length - 2);
-  return stops[low].map((value, i) => Math.round(value + (stops[low + 1][i] - value) * (at - low)));
-}
-
-function luminance([r, g, b]) {
-  const [x, y, z] = [r, g, b].map((c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4));
-  return 0.2126 * x + 0.7152 * y + 0.0722 * z;
-}
-
-// Scales and maps -----------------------------------------------------------------------------------------------------
-
-class Schedule {
-  constructor(sides) {
-    this.sides = sides;
-    this.offsets = [0];
-    for (const side of sides) this.offsets.push(this.offsets.at(-1) + side * side);
-    this.count = this.offsets.at(-1);
-  }
-  level(token) {
-    return this.offsets.findIndex((end) => token < end) - 1;
-  }
-  place(token) {
-    const scale = this.level(token), side = this.sides[scale], inside = token - this.offsets[scale];
-    return { scale, side, row: Math.floor(inside / side), column: inside % side };
-  }
-  token(scale, row, column) {
-    const last = this.sides[scale] - 1, clamp = (x) => Math.min(Math.max(x, 0), last);
-    return this.offsets[scale] + clamp(row) * this.sides[scale] + clamp(column);
-  }
-  told(token) {
-    const { side, row, column } = this.place(token);
-    return `token ${token} (${times(side)}, row ${row}, column ${column})`;
-  }
-}
-
-async function inflate(bytes) {
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return new Response(stream).arrayBuffer();
-}
-
-class PackedMap {
-  constructor(buffer, schedule) {
-    this.schedule = schedule;
-    this.perKey = [0];
-    this.perCell = [0];
-    for (let token = 0; token < schedule.count; token++) {
-      const scale = schedule.level(token);
-      this.perKey.push(this.perKey.at(-1) + scale + 1);
-      this.perCell.push(this.perCell.at(-1) + schedule.offsets[scale + 1]);
-    }
-    const total = this.perKey.at(-1), floats = new Float32Array(buffer, 0, 2 * total + schedule.count);
-    this.tops = floats.subarray(0, total);
-    this.masses = floats.subarray(total, 2 * total);
-    this.entropies = floats.subarray(2 * total);
-    this.cells = new Uint8Array(buffer, floats.byteLength);
-  }
-  top(query, scale) {
-    return this.tops[this.perKey[query] + scale];
-  }
-  mass(query, scale) {
-    return this.masses[this.perKey[query] + scale];
-  }
-  step(query, key) {
-    return this.top(query, this.schedule.level(key)) / 255;
-  }
-  weight(query, key) {
-    return this.cells[this.perCell[query] + key] * this.step(query, key);
-  }
-}
-
-// Sources -------------------------------------------------------------------------------------------------------------
-
-const bytesOf = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
-
-export function pageSource(data) {
-  const key = (...parts) => parts.join("/");
-  return {
-    data,
-    leftOut: data.leftOut,
-    has: (s, p, part, head) => key(s, p, part, head) in data.maps,
-    pictures: async (s, p) => data.pictures[key(s, p)],
-    means: async (s, p) => data.means[key(s, p)] ?? [],
-    map: async (s, p, part, head) => {
-      const text = data.maps[key(s, p, part, head)];
-      return text === undefined ? null : bytesOf(text);
-    },
-  };
-}
-
-export function widgetSource(model) {
-  const waiting = new Map();
-  let number = 0;
-  model.on("msg:custom", (message, buffers) => {
-    const answer = waiting.get(message.id);
-    waiting.delete(message.id);
-    answer?.(message, buffers);
-  });
-  const ask = (question) =>
-    new Promise((resolve, reject) => {
-      const id = ++number;
-      waiting.set(id, (message, buffers) => (message.error ? reject(new Error(message.error)) : resolve({ message, buffers })));
-      model.send({ id, ...question });
-    });
-  return {
-    data: model.get("data"),
-    leftOut: [],
-    has: () => true,
-    pictures: async (subject, picture) => (await ask({ ask: "pictures", subject, picture })).message.urls,
-    means: async (subject, picture) => (await ask({ ask: "means", subject, picture })).message.means,
-    map: async (subject, picture, part, head) => {
-      const { buffers } = await ask({ ask: "map", subject, picture, part, head });
-      const { buffer, byteOffset, byteLength } = buffers[0];
-      return new Uint8Array(buffer.slice(byteOffset, byteOffset + byteLength));
-    },
-    looked: (view) => {
-      model.set("view", view);
-      model.save_changes();
-    },
-  };
-}
-
-// Pictures ------------------------------------------------------------------------------------------------------------
-
-async function loadPicture(url) {
-  const image = new Image();
-  image.src = url;
-  await image.decode();
-  const width = Math.min(image.naturalWidth, SAMPLE), height = Math.min(image.naturalHeight, SAMPLE);
-  const plain = make("canvas", { width, height }), grey = make("canvas", { width, height });
-  const context = plain.getContext("2d", { willReadFrequently: true });
-  context.drawImage(image, 0, 0, width, height);
-  const pixels = context.getImageData(0, 0, width, height), values = pixels.data;
-  for (let i = 0; i < values.length; i += 4) {
-    const light = 0.2126 * values[i] + 0.7152 * values[i + 1] + 0.0722 * values[i + 2];
-    values[i] = values[i + 1] = values[i + 2] = 0.5 * light + 90; // a quiet ground that leaves colour to the heat
-  }
-  grey.getContext("2d").putImageData(pixels, 0, 0);
-  return { plain, grey };
-}
-
-// One panel: the picture after a scale, and on it where the query looks in that scale.
-function drawPanel(context, size, look) {
-  const { picture, schedule, scale, query, map, probe, state } = look;
-  const at = schedule.place(query), side = schedule.sides[scale], cell = size / side, seen = scale <= at.scale;
-  const image = !seen || state.heat === 0 ? picture.plain : picture.grey;
-  context.clearRect(0, 0, size, size);
-  context.imageSmoothingEnabled = image.width > 64;
-  context.globalAlpha = seen ? 1 : 0.35;
-  context.drawImage(image, 0, 0, size, size);
-  context.globalAlpha = 1;
-  if (seen && map && state.heat > 0) {
-    const first = schedule.offsets[scale];
-    const tops = Array.from({ length: at.scale + 1 }, (_, k) => map.top(query, k));
-    const most = state.range === "all" ? Math.max(...tops) : tops[scale];
-    for (let i = 0; i < side * side; i++) {
-      const share = most > 0 ? map.weight(query, first + i) / most : 0;
-      const [r, g, b] = colour(MAGMA, share);
-      context.fillStyle = `rgba(${r},${g},${b},${((0.1 + 0.85 * share) * state.heat) / 100})`;
-      const x = Math.round((i % side) * cell), y = Math.round(Math.floor(i / side) * cell);
-      context.fillRect(x, y, Math.round(((i % side) + 1) * cell) - x, Math.round((Math.floor(i / side) + 1) * cell) - y);
-    }
-  }
-  const frame = (row, column, sides, stroke, width, dash = []) => {
-    const step = size / sides;
-    for (const [ink, extra] of [["#fff", 2], [stroke, 0]]) {
-      context.setLineDash(extra ? [] : dash);
-      context.strokeStyle = ink;
-      context.lineWidth = width + extra;
-      const inset = (width + 2) / 2;
-      context.strokeRect(column * step + inset, row * step + inset, step - 2 * inset, step - 2 * inset);
-    }
-    context.setLineDash([]);
-  };
-  const thin = size / 110;
-  frame(at.row, at.column, at.side, "#0a6ebd", scale === at.scale ? 1.6 * thin : thin, scale === at.scale ? [] : [2 * thin, 2 * thin]);
-  if (probe !== null && schedule.level(probe) === scale) {
-    const { row, column } = schedule.place(probe);
-    frame(row, column, side, "#000", 1.4 * thin);
-  }
-}
-
-// A canvas as a PDF of one page, its pixels without loss: 2 of them to a point of 1/72 inch.
-async function pdfOf(canvas) {
-  const { width, height } = canvas, pixels = canvas.getContext("2d").getImageData(0, 0, width, height).data;
-  const rgb = new Uint8Array(3 * width * height);
-  for (let i = 0, j = 0; j < rgb.length; i += 4, j += 3) [rgb[j], rgb[j + 1], rgb[j + 2]] = [pixels[i], pixels[i + 1], pixels[i + 2]];
-  const packed = await new Response(new Blob([rgb]).stream().pipeThrough(new CompressionStream("deflate"))).arrayBuffer();
-  const draw = `q ${width / 2} 0 0 ${height / 2} 0 0 cm /I Do Q`;
-  const objects = [
-    ["<</Type/Catalog/Pages 2 0 R>>"],
-    ["<</Type/Pages/Kids[3 0 R]/Count 1>>"],
-    [`<</Type/Page/Parent 2 0 R/MediaBox[0 0 ${width / 2} ${height / 2}]/Contents 4 0 R/Resources<</XObject<</I 5 0 R>>>>>>`],
-    [`<</Length ${draw.length}>>stream\n${draw}\nendstream`],
-    [
-      `<</Type/XObject/Subtype/Image/Width ${width}/Height ${height}/ColorSpace/DeviceRGB/BitsPerComponent 8/Filter/FlateDecode/Length ${packed.byteLength}>>stream\n`,
-      packed, "\nendstream",
-    ],
-  ];
-  const parts = ["%PDF-1.4\n"], offsets = [];
-  const length = () => parts.reduce((sum, part) => sum + (part.length ?? part.byteLength), 0); // texts are ASCII
-  objects.forEach((object, i) => {
-    offsets.push(length());
-    parts.push(`${i + 1} 0 obj\n`, ...object, "\nendobj\n");
-  });
-  const start = length(), count = objects.length + 1;
-  const table = offsets.map((offset) => `${String(offset).padStart(10, "0")} 00000 n \n`).join("");
-  parts.push(`xref\n0 ${count}\n0000000000 65535 f \n${table}trailer<</Size ${count}/Root 1 0 R>>\nstartxref\n${start}\n%%EOF\n`);
-  return new Blob(parts, { type: "application/pdf" });
-}
+// The explorer itself: its controls, and what happens when they are used. One module with maps.js and drawing.js.
 
 // The explorer --------------------------------------------------------------------------------------------------------
 
@@ -258,7 +11,10 @@ export function mount(root, source, options = {}) {
   };
   const pictures = new Map(), maps = new Map(), means = new Map();
   const once = (kept, key, begin) => {
-    if (!kept.has(key)) kept.set(key, begin());
+    if (!kept.has(key)) {
+      kept.set(key, begin());
+      kept.get(key).catch(() => kept.delete(key)); // asked again the next time
+    }
     return kept.get(key);
   };
   const subject = (side) => data.subjects[side.subject], part = (side) => subject(side).parts[side.part];
@@ -720,7 +476,7 @@ export function mount(root, source, options = {}) {
     "div", { class: "controls exports" },
     button("Save PNG", () => save("png"), { "data-act": "png" }),
     button("Save PDF", () => save("pdf"), { "data-act": "pdf" }),
-    button("Copy picture", () => copy("Picture", async () => navigator.clipboard.write([new ClipboardItem({ "image/png": exportedPng() })]))),
+    button("Copy picture", () => copy("Picture", async () => navigator.clipboard.write([new ClipboardItem({ "image/png": exportedPng() })])), { "data-act": "picture" }),
     button("Copy Python", () => copy("Python", () => navigator.clipboard.writeText(python())), { "data-act": "python" }),
     message,
   );
@@ -744,9 +500,10 @@ export function mount(root, source, options = {}) {
   };
 }
 
-export default {
+const widget = {
   render({ model, el }) {
     const mounted = mount(el.appendChild(make("div")), widgetSource(model), { heading: "h2" });
     return () => mounted.destroy();
   },
 };
+export default widget;

@@ -17,7 +17,8 @@ from mvar.files import atomic_write
 from mvar.memory import peak_mib
 from mvar.progress import Progress
 
-TEMPLATE, MODULE, STYLE = "page.html.jinja", "explorer.js", "explorer.css"
+TEMPLATE, STYLE = "page.html.jinja", "explorer.css"
+MODULE = "maps.js", "drawing.js", "explorer.js"  # joined: a page and anywidget want one
 MB = 1_000_000
 START = """\
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -27,6 +28,11 @@ window.explorer = mount(document.getElementById("explorer"), pageSource(data));"
 def resource(name: str) -> str:
     """A file beside this module: of the page, or of the widget too."""
     return (files(__package__ or "") / name).read_text()
+
+
+def module() -> str:
+    """The JavaScript module of page and widget."""
+    return "\n".join(resource(name) for name in MODULE)
 
 
 def description(subjects: Sequence[Subject], view: View) -> dict[str, Any]:
@@ -83,7 +89,7 @@ def _html(data: dict[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
-    script = f"{resource(MODULE)}\n{START}\n"
+    script = f"{module()}\n{START}\n"
     values = {
         "title": one_line("Attention: " + ", ".join(subject["name"] for subject in data["subjects"])),
         "style": Markup(resource(STYLE)),

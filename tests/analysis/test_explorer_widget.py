@@ -1,0 +1,253 @@
+"""The explorer as a widget: it answers what its module asks, in a bare page with a stub and in JupyterLab."""
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+from base64 import b64decode, b64encode
+
+import numpy as np
+import pytest
+from browser import chromium, complaints, look, serious_faults, until
+from explored import explored_runs
+
+import mvar
+from mvar.analysis.explorer import widget
+from mvar.analysis.explorer.packed import unpack_row
+from mvar.analysis.explorer.page import module, resource
+from mvar.analysis.explorer.widget import answer, view_of
+from mvar.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return explored_runs(tmp_path_factory.mktemp("widget"))
+
+
+@pytest.fixture(scope="module")
+def explorer(made):
+    store, names = made
+    runs = [mvar.load(names[key], results=store.root) for key in ("mamba", "maps")]
+    return mvar.explore(*runs, image=[0, 3], layer=0, head=1, query=20)
+
+
+@pytest.fixture(autouse=True)
+def class_anew():
+    widget.widget_class.cache_clear()
+    yield
+    widget.widget_class.cache_clear()
+
+
+def test_what_is_asked_is_answered(explorer):
+    subjects, question = list(explorer.subjects), {"id": 7, "subject": 0, "picture": 1}
+    reply, buffers = answer(subjects, question | {"ask": "pictures"})
+    assert reply["id"] == 7 and len(reply["urls"]) == 4 and not buffers
+    reply, _ = answer(subjects, question | {"ask": "means"})
+    assert {(row[0], row[1]) for row in reply["means"]} == {(p, h) for p in (0, 1, 2, 4) for h in ("mean", 0, 1)}
+    for part, head in ((0, 1), (3, "mean")):
+        reply, (data,) = answer(subjects, question | {"ask": "map", "part": part, "head": head})
+        row = unpack_row(data, subjects[0].schedule, 20)
+        side = view_of({"picture": 1, "query": 20, "sides": [{"subject": 0, "part": part, "head": head}]}).sides
+        exact = explorer.at(picture=1, sides=side).weights(20)
+        assert (np.abs(row.weights - exact) <= row.step * 0.5001 + 1e-30).all() and reply == {"id": 7}
+    for wrong in (
+        {"subject": 5},
+        {"picture": 9, "ask": "means"},
+        {"ask": "map", "part": 0, "head": "x"},
+        {"ask": "map"},
+    ):
+        reply, buffers = answer(subjects, question | {"ask": "means"} | wrong)
+        assert reply["id"] == 7 and reply["error"] and not buffers
+
+
+def test_a_widget_knows_what_is_seen_and_a_figure_stands_in_for_it(explorer):
+    pytest.importorskip("anywidget")
+    shown = explorer.widget()
+    assert shown.explorer.view == explorer.view and shown.data["subjects"][1]["name"] == explorer.subjects[1].name
+    shown.view = {"picture": 1, "query": 4, "sides": [{"subject": 1, "part": 2, "head": "mean"}]}
+    assert shown.explorer.view == view_of(shown.view) and shown.explorer.weights().shape == (5,)
+    data, _ = explorer._repr_mimebundle_()
+    assert b64decode(data["image/png"])[:4] == b"\x89PNG" and "application/vnd.jupyter.widget-view+json" in data
+    assert "token 20" in data["text/plain"] or explorer.subjects[0].name in repr(explorer)
+
+
+def test_without_anywidget_a_notebook_has_the_figure_and_what_to_install(explorer, monkeypatch):
+    monkeypatch.setitem(sys.modules, "anywidget", None)
+    with pytest.raises(UserError, match="anywidget: not installed; allowed: pip install anywidget"):
+        explorer.widget()
+    data = explorer._repr_mimebundle_()
+    assert set(data) == {"image/png", "text/plain"} and "pip install anywidget" in data["text/plain"]
+
+
+# In a browser ---------------------------------------------------------------------------------------------------------
+
+STUB = """
+const listeners = [];
+window.asked = [];
+window.state = { data: %s };
+window.answered = (message, texts) => listeners.forEach((act) => act(message, texts.map((text) => {
+  const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  return new DataView(bytes.buffer);
+})));
+const model = {
+  get: (name) => window.state[name],
+  set: (name, value) => { window.state[name] = value; },
+  save_changes: () => { window.saved = JSON.stringify(window.state.view); },
+  on: (name, act) => { if (name === "msg:custom") listeners.push(act); },
+  send: (message) => window.asked.push(message),
+};
+window.leave = widget.render({ model, el: document.getElementById("cell") });
+"""
+
+
+class Stub:
+    """A page with the module, a model that is none, and Python that answers it."""
+
+    def __init__(self, driver, explorer, folder):
+        self.driver, self.explorer = driver, explorer
+        shown = explorer.widget()
+        self.sent = []
+        shown.send = lambda content, buffers=None: self.sent.append((content, buffers or []))
+        self.widget, path = shown, folder / "stub.html"
+        script = f"{module()}\n{STUB % json.dumps(shown.data)}"
+        path.write_text(
+            "<!DOCTYPE html><html lang=en><meta charset=utf-8><title>stub</title>"
+            f"<style>{resource('explorer.css')}</style><main id=cell></main><script type=module>{script}</script>"
+        )
+        driver.get(path.as_uri())
+
+    def settle(self):
+        """Answer until nothing more is asked."""
+
+        def done():
+            for question in self.driver.execute_script("return window.asked.splice(0)"):
+                self.widget._asked(self.widget, question, [])
+            for content, buffers in self.sent:
+                texts = [b64encode(buffer).decode() for buffer in buffers]
+                self.driver.execute_script("window.answered(arguments[0], arguments[1])", content, texts)
+            self.sent.clear()
+            idle = "return !document.querySelector('[aria-busy]') && !window.asked.length"
+            return self.driver.execute_script(idle)
+
+        until(done)
+        self.driver.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+
+    def masses(self, side=0):
+        return masses_in(self.driver, side)
+
+
+def masses_in(driver, side=0):
+    """What each panel says of a side, once it says anything."""
+    script = "return [...document.querySelectorAll(arguments[0])].map((figure) => figure.dataset.mass)"
+    found = driver.execute_script(script, f'[data-side="{side}"] figure')
+    return [float(mass or 0) for mass in found] if any(found) else []
+
+
+def check_masses(shown, explorer, side=0):
+    schedule = explorer.subjects[0].schedule
+    weights = explorer.weights(side=side)
+    level = schedule.levels[explorer.view.query]
+    parts = np.split(weights, schedule.offsets[1 : level + 1])
+    expected = [float(part.sum()) for part in parts] + [0.0] * (schedule.num_scales - level - 1)
+    assert shown == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.slow
+def test_the_module_in_a_bare_page(explorer, tmp_path):
+    pytest.importorskip("selenium")
+    pytest.importorskip("anywidget")
+    with chromium(tmp_path) as driver:
+        look(driver, 1000)
+        page = Stub(driver, explorer, tmp_path)
+        page.settle()
+        assert len(driver.find_elements("css selector", "h2.title")) == 1
+        for side in (0, 1):
+            check_masses(page.masses(side), explorer, side)
+        option = driver.find_element("xpath", "//*[@data-side='0']//option[text()='3 · mamba (reach)']")
+        option.click()
+        page.settle()
+        driver.find_element("css selector", '[data-side="0"] figure[data-scale="2"] canvas').click()
+        page.settle()
+        until(lambda: driver.execute_script("return window.saved && JSON.parse(window.saved).query < 14"))
+        page.widget.view = json.loads(driver.execute_script("return window.saved"))
+        seen = page.widget.explorer
+        assert seen.subjects[0].parts[seen.view.sides[0].part].kind == "reach"
+        assert seen.subjects[0].schedule.levels[seen.view.query] == 2
+        for side in (0, 1):
+            check_masses(page.masses(side), seen, side)
+        assert serious_faults(driver, "main") == [] and complaints(driver) == []
+        page.widget._explorer = explorer.at()  # what fails is said, and asked again
+        page.widget.send = lambda content, buffers=None: page.sent.append(({"id": content["id"], "error": "gone"}, []))
+        driver.find_element("xpath", "//*[@data-side='1']//option[text()='1 · intra']").click()
+        page.settle()
+        assert driver.find_element("css selector", ".message").text == "gone"
+        driver.execute_script("window.leave()")
+        assert complaints(driver) == []
+
+
+NOTEBOOK = {
+    "cells": [
+        {
+            "cell_type": "code", "execution_count": None, "id": "a", "metadata": {}, "outputs": [],
+            "source": "import mvar\nmvar.explore(mvar.load({name!r}, results={results!r}), image=0, layer=0, query=20)",
+        }
+    ],
+    "metadata": {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}},
+    "nbformat": 4, "nbformat_minor": 5,
+}  # fmt: skip
+
+
+def runs_the_cell(driver):
+    """Whether the first cell could be run: while the page is built its elements come and go."""
+    from selenium.common.exceptions import WebDriverException
+    from selenium.webdriver import Keys
+
+    try:
+        if "Idle" in driver.find_element("css selector", "#jp-main-statusbar").text:
+            driver.find_element("css selector", ".jp-Notebook .cm-content").send_keys(Keys.SHIFT + Keys.ENTER)
+            return True
+    except WebDriverException:
+        pass
+    return False
+
+
+@pytest.mark.slow
+def test_in_jupyterlab(made, tmp_path):
+    for name in ("selenium", "anywidget", "jupyterlab"):
+        pytest.importorskip(name)
+    store, names = made
+    cell = NOTEBOOK["cells"][0]
+    source = cell["source"].format(name=names["maps"], results=str(store.root))
+    (tmp_path / "a.ipynb").write_text(json.dumps(NOTEBOOK | {"cells": [cell | {"source": source}]}))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token = secrets.token_hex(8)
+    homes = {
+        name: str(tmp_path / name)
+        for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
+    }
+    command = [
+        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ip=127.0.0.1"),
+        *(f"--IdentityProvider.token={token}", "--LabApp.extension_manager=readonly", "--ServerApp.port_retries=0"),
+    ]
+    log = (tmp_path / "log.txt").open("w+")
+    server = subprocess.Popen(command, cwd=tmp_path, env=os.environ | homes, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        until(lambda: f":{port}/" in (tmp_path / "log.txt").read_text(), 60)
+        with chromium(tmp_path) as driver:
+            look(driver, 1400)
+            driver.get(f"http://127.0.0.1:{port}/lab/tree/a.ipynb?token={token}")
+            until(lambda: runs_the_cell(driver), 60)
+            until(lambda: driver.find_elements("css selector", ".mvar-explorer figure[data-mass]"), 60)
+            shown = until(lambda: masses_in(driver), 30)
+            explorer = mvar.explore(mvar.load(names["maps"], results=store.root), image=0, layer=0, query=20)
+            check_masses(shown, explorer)
+            if shots := os.environ.get("MVAR_SHOTS"):
+                driver.save_screenshot(f"{shots}/lab.png")
+    finally:
+        server.terminate()
+        server.wait(20)
+        log.close()
