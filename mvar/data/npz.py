@@ -13,6 +13,7 @@ from typing import IO
 import numpy as np
 
 from mvar.errors import UserError
+from mvar.files import atomic_write
 
 MAX_INFLATED_BYTES = 64 << 20  # of a deflated array whose size nothing but the file itself says
 AGAIN = "delete it and the images are drawn again"
@@ -20,6 +21,23 @@ DAMAGES = (
     *(zipfile.BadZipFile, zlib.error, struct.error),
     *(KeyError, ValueError, EOFError, NotImplementedError, RuntimeError, TypeError, OverflowError),
 )
+
+
+def write_samples(path: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
+    """Write images as ADM's evaluator takes them: `arr_0`, stored as they are; grey ones get three equal channels.
+
+    Args:
+        path: of the .npz file.
+        pixels: uint8 `(N, H, W, 1 or 3)`; may be a memory map, and is read part by part.
+        labels: classes `(N,)`, which the evaluator does not read.
+
+    Raises:
+        UserError: another ending than .npz.
+    """
+    if path.suffix != ".npz":
+        raise UserError(f"out: {str(path)!r}; allowed: a name that ends in .npz")
+    with atomic_write(path) as file:
+        np.savez(file, arr_0=np.broadcast_to(pixels, (*pixels.shape[:-1], 3)), labels=labels)
 
 
 @contextmanager
@@ -88,15 +106,19 @@ def whole(archive: zipfile.ZipFile, name: str, dtype: str, shape: tuple[int | No
         return data
 
 
-def mapped(archive: zipfile.ZipFile, name: str, dtype: str, shape: tuple[int | None, ...]) -> np.ndarray:
+def mapped(
+    archive: zipfile.ZipFile, name: str, dtype: str, shape: tuple[int | None, ...], check: bool = True
+) -> np.ndarray:
     """An array that is read where it is used: a memory map, read-only, of one that is stored as it is; as `whole`.
 
-    Its checksum is not looked at. A deflated array is taken into memory.
+    With `check` it is read through once, so that damage is told now. A deflated array is taken into memory.
     """
     if archive.getinfo(f"{name}.npy").compress_type != zipfile.ZIP_STORED:
         return whole(archive, name, dtype, shape)
     with array(archive, name, dtype, shape) as (file, found):
         start = file.tell()
+        while check and file.read(1 << 24):  # to its end, where its checksum is compared
+            pass
     path = Path(archive.filename or "")
     with path.open("rb") as file:
         file.seek(archive.getinfo(f"{name}.npy").header_offset)

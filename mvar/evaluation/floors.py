@@ -16,6 +16,7 @@ are as new as the held-out ones, and of one that recites.
 `floor/psnr`: of reconstructed held-out images, in dB. `floor/codes_used`: different codes in all reconstructed images.
 """
 
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -118,20 +119,25 @@ def _over_splits(name: str, features: Tensor, labels: np.ndarray, share: float) 
 
 @torch.no_grad()
 def reconstruct(tokenizer: Tokenizer, images: Images, progress: Progress | None = None) -> tuple[np.ndarray, set[int]]:
-    """Images through their tokens and back, uint8 `(N, ch, H, W)`, and the set of codes that they used."""
+    """Images through their tokens and back, uint8 `(N, ch, H, W)`, and the set of codes that they used.
+
+    The images are a map of a temporary file, in `$TMPDIR`, which is gone with it.
+    """
     device = next(tokenizer.parameters()).device
     was_training = tokenizer.training
     tokenizer.eval()
-    shown, codes = [], set()
+    codes: set[int] = set()
+    file = tempfile.TemporaryFile()  # noqa: SIM115 the map holds it open
     try:
         for batch in images.batches(BATCH_SIZE, progress):
             tokens = tokenizer.encode(to_float(batch).to(device))
             latent = tokenizer.quantize.latents(tokens)[-1]
-            shown.append(to_uint8(tokenizer.decode(latent)).cpu())
+            file.write(to_uint8(tokenizer.decode(latent)).cpu().numpy().tobytes())
             codes |= set(tokens.unique().tolist())
     finally:
         tokenizer.train(was_training)
-    return torch.cat(shown).numpy(), codes
+    file.flush()
+    return np.memmap(file, np.uint8, "r", shape=(len(images), *images.image_shape)), codes
 
 
 def psnr(images: Any, reference: Any, progress: Progress | None = None) -> float:

@@ -115,7 +115,7 @@ def read_reference(path: str, channels: int, whole: bool = True) -> Reference:
         names = {info.filename.removesuffix(".npy") for info in archive.infolist()}
         if lacking := [name for name in ("arr_0", "mu", "sigma", "mu_s", "sigma_s") if name not in names]:
             raise UserError(f"{FIELD}: {str(file)!r} has no {', '.join(lacking)}; {WANTED}")
-        images = FileImages(npz.mapped(archive, "arr_0", "uint8", (None, None, None, 3)), channels)
+        images = FileImages(npz.mapped(archive, "arr_0", "uint8", (None, None, None, 3), check=whole), channels)
         if not whole:
             return Reference(images)
         pool, spatial = _statistics(archive, "mu", "sigma"), _statistics(archive, "mu_s", "sigma_s")

@@ -129,7 +129,7 @@ class SampleStage(RunStage):
         self._draw_rounds(model, tokenizer, done, lambda found: None)
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
-        """Images `(N, H, W, channels)` uint8 and labels `(N,)` of the evaluation, from one open file.
+        """Images `(N, H, W, channels)` uint8, read where they are used, and labels `(N,)` of the evaluation.
 
         Raises:
             UserError: missing, damaged, or not as many and as large as the evaluation has them.
@@ -141,7 +141,7 @@ class SampleStage(RunStage):
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); {npz.AGAIN}") from None
         with npz.opened(path) as archive:
-            pixels = npz.whole(archive, "arr_0", "uint8", (self._count, *self._image_shape))
+            pixels = npz.mapped(archive, "arr_0", "uint8", (self._count, *self._image_shape))
             return pixels, npz.whole(archive, "labels", "<i8", (self._count,))
 
     def timing(self) -> dict[str, Any]:
