@@ -24,6 +24,7 @@ from mvar.commands.copy import Copy
 from mvar.commands.data import Data
 from mvar.commands.doctor import Doctor
 from mvar.commands.evaluate import Evaluate
+from mvar.commands.evaluate_tokenizer import EvaluateTokenizer
 from mvar.commands.explore import Explore
 from mvar.commands.export import Export
 from mvar.commands.forget import Forget
@@ -48,7 +49,10 @@ from mvar.escaping import degrade
 GROUPS: dict[str, tuple[type, ...]] = {
     "Make runs": (Run, Plan, Submit, Config, Data, Check),
     "Follow them": (Status, Logs, Cancel, Retry, Forget, Repair, Doctor),
-    "Look at what they are": (Report, Sample, Attention, Explore, Knockout, Probe, Evaluate, Inspect),
+    "Look at what they are": (
+        *(Report, Sample, Attention, Explore, Knockout, Probe),
+        *(Evaluate, EvaluateTokenizer, Inspect),
+    ),
     "Take along": (Export, Copy),
 }
 COMMANDS = {name_of(command): command for commands in GROUPS.values() for command in commands}

@@ -16,7 +16,6 @@ from mvar.files import check_place
 if TYPE_CHECKING:
     from mvar.config import DataConfig
     from mvar.data.checking import Checked, Part
-    from mvar.data.sources.contract import OpenedSource
 
 SHOWN = 10  # names of broken pictures, and groups of duplicates
 SIZES = 3  # of pictures, the most frequent
@@ -45,12 +44,12 @@ class Data(Plugged, InResults):
 
     def execute(self, arguments: list[str]) -> int:
         """Look, and say what was found; the exit code is 1 where something is broken."""
-        from mvar.data.checking import check_id, check_pictures
+        from mvar.data.checking import check_id, check_pictures, open_whole
         from mvar.data.sources.contract import find
         from mvar.runs.display import shown
 
         config = self._config()
-        config, opened = _opened(config)
+        config, opened = open_whole(config)
         classes = len((opened.train or opened.heldout).class_names)  # pyright: ignore[reportOptionalMemberAccess]
         wrong_classes = self._compare(classes)
         decode = self.decode or find(config.name).in_memory
@@ -96,17 +95,6 @@ class Data(Plugged, InResults):
         if theirs == classes:
             return ""
         return f"classes: the data have {classes:,}, {self.checkpoint} {theirs:,}; allowed: equally many"
-
-
-def _opened(config: "DataConfig") -> "tuple[DataConfig, OpenedSource]":
-    """An open data set, whatever its number of classes."""
-    from mvar.data.sources.contract import OtherNumberOfClasses, find
-
-    try:
-        find(config.name).check(config, stored=True)
-    except OtherNumberOfClasses as error:
-        config = config.model_copy(update={"num_classes": error.count})
-    return config, find(config.name).open(config)
 
 
 def report(config: "DataConfig", found: "Checked", decode: bool) -> "Iterable[str]":

@@ -11,8 +11,9 @@ from typing import Any, cast
 
 import numpy as np
 
+from mvar.config import DataConfig
 from mvar.data.arrays import fingerprint_of, picture_digest
-from mvar.data.sources.contract import OpenedSource, Pictures, Split, StoredPictures
+from mvar.data.sources.contract import OpenedSource, OtherNumberOfClasses, Pictures, Split, StoredPictures, find
 from mvar.errors import UserError
 from mvar.files import digest
 from mvar.progress import Progress
@@ -137,3 +138,12 @@ def _shared(found: np.ndarray, train: int) -> int:
 def check_id(values: Any, decode: bool) -> str:
     """A name for the record of one data set, looked at in one way."""
     return digest([values, decode])
+
+
+def open_whole(config: DataConfig) -> tuple[DataConfig, OpenedSource]:
+    """A data set, open, whatever its number of classes; and its config with that number."""
+    try:
+        find(config.name).check(config, stored=True)
+    except OtherNumberOfClasses as error:
+        config = config.model_copy(update={"num_classes": error.count})
+    return config, find(config.name).open(config)

@@ -77,12 +77,12 @@ def floors(
     pool_labels = np.concatenate((labels, train_labels[chosen]))
     result |= _over_splits("floor/fid_resplit", pool, pool_labels, len(heldout) / len(pool))
     result |= _over_splits("floor/fid_halves", heldout_features, labels, 0.5)
-    codes: set[int] = set()
+    codes = np.zeros(tokenizer.config.vocab_size, np.int64)
     for name, images, report in (("heldout", heldout, passes[0]), ("train", train, passes[1])):
         count, compared = len(images), len(images) if images is heldout else 0
         coding, extracting, searching, comparing = in_turn(report, [count, count, count + copying, compared])
         shown, used = reconstruct(tokenizer, images, coding)
-        codes |= used
+        codes += used.sum(0)
         features, logits = extractor.extract(Images(shown, "reconstructed images"), progress=extracting)
         result[f"floor/fid_reconstruction_{name}"] = frechet_distance(features, heldout_features)
         found = copy_rate(shown, vectors or all_train, heldout, searching, extractor.device)
@@ -93,7 +93,7 @@ def floors(
                 accuracy = float((logits.argmax(1).numpy() == labels).mean())
                 result["floor/label_accuracy_reconstruction"] = accuracy
     result["floor/fid_reconstruction"] = result["floor/fid_reconstruction_heldout"]
-    return result | {"floor/codes_used": float(len(codes))}
+    return result | {"floor/codes_used": float(np.count_nonzero(codes))}
 
 
 def _labels(images: Any) -> np.ndarray:
@@ -118,26 +118,29 @@ def _over_splits(name: str, features: Tensor, labels: np.ndarray, share: float) 
 
 
 @torch.no_grad()
-def reconstruct(tokenizer: Tokenizer, images: Images, progress: Progress | None = None) -> tuple[np.ndarray, set[int]]:
-    """Images through their tokens and back, uint8 `(N, ch, H, W)`, and the set of codes that they used.
+def reconstruct(
+    tokenizer: Tokenizer, images: Images, progress: Progress | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images through their tokens and back, uint8 `(N, ch, H, W)`; how often each scale used each code, int64 `(S, V)`.
 
     The images are a map of a temporary file, in `$TMPDIR`, which is gone with it.
     """
     device = next(tokenizer.parameters()).device
     was_training = tokenizer.training
     tokenizer.eval()
-    codes: set[int] = set()
+    usage = np.zeros((tokenizer.schedule.num_scales, tokenizer.config.vocab_size), np.int64)
     file = tempfile.TemporaryFile()  # noqa: SIM115 the map holds it open
     try:
         for batch in images.batches(BATCH_SIZE, progress):
             tokens = tokenizer.encode(to_float(batch).to(device))
             latent = tokenizer.quantize.latents(tokens)[-1]
             file.write(to_uint8(tokenizer.decode(latent)).cpu().numpy().tobytes())
-            codes |= set(tokens.unique().tolist())
+            for scale, part in enumerate(tokens.split(list(tokenizer.schedule.lengths), dim=1)):
+                usage[scale] += part.flatten().bincount(minlength=usage.shape[1]).cpu().numpy()
     finally:
         tokenizer.train(was_training)
     file.flush()
-    return np.memmap(file, np.uint8, "r", shape=(len(images), *images.image_shape)), codes
+    return np.memmap(file, np.uint8, "r", shape=(len(images), *images.image_shape)), usage
 
 
 def psnr(images: Any, reference: Any, progress: Progress | None = None) -> float:

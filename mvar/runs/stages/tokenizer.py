@@ -148,9 +148,9 @@ class TokenizerStage(SharedStage):
         def heed(done: int, total: int) -> None:  # without a report: the training's steps stay in sight
             self.watch.check()
 
-        shown, codes = reconstruct(tokenizer.to(self.device), heldout, heed)
+        shown, usage = reconstruct(tokenizer.to(self.device), heldout, heed)
         return {
             "psnr_db": psnr(shown, heldout, heed),
-            "codes_used": len(codes),
+            "codes_used": int((usage.sum(0) > 0).sum()),
             "vocab_size": self.settings.vocab_size,
         }

@@ -1,0 +1,69 @@
+"""`mvar evaluate-tokenizer` on a run's tokenizer, on the file that it is exported to, and on other images."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_runs import CONFIG
+
+from mvar.cli import main
+from mvar.errors import OK, USER_ERROR
+
+SCALES = len(CONFIG.tokenizer.patch_sides)
+
+
+def answer(capsys, *words):
+    assert main(["evaluate-tokenizer", *words, "--json"]) == OK
+    return json.loads(capsys.readouterr().out)
+
+
+def test_of_a_run_and_of_its_file(store, tmp_path, capsys):
+    place, picture = ["--results", str(store.root)], tmp_path / "t.png"
+    found = answer(capsys, CONFIG.run_id, "--out", str(picture), "--rows", "3", *place)
+    quality = json.loads((store.stage("tokenizer", CONFIG.tokenizer_id).path / "quality.json").read_text())
+    assert {name: found[name] for name in ("psnr_db", "codes_used")} == {
+        name: quality[name] for name in ("psnr_db", "codes_used")
+    }
+    assert found["rfid"] == pytest.approx(store.floors(CONFIG)["floor/fid_reconstruction_heldout"], rel=1e-9)
+    assert found["extractor_id"] == CONFIG.extractor_id and len(found["entropy_bits_by_scale"]) == SCALES
+    with Image.open(picture) as image:
+        side = 8 * (32 // 8) + 2  # enlarged, with a border
+        assert image.size == ((1 + SCALES) * side + 2, 3 * side + 2)
+    file = tmp_path / "vae.pth"
+    assert main(["export", CONFIG.run_id, "--what", "tokenizer", "--out", str(file), *place]) == OK
+    capsys.readouterr()
+    share = f"data.heldout_fraction={CONFIG.data.heldout_fraction}"
+    again = answer(capsys, str(file), "--data", "digits", "--set", share, "--rows", "0", *place)
+    assert again["rfid"] is None and again["extractor_id"] is None
+    assert {**again, **{name: found[name] for name in ("tokenizer", "rfid", "extractor_id")}} == found
+
+
+def test_of_a_folder_of_pictures_and_as_a_table(store, tmp_path, capsys):
+    for name in ("a", "b", "c"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(3):
+            pixels = np.random.default_rng(i).integers(0, 256, (9, 9), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{i}.png")
+    words = ["--data", str(tmp_path / "pictures"), "--images", "5", "--out", str(tmp_path / "t.png")]
+    assert main(["evaluate-tokenizer", CONFIG.run_id, *words, "--results", str(store.root)]) == OK
+    out = capsys.readouterr().out
+    assert "5 images (imagefolder, all images): PSNR " in out and "no rFID: classifier is not trained" in out
+    assert "codes used" in out and "t.png: the image, then what is decoded after each scale" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([CONFIG.run_id, "--patch-sides", "1,2"], "patch-sides: a run has its own"),
+        ([CONFIG.run_id, "--set", "train.steps=3"], "set: train.steps; allowed: fields of data, evaluation, runtime"),
+        ([CONFIG.run_id, "--set", "data.image_size=32"], "set: data.image_size=32; allowed: the tokenizer's"),
+        ([CONFIG.run_id, "--data", "nowhere"], "data: 'nowhere' is no folder and no data source"),
+        ([CONFIG.run_id, "--rows", "-1"], "rows: -1; allowed: 0 to 1,000"),
+        (["vae.pth"], "data: not given; allowed for a checkpoint: a folder of class subfolders, or a data source"),
+        (["nobody"], "run: 'nobody' is unknown"),
+    ],
+)
+def test_mistakes_are_a_line(made, capsys, words, reason):
+    assert main(["evaluate-tokenizer", *words, "--results", str(made)]) == USER_ERROR
+    assert reason in capsys.readouterr().err
