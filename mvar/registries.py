@@ -44,6 +44,7 @@ EXTRACTORS: Registry[Any] = Registry(
     {
         "classifier": "mvar.evaluation.extractors.classifier:ClassifierKind",
         "inception": "mvar.evaluation.extractors.inception:InceptionKind",
+        "mobilenet": "mvar.evaluation.extractors.mobilenet:MobileNetKind",
     },
     without_settings=("classifier", "inception"),
 )

@@ -9,6 +9,8 @@ from pathlib import Path
 import installed_wheel
 import pytest
 import tiny_runs
+import torch
+from dino import dino_state
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -51,6 +53,8 @@ def test_an_example_is_short_and_says_how_it_is_used(path):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_it_does_what_it_says(path, installed, here):
+    if path.stem == "extractor":
+        torch.save(dino_state()[0], here / "s14.pth")
     for words in commands(path):
         words = [_some_run(here) if word == "RUN" else word for word in words]
         tiny = ["--set", *TINY] if words[0] in MAKE else []
@@ -59,7 +63,12 @@ def test_it_does_what_it_says(path, installed, here):
             assert "runs done in results" in said, said
     recorded = [json.loads(record.read_text())["plugins"] for record in here.glob("results/runs/*/plugins.json")]
     used = {plugin["name"] for plugins in recorded for plugin in plugins}
-    assert path.stem in used or path.stem in ("sweep", "executor", "metric")  # these train nothing of their own
+    assert path.stem in used or path.stem in (
+        "sweep",
+        "executor",
+        "metric",
+        "extractor",
+    )  # these train nothing of their own
     if path.stem == "sweep":
         assert list(here.glob("results/report/figures/heads-*.png"))
     loaded = [file for process in installed.processes() for file in process["files"]]

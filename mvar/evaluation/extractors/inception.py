@@ -1,17 +1,15 @@
 """torch-fidelity's port of the TensorFlow Inception of FID, from a local file: neither trained nor downloaded."""
 
 import io
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mvar.checkpoints.pickles import complain_of_tensors, read_pickle
-from mvar.checkpoints.weights import complain_of_values
 from mvar.errors import UserError
 from mvar.evaluation.extractors.contract import ExtractorKind, channels_last
+from mvar.evaluation.extractors.state import state_of
 from mvar.files import expand
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -76,22 +74,9 @@ def inception_network(weights: str | None) -> nn.Module:
 
 
 def _only_tensors(path: Path) -> io.BytesIO:
-    """A file's tensors, written anew in memory: torch-fidelity unpickles whatever it is given.
-
-    The file is read once. What is checked, loaded without its objects and handed on are these same bytes, whatever
-    becomes of the file meanwhile.
-    """
-    with path.open("rb") as file:
-        content = file.read(MAX_INCEPTION_BYTES + 1)
-    if len(content) > MAX_INCEPTION_BYTES:
-        raise UserError(f"more than {MAX_INCEPTION_BYTES} bytes")
-    state = read_pickle(path, content)
-    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise UserError("no state dict")
-    complain_of_tensors(path, state, len(content))
-    complain_of_values(path, state)
+    """A file's tensors, written anew in memory: torch-fidelity unpickles whatever it is given."""
     clean = io.BytesIO()
-    torch.save(dict(state), clean)
+    torch.save(state_of(path, MAX_INCEPTION_BYTES), clean)
     clean.seek(0)
     return clean
 
