@@ -5,8 +5,8 @@ not depend on how many processes there are, and so no number does.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,7 +20,17 @@ from mvar.training.distributed import Group
 
 BATCH_SIZE = 64
 ALONE = Group(0, 1, "cpu")
-Parts = TypeVar("Parts", bound=tuple[Tensor, ...])
+Heed = Callable[[], None]  # called by all processes before each round; what it raises it raises in all of them
+
+
+def nothing() -> None:
+    """Heeds nothing."""
+
+
+@contextmanager
+def alone() -> Iterator[tuple[Group, Heed]]:
+    """One process, which nobody stops."""
+    yield ALONE, nothing
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,7 @@ def extract(
     progress: Progress | None = None,
     group: Group = ALONE,
     spatial: bool = False,
+    heed: Heed = nothing,
 ) -> Extracted:
     """Features and logits of a set, and the statistics of its spatial features; empty in all processes but the first.
 
@@ -87,6 +98,7 @@ def extract(
         progress: called with images done and in all.
         group: the processes that share the work; all of them call this.
         spatial: whether statistics of spatial features are wanted.
+        heed: see `Heed`.
 
     Raises:
         UserError: spatial features of an extractor that has none.
@@ -94,7 +106,9 @@ def extract(
     call = extractor.with_spatial if spatial else extractor
     parts: list[tuple[Tensor, Tensor]] = []
     moments = Moments()
-    for found in in_rounds(images.__getitem__, len(images), batch_size, lambda batch: call(batch), progress, group):
+    for found in in_rounds(
+        images.__getitem__, len(images), batch_size, lambda batch: call(batch), progress, group, heed
+    ):
         parts.append((found[0], found[1]))
         if spatial:
             moments.add(found[2])
@@ -111,6 +125,7 @@ def in_rounds(
     work: Callable[[Tensor], tuple[Tensor, ...]],
     progress: Progress | None = None,
     group: Group = ALONE,
+    heed: Heed = nothing,
 ) -> Iterator[tuple[Tensor, ...]]:
     """What `work` makes of the batches of a set, in order, on the CPU; in other processes than the first nothing.
 
@@ -121,9 +136,11 @@ def in_rounds(
         work: tensors with a row for each row of a batch, all of them of the same types and shapes.
         progress: called with rows done and in all.
         group: the processes that share the work; all of them use this iterator up.
+        heed: see `Heed`.
     """
     done = 0
     while done < count:
+        heed()
         start = min(done + group.rank * batch_size, count)
         stop = min(start + batch_size, count)
         numbers = range(start, stop) if start < stop else range(1)  # one without a batch learns the shapes, no more

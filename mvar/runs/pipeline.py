@@ -129,18 +129,22 @@ def _write_environment(stages: Stages) -> None:
 
 
 def follow(store: Store, should_stop: ShouldStop) -> None:
-    """Take part in the trainings and samplings that the first process calls for, until it sends this one away.
+    """Take part in the trainings, samplings and evaluations that the first process calls for, until it sends this one
+    away.
 
     One that was asked to stop ends early, in all processes at the same point: the first one decides what is next.
     """
     team = distributed.current_team()
     assert team
     while (message := team.hear()) != distributed.LEAVE:
-        config = from_dict(RunConfig, message["train"] if "train" in message else message["sample"])
+        kind = next(kind for kind in ("train", "sample", "evaluate") if kind in message)
+        config = from_dict(RunConfig, message[kind])
         if config.runtime.threads:
             torch.set_num_threads(config.runtime.threads)
         stages = Stages(config, store, Watch(should_stop=should_stop), RunDirectory(Path(message["run"])))
-        if "train" in message:
+        if kind == "train":
             stages.train.take_part()
-        else:
+        elif kind == "sample":
             stages.sample.take_part(message["done"])
+        else:
+            stages.evaluate.take_part(message["spatial"])

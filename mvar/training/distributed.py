@@ -5,8 +5,8 @@ processes by `joined` who they are. Fabric wraps the module in DDP. Precision is
 and GradScaler): Fabric's half-precision plugins also round the floating-point inputs, and an image that is its own
 target must not be rounded.
 
-Training and sampling are shared by several processes. Everything around them (stages, evaluation) is the first
-process's; the others wait at a store, not in a collective that would time out, until they are called.
+Training, sampling and extracting features are shared by several processes. Everything around them (stages, metrics) is
+the first process's; the others wait at a store, not in a collective that would time out, until they are called.
 """
 
 import json

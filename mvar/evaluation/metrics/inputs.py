@@ -1,7 +1,7 @@
 """What metrics are computed from: each thing is read or computed when a metric first asks for it, once for all."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,18 +12,20 @@ from torch import Tensor
 
 from mvar.config import EvaluationConfig
 from mvar.errors import UserError
-from mvar.evaluation.extraction import Extracted, extract
+from mvar.evaluation.extraction import Extracted, Heed, alone, extract
 from mvar.evaluation.extractor import Extractor
 from mvar.evaluation.fidelity import Statistics, check_counts, statistics
 from mvar.evaluation.images import Images, check_same_size, in_turn
 from mvar.evaluation.metrics.contract import NEEDS, Metric, checked
 from mvar.evaluation.reference import Reference
 from mvar.progress import Progress
+from mvar.training.distributed import Group
 
 if TYPE_CHECKING:
     from mvar.tokenizer.quantizer import ResidualQuantizer
     from mvar.transformer import ScaleTransformer
 
+Together = Callable[[bool], AbstractContextManager[tuple[Group, Heed]]]
 WHOLE = 1000  # how a metric's share of the progress is counted
 
 
@@ -61,12 +63,19 @@ class Inputs:
         parts: how each thing is had.
         device: where large products are computed.
         spatial: whether spatial features are going to be asked for: they are then made in one pass with the others.
+        together: opened with `spatial` while features are made: the processes that share that, and what they heed.
     """
 
     def __init__(
-        self, config: EvaluationConfig, parts: Parts, device: torch.device | str = "cpu", spatial: bool = False
+        self,
+        config: EvaluationConfig,
+        parts: Parts,
+        device: torch.device | str = "cpu",
+        spatial: bool = False,
+        together: Together = lambda spatial: alone(),
     ) -> None:
         self.config, self.device, self._with_spatial = config, device, spatial
+        self._together = together
         self._parts = parts
         self._allowed: frozenset[str] | None = None
         self.progress: Progress | None = None
@@ -171,9 +180,16 @@ class Inputs:
         check_same_size(samples, reference)
         check_counts(samples, reference, self.config)
         first, second = in_turn(self.progress, [len(samples), len(reference)])
-        found = extract(self._extractor, samples, progress=first, spatial=self._with_spatial)
-        spatial = self._with_spatial and self._reference.spatial is None
-        return found, extract(self._extractor, reference, progress=second, spatial=spatial)
+        wanted = self._with_spatial, self._with_spatial and self._reference.spatial is None
+        extractor = self._extractor  # before others are called: they would wait for one that cannot
+        with self._together(self._with_spatial) as (group, heed):
+            shared: dict[str, Any] = {"group": group, "heed": heed}
+            found = extract(extractor, samples, progress=first, spatial=wanted[0], **shared)
+            return found, extract(extractor, reference, progress=second, spatial=wanted[1], **shared)
+
+    def share(self) -> None:
+        """Make another process's share of the features that the first one has called for."""
+        _ = self._extracted
 
     @cached_property
     def _features(self) -> Features:

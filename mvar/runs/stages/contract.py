@@ -46,11 +46,16 @@ class Watch:
         return lambda done, total: self.tell(stage, done, total)
 
     def heed(self, stage: str) -> Progress:
-        """The `progress(done, total)` of work that keeps no part of itself when it is stopped: it raises `Stopped`."""
+        """The `progress(done, total)` of work that keeps no part of itself when it is stopped: it raises `Stopped`.
+
+        Not among several processes at one piece of work: the others would wait for it. They ask all of them.
+        """
+        from mvar.training.distributed import current_team
 
         def report(done: int, total: int) -> None:
             self.tell(stage, done, total)
-            self.check()
+            if not ((team := current_team()) and team.gathered):
+                self.check()
 
         return report
 

@@ -5,7 +5,8 @@ has is not computed again. Images, weights and features are read where a metric 
 """
 
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,7 @@ from mvar import cost, layout
 from mvar.config import RunConfig, identity
 from mvar.data.splits import load_images
 from mvar.errors import FAILURE, UserError, is_mistake
+from mvar.evaluation.extraction import Heed
 from mvar.evaluation.metrics.contract import Metric
 from mvar.evaluation.metrics.inputs import Inputs, Parts, compute, shares
 from mvar.evaluation.reference import Reference, reference_of
@@ -31,7 +33,8 @@ from mvar.runs.stages.vectors import VectorStage
 from mvar.runs.states import Stopped
 from mvar.runs.store import one_line
 from mvar.sampling.methods import is_guided
-from mvar.training.distributed import resolve_device
+from mvar.training import distributed
+from mvar.training.distributed import Group, resolve_device
 
 
 class MetricsFailed(UserError):
@@ -82,7 +85,8 @@ class EvaluateStage(RunStage):
         """
         self.watch.check()
         names, errors = self._missing(), {}
-        record, inputs = self._record(), self._inputs(names)
+        spatial = any("spatial" in METRICS.find(name).needs for name in names)
+        record, inputs = self._record(), self._inputs(spatial)
         for name, report in zip(names, shares(self.watch.heed(self.name), len(names)), strict=True):
             self.watch.check()
             try:
@@ -100,6 +104,11 @@ class EvaluateStage(RunStage):
         if errors:
             raise MetricsFailed(errors)
 
+    def take_part(self, spatial: bool) -> None:
+        """Make another process's share of the features that the first one has called for; it ends where all stop."""
+        with suppress(Stopped):
+            self._inputs(spatial).share()
+
     def _missing(self) -> list[str]:
         return to_measure(self.directory, self.config)
 
@@ -113,7 +122,7 @@ class EvaluateStage(RunStage):
             with atomic_write(self.directory.path / layout.ERROR) as file:
                 file.write("".join(traceback.format_exception(error)).encode(errors="replace"))
 
-    def _inputs(self, names: Sequence[str]) -> Inputs:
+    def _inputs(self, spatial: bool) -> Inputs:
         data = self.config.data
         parts = Parts(
             samples=self._samples,
@@ -124,8 +133,22 @@ class EvaluateStage(RunStage):
             tokens=self._tokens,
             extractor=self._extractor,
         )
-        spatial = any("spatial" in METRICS.find(name).needs for name in names)
-        return Inputs(self.config.evaluation, parts, resolve_device(self.config.runtime), spatial)
+        return Inputs(self.config.evaluation, parts, resolve_device(self.config.runtime), spatial, self._together)
+
+    @contextmanager
+    def _together(self, spatial: bool) -> Iterator[tuple[Group, Heed]]:
+        """All processes of the run, which the first one calls; one that is asked to stop stops all, at one point."""
+        team = distributed.current_team()
+        if team and not team.rank:
+            message = {"evaluate": self.config.model_dump(mode="json"), "spatial": spatial}
+            team.call({**message, "run": str(self.directory.path)})
+        with distributed.together(self.config.runtime) as group:
+
+            def heed() -> None:
+                if group.any(self.watch.should_stop()):
+                    raise Stopped("asked to stop")
+
+            yield group, heed
 
     @cached_property
     def _reference(self) -> Reference:
