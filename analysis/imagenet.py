@@ -121,7 +121,7 @@ def imagenet_table(records: kit.Records, which: Artefact) -> tuple[kit.Table, st
         rows,
         run_ids,
         kit.contradictions(which.artefact, rows),
-        _reading(found, which, refused),
+        _reading(found, which, refused) + _reproduced(found, printed, which),
         _missing(rows, run_ids, which),
     )
     return table, refused
@@ -253,6 +253,18 @@ def _reading(found: dict[Ours, pd.DataFrame], which: Artefact, refused: str | No
     else:
         told = kit.images_line(pd.concat(found.values()), beside_paper=True)
         lines.append(f"{told} FID of fewer images, or against fewer, is biased upwards.")
+    return lines
+
+
+def _reproduced(found: dict[Ours, pd.DataFrame], printed: Sequence[dict[str, Any]], which: Artefact) -> list[str]:
+    """A sentence a measured row whose model is printed: how far off it is, and which setting differs."""
+    lines = []
+    for ours, rows in found.items():
+        row = next((row for row in printed if row["model"] == ours.model), None)
+        if row and ours.training in (RECIPE, PUBLISHED):
+            settings = str(rows["settings"].iloc[0])
+            line = kit.beside_printed(which.artefact, ours.model, row, _values(rows), settings)
+            lines.append(f"{line} Weights: {ours.training}.")
     return lines
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mvar.analysis.records import Records, load_records, training_curve
     from mvar.analysis.render import Note, Table
     from mvar.analysis.report import main
+    from mvar.analysis.reproduced import beside_printed
     from mvar.analysis.style import MIXERS as MIXER_NAMES
     from mvar.analysis.style import WIDTH, Figure, canvas, despine, mixer_look, page
     from mvar.analysis.tables import KEYS, cell_rows, contradictions, images_line
@@ -43,6 +44,7 @@ _HOMES = {
     "mvar.analysis.records": ("Records", "load_records", "training_curve"),
     "mvar.analysis.render": ("Note", "Table"),
     "mvar.analysis.report": ("main",),
+    "mvar.analysis.reproduced": ("beside_printed",),
     "mvar.analysis.style": ("MIXER_NAMES", "WIDTH", "Figure", "canvas", "despine", "mixer_look", "page"),
     "mvar.analysis.tables": ("KEYS", "cell_rows", "contradictions", "images_line"),
     "mvar.analysis.verdicts": ("Verdict", "judge", "p_text"),

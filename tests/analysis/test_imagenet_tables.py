@@ -9,6 +9,7 @@ import pytest
 from mvar import shipped
 from mvar.analysis.records import load_records
 from mvar.analysis.render import to_markdown
+from mvar.analysis.reproduced import published_settings
 from mvar.config import override
 from mvar.presets import PRESETS
 
@@ -90,6 +91,37 @@ def test_runs_of_the_published_recipe_stand_on_the_printed_row(results, tmp_path
     assert f"against {settings['reference.num_images']:,} held-out images" in ours
     assert "The paper's FID and IS: 50,000 images against the reference statistics that ADM has of ImageNet" in ours
     assert figure2(table, tmp_path).caption.endswith("Filled: measured here.")
+
+
+def test_a_row_that_reproduces_a_printed_one_says_how_far_off_it_is_and_what_differs(results):
+    results.sweep("mixers", preset="imagenet256-d16")
+    line = reproduced_line(results, "VAR-d16")
+    assert line.startswith("**VAR-d16**: FID 1.600, printed 3.55 (-1.95); IS ")
+    assert line.endswith(
+        "Other settings than the published ones: reference.file `held-out images` (published: "
+        "`VIRTUAL_imagenet256_labeled.npz`). Weights: published recipe."
+    )
+    assert "All 4 settings that are published are the same." in reproduced_line(results, "M-VAR-d16")
+
+
+def reproduced_line(results, model):
+    table, _ = imagenet_table(load_records(results.root), TABLE2)
+    (line,) = [line for line in table.reading if line.startswith(f"**{model}**")]
+    return line
+
+
+def test_the_published_settings_are_those_of_the_preset():
+    settings = published_settings("Table 2", "VAR-d16")
+    wanted = {name: value for name, value in settings.items() if name != "reference.file"}
+    assert override(D16, wanted) == D16 and len(wanted) == 6
+    assert published_settings("Table 4", "VAR-d36")["reference.file"] == "VIRTUAL_imagenet512.npz"
+    assert published_settings("Table 2", "BigGAN") == {}
+
+
+def test_another_guidance_is_told(results):
+    config = override(D16, {"sample.cfg_scale": 2.0})
+    results.run(config)
+    assert "sample.cfg_scale `2` (published: `1.5`)" in reproduced_line(results, "VAR-d16")
 
 
 def test_another_recipe_is_a_row_of_its_own(results):
