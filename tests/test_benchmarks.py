@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import attention, machine, sampling, scan, submit
+from benchmarks import attention, machine, sampling, scan, statistics, submit
 from mvar.errors import UserError
 from mvar.registries import MIXERS
 
@@ -187,3 +187,13 @@ def test_a_mistake_is_one_line(tmp_path):
     command = [sys.executable, "-m", "benchmarks.report", "--results", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "holds no finished run" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+# Statistics ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_statistics_of_both_sides_are_the_same(tmp_path):
+    statistics.main(statistics.Settings(images=300, features=16, threads=1, out=tmp_path / "a.json"))
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert finite(found) and found["error"] < 1e-6 and {"ratio_seconds", "ratio_peak"} < set(found)

@@ -19,6 +19,7 @@ from mvar.progress import Progress
 from mvar.training.distributed import Group
 
 BATCH_SIZE = 64
+BLOCK_ROWS = 1024  # whose products are taken at once
 ALONE = Group(0, 1, "cpu")
 Heed = Callable[[], None]  # called by all processes before each round; what it raises it raises in all of them
 
@@ -47,24 +48,32 @@ class Extracted:
 
 
 class Moments:
-    """Mean and covariance of rows that come batch by batch, in float64 on the CPU; no row is kept.
+    """Mean and covariance of rows that come batch by batch, in float64 on the CPU; a block of rows is kept at a time.
 
-    Sums are of differences to the first batch's mean: equal large values cancel before they are squared.
+    Sums are of differences to the first block's mean: equal large values cancel before they are squared.
     """
 
     def __init__(self) -> None:
         self.count = 0
+        self._waiting: list[Tensor] = []
         self._shift = self._sum = self._products = torch.empty(0)
 
     def add(self, rows: Tensor) -> None:
         """Rows `(B, F)`."""
-        rows = rows.double().cpu()
+        self._waiting.append(rows.double().cpu())
+        if sum(map(len, self._waiting)) >= BLOCK_ROWS:
+            self._add_up()
+
+    def _add_up(self) -> None:
+        """Add what waits: products of few rows would be bound by the memory of the sums, not by arithmetic."""
+        rows = torch.cat(self._waiting)
+        self._waiting.clear()
         if not self.count:
             self._shift = rows.mean(0)
             self._sum, self._products = torch.zeros_like(self._shift), rows.new_zeros(2 * self._shift.shape)
-        centred = rows - self._shift
-        self._sum += centred.sum(0)
-        self._products.addmm_(centred.T, centred)
+        rows -= self._shift
+        self._sum += rows.sum(0)
+        self._products.addmm_(rows.T, rows)
         self.count += len(rows)
 
     def statistics(self) -> Statistics:
@@ -73,10 +82,12 @@ class Moments:
         Raises:
             UserError: fewer than two rows.
         """
+        if self._waiting:
+            self._add_up()
         if self.count < 2:
             raise UserError(f"images: {self.count} are too few for a covariance; allowed: 2 or more")
         mean = self._sum / self.count
-        sigma = (self._products - self.count * torch.outer(mean, mean)) / (self.count - 1)
+        sigma = self._products.addr(mean, mean, alpha=-self.count) / (self.count - 1)
         return {"mu": (self._shift + mean).numpy(), "sigma": sigma.numpy()}
 
 
