@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from inspect import getdoc
 
 WIDTH = 80
+NAMES = 20  # columns of the commands' names
 DESCRIPTION = "Ablations of sequence mixers in scale-wise autoregressive image generation."
 EXAMPLES = (
     ("mvar run mixers", "train and measure four mixers on digits, on this machine"),
@@ -27,8 +28,8 @@ def overview(groups: Mapping[str, Sequence[type]]) -> str:
     for title, commands in groups.items():
         lines += ["", f"{title}:"]
         for command in commands:
-            text = textwrap.fill(summary(command), WIDTH - 21).splitlines()
-            lines += [f"  {name_of(command):<18}{text[0]}", *(" " * 20 + more for more in text[1:])]
+            text = textwrap.fill(summary(command), WIDTH - NAMES - 3).splitlines()
+            lines += [f"  {name_of(command):<{NAMES}}{text[0]}", *(" " * (NAMES + 2) + more for more in text[1:])]
     return "\n".join([*lines, "", "mvar COMMAND --help: its options, and an example. mvar --version: the version."])
 
 
