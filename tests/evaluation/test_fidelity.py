@@ -194,6 +194,7 @@ def test_floors(extractor, tokenizer):
     assert found["floor/fid_halves"] > found["floor/fid_resplit"] > 0  # smaller sets, larger bias
     assert found["floor/fid_resplit_sd"] > 0 and found["floor/fid_halves_sd"] > 0
     shown, usage = reconstruct(tokenizer, Images(heldout, "x"))
+    assert isinstance(shown, np.memmap)  # of a file: reconstructions of a large set are not held in memory
     c = features_of(shown, extractor)
     assert found["floor/fid_reconstruction"] == found["floor/fid_reconstruction_heldout"]
     assert found["floor/fid_reconstruction_heldout"] == pytest.approx(closed_form(c, b), rel=1e-5)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from mvar.config import EvaluationConfig, override
@@ -132,6 +133,23 @@ def test_colour_is_no_grey_and_other_features_do_not_fit(extractor, tmp_path):
         list(Images(read_reference(str(path), 1).images, "x").batches(8))
     with pytest.raises(UserError, match=r"evaluation.reference: no file '.*'; allowed: an .npz file"):
         read_reference(str(tmp_path / "none.npz"), 1)
+
+
+def test_a_reference_without_the_crop_of_training(tmp_path):
+    """A frame of 4 px around each picture is cut off by the factor 1.125, and is there without it."""
+    pixels = np.zeros((72, 72, 3), np.uint8)
+    pixels[4:-4, 4:-4] = 255
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    folder = {"data.name": "imagefolder", "data.root": str(tmp_path), "data.num_classes": 2, "data.image_size": 64}
+    config = override(PRESETS["imagefolder64"], {**folder, "data.resize_factor": 1.125})
+    assert reference_of(config).images.image(0, None).min() == 255
+    whole = override(config, {"evaluation.reference_resize_factor": 1.0})
+    found = reference_of(whole)
+    assert found.images.image(0, None).min() == 0 and found.told["resize_factor"] == 1.0
+    assert whole.evaluation_id != config.evaluation_id and whole.floors_id == config.floors_id
 
 
 def test_the_reference_of_a_config():
