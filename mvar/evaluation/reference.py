@@ -84,6 +84,13 @@ def reference_of(config: RunConfig) -> Reference:
     return Reference(images, told=told if factor is None else told | {"resize_factor": factor})
 
 
+def check_asked(config: RunConfig) -> None:
+    """Refuse, before anything is made, a reference that cannot be had; as `reference_of`, by what a file claims."""
+    if path := config.evaluation.reference:
+        read_reference(path, config.data.channels, whole=False)
+    _prepared(config)
+
+
 def _prepared(config: RunConfig) -> DataConfig:
     """The data as the reference has them."""
     factor = config.evaluation.reference_resize_factor

@@ -13,7 +13,7 @@ from mvar.evaluation.extractor import Extractor
 from mvar.evaluation.extractors.contract import channels_last
 from mvar.evaluation.images import Images
 from mvar.evaluation.metrics.inputs import Inputs, Parts, compute
-from mvar.evaluation.reference import read_reference, reference_of, write_reference
+from mvar.evaluation.reference import check_asked, read_reference, reference_of, write_reference
 from mvar.presets import PRESETS
 from mvar.registries import METRICS
 
@@ -156,8 +156,11 @@ def test_the_reference_of_a_config():
     config = PRESETS["smoke"]
     found = reference_of(config)
     assert found.told == {"split": "heldout", "num_images": len(found.images)} and found.features is None
-    with pytest.raises(UserError, match=r"images of data\.name=digits are not resized; allowed: none"):
-        reference_of(override(config, {"evaluation.reference_resize_factor": 1.0}))
+    for ask in (reference_of, check_asked):
+        with pytest.raises(UserError, match=r"images of data\.name=digits are not resized; allowed: none"):
+            ask(override(config, {"evaluation.reference_resize_factor": 1.0}))
+    with pytest.raises(UserError, match=r"evaluation\.reference: no file"):
+        check_asked(override(config, {"evaluation.reference": "none.npz"}))
     with pytest.raises(UserError, match=r"given beside evaluation\.reference"):
         override(config, {"evaluation.reference": "x.npz", "evaluation.reference_resize_factor": 1.0})
     other = override(config, {"evaluation.reference": "x.npz"})

@@ -46,10 +46,10 @@ def _check(config: "RunConfig", store: "Store", facts: "Callable[..., GeneratorF
         from mvar.evaluation.extractors.contract import kind_of
 
         kind_of(config).check()
-    if evaluation.reference:
-        from mvar.evaluation.reference import read_reference
+    if evaluation.reference or evaluation.reference_resize_factor:
+        from mvar.evaluation.reference import check_asked
 
-        read_reference(evaluation.reference, config.data.channels, whole=False)
+        check_asked(config)
 
 
 def _existing(field: str, path: str) -> None:
