@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from explored import explored_runs
 
 from mvar.config import override
 from mvar.files import write_json
@@ -233,3 +234,9 @@ def everything(tmp_path_factory):
     made.sweep("layers")
     made.sweep("mixers", seeds=(0, 1, 2))
     return made
+
+
+@pytest.fixture(scope="session")
+def explored_store(tmp_path_factory):
+    """Runs to explore: the store, and their names."""
+    return explored_runs(tmp_path_factory.mktemp("explored"))

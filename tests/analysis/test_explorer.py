@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from explored import NASTY, data_of, explored_runs
+from explored import NASTY, data_of
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -30,19 +30,14 @@ from mvar.probes.single_maps import each_map
 from mvar.scales import ScaleSchedule
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return explored_runs(tmp_path_factory.mktemp("explorer"))
-
-
 @pytest.fixture
-def runs(made):
-    store, names = made
+def runs(explored_store):
+    store, names = explored_store
     return {key: mvar.load(name, results=store.root) for key, name in names.items()}
 
 
-def command(made, run, *more):
-    return ["explore", made[1][run], "--results", str(made[0].root), *map(str, more)]
+def command(explored_store, run, *more):
+    return ["explore", explored_store[1][run], "--results", str(explored_store[0].root), *map(str, more)]
 
 
 # Bytes ----------------------------------------------------------------------------------------------------------------
@@ -74,9 +69,9 @@ def test_a_weight_is_unpacked_within_half_a_step(values, query):
 
 
 @pytest.fixture(scope="module")
-def page(made, tmp_path_factory):
+def page(explored_store, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "a.html"
-    store, names = made
+    store, names = explored_store
     both = [mvar.load(names[key], results=store.root) for key in ("maps", "mamba")]
     explorer = mvar.explore(*both, image=[0, 3], layer=2, mixer="markov", head=1)
     kept = explorer.page(path)
@@ -128,33 +123,36 @@ def test_the_page_is_one_file_that_runs_no_other_script(page):
     assert json.loads(for_script({"a": NASTY + "<!-- &"})) == {"a": NASTY + "<!-- &"}
 
 
-def test_the_lines_of_python_make_the_view(page, made):
+def test_the_lines_of_python_make_the_view(page, explored_store):
     subject = data_of(page[1])["subjects"][0]
     run = eval(subject["load"], {"mvar": mvar})
     again = eval(f"mvar.explore(run, {subject['pictures'][1]['arguments']}, query=9)", {"mvar": mvar, "run": run})
-    assert run.name == made[1]["maps"] and again.subjects[0].pictures[0].name == "held-out image 3"
+    assert run.name == explored_store[1]["maps"] and again.subjects[0].pictures[0].name == "held-out image 3"
     np.testing.assert_array_equal(again.weights(), again.at(picture=0).weights(9))
 
 
-def test_a_smaller_page_lacks_the_last_heads_and_says_so(made, tmp_path, capsys):
+def test_a_smaller_page_lacks_the_last_heads_and_says_so(explored_store, tmp_path, capsys):
     whole, small = tmp_path / "whole.html", tmp_path / "small.html"
-    assert main(command(made, "maps", "--images", 2, "--out", whole)) == OK
+    assert main(command(explored_store, "maps", "--images", 2, "--out", whole)) == OK
     size = whole.stat().st_size
     capsys.readouterr()
-    assert main(command(made, "maps", "--images", 2, "--max-mb", (size - 9000) / 1e6, "--out", small)) == OK
+    assert main(command(explored_store, "maps", "--images", 2, "--max-mb", (size - 9000) / 1e6, "--out", small)) == OK
     said, data = capsys.readouterr().out, data_of(small)
     assert small.stat().st_size <= size - 9000
     lost = set(data_of(whole)["maps"]) - set(data["maps"])
     assert lost and {key.split("/")[-1] for key in lost} == {"1"}
     assert data["leftOut"][0] in said and data["leftOut"][0].startswith(f"{len(lost)} of 24 maps did not fit")
     assert "peak memory" in said
-    assert main(command(made, "maps", "--max-mb", 0.01, "--out", small)) == USER_ERROR
+    assert main(command(explored_store, "maps", "--max-mb", 0.01, "--out", small)) == USER_ERROR
     assert re.search(r"max-mb: 0.01; allowed: 0.0\d or more for 4 images", capsys.readouterr().err)
 
 
-def test_chosen_layers_and_heads(made, tmp_path, capsys):
+def test_chosen_layers_and_heads(explored_store, tmp_path, capsys):
     out = tmp_path / "a.html"
-    assert main(command(made, "mamba", "--images", 1, "--layers", "1,3", "--heads", 1, "--out", out, "--json")) == OK
+    assert (
+        main(command(explored_store, "mamba", "--images", 1, "--layers", "1,3", "--heads", 1, "--out", out, "--json"))
+        == OK
+    )
     answer = json.loads(capsys.readouterr().out)
     data = data_of(out)
     assert set(data["maps"]) == {f"0/0/{p}/{h}" for p, h in [(1, "mean"), (1, 1), (4, "mean"), (4, 1), (5, "mean")]}
@@ -163,7 +161,7 @@ def test_chosen_layers_and_heads(made, tmp_path, capsys):
         "Maps of layers 0, 2 are not in this file: --layers chooses others.",
         "Maps of heads 0 are not in this file: --heads chooses others.",
     ]
-    # the matrix knows all attention all the same; the reach is made for what is chosen only
+    # the matrix knows all attention all the same; the reach is explored_store for what is chosen only
     assert {(row[0], row[1]) for row in data["means"]["0/0"]} == {
         *((p, h) for p in (0, 1, 2, 4) for h in ("mean", 0, 1)), (5, "mean"),
     }  # fmt: skip
@@ -209,6 +207,7 @@ def test_weights_are_those_of_the_model(runs, tmp_path):
         explorer.save(tmp_path / "view.svg")
 
 
+@pytest.mark.slow
 def test_two_runs_and_two_heads_are_drawn(runs):
     from matplotlib.text import Text
 
@@ -283,9 +282,9 @@ def test_what_knockout_measured_is_on_the_page(runs, tmp_path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_mistakes_are_one_line(made, tmp_path, monkeypatch, capsys, more, said):
+def test_mistakes_are_one_line(explored_store, tmp_path, monkeypatch, capsys, more, said):
     monkeypatch.chdir(tmp_path)
-    assert main(command(made, "maps", *more)) == USER_ERROR
+    assert main(command(explored_store, "maps", *more)) == USER_ERROR
     err = capsys.readouterr().err
     assert said in err and len(err.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())

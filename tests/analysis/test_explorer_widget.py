@@ -11,7 +11,6 @@ from base64 import b64decode, b64encode
 import numpy as np
 import pytest
 from browser import chromium, complaints, look, serious_faults, until
-from explored import explored_runs
 
 import mvar
 from mvar.analysis.explorer import widget
@@ -22,13 +21,8 @@ from mvar.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return explored_runs(tmp_path_factory.mktemp("widget"))
-
-
-@pytest.fixture(scope="module")
-def explorer(made):
-    store, names = made
+def explorer(explored_store):
+    store, names = explored_store
     runs = [mvar.load(names[key], results=store.root) for key in ("mamba", "maps")]
     return mvar.explore(*runs, image=[0, 3], layer=0, head=1, query=20)
 
@@ -214,10 +208,10 @@ def runs_the_cell(driver):
 
 
 @pytest.mark.slow
-def test_in_jupyterlab(made, tmp_path):
+def test_in_jupyterlab(explored_store, tmp_path):
     for name in ("selenium", "anywidget", "jupyterlab"):
         pytest.importorskip(name)
-    store, names = made
+    store, names = explored_store
     cell = NOTEBOOK["cells"][0]
     source = cell["source"].format(name=names["maps"], results=str(store.root))
     (tmp_path / "a.ipynb").write_text(json.dumps(NOTEBOOK | {"cells": [cell | {"source": source}]}))
