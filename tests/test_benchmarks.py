@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import attention, machine, sampling, scan, statistics, submit
+from benchmarks import attention, machine, mixers, sampling, scan, statistics, submit
 from mvar.errors import UserError
+from mvar.mixers.base import inter_scale_mixers
 from mvar.registries import MIXERS
 
 ROOT = Path(__file__).parents[1]
@@ -197,3 +198,50 @@ def test_statistics_of_both_sides_are_the_same(tmp_path):
     statistics.main(statistics.Settings(images=300, features=16, threads=1, out=tmp_path / "a.json"))
     found = json.loads((tmp_path / "a.json").read_text())
     assert finite(found) and found["error"] < 1e-6 and {"ratio_seconds", "ratio_peak"} < set(found)
+
+
+# Mixers -------------------------------------------------------------------------------------------------------------
+
+
+def test_mixers_are_measured_without_their_peers(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(mixers, "PATCH_SIDES", {"256": (1, 2, 3), "512": (1, 2, 3, 4, 5)})
+    out = tmp_path / "a.json"
+    mixers.main(mixers.Settings(widths=(64,), mixer_width=64, repeats=1, peer=False, out=out))
+    found = json.loads(out.read_text())
+    assert [(row["mixer"], row["length"]) for row in found["kernels"][::2]] == [
+        (n, k) for k in (14, 55) for n in ("gla", "gdn")
+    ]
+    assert all(row["ratio"] is None and row["rate_over_gemm"] > 0 for row in found["kernels"])
+    assert {row["mixer"] for row in found["lengths"]} == set(inter_scale_mixers())
+    assert all(list(row["ms"]) == ["30", "55"] for row in found["lengths"]) and finite(found["kernels"])
+    assert "through an image" in capsys.readouterr().out
+
+
+def test_mixers_are_compared_with_their_peers_before_they_are_measured(tmp_path):
+    settings = mixers.Settings(repeats=1, out=tmp_path / "a.json")
+    with pytest.raises(AssertionError):
+        mixers.measure_kernel(settings, "gdn", 64, 30, {"gdn": lambda q, k, v, *_: v + 1})
+    pytest.importorskip("transformers", minversion="5")
+    peers = mixers.load_peers()
+    assert all(row["ratio"] > 0 for name in peers for row in mixers.measure_kernel(settings, name, 64, 70, peers))
+
+
+def test_mixers_say_which_peer_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=r"peer: transformers is not installed.*\[benchmarks,dev\].*--no-peer"):
+        mixers.load_peers()
+    peer = type(sys)("transformers.models.qwen3_next.modeling_qwen3_next")
+    peer.torch_chunk_gated_delta_rule = None
+    for name in ("transformers", "transformers.models", "transformers.models.qwen3_next"):
+        monkeypatch.setitem(sys.modules, name, type(sys)(name))
+    monkeypatch.setitem(sys.modules, peer.__name__, peer)
+    monkeypatch.setattr(mixers, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="peer: fla-core is not installed"):
+        mixers.load_peers()
+
+
+def test_a_crossing_is_where_it_stays_less():
+    dense = {30: 1.0, 66: 2.0, 147: 3.0}
+    assert mixers.crossing({30: 0.5, 66: 2.5, 147: 2.0}, dense) == 147
+    assert mixers.crossing({30: 0.5, 66: 1.0, 147: 2.0}, dense) == 30
+    assert mixers.crossing({30: 0.5, 66: 1.0, 147: 3.0}, dense) is None

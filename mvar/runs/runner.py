@@ -23,6 +23,7 @@ from mvar.runs.measured import to_measure
 from mvar.runs.pace import Pace
 from mvar.runs.plan import RUN, Task, sampling_flops, tasks_of
 from mvar.runs.signals import handled
+from mvar.runs.slowness import warn_of_slow_runs
 from mvar.runs.states import DONE, FAILED, STOPPED
 from mvar.runs.store import RunDirectory, Store
 from mvar.runs.workers import Board, Outcome
@@ -55,6 +56,9 @@ def run_all(
     summary = Summary(num_runs=len({(config.run_id, config.evaluation_id) for config in configs}))
     if tasks:
         places = worker_places(configs[0].runtime, num_workers)[: len(tasks)]
+        runs = [(task.config, directory or store.run_of(task.config)) for task in tasks if task.kind == RUN]
+        untrained = [config for config, run in runs if not run.weights.is_file()]
+        warn_of_slow_runs(untrained, int(places[0]["OMP_NUM_THREADS"]))
         with _Runner(tasks, store, places, display or make_display(tasks)) as runner:
             summary.interrupted = runner.run()
             summary.outcomes = runner.outcomes
