@@ -13,6 +13,7 @@ from pathlib import Path
 BEGINS = {".png": b"\x89PNG", ".pdf": b"%PDF", ".html": b"<!DOCTYPE html>"}
 PARTNER = {".csv": ".tex", ".tex": ".csv", ".png": ".pdf", ".pdf": ".png"}
 ALONE = ("runs.csv", "tables.tex")
+DARK = ".dark.png"  # of a figure on a dark page
 
 
 def wrong(results: Path) -> Iterator[str]:
@@ -84,7 +85,10 @@ def _sweep(results: Path, manifest: dict, alike: list[dict]) -> Iterator[str]:
 def _files(report: Path) -> Iterator[str]:
     paths = [path for path in sorted(report.rglob("*")) if path.is_file()]
     for path in paths:
-        if path.name not in ALONE and path.suffix in PARTNER and not path.with_suffix(PARTNER[path.suffix]).is_file():
+        if path.name.endswith(DARK):
+            if not (light := path.with_name(path.name.removesuffix(DARK) + ".png")).is_file():
+                yield f"{path.name} is there, but not {light.name}"
+        elif path.name not in ALONE and path.suffix in PARTNER and not path.with_suffix(PARTNER[path.suffix]).is_file():
             yield f"{path.name} is there, but not as {PARTNER[path.suffix]}"
         if not path.read_bytes().startswith(BEGINS.get(path.suffix, b"")) or not path.stat().st_size:
             yield f"{path.name} is no {path.suffix} file"

@@ -293,7 +293,8 @@ def flow_figure(scored: ScoredModel, name: str, directory: Path) -> kit.Figure:
         ax.legend(fontsize="small", loc="lower left")
         kit.despine(ax)
     data, images = scored.config.data.name, stats[0].num_images
-    caption = f"Mean over layers (left), heads, queries and {images:,} held-out images; {len(stats)} seed(s)."
+    seeds = f"{len(stats)} seed{'s' if len(stats) > 1 else ''}"
+    caption = f"Mean over layers (left), heads, queries and {images:,} held-out images; {seeds}."
     return kit.Figure(name, f"Attention of the global model on {data}, {scored.config.train.steps:,} steps", caption)
 
 

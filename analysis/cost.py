@@ -77,7 +77,8 @@ def cost_figure(records: kit.Records, manifests: Sequence[kit.Manifest], directo
         kit.despine(*axes[0])
     caption = (
         "Every finished run of the sweeps; W and D are Table 5's narrower and shallower M-VAR, N of M the layers "
-        "replaced. Parameters and FLOPs are analytic, sampling time is measured; bars: standard deviation over seeds."
+        "replaced. Parameters and FLOPs are analytic, sampling time is measured; "
+        f"{kit.bars_text(kit.aggregate(rows, 'eval/fid') for _, rows in cells)}."
     )
     return kit.Figure(name, f"FID against cost: {first.title}", caption)
 

@@ -11,6 +11,8 @@ from typing import Any
 from mvar import UserError
 from mvar import analysis as kit
 
+PAPER = "0.45"  # the grey of what is printed
+
 
 def draw(page: kit.Writer, manifest: kit.Manifest, table: kit.Table) -> None:
     """One figure for each request of the experiment `layers`."""
@@ -32,11 +34,25 @@ def layers_figure(table: kit.Table, manifest: kit.Manifest, directory: Path) -> 
         if len(_looks(rows)) > 1:
             axes[0, 0].legend(title="layers replaced", fontsize="small")
         kit.despine(*axes[0])
-    seeds = max(row["n"] for row in rows)
-    bars = "bars: standard deviation over seeds" if seeds > 1 else "one seed a point, hence no bars"
+        printed = _paper_curve(axes[0, 0], rows)
+    bars = kit.bars_text(row.get(key) for row in rows for key in ("fid", "nll"))
     which = "from the input on" if None in _looks(rows) else "as the legend says"
-    caption = f"FID (left) and held-out likelihood (right) as layers are replaced {which}; {bars}."
+    caption = f"FID (left) and held-out likelihood (right) as layers are replaced {which}; {bars}.{printed}"
     return kit.Figure(manifest.name, f"Figure 5: {manifest.title}", caption)
+
+
+def _paper_curve(ax: Any, rows: Sequence[dict[str, Any]]) -> str:
+    """The printed values on an axis of their own, hollow and dashed; what the caption says of them."""
+    printed = [(row["layers_replaced"], row["paper_fid"]) for row in rows if row.get("paper_fid") is not None]
+    if not printed:
+        return ""
+    beside = ax.twinx()
+    beside.plot(*zip(*printed, strict=True), "o--", color=PAPER, markerfacecolor="none", linewidth=1)
+    beside.set_ylabel("FID, paper (ImageNet 256)", color=PAPER)
+    beside.tick_params(axis="y", colors=PAPER)
+    beside.grid(False)
+    beside.margins(y=0.15)
+    return " Hollow, dashed, on the right axis: the end points that the paper states, on ImageNet."
 
 
 def _replaced(row: Mapping[str, Any]) -> int:

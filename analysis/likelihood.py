@@ -23,10 +23,12 @@ def scale_figure(records: kit.Records, manifest: kit.Manifest, directory: Path) 
     cells = [(cell, rows) for cell, rows in cells if any(rows[key].notna().any() for key in keys)]
     if not cells:
         raise UserError(f"figure {name}: no held-out likelihood by scale to draw")
-    with kit.canvas(directory, name, 3.0) as (_, axes):
+    drawn: list[kit.Measured] = []
+    with kit.canvas(directory, name, 2.7, width=kit.COLUMN) as (_, axes):
         ax = axes[0, 0]
         for number, (cell, rows) in enumerate(cells):
             values = [(i, m) for i, key in enumerate(keys) if (m := kit.aggregate(rows, key))]
+            drawn += [value for _, value in values]
             dodge = 0.06 * (number - (len(cells) - 1) / 2)
             look = kit.mixer_look(rows["pattern"].iloc[0]) | {"label": kit.figure_text(cell.label)}
             kit.points(ax, [i + dodge for i, _ in values], [m for _, m in values], linewidth=1.2, **look)
@@ -35,7 +37,7 @@ def scale_figure(records: kit.Records, manifest: kit.Manifest, directory: Path) 
         ax.set(xlabel="scale (tokens)", ylabel="held-out NLL ↓ (bits per token)")
         ax.legend(loc="best", fontsize="small")
         kit.despine(ax)
-    caption = "Bits per token of held-out images, by scale, under teacher forcing; bars: standard deviation over seeds."
+    caption = f"Bits per token of held-out images, by scale, under teacher forcing; {kit.bars_text(drawn)}."
     return kit.Figure(name, f"Likelihood by scale: {manifest.title}", caption)
 
 

@@ -23,8 +23,8 @@ def loss_figure(records: kit.Records, manifest: kit.Manifest, directory: Path, p
     """Training loss over steps, one colour a mixer."""
     name = f"loss-{manifest.tag}"
     trained = set(records.table.loc[records.table["state"] == DONE, "run_id"])
-    drawn = False
-    with kit.canvas(directory, name, 3.0) as (_, axes):
+    most = 0  # seeds of a line
+    with kit.canvas(directory, name, 2.7, width=kit.COLUMN) as (_, axes):
         ax = axes[0, 0]
         for cell in manifest.cells:
             run_ids = [run_id for run_id in cell.run_ids if run_id in trained]
@@ -41,14 +41,15 @@ def loss_figure(records: kit.Records, manifest: kit.Manifest, directory: Path, p
             mean = pd.Series(pd.concat(curves).groupby("step")["value"].mean())
             smooth = pd.Series(mean.rolling(max(1, len(mean) // SMOOTHING), min_periods=1, center=True).mean())
             ax.plot(smooth.index, smooth, color=colour, linewidth=1.5, label=kit.figure_text(cell.label))
-            drawn = True
-        if not drawn:
+            most = max(most, len(curves))
+        if not most:
             raise UserError(f"figure {name}: no training loss to draw")
         ax.set(xlabel="training step", ylabel="training loss (nats per token)")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend(fontsize="small")
         kit.despine(ax)
-    caption = f"Faint: every seed as logged; bold: mean over seeds, smoothed over 1/{SMOOTHING} of the training."
+    what = "mean over seeds" if most > 1 else "the same, one seed a line"
+    caption = f"Faint: every seed as logged; bold: {what}, smoothed over 1/{SMOOTHING} of the training."
     return kit.Figure(name, f"Training loss: {manifest.title}", caption)
 
 

@@ -165,7 +165,8 @@ def scaling_figure(
         kit.despine(*axes.flat)
     caption = (
         "Held-out loss and token error over a depth sweep, both axes logarithmic. Lines: y = c + a x^-b, where the "
-        "exponent is resolved; r: correlation of the logs; bars: standard deviation over seeds."
+        "exponent is resolved; r: correlation of the logs; "
+        f"{kit.bars_text(value for curve in found for value in curve.values)}."
     )
     return kit.Figure(manifest.name, f"Scaling laws: {manifest.title}", caption)
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mvar.analysis import maps
     from mvar.analysis.compare import DASH, Measured, aggregate, check_comparable, ratio
     from mvar.analysis.contract import Analysis
-    from mvar.analysis.figures import ERROR_BARS, band, legend_below, points, unit
+    from mvar.analysis.figures import ERROR_BARS, band, bars_text, legend_below, points, unit
     from mvar.analysis.grids import read_samples, real_images, tile
     from mvar.analysis.inline import prose
     from mvar.analysis.manifests import Manifest
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from mvar.analysis.render import Note, Table
     from mvar.analysis.report import main
     from mvar.analysis.reproduced import beside_printed
+    from mvar.analysis.style import COLUMN, WIDTH, Figure, canvas, despine, mixer_look, page
     from mvar.analysis.style import MIXERS as MIXER_NAMES
-    from mvar.analysis.style import WIDTH, Figure, canvas, despine, mixer_look, page
     from mvar.analysis.tables import KEYS, cell_rows, contradictions, images_line
     from mvar.analysis.verdicts import Verdict, judge, p_text
     from mvar.analysis.writer import Writer
@@ -34,7 +34,7 @@ _HOMES = {
     "mvar.analysis": ("maps",),
     "mvar.analysis.compare": ("DASH", "Measured", "aggregate", "check_comparable", "ratio"),
     "mvar.analysis.contract": ("Analysis",),
-    "mvar.analysis.figures": ("ERROR_BARS", "band", "legend_below", "points", "unit"),
+    "mvar.analysis.figures": ("ERROR_BARS", "band", "bars_text", "legend_below", "points", "unit"),
     "mvar.analysis.grids": ("read_samples", "real_images", "tile"),
     "mvar.analysis.inline": ("prose",),
     "mvar.analysis.maps": ("attention_map", "draw_flow"),
@@ -45,7 +45,7 @@ _HOMES = {
     "mvar.analysis.render": ("Note", "Table"),
     "mvar.analysis.report": ("main",),
     "mvar.analysis.reproduced": ("beside_printed",),
-    "mvar.analysis.style": ("MIXER_NAMES", "WIDTH", "Figure", "canvas", "despine", "mixer_look", "page"),
+    "mvar.analysis.style": ("COLUMN", "MIXER_NAMES", "WIDTH", "Figure", "canvas", "despine", "mixer_look", "page"),
     "mvar.analysis.tables": ("KEYS", "cell_rows", "contradictions", "images_line"),
     "mvar.analysis.verdicts": ("Verdict", "judge", "p_text"),
     "mvar.analysis.writer": ("Writer",),

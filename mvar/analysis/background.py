@@ -216,14 +216,14 @@ def _read_machine(path: Path, records: Records) -> dict[str, Any]:
 
 
 def _machine(environment: dict[str, Any]) -> str:
-    hardware = environment.get("gpu") or environment.get("cpu")
+    hardware, threads = environment.get("gpu") or environment.get("cpu"), environment.get("num_threads")
     versions = environment.get("versions", {})
     git = environment.get("git", {})
     commit = (
         f"code {git['commit'][:10]}{' with local changes' if git.get('dirty') else ''}" if git.get("commit") else ""
     )
     parts = [
-        f"{hardware}, {environment.get('num_cpus')} CPUs, {environment.get('num_threads')} thread(s) a run",
+        f"{hardware}, {environment.get('num_cpus')} CPUs, {threads} thread{'' if threads == 1 else 's'} a run",
         f"Python {versions.get('python')}, PyTorch {versions.get('torch')}",
         commit,
     ]

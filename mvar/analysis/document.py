@@ -26,6 +26,7 @@ class Bullets:
     heading: str = ""
 
 
+MAX_COMMANDS = 2  # in the line of a folded section; all of them stand below its table
 Block = Text | Bullets | Table | Figure
 
 
@@ -42,6 +43,17 @@ class Section:
         """What links lead to, as GitHub makes it of the title."""
         return re.sub(r"[^\w\- ]", "", self.title.lower()).replace(" ", "-")
 
+    @property
+    def folded(self) -> str:
+        """The one line that stands for a section whose tables want runs of which none is there; else nothing."""
+        tables = [block for block in self.blocks if isinstance(block, Table)]
+        wanted = [line for table in tables for line in table.missing]
+        if not wanted or any(run_ids for table in tables for run_ids in table.run_ids):
+            return ""
+        commands = list(dict.fromkeys(found for line in wanted for found in re.findall("Command: (`[^`]+`)", line)))
+        more = f" and {len(commands) - MAX_COMMANDS} more" if len(commands) > MAX_COMMANDS else ""
+        return f"Not run yet: {', '.join(commands[:MAX_COMMANDS])}{more}" if commands else "Not run yet"
+
 
 def run_link(run_id: str) -> str:
     """A run's directory as seen from the report's."""
@@ -53,8 +65,11 @@ def document_to_markdown(sections: Sequence[Section]) -> str:
     lines: list[str] = []
     for section in sections:
         lines += [f"{'#' * section.level} {markdown(section.title)}", ""]
-        for block in section.blocks:
-            lines += [*_block(block), ""]
+        inside = [line for block in section.blocks for line in (*_block(block), "")]
+        if section.folded:
+            told = f"<summary>{inline.to_html(section.folded)}</summary>"
+            inside = ["<details>", told, "", *inside, "</details>", ""]
+        lines += inside
     return printable("\n".join(lines).rstrip() + "\n")
 
 

@@ -1,6 +1,6 @@
 """What figures of measured quantities share: points with bars, units of an axis, a legend below the panels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,8 @@ ERROR_BARS = {"capsize": 3, "elinewidth": 1}
 
 
 def points(ax: Any, xs: Sequence[float], values: Sequence[Measured], **look: Any) -> None:
-    """Means with standard deviations where there are any."""
-    deviations = [np.nan if v.sd is None else v.sd for v in values]
+    """Means with standard deviations where there are any; without one the legend has no bars either."""
+    deviations = None if all(v.sd is None for v in values) else [np.nan if v.sd is None else v.sd for v in values]
     ax.errorbar(xs, [v.mean for v in values], yerr=deviations, **(ERROR_BARS | look))
 
 
@@ -24,6 +24,13 @@ def band(ax: Any, xs: Sequence[float], values: Sequence[Measured], **look: Any) 
     means = np.array([v.mean for v in values])
     if np.isfinite(deviations).any():
         ax.fill_between(xs, means - deviations, means + deviations, color=look.get("color"), alpha=0.2, linewidth=0)
+
+
+def bars_text(values: Iterable[Measured | None], what: str = "a point") -> str:
+    """What a caption says of the bars: of standard deviations over seeds, or why there are none."""
+    if any(value is not None and value.sd is not None for value in values):
+        return "bars: standard deviation over seeds"
+    return f"one seed {what}, hence no bars"
 
 
 def unit(largest: float) -> tuple[float, str]:

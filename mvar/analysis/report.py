@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mvar import layout
-from mvar.analysis import background
+from mvar.analysis import background, opening
 from mvar.analysis.cache import ReadCache
 from mvar.analysis.contract import Analysis, analysis_names, find_analysis
 from mvar.analysis.document import Bullets, Section, Text, document_to_markdown
@@ -22,15 +22,13 @@ from mvar.analysis.own_metrics import own_table
 from mvar.analysis.page import document_to_html
 from mvar.analysis.records import NO_RUN, Records, load_records
 from mvar.analysis.render import Table, csv_text
-from mvar.analysis.summary import summary
+from mvar.analysis.summary import summary, used_rows
 from mvar.analysis.writer import Told, Writer
 from mvar.errors import FAILURE, OK, USER_ERROR, UserError, complain, existing_directory, exit_code, say, warn
 from mvar.escaping import degrade
 from mvar.place import results_directory
 from mvar.runs.columns import Column
 from mvar.runs.experiment import Experiment, experiments
-
-TITLE = "Measured, beside what the paper prints"
 
 
 @any_text
@@ -76,11 +74,7 @@ class _Report(Writer):
             self.done += 1
             self.show("")
         self._missing()
-        first = Section(TITLE, level=1)
-        problems = len(dict.fromkeys(self.problems))
-        found = self.attempt("summary", summary, self.records, self.swept, self.headlines, self.floors, problems)
-        first.blocks = found or []
-        self.sections.insert(0, first)
+        self.sections.insert(0, self._first())
         self._problems()
         self.finish()
         self.save(layout.REPORT_MD, document_to_markdown(self.sections))
@@ -89,6 +83,22 @@ class _Report(Writer):
         self.done = self.total
         self.show("")
         return self.directory / layout.REPORT_MD
+
+    def _first(self) -> Section:
+        """The first screen, made of all that stands below it."""
+        used = self.attempt("summary", used_rows, self.records, self.swept)
+        first, problems = Section(opening.NAME, level=1), len(dict.fromkeys(self.problems))
+        if used is not None:
+            first.title = opening.title(used)
+            first.blocks += (
+                self.attempt("summary", opening.opening, self.records, self.swept, used, self.sections) or []
+            )
+        for block in first.blocks:
+            if isinstance(block, Table):
+                self.save_table(block)
+        found = self.attempt("summary", summary, self.records, self.swept, self.headlines, self.floors, problems)
+        first.blocks += found or []
+        return first
 
     # Sections -------------------------------------------------------------------------------------------------------
 

@@ -11,9 +11,10 @@ from zlib import crc32
 from mvar.escaping import file_name
 from mvar.files import atomic_write
 
-DPI = 150
+DPI, SCREEN_DPI = 300, 150  # in print; of the dark picture, which only the page shows
 UNSAID = r"Glyph \d+ .* missing from font|Matplotlib currently does not support|constrained_layout not applied"
-WIDTH = 7.0  # inches: a text page
+WIDTH, COLUMN = 7.0, 3.4  # inches: a text page, and one of two columns
+DARK = ".dark.png"  # in place of .png: the picture for a dark page
 MIXERS = {"global": "o", "intra": "s", "mamba": "^", "intra+mamba": "D"}  # markers: figures are read in grey too
 MIXED = ("mixed", "P")  # partly replaced
 OWN = "vX*<>"  # markers of mixers of one's own
@@ -80,6 +81,8 @@ def page(height: float, width: float = WIDTH, **layout: Any) -> Iterator[Any]:
             "text.usetex": False,  # whatever the user's own settings say: `mvar.escaping.figure` is not for TeX
             "text.parse_math": True,
             "legend.frameon": False,
+            "pdf.fonttype": 42,  # TrueType: what publishers ask for, and text that can be edited
+            "ps.fonttype": 42,
             "legend.title_fontsize": "small",
             "lines.markersize": 6,
         }
@@ -94,10 +97,14 @@ def page(height: float, width: float = WIDTH, **layout: Any) -> Iterator[Any]:
 
 @contextmanager
 def canvas(directory: Path, name: str, height: float, **layout: Any) -> Iterator[Any]:
-    """A `page` that is written as .png and .pdf, named as `Figure.file`, when the block ends well."""
+    """A `page` that is written as .png, .pdf and .dark.png, named as `Figure.file`, when the block ends well."""
+    from mvar.analysis.dark import darken
+
     with page(height, **layout) as (figure, axes):
         yield figure, axes
         save(figure, directory, file_name(name))
+        darken(figure)
+        _write(figure, directory / f"{file_name(name)}{DARK}", SCREEN_DPI)
 
 
 def save(figure: Any, directory: Path, name: str, kinds: Sequence[str] = ("png", "pdf")) -> None:
@@ -106,11 +113,16 @@ def save(figure: Any, directory: Path, name: str, kinds: Sequence[str] = ("png",
     Characters that the font lacks are boxes, and long texts leave less room; nothing is said about either.
     """
     for kind in kinds:
-        metadata = {"CreationDate": None} if kind == "pdf" else None
-        with atomic_write(directory / f"{name}.{kind}") as file, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", UNSAID)
-            figure.savefig(file, format=kind, dpi=DPI, metadata=metadata)
+        _write(figure, directory / f"{name}.{kind}", DPI)
         figure.set_layout_engine("none")  # laid out by now: the second file takes half the time
+
+
+def _write(figure: Any, path: Path, dpi: int) -> None:
+    kind = path.suffix[1:]
+    metadata = {"CreationDate": None} if kind == "pdf" else None
+    with atomic_write(path) as file, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", UNSAID)
+        figure.savefig(file, format=kind, dpi=dpi, metadata=metadata)
 
 
 def despine(*axes: Any) -> None:

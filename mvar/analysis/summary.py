@@ -36,7 +36,7 @@ def summary(
         floors: of `background.floor_rows`.
         num_problems: lines under "Problems".
     """
-    used = _used(records, tables)
+    used = used_rows(records, tables)
     blocks: list[Block] = [
         Bullets(_run_lines(records, tables, used), "What was run"),
         Bullets([*_findings(tables), *headlines[:MAX_SCORES]], "Main finding"),
@@ -49,7 +49,7 @@ def summary(
     return [*blocks, Text(PRINTED)]
 
 
-def _used(records: Records, tables: Tables) -> pd.DataFrame:
+def used_rows(records: Records, tables: Tables) -> pd.DataFrame:
     """The finished evaluations that the sweeps' tables are made of, each once: what this screen counts."""
     done = records.done
     run_ids = {run_id for _, table, _ in tables for row in table.run_ids for run_id in row}

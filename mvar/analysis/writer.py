@@ -12,7 +12,7 @@ from mvar.analysis.inline import prose
 from mvar.analysis.manifests import Manifest
 from mvar.analysis.records import Records
 from mvar.analysis.render import Table, latex_document, to_csv, to_latex
-from mvar.analysis.style import Figure
+from mvar.analysis.style import DARK, Figure
 from mvar.analysis.tables import sweep_table
 from mvar.analysis.written import Written
 from mvar.errors import UserError
@@ -69,6 +69,10 @@ class Writer:
     def table(self, table: Table) -> None:
         """A table in all its forms: on the page, CSV, LaTeX."""
         self.add(table)
+        self.save_table(table)
+
+    def save_table(self, table: Table) -> None:
+        """A table as CSV and LaTeX."""
         for kind, text in (("csv", to_csv(table)), ("tex", to_latex(table))):
             self.save(f"{layout.TABLES}/{table.file}.{kind}", text)
         self._tables.append(table.file)
@@ -79,8 +83,9 @@ class Writer:
         figure = self.attempt(f"figure {what}", make, *arguments)
         if figure is None:
             return
-        for kind in ("png", "pdf"):
-            self.written.add(self.figures / f"{figure.file}.{kind}")
+        for suffix in (".png", ".pdf", DARK):
+            if (path := self.figures / f"{figure.file}{suffix}").is_file():
+                self.written.add(path)
         self.add(figure)
 
     def sweep(self, manifest: Manifest, only: Analysis | None = None) -> None:

@@ -39,7 +39,7 @@ FID, PAPER_FID = Column("fid", "FID ↓", MEASURED), Column("paper_fid", "FID �
 IS, PAPER_IS = Column("is", "IS ↑", MEASURED), Column("paper_is", "IS ↑", PAPER, 1)
 KID = (  # a thousand times, as it is small
     Column("kid", "KID ↓ (× 1000)", MEASURED, 2, 1000),
-    Column("kid_se", "its standard error over images", MEASURED, 2, 1000, in_print=False),
+    Column("kid_se", "standard error of KID (× 1000)", MEASURED, 2, 1000, in_print=False),
 )
 NLL = Column("nll", "NLL ↓ (bits/token)", MEASURED)
 ERROR = Column("error", "token error (%)", MEASURED, 1, 100)

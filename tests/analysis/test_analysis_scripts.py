@@ -63,14 +63,15 @@ def stems(folder: Path, suffix: str) -> set[str]:
 def assert_whole(folder: Path, name: str) -> None:
     """The page, and its tables and figures and no others."""
     figures, tables = FIGURES[name], TABLES.get(name, OF_MIXERS)
-    assert stems(folder / "figures", ".png") == stems(folder / "figures", ".pdf") == figures
+    assert stems(folder / "figures", ".pdf") == figures
+    assert stems(folder / "figures", ".png") == {f"{name}{dark}" for name in figures for dark in ("", ".dark")}
     assert stems(folder / "tables", ".csv") == tables
     assert stems(folder / "tables", ".tex") == tables | {"tables"}
     page = (folder / "page.md").read_text()
     assert page.startswith(f"# {find_analysis(name).title}")
     assert set(re.findall(r"\]\(figures/([^)]+)\.png\)", page)) == figures
     html = (folder / "page.html").read_text()
-    assert html.startswith("<!DOCTYPE html>") and html.count("data:image/png") == len(figures)
+    assert html.startswith("<!DOCTYPE html>") and html.count("data:image/png") == 2 * len(figures)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,8 +1,10 @@
 """The page and the LaTeX tables as Chromium and pdflatex see them, where those are there."""
 
+import json
 import re
 import shutil
 import subprocess
+from html import escape
 
 import pytest
 
@@ -26,6 +28,16 @@ QUIET = (
     "--disable-component-update",
     "--disable-sync",
 )
+
+MEASURE = """onload = () => {
+  const told = [...document.querySelectorAll("iframe")].map(frame => {
+    const page = frame.contentDocument;
+    page.querySelectorAll("details").forEach(one => one.open = true);
+    const parts = [...page.querySelectorAll("td, th, img, code")].map(part => part.getBoundingClientRect().right);
+    return [page.documentElement.clientWidth, page.documentElement.scrollWidth, parts.length, Math.max(...parts)];
+  });
+  document.body.textContent = JSON.stringify(told);
+}"""
 
 TABLE = Table(
     "t",
@@ -75,9 +87,13 @@ def test_markdown_says_the_same(tmp_path):
 def test_the_page_needs_nothing_else(page):
     html = page.read_text()
     assert "<script" not in html and "http://" not in html and "https://" not in html
-    sources = re.findall(r'<img src="([^"]{0,40})', html)
+    sources = re.findall(r'(?:<img src|srcset)="([^"]{0,40})', html)
     assert len(sources) > 5 and all(source.startswith("data:image/png;base64,") for source in sources)
-    for link in re.findall(r'href="([^"#]+)"', html):
+    held = re.findall(r'<a download="([^"]+)" href="data:([a-z/-]+);base64,', html)
+    assert {kind for _, kind in held} == {"text/csv", "application/x-tex", "application/pdf"} and "runs.csv" in dict(
+        held
+    )
+    for link in re.findall(r'href="((?!data:)[^"#]+)"', html):
         assert not link.startswith("/") and (page.parent / link).exists(), link
     for anchor in re.findall(r'href="#([^"]+)"', html):
         assert f'id="{anchor}"' in html, anchor
@@ -94,6 +110,23 @@ def test_a_browser_shows_every_table_and_picture(page, tmp_path):
     # a browser repairs what is malformed by moving it: the same tags in the same order mean that nothing was
     tags = re.compile(r"<(/?(?:table|thead|tbody|tr|td|th|section|figure|ul|li|nav))\b")
     assert tags.findall(dom) == tags.findall(source)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
+def test_no_table_is_cut_at_any_width(page, tmp_path):
+    """Windows of 1,400, 800 and 400 px and a sheet of A4: frames of these widths hold the page, and are measured."""
+    widths = [1400, 800, 718, 400]
+    held = escape(page.read_text())
+    frames = "".join(f'<iframe style="width:{w}px;height:900px;border:0" srcdoc="{held}"></iframe>' for w in widths)
+    (tmp_path / "frames.html").write_text(f"<!DOCTYPE html><body>{frames}<script>{MEASURE}</script></body>")
+    command = [CHROMIUM, *QUIET, f"--user-data-dir={tmp_path / 'user'}", "--dump-dom"]
+    done = subprocess.run([*command, (tmp_path / "frames.html").as_uri()], capture_output=True, text=True, timeout=120)
+    found = re.search(r"(\[\[.*\]\])", done.stdout)
+    assert found, done.stdout[-500:]
+    for width, (wide, scrolled, number, right) in zip(widths, json.loads(found[1]), strict=True):
+        assert number > 300 and width - 20 <= wide <= width, (width, wide)
+        assert scrolled <= wide and right <= wide, (width, scrolled, right)
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex on this machine")

@@ -111,7 +111,7 @@ def test_requests_with_other_settings_have_titles_and_files_of_their_own(results
         "Table 6: mixers, digits, equal steps, train.steps=50",
     ]
     for kind in ("loss", "nll-by-scale", "samples-mixers", "fid-cost"):
-        assert len(list((path.parent / "figures").glob(f"{kind}-*.png"))) == 2, kind
+        assert len(list((path.parent / "figures").glob(f"{kind}-*.pdf"))) == 2, kind
     anchors = re.findall(r'<section id="([^"]+)"', path.with_suffix(".html").read_text())
     assert len(anchors) == len(set(anchors))
 
@@ -144,12 +144,20 @@ def test_every_link_is_relative_and_leads_somewhere(whole):
 def test_tables_and_figures_come_in_all_forms(whole):
     path, _, _ = whole
     sweeps = [f"{sweep}-digits-steps" for sweep in ("parameters", "mixers", "layers")]
-    stems = {*sweeps, *(f"{name}-differences" for name in sweeps), *(f"table{n}" for n in (1, 2, 3, 4)), "floors"}
+    stems = {
+        *sweeps,
+        *(f"{name}-differences" for name in sweeps),
+        *(f"table{n}" for n in (1, 2, 3, 4)),
+        "floors",
+        "overview",
+    }
     stems |= {"overfitting-digits-steps"}
     assert {p.stem for p in (path.parent / "tables").glob("*.csv")} == stems | {"runs"}
     assert {p.stem for p in (path.parent / "tables").glob("*.tex")} == stems | {"tables"}
-    drawn = {p.stem for p in (path.parent / "figures").glob("*.png")}
-    assert drawn == {p.stem for p in (path.parent / "figures").glob("*.pdf")}
+    drawn = {p.stem for p in (path.parent / "figures").glob("*.pdf")}
+    assert {p.stem for p in (path.parent / "figures").glob("*.png")} == {
+        n + dark for n in drawn for dark in ("", ".dark")
+    }
     by_sweep = ("layers", "samples-mixers", "nll-by-scale", "loss", "overfitting", "fid-cost")
     assert drawn == {"table1", "figure2", "attention-digits", *(f"{name}-digits-steps" for name in by_sweep)}
 
@@ -162,7 +170,7 @@ def test_the_same_numbers_give_the_same_bytes(whole, everything, tmp_path):
     script.layers_figure(sweep_table(records, manifest), manifest, tmp_path)
     for drawn in sorted(tmp_path.iterdir()):
         assert drawn.read_bytes() == (path.parent / "figures" / drawn.name).read_bytes()
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_without_runs_there_is_what_needs_none(tmp_path, capsys):

@@ -70,7 +70,10 @@ def test_nothing_of_the_markdown_is_live(strange):
     text = (strange / "report.md").read_text()
     html = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(text)
     tags = set(re.findall(r"<(\w+)", html))
-    assert all(re.fullmatch("h[1-3]|p|ul|li|strong|em|code|a|img|table|thead|tbody|t[rhd]|sup|br", tag) for tag in tags)
+    assert all(
+        re.fullmatch("h[1-3]|p|ul|li|strong|em|code|a|img|table|thead|tbody|t[rhd]|sup|br|details|summary", tag)
+        for tag in tags
+    )
     targets = re.findall(r'(?:src|href)="([^"]*)"', html)
     assert len(targets) > 30 and not [target for target in targets if re.match(r"[a-z]+:|//", target)]
     text = re.sub(r"(`+).*?\1", "", re.sub(r"\\`", "", text))  # code spans show everything
@@ -96,7 +99,11 @@ def test_nothing_of_the_page_is_live(strange):
     text = (strange / "report.html").read_text()
     page = Page(text)
     assert "script" not in page.tags and not page.handlers
-    assert not [target for target in page.targets if re.match(r"(?!data:image/png;base64,)[a-z]+:|//", target)]
+    assert not [
+        target
+        for target in page.targets
+        if re.match(r"(?!data:(?:image/png|text/csv|application/(?:pdf|x-tex));base64,)[a-z]+:|//", target)
+    ]
     assert "\x1b" not in text and "\x07" not in text
     assert "&lt;script&gt;" in text  # shown
 
@@ -170,7 +177,7 @@ def test_status_shows_it_on_any_terminal(strange, encoding):
 def test_figures_of_it_are_drawn(strange):
     problems = (strange / "report.md").read_text().split("## Problems")[1]
     assert "figure" not in problems
-    assert len(list((strange / "figures").glob("loss-*.png"))) == 1
+    assert len(list((strange / "figures").glob("loss-*.pdf"))) == 1
 
 
 def test_tables_of_commands_show_it(strange, capsys):
@@ -254,7 +261,7 @@ def test_every_part_of_a_table_is_shown_as_it_is(text, tmp_path):
     for number, page in enumerate(pages):
         cells = [unescape(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", page, re.DOTALL)]
         assert cells[:2] == [f"{seen}<sup>a</sup>", f"<code>{seen}</code>"], number
-        words = unescape(re.sub(r"<[^>]*>", "", page.split("</table>")[1]))
+        words = unescape(re.sub(r"<[^>]*>", "", page.rpartition("</table>")[2]))
         assert words.count(seen) >= 2 + number, number  # the note and what is missing; on the page how to read it
     latex = to_latex(table)
     assert latex.count(escaping.latex(text)) >= 3 and latex.splitlines()[1].startswith("% ")

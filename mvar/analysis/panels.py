@@ -1,0 +1,58 @@
+"""A wide table in panels, one below another, each of which fits a page: none is cut, none has to scroll.
+
+Every panel begins with the table's first column. Neighbours under one heading, measured and printed, stay together.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from mvar.analysis.render import Table, cell_text, short
+from mvar.runs.columns import Column
+
+PAGE = 660  # px: what a sheet of A4 and a window of 800 px leave
+LETTER, BOLD, SMALL, PADDING = 8.2, 9.4, 7.4, 20.0  # px of a letter in a wide font: of cells, headings, runs; of sides
+LINE = 26  # letters of a text before it is broken, where it can be
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Some of a table's columns; `with_runs`: after them the runs of each row."""
+
+    columns: Sequence[Column]
+    with_runs: bool = False
+
+
+def panels(table: Table) -> list[Panel]:
+    """A table's columns in panels that fit; the runs of its rows stand in the last one."""
+    first, *others = table.columns
+    taken, runs = width(table, first), _runs_width(table)
+    found: list[list[Column]] = [[first]]
+    left = PAGE - taken
+    for unit in (list(group) for _, group in groupby(others, key=lambda column: column.heading)):
+        needed = sum(width(table, column) for column in unit)
+        if needed > left and len(found[-1]) > 1:
+            found.append([first])
+            left = PAGE - taken
+        found[-1] += unit
+        left -= needed
+    if runs > left and len(found[-1]) > 1:
+        found.append([first])
+    return [Panel(columns, bool(runs) and columns is found[-1]) for columns in found]
+
+
+def width(table: Table, column: Column) -> float:
+    """About the width in px that a column needs: of its longest word, or of a line of text."""
+    texts = [cell_text(column, row.get(column.key)) for row in table.rows]
+    cells = max((min(len(text), LINE) if column.is_text else len(text) for text in texts), default=0)
+    heads = max(BOLD * _longest(column.heading.split()), LETTER * _longest(column.group.split()))
+    return max(LETTER * cells, heads) + PADDING
+
+
+def _runs_width(table: Table) -> float:
+    names = [short(run_id) for row in table.run_ids for run_id in row]
+    return SMALL * _longest(names) + PADDING if names else 0.0
+
+
+def _longest(words: Sequence[str]) -> int:
+    return max(map(len, words), default=0)
