@@ -95,7 +95,21 @@ def _execute(arguments: list[str]) -> int:
         speak_aside()
     if isinstance(command, Plugged):
         command.load_plugins()
-    return command.execute(arguments)
+    try:
+        return command.execute(arguments)
+    except (UserError, BrokenPipeError):
+        raise
+    except Exception as error:
+        if told := _of_a_plug_in(error):
+            raise UserError(told) from error
+        raise
+
+
+def _of_a_plug_in(error: Exception) -> str:
+    """What a plug-in has raised, in one line; empty of what is a fault of ours."""
+    from mvar.plugins import blamed
+
+    return blamed(error)
 
 
 def parse(arguments: list[str]) -> Command:

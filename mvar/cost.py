@@ -3,7 +3,11 @@
 FLOPs count matrix products and convolutions (a multiply-add is 2); norms, activations and softmax are left out.
 """
 
+from numbers import Real
+from typing import Any, cast
+
 from mvar.config import ModelConfig, TokenSpace
+from mvar.errors import UserError, quoted
 from mvar.mixers.base import Chosen, chosen_in
 from mvar.pattern import parse_branches
 from mvar.scales import ScaleSchedule, Span
@@ -21,12 +25,21 @@ def _chunks(layer: str) -> int:
 def layer_params(model: ModelConfig, layer: str) -> dict[str, int]:
     """Trainable parameters of one layer by part: a key for every mixer's text, `ffn`, and `ada_lin` or `ada_gss`."""
     width, mixers = model.width, chosen_in(model, layer)
-    parts = {text: cls.num_params(model, settings) for text, (cls, settings) in mixers.items()}
+    parts = {
+        text: _whole(text, "num_params", cls.num_params(model, settings)) for text, (cls, settings) in mixers.items()
+    }
     parts["ffn"] = 2 * width * _hidden(model) + _hidden(model) + width
     chunks = _chunks(layer)
     if model.shared_adaln:
         return parts | {"ada_gss": chunks * width}
     return parts | {"ada_lin": (width + 1) * chunks * width}
+
+
+def _whole(text: str, what: str, count: Any) -> int:
+    """What a mixer has counted; a `UserError` of one that gives something else than a number."""
+    if not isinstance(count, Real):
+        raise UserError(f"mixer {text!r}: {what} gives {quoted(count, 60)}; allowed: a whole number")
+    return cast(int, count)
 
 
 def num_params(model: ModelConfig, space: TokenSpace) -> int:
@@ -48,7 +61,7 @@ def layer_flops(model: ModelConfig, span: Span, layer: str) -> dict[str, int]:
     The modulation is made once, with the first scale.
     """
     mixers = chosen_in(model, layer)
-    parts = {text: cls.flops(model, settings, span) for text, (cls, settings) in mixers.items()}
+    parts = {text: _whole(text, "flops", cls.flops(model, settings, span)) for text, (cls, settings) in mixers.items()}
     parts["ffn"] = 4 * span.length * model.width * _hidden(model)
     chunks = _chunks(layer)
     parts["adaln"] = 0 if model.shared_adaln or span.first else 2 * chunks * model.width**2

@@ -36,6 +36,12 @@ def ranges(numbers: Iterable[int]) -> str:
     return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 class`, `2 classes`, `1,000 runs`."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{ending}"
+
+
 def one_of(what: str, value: object, allowed: Iterable[object], most: int | None = None) -> UserError:
     """The error for a name that is not in a list: says the value, what is allowed, and the nearest spelling.
 

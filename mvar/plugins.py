@@ -9,7 +9,8 @@ import json
 import os
 import sys
 import tomllib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module, metadata
 from pathlib import Path
@@ -17,14 +18,13 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from mvar import layout, registry, shipped
-from mvar.config import RunConfig
-from mvar.errors import UserError, one_of, say, warn, warn_once
-from mvar.files import file_digest, read_json, write_json
-from mvar.registries import KINDS
+from mvar.errors import UserError, one_of, quoted, say, warn
+from mvar.files import file_digest, read_json
+from mvar.registries import FIELDS, KINDS, SET, SET_CONTRACTS
 
 FILE, GROUP, VARIABLE = "mvar.toml", "mvar.plugins", "MVAR_PLUGINS"
 T = TypeVar("T")
-FIELDS = ("plugins",)  # of mvar.toml
+TOML_FIELDS = ("plugins",)  # of mvar.toml
 SHOWN = 12  # digits of a digest
 SET_NAMES = tuple(shipped.SETS.values())
 
@@ -38,8 +38,13 @@ class Plugin:
     sha256: str
     entry: str = ""  # `module` or `module:name` of an entry point, which is loaded by that
 
+    @property
+    def short(self) -> str:
+        """Its digest, as it is shown."""
+        return f"sha256 {self.sha256[:SHOWN]}"
+
     def __str__(self) -> str:
-        return f"{self.name} ({self.path}, sha256 {self.sha256[:SHOWN]})"
+        return f"{self.name} ({self.path}, {self.short})"
 
 
 _loaded: dict[str, tuple[Plugin, ModuleType]] = {}
@@ -56,12 +61,41 @@ def set_by(kind: str, what: type[T]) -> list[T]:
     return [one for one in found if isinstance(one, what)]
 
 
-def begin(files: Sequence[str], everything: bool = True) -> list[Plugin]:
+def setter(kind: str, name: str) -> Plugin | None:
+    """The plug-in whose file sets the experiment or the analysis of a name."""
+    every = ((plugin, getattr(module, shipped.SETS[kind], None)) for plugin, module in _loaded.values())
+    return next((plugin for plugin, one in every if getattr(one, "name", None) == name), None)
+
+
+def giver(kind: registry.Registry[Any], name: str) -> Plugin | None:
+    """The plug-in that has registered a name."""
+    return _loaded.get(kind.owners.get(name, ""), (None, None))[0]
+
+
+def blamed(error: BaseException) -> str:
+    """What the code of a plug-in has raised, as one line with its file and line; empty where none took part in it."""
+    own = {plugin.path: plugin for plugin in loaded()}
+    frames = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    if not (of_plugins := [(code, line) for code, line in frames if code.co_filename in own]):
+        return ""
+    (code, line), (innermost, inner_line) = of_plugins[-1], frames[-1]
+    plugin = own[code.co_filename]
+    classes = [code.co_qualname.partition(".")[0] for code, _ in reversed(of_plugins)]
+    given = [(kind.field, name) for kind in KINDS.values() for name in kind.own if giver(kind, name) == plugin]
+    named = [f"{what} {name!r}" for what, name in given if FIELDS[what].own[name].__name__ in classes]
+    where = f"{plugin.path}, line {line}"
+    if innermost is not code:
+        where += f"; raised in {Path(innermost.co_filename).name}, line {inner_line}"
+    return f"{(named or [f'plug-in {plugin.name}'])[0]} raises {type(error).__name__}: {error} ({where})"
+
+
+def begin(files: Sequence[str], everything: bool = True, sweeps: Sequence[str] = ()) -> list[Plugin]:
     """Load what a command that computes is to know, and say what that is; processes that it starts load the same.
 
     Args:
         files: of `--plugin`.
         everything: also what installed packages and mvar.toml name.
+        sweeps: files whose experiments are asked for.
 
     Raises:
         UserError: as `load`; a mistake in mvar.toml, which is named.
@@ -74,6 +108,8 @@ def begin(files: Sequence[str], everything: bool = True) -> list[Plugin]:
     for plugin in loaded() if everything else ():  # `mvar check` says it in its own words
         if not _gives(plugin):
             warn(f"plug-in {plugin} gives nothing; it has no @mvar.register, and sets no {' or '.join(SET_NAMES)}")
+    for path in sweeps:
+        load(path)
     if _loaded:
         say("plug-ins: " + ", ".join(map(str, loaded())))
     return loaded()
@@ -122,8 +158,8 @@ def _of_toml(path: Path) -> list[str]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {error}; allowed: TOML, e.g. plugins = ['my_mixer.py']") from None
     for name in values:
-        if name not in FIELDS:
-            raise one_of(f"{path}: field", name, FIELDS)
+        if name not in TOML_FIELDS:
+            raise one_of(f"{path}: field", name, TOML_FIELDS)
     files = values.get("plugins", [])
     if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
         raise UserError(f"{path}: plugins: {files!r:.200}; allowed: a list of files, e.g. ['my_mixer.py']")
@@ -142,8 +178,13 @@ def load(given: str) -> Plugin:
     plugin = Plugin(path.stem, str(path.absolute()), file_digest(path))
     if _is_loaded(plugin):
         return plugin
-    module = _guarded(plugin, lambda: shipped.load(path.absolute()))
-    return _keep(plugin, module)
+
+    def act() -> ModuleType:
+        module = shipped.load(path.absolute())
+        _check_set(plugin, module)
+        return module
+
+    return _keep(plugin, _guarded(plugin, act))
 
 
 def load_entry(name: str, value: str) -> Plugin:
@@ -155,7 +196,29 @@ def load_entry(name: str, value: str) -> Plugin:
     module = found if isinstance(found, ModuleType) else import_module(point.module)
     path = str(module.__file__)
     plugin = Plugin(name, path, file_digest(Path(path)), value)
-    return plugin if _is_loaded(plugin) else _keep(plugin, module)
+    if _is_loaded(plugin):
+        return plugin
+    _guarded(plugin, lambda: _check_set(plugin, module))
+    return _keep(plugin, module)
+
+
+def _check_set(plugin: Plugin, module: ModuleType) -> None:
+    """Refuse what a file sets that is no experiment or analysis, or has the name of another one."""
+    for kind, what in shipped.SETS.items():
+        if not hasattr(module, what):
+            continue
+        found = getattr(module, what)
+        if not isinstance(found, registry.loaded(SET_CONTRACTS[what])):
+            raise UserError(f"{what} is {quoted(found, 60)}; allowed: {SET[what.lower()]}")
+        is_ours = Path(plugin.path).resolve().parent == shipped.folder(kind).resolve()
+        other = setter(kind, found.name)
+        if found.name in shipped.names(kind) and not is_ours:
+            raise UserError(
+                f"its {what} is called {found.name!r}, as one of ours; allowed: a name of its own, by which it is told "
+                "from that"
+            )
+        if other:
+            raise UserError(f"its {what} is called {found.name!r}, as that of {other}; allowed: a name for each")
 
 
 def _is_loaded(plugin: Plugin) -> bool:
@@ -199,8 +262,8 @@ def _keep(plugin: Plugin, module: ModuleType) -> Plugin:
 def forget(name: str) -> None:
     """Unload one, where it is loaded: nothing that it registered stays."""
     plugin, module = _loaded.pop(name, (None, None))
+    shipped.load.cache_clear()
     if plugin and module:
-        shipped.load.cache_clear()
         sys.modules.pop(module.__name__, None)  # that it registers anew where it is loaded again
     for kind in KINDS.values():
         for own in [own for own, owner in kind.owners.items() if owner == name]:
@@ -212,61 +275,3 @@ def forget_all() -> None:
     for name in list(_loaded):
         forget(name)
     os.environ.pop(VARIABLE, None)
-
-
-# Of a run -------------------------------------------------------------------------------------------------------------
-
-
-def used_by(config: RunConfig) -> list[Plugin]:
-    """The plug-ins whose mixers, source and so on a run has."""
-    owners = dict.fromkeys(found.owners.get(name, "") for found, name in config.chosen())
-    return [_loaded[name][0] for name in owners if name in _loaded]
-
-
-def record(config: RunConfig, run: Path) -> None:
-    """Keep, in a run's directory, which plug-ins make it: files and digests. Nothing where it uses none.
-
-    Of weights that are there, what they were trained with stays; what samples or judges them is added.
-    """
-    used = {plugin.name: plugin for plugin in used_by(config)}
-    if used:
-        before = _recorded(run)
-        whole = used | before if (run / layout.MODEL).is_file() else before | used
-        write_json(run / layout.PLUGINS, {"plugins": [asdict(plugin) for plugin in whole.values()]})
-
-
-def check(config: RunConfig, run: Path, kinds: Collection[registry.Registry[Any]] | None = None) -> None:
-    """Refuse to compute with a run whose plug-in is not loaded, or to train it on with another version of that.
-
-    Args:
-        config: of the run.
-        run: its directory.
-        kinds: what is going to be used; None: everything that the run has.
-
-    Raises:
-        UserError: says what is missing, from which file that was, and how to go on.
-    """
-    recorded = _recorded(run)
-    used = [(found, name) for found, name in config.chosen() if kinds is None or found in kinds]
-    lacking = [(found.field, name) for found, name in used if name not in found]
-    if lacking:
-        what = ", ".join(f"{field} {name!r}" for field, name in lacking)
-        files = " ".join(f"--plugin {plugin.path}" for plugin in recorded.values())
-        made = f" (the run was made with {', '.join(map(str, recorded.values()))})" if recorded else ""
-        raise UserError(f"run {run.name}: needs {what} of a plug-in{made}; allowed: {files or '--plugin FILE.py'}")
-    for plugin in used_by(config):
-        before = recorded.get(plugin.name)
-        if before and before.sha256 != plugin.sha256:
-            changed = f"plug-in {plugin} is another than the run was begun with (sha256 {before.sha256[:SHOWN]})"
-            if not (run / layout.MODEL).is_file():
-                raise UserError(f"run {run.name}: {changed}; allowed: that file, or remove {run} to train it anew")
-            warn_once(f"run {run.name}: {changed}; its weights are of that one")
-
-
-def _recorded(run: Path) -> dict[str, Plugin]:
-    """What a run was made with, by name; nothing of a record that is missing or damaged."""
-    try:
-        values: Iterable[Mapping[str, str]] = read_json(run / layout.PLUGINS)["plugins"]
-        return {found.name: found for found in (Plugin(**one) for one in values)}
-    except (OSError, UserError, KeyError, TypeError):
-        return {}

@@ -109,6 +109,7 @@ KINDS: dict[str, Registry[Any]] = {
     "executor": EXECUTORS,
     "probe": PROBES,
 }
+FIELDS = {kind.field: kind for kind in KINDS.values()}
 # What a class of one's own is a subclass of; `mvar` has it under the same name.
 CONTRACTS = {
     "mixer": "mvar.mixers.base:Mixer",
@@ -125,6 +126,7 @@ SET = {
     "experiment": "EXPERIMENT = mvar.experiment(...)",
     "analysis": "ANALYSIS = mvar.analysis.Analysis(...)",
 }
+SET_CONTRACTS = {"EXPERIMENT": "mvar.runs.experiment:Experiment", "ANALYSIS": "mvar.analysis.contract:Analysis"}
 
 
 def register(kind: str, name: str) -> Callable[[C], C]:

@@ -220,6 +220,8 @@ def test_likelihood(run, here):
     wrong = [(label + 1) % 10 for label in labels]
     assert run.nll(pixels, wrong).bits != found.bits
     assert run.nll(split="train").num_images > found.num_images
+    with pytest.raises(mvar.UserError, match=r"split: 'nope' is unknown; allowed: train, heldout$"):
+        run.nll(split="nope")
     for images, classes, message in [
         (pixels[:2], [1], "labels: 1 for 2 images; allowed: one class an image"),
         (pixels[:2, :4], [1, 2], "images: uint8 (2, 4, 8, 1); allowed: uint8 (N, 8, 8, 1)"),

@@ -23,7 +23,7 @@ USERS = sorted(path for kind in ("experiments", "analysis") for path in (ROOT / 
 ROOMS = (
     *("escaping", "errors", "registry", "registries"),
     *("lazy", "layout", "place", "shipped", "memory", "progress", "files", "artefacts", "rows"),
-    *("scales", "pattern", "config", "presets", "plugins"),
+    *("scales", "pattern", "config", "presets", "plugins", "plugin_records"),
     "kernels",
     "mixers",
     *("tokenizer", "transformer", "cost", "checking"),

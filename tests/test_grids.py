@@ -1,6 +1,7 @@
 """`--grid`, `--name`, `--only`, `--config`: a table of one's own without a file, and a run in a file."""
 
 import json
+import shlex
 import tomllib
 
 import pytest
@@ -104,6 +105,49 @@ def test_another_grid_of_that_name_is_refused(tmp_path, made, capsys):
     )
 
 
+def test_a_field_beside_a_name_counts_after_the_grid_s_own_preset_and_settings(tmp_path, made, capsys):
+    """For `run` and `plan` as for `evaluate`; the first table stays what it was."""
+    assert run(tmp_path, "--preset", "smoke", *GRID, "--name", "mine", "--set", "train.steps=7", "--seeds", "2") == OK
+    assert run(tmp_path, "--name", "mine", "--set", "train.batch_size=16") == OK
+    assert {(c.model.width, c.train.steps, c.train.batch_size, c.seed) for c in made[-1]} == {
+        (SMOKE.model.width, 7, 16, seed) for seed in (0, 1)
+    }
+    assert run(tmp_path, "--name", "mine") == USER_ERROR  # of two tables now
+    assert "'mine' was asked for with several settings; allowed: say which: --preset smoke" in capsys.readouterr().err
+
+
+def test_a_field_that_the_grid_varies_is_not_set(tmp_path, made, capsys):
+    told = "set: train.base_lr: the grid 'mine' varies it; allowed: its values in --grid alone, or --only for one of"
+    words = ["--preset", "smoke", *GRID, "--name", "mine"]
+    assert run(tmp_path, *words, "--set", "train.base_lr=1") == USER_ERROR
+    assert told in capsys.readouterr().err and not made
+    assert run(tmp_path, *words) == OK
+    assert run(tmp_path, "--name", "mine", "--set", "train.base_lr=1") == USER_ERROR
+    assert told in capsys.readouterr().err and len(made) == 1
+
+
+def test_a_grid_that_was_taken_back_is_asked_for_again_in_whole(tmp_path, made, capsys):
+    """By the commands that have asked for a part each; one that asked for nothing more is not among them."""
+    results = ["--results", str(tmp_path / "results")]
+    run(tmp_path, "--preset", "smoke", *GRID, "--name", "mine")
+    before = manifest(tmp_path)["cells"]
+    run(tmp_path, "--name", "mine", "--only", LABELS[3])
+    assert manifest(tmp_path)["cells"] == before and "earlier_commands" not in manifest(tmp_path)
+    run(tmp_path, "--preset", "smoke", "--grid", "train.base_lr=1e-3", "model.pattern=mamba", "--name", "mine")
+    run(tmp_path, "--name", "mine", "--only", LABELS[3], "--seeds", "2")
+    whole = manifest(tmp_path)
+    capsys.readouterr()
+    assert main(["forget", "mine", *results]) == OK
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    commands = [line.partition(": ")[2] for line in lines if line.startswith(("to ask again: ", "and then: "))]
+    assert len(commands) == 3
+    for command in commands:
+        assert main(shlex.split(command)[1:]) == OK
+    assert manifest(tmp_path)["cells"] == whole["cells"]
+    run(tmp_path, "--name", "mine", "--seeds", "2")  # all of it at once
+    assert "earlier_commands" not in manifest(tmp_path)
+
+
 def test_commas_inside_brackets_and_quotes_separate_nothing():
     assert split_values("f", "[1,2,3],[1,2,4]") == ["[1,2,3]", "[1,2,4]"]
     assert split_values("f", "'recent:w=2,x=3',mamba") == ["recent:w=2,x=3", "mamba"]
@@ -144,6 +188,20 @@ def test_a_runs_own_config_is_that_run(tmp_path, made):
         assert run(tmp_path, "--config", str(given)) == OK
         (made_now,) = made[-1]
         assert made_now.run_id == config.run_id and made_now.evaluation_id == config.evaluation_id
+
+
+def test_a_run_s_own_config_is_the_request_that_it_was_asked_for_by(tmp_path, made):
+    (tmp_path / "run.yaml").write_text("preset: smoke\nseed: 3\ntrain: {batch_size: 16}\n")
+    assert run(tmp_path, "--config", str(tmp_path / "run.yaml"), "--set", "train.steps=8") == OK
+    ((config,),) = made
+    directory = Store(tmp_path / "results").run_of(config)
+    directory.write_config(config)
+    (path,) = (tmp_path / "results/sweeps").glob("*.json")
+    kept = path.read_text()
+    assert run(tmp_path, "--config", str(directory.path)) == OK
+    assert [one.run_id for one in made[-1]] == [config.run_id]
+    assert json.loads(path.read_text())["cells"] == json.loads(kept)["cells"]
+    assert len(list((tmp_path / "results/sweeps").glob("*.json"))) == 1
 
 
 def test_a_run_in_the_place_of_a_sweep_is_told_how_to_ask(tmp_path, made, capsys):

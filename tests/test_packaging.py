@@ -96,7 +96,8 @@ def test_an_experiment_of_ones_own_has_a_name_of_its_own_and_a_table(tmp_path):
     assert main([*report, "--experiments", str(mine)]) in (0, 2)  # 2: no run yet
     assert "Table 6: mine, smoke" in (store.root / "report/report.md").read_text()
     main(report)
-    assert "no table is known for 'mine'" in (store.root / "report/report.md").read_text()
+    told = f"no table is known for 'mine'; one of your own is shown by `mvar report --experiments {mine}`"
+    assert told in (store.root / "report/report.md").read_text()
 
 
 @pytest.mark.parametrize("build", [lambda config: [], lambda config: [][1], lambda config: [config]])

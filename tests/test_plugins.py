@@ -10,13 +10,17 @@ from pathlib import Path
 import pytest
 import tiny_runs
 
-from mvar import layout, plugins
+import mvar
+from mvar import layout, plugin_records, plugins
 from mvar.cli import main
 from mvar.cluster import snapshot
 from mvar.config import RunConfig, override
 from mvar.errors import FAILURE, OK, USER_ERROR, UserError
 from mvar.files import file_digest
+from mvar.presets import PRESETS
 from mvar.registries import KINDS
+from mvar.runs.grid import Grid, read_grid
+from mvar.runs.request import Request, write_manifest
 from mvar.runs.store import Store
 
 MIXER = """
@@ -44,6 +48,18 @@ class Mine(mvar.Guidance):
     def weight(self, scale, num_scales, cfg_scale, settings):
         return cfg_scale
 """
+SOURCE = """
+@mvar.register("source", "stripes")
+class Stripes(mvar.DataSource):
+    class Settings(mvar.Config):
+        width: int = 2
+
+    def check(self, config, stored=False, order_is_asked=False):
+        pass
+
+    def open(self, config, split=None):
+        raise KeyError("stripe")
+"""
 TINY = [f"{name}={value}" for name, value in tiny_runs.TINY.items()]
 
 
@@ -65,7 +81,8 @@ def test_one_file_is_a_mixer_and_its_sweep_in_workers_too(tmp_path, capsys):
     (made,) = Store(tmp_path / "results").runs()
     assert "-again-" in made.name
     (recorded,) = json.loads((made.path / layout.PLUGINS).read_text())["plugins"]
-    assert recorded == {"name": "mine_sweep", "path": mine, "sha256": file_digest(Path(mine)), "entry": ""}
+    named = {"name": "mine_sweep", "path": mine, "sha256": file_digest(Path(mine)), "entry": ""}
+    assert recorded == {**named, "gives": {"mixer": ["again"]}}
     capsys.readouterr()
     assert run(tmp_path / "results", mine) == OK and "1 of 1 runs done" in capsys.readouterr().out
 
@@ -100,6 +117,121 @@ def test_an_unfinished_run_is_not_trained_on_with_another_file(tmp_path):
     plugins.forget_all()
     with pytest.raises(UserError, match=r"needs mixer 'again' of a plug-in .*allowed: --plugin"):
         tiny_runs.execute(store.runs()[0].config(), store)
+
+
+def test_a_renamed_changed_file_is_known_by_what_it_gives(tmp_path):
+    """An unfinished run is not trained on with it; records of before, which do not say what files gave, count too."""
+    plugins.begin([write(tmp_path / "mine.py", MIXER)])
+    config, run = override(tiny_runs.CONFIG, {"model.pattern": "again"}), tmp_path / "run"
+    run.mkdir()
+    plugin_records.record(config, run)
+    told = (
+        r"plug-in other \(.*other.py, sha256 \w+\) is another than the run was begun with \(mine \(.*allowed: that file"
+    )
+    plugins.begin([write(tmp_path / "other.py", MIXER + "# another")])
+    with pytest.raises(UserError, match=told):
+        plugin_records.check(config, run)
+    record = json.loads((run / layout.PLUGINS).read_text())
+    del record["plugins"][0]["gives"]
+    (run / layout.PLUGINS).write_text(json.dumps(record))
+    with pytest.raises(UserError, match=told):
+        plugin_records.check(config, run)
+    plugins.begin([write(tmp_path / "same.py", MIXER)])  # another name alone is nothing
+    plugin_records.check(config, run)
+
+
+@pytest.mark.parametrize(
+    "damaged", [3, "a", {"a": 1}, [3], [{"name": 1}], [{**asdict(plugins.Plugin("a", "b", "c")), "sha256": 3}]]
+)
+def test_a_record_that_is_damaged_says_nothing(damaged):
+    assert plugin_records.Record.of_document(damaged) == plugin_records.Record()
+
+
+def test_one_file_is_advised_for_each_name(tmp_path):
+    """Of one that was changed after the training, that of the training."""
+    mine, changed = write(tmp_path / "mine.py", MIXER), write(tmp_path / "chg.py", MIXER + "# another")
+    plugins.begin([mine])
+    config, run = override(tiny_runs.CONFIG, {"model.pattern": "again"}), tmp_path / "run"
+    run.mkdir()
+    plugin_records.record(config, run)
+    (run / layout.MODEL).write_bytes(b"")
+    plugins.begin([changed])
+    plugin_records.record(config, run)
+    plugins.forget_all()
+    with pytest.raises(UserError, match=rf"the run was made with mine \([^()]*\)\); allowed: --plugin {mine}$"):
+        plugin_records.check(config, run)
+
+
+@pytest.mark.parametrize("words", [["run"], ["plan"], ["evaluate"], ["submit", "--cluster", "local"]])
+def test_every_command_says_which_plug_in_a_run_in_config_needs(tmp_path, capsys, words):
+    """Of a mixer, and of a data source with settings of its own."""
+    mine, results = write(tmp_path / "mine.py", MIXER + SOURCE), tmp_path / "results"
+    plugins.begin([mine])
+    values = {"model.pattern": "again", "data.name": "stripes", "data.stripes.width": 3}
+    config = override(tiny_runs.CONFIG, values)
+    run = Store(results).run_of(config)
+    run.write_config(config)
+    plugin_records.record(config, run.path)
+    assert main([*words, "--config", str(run.path), "--results", str(results)]) == USER_ERROR
+    (line,) = capsys.readouterr().err.splitlines()
+    needs = f"run {run.name}: needs data.name 'stripes', mixer 'again' of a plug-in (the run was made with mine ({mine}"
+    assert needs in line and line.endswith(f"; allowed: --plugin {mine}"), line
+    if words == ["run"]:
+        run.weights.write_bytes(b"weights")
+        with pytest.raises(UserError, match=rf"allowed: from mvar import plugins; plugins.load\('{mine}'\)$"):
+            mvar.load(run.path)
+
+
+def test_a_grid_that_is_kept_says_which_plug_in_it_needs(tmp_path, capsys):
+    """Older requests, which do not record theirs, are read as before."""
+    mine, results = write(tmp_path / "mine.py", MIXER), ["--results", str(tmp_path / "results")]
+    plugins.begin([mine])
+    config, store = PRESETS["smoke"], Store(tmp_path / "results")
+    grid = Grid("kept", read_grid(["model.pattern=again,global"], config)).experiment()
+    path = write_manifest(store, Request(grid, "smoke", config), ["run"])
+    for words in (["run"], ["plan"], ["evaluate"]):
+        assert main([*words, *results, "--name", "kept"]) == USER_ERROR
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "name: 'kept': needs mixer 'again' of a plug-in (it was asked for with mine (" in line
+        assert line.endswith(f"; allowed: --plugin {mine}")
+    assert main(["plan", *results, "--name", "kept", "--plugin", mine]) == OK
+    capsys.readouterr()
+    kept = json.loads(path.read_text())
+    assert kept.pop("plugins")[0]["gives"] == {"mixer": ["again"]}
+    path.write_text(json.dumps(kept))
+    assert main(["plan", *results, "--name", "kept"]) == USER_ERROR
+    assert "mixer: 'again' is unknown" in capsys.readouterr().err
+
+
+def test_a_sweep_s_file_is_named_on_the_first_line(tmp_path, capsys):
+    mine = write(tmp_path / "mine_sweep.py", SWEEP)
+    for command in (["run", "--dry-run"], ["plan"]):
+        assert main([*command, mine, "--preset", "smoke", "--results", str(tmp_path / "r"), "--set", *TINY]) == OK
+        assert capsys.readouterr().out.startswith(f"plug-ins: mine_sweep ({mine}, sha256 ")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("EXPERIMENT = 3", "EXPERIMENT is 3; allowed: EXPERIMENT = mvar.experiment(...)"),
+        ("ANALYSIS = 3", "ANALYSIS is 3; allowed: ANALYSIS = mvar.analysis.Analysis(...)"),
+        (
+            SWEEP.replace('"mine"', '"mixers"').replace(MIXER, "import mvar"),
+            "its EXPERIMENT is called 'mixers', as one",
+        ),
+        (SWEEP.replace(MIXER, "import mvar"), "its EXPERIMENT is called 'mine', as that of first ("),
+        (
+            "import mvar.analysis as a\nANALYSIS = a.Analysis('layers', 'x', lambda page: None)",
+            "its ANALYSIS is called 'layers', as one of ours; allowed: a name of its own",
+        ),
+    ],
+)
+def test_what_a_file_sets_is_one_and_has_a_name_of_its_own(tmp_path, text, said):
+    first = write(tmp_path / "first.py", SWEEP)
+    with pytest.raises(UserError) as caught:
+        plugins.begin([first, write(tmp_path / "p.py", text)])
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"plugin {tmp_path}/p.py: ")
 
 
 def test_first_line_and_order_of_flags_and_toml(tmp_path, monkeypatch, capsys):
@@ -203,21 +335,22 @@ def test_an_installed_package_may_bring_some(tmp_path, monkeypatch, capsys):
 
 def test_what_uses_no_plug_in_records_none(tmp_path):
     plugins.begin([write(tmp_path / "p.py", MIXER)])
-    assert plugins.used_by(RunConfig()) == []
-    plugins.record(RunConfig(), tmp_path)
+    assert plugin_records.used_by([RunConfig()]) == {}
+    plugin_records.record(RunConfig(), tmp_path)
     assert not (tmp_path / layout.PLUGINS).exists()
-    assert [p.name for p in plugins.used_by(override(RunConfig(), {"model.pattern": "again"}))] == ["p"]
+    ((key, plugin),) = plugin_records.used_by([override(RunConfig(), {"model.pattern": "again"})]).items()
+    assert key == ("mixer", "again") and plugin.name == "p"
 
 
 def test_what_samples_finished_weights_is_added_to_their_record(tmp_path):
     """And what they were trained with stays, whatever the file is now."""
     trained = override(RunConfig(), {"model.pattern": "global"})
     plugins.begin([write(tmp_path / "m.py", MIXER), write(tmp_path / "g.py", FORM)])
-    plugins.record(override(trained, {"model.pattern": "again"}), tmp_path)
+    plugin_records.record(override(trained, {"model.pattern": "again"}), tmp_path)
     (tmp_path / layout.MODEL).write_bytes(b"")
     before = json.loads((tmp_path / layout.PLUGINS).read_text())["plugins"]
     plugins.begin([write(tmp_path / "m.py", MIXER + "# another"), str(tmp_path / "g.py")])
-    plugins.record(override(trained, {"model.pattern": "again", "sample.guidance": "mine"}), tmp_path)
+    plugin_records.record(override(trained, {"model.pattern": "again", "sample.guidance": "mine"}), tmp_path)
     found = {p["name"]: p for p in json.loads((tmp_path / layout.PLUGINS).read_text())["plugins"]}
     assert set(found) == {"m", "g"} and [found["m"]] == before
 

@@ -12,6 +12,7 @@ import pandas as pd
 from mvar import layout, shipped
 from mvar.config import RunConfig, override
 from mvar.errors import UserError, one_of
+from mvar.plugin_records import SWEEP, Record
 from mvar.presets import DIGITS, PRESETS
 from mvar.runs.documents import read_document
 from mvar.runs.experiment import Experiment, find_experiment, is_experiment
@@ -50,6 +51,7 @@ class Manifest:
     cells: tuple[AskedCell, ...]
     overrides: Mapping[str, Any] = field(default_factory=dict)  # of the preset, by the request's --set
     grid: Mapping[str, Any] | None = None  # of one's own (`mvar.runs.grid`)
+    file: str = ""  # of the experiment, where a plug-in has it
     letter: str = ""  # by which headings call its settings, where these are many
 
     @property
@@ -144,7 +146,9 @@ def _read(path: Path, directory: Callable[[str, str | None], str]) -> Manifest:
     names = ("sweep", "artefact", "preset", "mode", "budget_flops", "command", "overrides")
     if grid := values.get("grid"):
         experiment_of(values)  # says what is wrong with one that was written by hand
-    return Manifest(name=path.stem, cells=tuple(cells), grid=grid, **{name: values[name] for name in names})
+    own = Record.of_document(values.get("plugins", [])).gave.get((SWEEP, values["sweep"]))
+    file = own.path if own else ""
+    return Manifest(name=path.stem, cells=tuple(cells), grid=grid, file=file, **{name: values[name] for name in names})
 
 
 def _merged(manifests: Sequence[Manifest]) -> list[Manifest]:

@@ -165,7 +165,8 @@ def sweeps_to_show(records: Records, problems: list[str]) -> list[Manifest]:
         if manifest.is_known:
             found.append(manifest)
         else:
-            told = "one of your own is shown by `mvar report --experiments FILE.py`"
+            file = manifest.file or "FILE.py"
+            told = f"one of your own is shown by `mvar report --experiments {file}`"
             problems.append(f"sweep {manifest.name}: no table is known for {manifest.sweep!r}; {told}")
     asked = {manifest.sweep for manifest in found}
     of_paper = [experiment.name for experiment in experiments(problems.append) if experiment.of_paper]

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from mvar import layout
 from mvar.checkpoints.published import GeneratorFacts
 from mvar.config import RunConfig
 from mvar.data.crops import to_float
+from mvar.data.sources.contract import Split
 from mvar.errors import UserError, one_of
 from mvar.evaluation.likelihood import heldout_nll
 from mvar.probes.attention_kept import measure
@@ -163,7 +164,7 @@ class Trained(ABC):
         self,
         images: np.ndarray | None = None,
         labels: Sequence[str | int] = (),
-        split: Literal["heldout", "train"] = "heldout",
+        split: Split = "heldout",
     ) -> Likelihood:
         """How well images are predicted, in all and scale by scale.
 
@@ -184,6 +185,8 @@ class Trained(ABC):
         Raises:
             UserError: images of another size, not one label each; a split that is not there.
         """
+        if split not in get_args(Split):
+            raise one_of("split", split, get_args(Split))
         tokens, numbers = self._split(split) if images is None else self._tokens(images, labels)
         found = heldout_nll(self.model, self.tokenizer.quantize, tokens, numbers)
         scales = range(self.model.schedule.num_scales)
@@ -213,7 +216,7 @@ class Trained(ABC):
         return self.model.pos_1LC.device
 
     @abstractmethod
-    def _split(self, split: Literal["heldout", "train"]) -> tuple[Any, Any]:
+    def _split(self, split: Split) -> tuple[Any, Any]:
         """Tokens `(N, L)` and labels `(N,)` of a split of the data."""
 
     # Attention --------------------------------------------------------------------------------------------------------

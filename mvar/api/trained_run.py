@@ -11,6 +11,7 @@ from mvar.api.trained import Trained, check_measured
 from mvar.config import RunConfig
 from mvar.errors import UserError
 from mvar.files import digest
+from mvar.plugin_records import PlugInMissing
 from mvar.probes.attention_mass import AttentionStats
 from mvar.probes.knockout_kept import Knockout
 from mvar.probes.measurable import MAX_IMAGES, Measurable
@@ -38,7 +39,10 @@ class TrainedRun(Trained):
                 f"run: {run.name} is not trained yet ({run.state()}); allowed: a run with model.safetensors"
             )
         self.store, self.directory = store, run
-        self.name, self.config = run.name, run.config()
+        try:
+            self.name, self.config = run.name, run.config()
+        except PlugInMissing as error:
+            raise UserError(error.in_python) from None
 
     @cached_property
     def class_names(self) -> list[str]:

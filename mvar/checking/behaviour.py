@@ -81,7 +81,7 @@ def sees(mixer: Mixer, schedule: ScaleSchedule) -> NDArray[np.bool_]:
     torch.manual_seed(2)
     length, width = schedule.num_tokens, mixer.config.width
     x = torch.randn(1, length, width, dtype=torch.float64, requires_grad=True)
-    y, _ = mixer(x, schedule.span())
+    y, _ = call(mixer, x, schedule.span(), None)
     mixed = (y[0] * torch.randn_like(y[0])).sum(-1)  # a plain sum is constant behind a norm
     found = torch.zeros(length, length, dtype=torch.bool)
     if mixed.requires_grad:
@@ -91,7 +91,7 @@ def sees(mixer: Mixer, schedule: ScaleSchedule) -> NDArray[np.bool_]:
     with torch.no_grad():  # what no gradient shows: a choice, a rounding
         changed = x.detach().repeat(length, 1, 1)
         changed[range(length), range(length)] *= -2
-        difference = (mixer(changed, schedule.span())[0] - y).abs().amax(-1).T
+        difference = (call(mixer, changed, schedule.span(), None)[0] - y).abs().amax(-1).T
         found |= difference > 1e-9 * y.abs().max()
     return found.numpy()
 

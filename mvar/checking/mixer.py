@@ -11,11 +11,12 @@ import torch
 from mvar.checking import behaviour, costs, cuts, in_model
 from mvar.checking.case import Broken, Case
 from mvar.config import ModelConfig
-from mvar.errors import UserError
+from mvar.errors import UserError, quoted
 from mvar.mixers.base import mixer_class
 from mvar.pattern import parse_mixer
 
 CONFIG = ModelConfig(depth=2, width=64, num_heads=4)
+OURS = Path(__file__).parents[1]
 MOST = 3  # faults of one check that are told
 FIRST = {"builds": behaviour.builds}  # without it nothing else can be looked at
 CHECKS: dict[str, Callable[[Case], Iterator[str]]] = {
@@ -50,16 +51,27 @@ class Finding:
         return f"{self.mixer}: {self.check}: {'; '.join(self.faults) or 'ok'}"
 
 
-def texts_to_check(name: str, settings: Iterable[str] = ()) -> list[str]:
+def texts_to_check(name: str, settings: Iterable[str] = (), config: ModelConfig = CONFIG) -> list[str]:
     """A mixer's texts: with its defaults, and with each of the settings; with those of its class where none is given.
 
     Raises:
-        UserError: an unknown mixer, or settings that are no list of them.
+        UserError: an unknown mixer; settings, or `examples` of its class, that are none of them or that it does not
+            take.
     """
-    chosen = list(settings) or getattr(mixer_class(name), "examples", ())
+    given = list(settings)
+    chosen = given or getattr(mixer_class(name), "examples", ())
+    if isinstance(chosen, str) or not isinstance(chosen, Iterable) or not all(isinstance(one, str) for one in chosen):
+        raise UserError(f"mixer {name!r}: examples: {quoted(chosen, 60)}; allowed: a tuple of texts, e.g. ('2',)")
     texts = [name, *(f"{name}:{text}" for text in chosen)]
     for text in texts:
-        parse_mixer(text)
+        try:
+            parse_mixer(text)
+            config.settings_of(text)
+        except UserError as error:
+            if given or text == name:
+                raise
+            told = str(error).removeprefix("model.pattern: ")
+            raise UserError(f"mixer {name!r}: examples: {told}") from None
     return list(dict.fromkeys(texts))
 
 
@@ -99,6 +111,7 @@ def _faults(check: Callable[[Case], Iterator[str]], case: Case) -> tuple[str, ..
 def _raised(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "site-packages" not in frame.filename]
+    own = [frame for frame in own if OURS not in Path(frame.filename).parents] or own
     line = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
     said = (str(error).splitlines() or [""])[0]
     return f"raises {type(error).__name__}: {said}{line}"

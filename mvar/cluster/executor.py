@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mvar.config import RunConfig
-from mvar.errors import say
+from mvar.errors import counted, say
 from mvar.runs.executors.contract import Executor
 from mvar.runs.store import Store
 
@@ -69,7 +69,7 @@ def _send(found: "Plan", num_runs: int, store: Store, profile: "Profile", dry_ru
     from mvar.cluster.submit import submit
 
     count = sum(map(len, found.runs))
-    say(f"{num_runs} runs: {found.num_done} done, {found.num_active} queued or running, {count} to submit")
+    say(f"{counted(num_runs, 'run')}: {found.num_done} done, {found.num_active} queued or running, {count} to submit")
     if not found.runs:
         return
     if dry_run:

@@ -97,7 +97,7 @@ class Profile(Config):
     @model_validator(mode="after")
     def _check_executor(self) -> Self:
         fields = type(self).model_fields
-        used = set(filter(executors.find(self.executor).uses, fields))
+        used = executors.used_by(self.executor, fields)
         changed = {name for name, field in fields.items() if getattr(self, name) != _default(field)}
         if unused := sorted(changed - used - {"executor", "source"}):
             allowed = ", ".join(sorted(used - {"source"})) or "none"

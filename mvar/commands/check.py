@@ -3,7 +3,6 @@
 import sys
 import time
 from dataclasses import dataclass
-from itertools import chain
 from math import gcd
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -43,9 +42,7 @@ class Check:
 
         names = self._names()
         config, wrong = self._sizes(), 0
-        texts = {name: texts_to_check(name, self.settings) for name in names}
-        for text in chain(*texts.values()):
-            config.settings_of(text)  # a mistake in the settings is told before anything is checked
+        texts = {name: texts_to_check(name, self.settings, config) for name in names}  # mistakes are told before all
         torch.set_num_threads(1)  # small tensors, which more threads only wait for
         for name in names:
             began, findings = time.monotonic(), []

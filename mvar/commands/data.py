@@ -10,7 +10,7 @@ import tyro
 from mvar import layout
 from mvar.commands.options import File, InResults, Settings
 from mvar.commands.plugged import Plugged
-from mvar.errors import FAILURE, OK, UserError, say
+from mvar.errors import FAILURE, OK, UserError, counted, say
 from mvar.files import check_place
 
 if TYPE_CHECKING:
@@ -112,7 +112,8 @@ def report(config: "DataConfig", found: "Checked", decode: bool) -> "Iterable[st
 
 def _part_lines(split: str, part: "Part") -> "Iterable[str]":
     counts = list(part.classes.values())
-    yield f"{split}: {part.images:,} images of {len(counts):,} classes, {min(counts):,} to {max(counts):,} of each"
+    of_each = f"{min(counts):,} to {max(counts):,} of each"
+    yield f"{split}: {counted(part.images, 'image')} of {counted(len(counts), 'class')}, {of_each}"
     if part.sizes:
         common = [f"{width} x {height}: {count:,}" for (width, height), count in part.sizes.most_common(SIZES)]
         more = f", ... ({len(part.sizes):,} sizes)" if len(part.sizes) > SIZES else ""

@@ -68,11 +68,9 @@ class Evaluate(Asked, CheckpointFiles, Answer):
             return self._evaluate_many(requests, store, arguments, is_new=True)
         return self._evaluate_many(self.requests_of(self.runs), store, arguments, is_new=bool(self.grid))
 
-    def may_differ(self, field: str) -> bool:
-        """What is no other run may be set beside the name of a grid."""
-        from mvar.runs.launch.evaluation import OF_A_RUN
-
-        return field.startswith(OF_A_RUN)
+    def asked_sweeps(self) -> Sequence[str]:
+        """What may be sweeps' files."""
+        return self.runs
 
     def asked_fields(self) -> dict[str, Any]:
         """The fields that are set, those of --sampling before."""

@@ -33,5 +33,8 @@ class Forget(InResults):
             seeds = f", seeds {', '.join(map(str, found.seeds))}" if found.seeds else ""
             say(f"{found.name}: forgotten ({found.path})")
             say(f"  of its runs ({len(found.run_ids)}{seeds}) {len(there)} are there and stay")
-            say(f"  to ask again: {found.manifest['command']}")
+            first, *others = [*found.manifest.get("earlier_commands", []), found.manifest["command"]]
+            say(f"  to ask again: {first}")
+            for command in others:
+                say(f"  and then: {command}")
         return OK

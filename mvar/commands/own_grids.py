@@ -1,16 +1,18 @@
 """A grid or a single run of one's own, from the words of a command and what earlier ones have asked for."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mvar.errors import UserError, one_of, quoted
+from mvar.presets import PRESETS
 
 if TYPE_CHECKING:
     from mvar.config import RunConfig
     from mvar.runs.config_file import ConfigFile
     from mvar.runs.experiment import Experiment
+    from mvar.runs.grid import Grid
     from mvar.runs.request import Request
     from mvar.runs.store import Store
 
@@ -61,6 +63,19 @@ def own_name(
     return check_name((stem if re.match("[a-z]", stem) else f"run-{stem}".strip("-"))[:32])
 
 
+def as_kept(file: "ConfigFile", kept: Mapping[str, Sequence[Mapping[str, Any]]]) -> "tuple[str, ConfigFile]":
+    """Of a run's own config the name of the single run that it was asked for as, and the file beside that preset.
+
+    An empty name where nobody has asked for it so.
+    """
+    for name, manifests in kept.items() if file.whole else ():
+        for manifest in manifests:
+            runs = {run for cell in manifest["cells"] for run in cell["run_ids"]}
+            if not manifest["grid"]["axes"] and file.path.parent.name in runs and manifest["preset"] in PRESETS:
+                return name, file.beside(manifest["preset"])
+    return "", file
+
+
 def check_no_runs(store: "Store", sweeps: Iterable[str]) -> None:
     """Refuse a run in the place of a sweep, and say how it is asked for.
 
@@ -102,6 +117,7 @@ class Words:
     baseline: str
     kept: Sequence[Mapping[str, Any]]
     is_file: bool  # whether --config names a single run
+    fields: Collection[str] = ()  # of --set
 
     def request(self, store: "Store", draft: "Request", names: Iterable[str]) -> "Request":
         """The request: a new grid, one of before with the values of now, or a single run.
@@ -112,16 +128,19 @@ class Words:
             names: of all grids that are kept, for the message of an unknown one.
 
         Raises:
-            UserError: as `mvar.runs.grid`; a name that is not known.
+            UserError: as `mvar.runs.grid`; a name that is not known; a field that is set and varied.
         """
         from mvar.runs.documents import read_or_empty
         from mvar.runs.grid import Grid, read_grid
         from mvar.runs.request import manifest_path
 
         before = [Grid.of_document(self.name, manifest["grid"]) for manifest in self.kept]
+        for grid in before:
+            self._check_fields(grid)
         if not self.grid and not (self.is_file and not before):
             return self._again(draft, before, names)
         asked = Grid(self.name, read_grid(self.grid, draft.config)).with_baseline(self.baseline)
+        self._check_fields(asked)
         for grid in before:
             grid.extended(replace(asked, baseline=""), draft.config)
         request = replace(draft, sweep=_experiment(asked, draft.config))
@@ -131,6 +150,14 @@ class Words:
         whole, labels = Grid.of_document(self.name, there).extended(asked, draft.config)
         only = () if len(labels) == len(whole.labels()) else labels
         return replace(draft, sweep=_experiment(whole, draft.config), only=only)
+
+    def _check_fields(self, grid: "Grid") -> None:
+        """Refuse a single value of what a grid varies: its cells would have theirs all the same."""
+        if both := [axis.field for axis in grid.axes if axis.field in self.fields]:
+            raise UserError(
+                f"set: {both[0]}: the grid {self.name!r} varies it; allowed: its values in --grid alone, or --only for "
+                "one of its rows"
+            )
 
     def _again(self, draft: "Request", before: Sequence[Any], names: Iterable[str]) -> "Request":
         from mvar.runs.grid import Grid

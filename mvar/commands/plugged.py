@@ -1,5 +1,6 @@
 """`--plugin`: what commands share that load files of the user's own."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -20,4 +21,16 @@ class Plugged:
         """Load them; says which in the first line of the output."""
         from mvar.plugins import begin
 
-        begin(self.plugin, everything=self.computes)
+        begin(self.plugin, self.computes, [name for name in self.asked_sweeps() if _is_own_file(name)])
+
+    def asked_sweeps(self) -> Sequence[str]:
+        """What is asked for by name, or by the path of a file of one's own."""
+        return ()
+
+
+def _is_own_file(name: str) -> bool:
+    """Whether a sweep is a file that there is, and none of ours."""
+    from mvar import shipped
+
+    path = shipped.user_path(name)
+    return path.suffix == ".py" and path.is_file() and path.resolve().parent != shipped.folder("experiments").resolve()

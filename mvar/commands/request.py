@@ -60,17 +60,14 @@ class Asked(Plugged, InResults):
         given = parse_overrides(setting for group in self.set for setting in group)
         return {current_name(RunConfig, name): value for name, value in given.items()}
 
-    def may_differ(self, field: str) -> bool:
-        """Whether a field may be set beside the name of a grid, which has all other settings by itself."""
-        return False
-
     def requests_of(self, sweeps: Sequence[str], budget_text: str = "") -> "list[Request]":
         """Sweeps, or the grid, with all their settings.
 
         Raises:
             UserError: an unknown sweep, preset, field or row; a value that is not allowed; a file that is no config.
         """
-        from mvar.commands.own_grids import Words, check_no_runs, chosen, kept_grids, kept_request, own_name
+        from mvar import plugin_records
+        from mvar.commands.own_grids import Words, as_kept, check_no_runs, chosen, kept_grids, kept_request, own_name
         from mvar.runs.config_file import read_config_file
         from mvar.runs.experiment import BUDGET, STEPS, take_experiment
         from mvar.runs.grid import Grid
@@ -81,14 +78,18 @@ class Asked(Plugged, InResults):
         file = read_config_file(self.config) if self.config else None
         grid = [axis for group in self.grid for axis in group]
         kept = kept_grids(store)
-        name = own_name(sweeps, self.name, grid, file, kept)
+        is_alone = file and not (sweeps or self.name or grid or self.preset or self.set)
+        name, file = as_kept(file, kept) if file and is_alone else ("", file)
+        name = name or own_name(sweeps, self.name, grid, file, kept)
         check_no_runs(store, () if name else sweeps)
         if self.baseline and not name:
             raise UserError("baseline: of a grid alone; allowed: with --grid and --name")
         mode, budget = (BUDGET, _budget(budget_text)) if budget_text else (STEPS, None)
         fields, before = self.asked_fields(), None
-        if name and not (self.preset or file) and all(map(self.may_differ, fields)):
+        if name and not (self.preset or file):
             before = kept_request(name, kept.get(name, ()), mode)
+        for manifest in () if file else (before,) if before else kept.get(name, ()):
+            plugin_records.check_request(f"name: {name!r}", manifest)
         if before and before["mode"] == BUDGET and not budget_text:
             mode, budget = BUDGET, before["budget_flops"]
         preset, overrides, config, seeds = self._base(sweeps, fields, file, before)
@@ -96,7 +97,7 @@ class Asked(Plugged, InResults):
             Grid(name or "draft").experiment(), preset, config, *seeds[:1], overrides, mode, budget, seeds[1]
         )
         if name:
-            words = Words(name, grid, self.baseline, kept.get(name, ()), file is not None)
+            words = Words(name, grid, self.baseline, kept.get(name, ()), file is not None, fields)
             requests = [words.request(store, draft, kept)]
         else:
             _check_pattern(sweeps, overrides)
@@ -171,6 +172,10 @@ class Sweeps(Asked):
     """Equal training FLOPs instead of equal steps; without a number, those of the baseline (VAR) at its steps."""
     dry_run: bool = False
     """Only print runs, parameters, FLOPs and estimated time."""
+
+    def asked_sweeps(self) -> Sequence[str]:
+        """The sweeps."""
+        return self.sweeps
 
     def requests(self) -> "list[Request]":
         """What is asked for; as `requests_of`."""

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from mvar.commands.console import wide_console
 from mvar.config import RunConfig
-from mvar.errors import say
+from mvar.errors import counted, say
 from mvar.escaping import rich_text
 from mvar.runs.display import duration
 from mvar.runs.request import Request, unique, with_seeds
@@ -105,7 +105,7 @@ def print_plan(requests: Sequence[Request], store: Store, num_workers: int | Non
     wide_console().print(table)
     evaluations = sum(run.evaluations for run in plan.runs)
     more = f", {evaluations} evaluations" if evaluations > len(plan.runs) else ""
-    say(f"{len(plan.runs)} runs{more}, {sum(run.training_flops for run in plan.runs):.3g} training FLOPs")
+    say(f"{counted(len(plan.runs), 'run')}{more}, {sum(run.training_flops for run in plan.runs):.3g} training FLOPs")
     if plan.left_s:
         say(
             f"to do: about {duration(plan.left_s)} on {plan.workers} worker(s), shared stages (tokenizer, "

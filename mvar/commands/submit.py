@@ -44,7 +44,7 @@ class Submit(Sweeps):
         if not self.dry_run:
             for request in requests:
                 write_manifest(store, request, arguments)
-        summary = executor.execute([(profile, configs)], store, self.dry_run)
+        summary = executors.ended(profile.executor, executor.execute([(profile, configs)], store, self.dry_run))
         return conclude(summary, store) if summary else OK
 
 

@@ -173,7 +173,7 @@ def from_dict(kind: type[C], values: Mapping[str, Any], lenient: bool = False) -
         kind: the section, or the whole config.
         values: JSON values.
         lenient: of what was checked when it was stored: names of mixers, sources and the like may be those of a
-            plug-in that is not loaded. Who computes asks `mvar.plugins.check`.
+            plug-in that is not loaded. Who computes asks `mvar.plugin_records.check`.
     """
     try:
         return kind.model_validate(values, context={"stored": True, "lenient": lenient})

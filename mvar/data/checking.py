@@ -5,6 +5,7 @@ are that have the same pixels.
 """
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -13,10 +14,19 @@ import numpy as np
 
 from mvar.config import DataConfig
 from mvar.data.arrays import fingerprint_of, picture_digest
-from mvar.data.sources.contract import OpenedSource, OtherNumberOfClasses, Pictures, Split, StoredPictures, find
+from mvar.data.sources.contract import (
+    OpenedSource,
+    OtherNumberOfClasses,
+    Pictures,
+    Split,
+    StoredPictures,
+    find,
+    open_source,
+)
 from mvar.errors import UserError
 from mvar.files import digest
 from mvar.progress import Progress
+from mvar.registries import SOURCES
 from mvar.rows import Rows
 
 # A row a picture, as it is kept. Reasons are not: what is broken is looked at again.
@@ -142,8 +152,25 @@ def check_id(values: Any, decode: bool) -> str:
 
 def open_whole(config: DataConfig) -> tuple[DataConfig, OpenedSource]:
     """A data set, open, whatever its number of classes; and its config with that number."""
+    source = find(config.name)
     try:
-        find(config.name).check(config, stored=True)
+        source.check(config, stored=True)
+        return config, open_source(config)
     except OtherNumberOfClasses as error:
-        config = config.model_copy(update={"num_classes": error.count})
-    return config, find(config.name).open(config)
+        count = error.count
+    except UserError:  # the user's own may say it in words of its own
+        count = len(_names(config)) if config.name in SOURCES.own else 0
+        if count in (0, config.num_classes):
+            raise
+    config = config.model_copy(update={"num_classes": count})
+    source.check(config, stored=True)
+    return config, open_source(config)
+
+
+def _names(config: DataConfig) -> Sequence[str]:
+    """The classes of a data set, whatever the config says; of one that does not open, none."""
+    try:
+        found = find(config.name).open(config)
+        return (found.train or found.heldout).class_names  # pyright: ignore[reportOptionalMemberAccess]
+    except (UserError, AttributeError):
+        return []

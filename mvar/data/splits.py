@@ -5,7 +5,7 @@ import numpy as np
 from mvar.config import DataConfig
 from mvar.data.crops import ImageSet
 from mvar.data.folders import spelled
-from mvar.data.sources.contract import OpenedSource, Pictures, Split, find
+from mvar.data.sources.contract import OpenedSource, Pictures, Split, find, open_source
 from mvar.errors import UserError
 from mvar.files import digest
 
@@ -21,7 +21,7 @@ def load_images(config: DataConfig, split: Split) -> ImageSet:
         UserError: an unknown `name`; a folder is missing or empty, there is one class only, their number is not
             `num_classes`, a class is too small to be split, or the held-out folder has other classes.
     """
-    return image_set(config, find(config.name).open(config, split), split)
+    return image_set(config, open_source(config, split), split)
 
 
 def check_classes(config: DataConfig, stored: bool = False, order_is_asked: bool = False) -> None:

@@ -15,7 +15,7 @@ from typing import Any, cast
 from mvar.config import DataConfig
 from mvar.data.crops import ImageSet
 from mvar.data.folders import FolderSource
-from mvar.data.sources.contract import StoredPictures, find
+from mvar.data.sources.contract import StoredPictures, find, open_source
 from mvar.data.splits import image_set
 
 SAMPLE = 4096  # pictures: half a minute to decode
@@ -80,7 +80,7 @@ def survey(
         UserError: as `load_images`; a picture that was looked at and cannot be used.
     """
     config = config.model_copy(update={"reading": 2})
-    opened = find(config.name).open(config)
+    opened = open_source(config)
     roots = [cast(StoredPictures, pictures) for pictures in (opened.train, opened.heldout) if pictures is not None]
     stamp = ":".join(source.stamp() for source in roots)
     for document in known:

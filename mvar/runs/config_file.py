@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mvar import layout, shipped
+from mvar import layout, plugin_records, shipped
 from mvar.config import SCHEMA_VERSION, RunConfig, override, stored_config
 from mvar.config.field_files import SUFFIXES, read_fields
 from mvar.config.identity import FIRST, subsection
@@ -28,12 +28,14 @@ class ConfigFile:
         preset: what it differs from.
         values: fields, dotted, that differ, with their values as text or None; `seed` and `sample.seed` among them.
         is_named: whether the file itself names the preset.
+        whole: the config of a run, as it is stored; None of a file that says what differs from a preset.
     """
 
     path: Path
     preset: str
     values: Mapping[str, Any]
     is_named: bool
+    whole: RunConfig | None = None
 
     @property
     def stem(self) -> str:
@@ -50,15 +52,24 @@ class ConfigFile:
             raise UserError(f"preset: {given!r}, and {self.path} says {self.preset!r}; allowed: one of them")
         return given or self.preset
 
+    def beside(self, preset: str) -> "ConfigFile":
+        """The same run of a whole config, as what differs from another preset."""
+        assert self.whole
+        found = differences(PRESETS[preset], self.whole)
+        return replace(self, preset=preset, values={field: _text(value) for field, value in found.items()})
+
     def applied(self, preset: str) -> RunConfig:
         """The config that it stands for.
 
         Raises:
-            UserError: an unknown field or a value that is not allowed; names file and field.
+            UserError: an unknown field or a value that is not allowed; names file and field. A plug-in that is not
+                loaded.
         """
         try:
             return override(PRESETS[preset], self.values)
         except UserError as error:
+            if self.whole:
+                plugin_records.check_loaded(self.whole, self.path.parent)
             raise UserError(f"{self.path}: {error}") from None
 
 
@@ -95,13 +106,14 @@ def _whole(path: Path, document: Mapping[str, Any]) -> ConfigFile:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     if unknown:
+        plugin_records.check_loaded(config, path.parent)  # whose settings they may be
         allowed = "fields that this version knows (mvar config fields lists them)"
         raise UserError(
             f"{path}: {', '.join(unknown)}: unknown here, of a newer version or a plug-in; allowed: {allowed}"
         )
     found = {name: differences(preset, config) for name, preset in PRESETS.items()}
     nearest = min(found, key=lambda name: len(found[name]))
-    return ConfigFile(path, nearest, {field: _text(value) for field, value in found[nearest].items()}, False)
+    return ConfigFile(path, nearest, {field: _text(value) for field, value in found[nearest].items()}, False, config)
 
 
 def _text(value: Any) -> Any:

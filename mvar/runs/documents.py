@@ -44,6 +44,7 @@ class _Status(TypedDict):
     updated: NotRequired[str]
     job: NotRequired[str | None]
     start: NotRequired[str | None]
+    failed_metrics: NotRequired[dict[str, str]]
 
 
 @with_config(OPEN)
@@ -102,6 +103,8 @@ class _Manifest(TypedDict):
     sample_seeds: NotRequired[list[int]]
     config: NotRequired[str]
     grid: NotRequired[_Grid]
+    earlier_commands: NotRequired[list[str]]
+    plugins: NotRequired[list[dict[str, Any]]]
 
 
 @with_config(OPEN)

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 from mvar import plugins, shipped
 from mvar.config import RunConfig, override
-from mvar.errors import UserError, one_of, warn_once
+from mvar.errors import UserError, one_of, quoted, warn_once
 from mvar.runs import columns
 from mvar.runs.columns import Column
 
@@ -120,13 +120,26 @@ class Experiment:
     def _built(self, config: RunConfig) -> list[Cell]:
         try:
             cells = list(self.build(config))
-        except UserError:
-            raise
+        except UserError as error:
+            raise UserError(str(error) if self.grid else f"experiment {self.name}: {error}") from None
         except Exception as error:  # of a user's own function
-            raise UserError(f"experiment {self.name}: no cells ({type(error).__name__}: {error})") from error
+            told = plugins.blamed(error) or f"{type(error).__name__}: {error}"
+            raise UserError(f"experiment {self.name}: no cells ({told})") from error
         if not cells or not all(isinstance(cell, Cell) for cell in cells):
             raise UserError(f"experiment {self.name}: no cells; allowed: a `build` that gives one `Cell` or more")
+        for cell in cells:
+            self._check(cell)
         return cells
+
+    def _check(self, cell: Cell) -> None:
+        """Refuse a config that `model_copy`, which checks nothing, has made wrong."""
+        try:
+            override(cell.config, {})
+        except UserError as error:
+            raise UserError(f"experiment {self.name}: cell {cell.label!r:.60}: {error}") from None
+        except Exception:
+            told = f"its config is {quoted(cell.config, 60)}"
+            raise UserError(f"experiment {self.name}: cell {cell.label!r:.60}: {told}; allowed: a RunConfig") from None
 
 
 def training_flops(config: RunConfig) -> int:
@@ -225,12 +238,5 @@ def take_experiment(given: str) -> Experiment:
     ours = shipped.folder("experiments")
     if path.resolve().parent == ours.resolve():
         return shipped.read("experiments", path, Experiment)
-    plugin = plugins.load(given)  # it may register what its runs are made of, which workers and jobs are to know too
-    found = shipped.read("experiments", path.absolute(), Experiment)
-    if (ours / f"{found.name}.py").is_file():
-        plugins.forget(plugin.name)
-        raise UserError(
-            f"{path}: its EXPERIMENT is called {found.name!r}, as one of ours; allowed: a name of its own, by which "
-            "its requests are told from those"
-        )
-    return found
+    plugins.load(given)  # it may register what its runs are made of, which workers and jobs are to know too
+    return shipped.read("experiments", path.absolute(), Experiment)

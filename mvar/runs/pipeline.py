@@ -6,22 +6,25 @@ aside). Where several processes make a run, the first one calls `execute` and th
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from mvar import layout, plugins
+from mvar import layout, plugin_records
 from mvar.config import RunConfig, from_dict
 from mvar.files import write_json
 from mvar.memory import keep_freed_memory
 from mvar.runs.environment import describe, kernels_of
 from mvar.runs.measured import chosen_for, to_measure
 from mvar.runs.stages.contract import Tell, Watch, never, nobody, recorded
-from mvar.runs.stages.evaluate import MetricsFailed
+from mvar.runs.stages.evaluate import MetricsFailed, told_reasons
 from mvar.runs.states import DONE, RUNNING, STOPPED, ShouldStop, Stopped
-from mvar.runs.store import RunDirectory, Store, one_line
+from mvar.runs.store import RunDirectory, Store
 from mvar.runs.wiring import Stages
 from mvar.training import distributed
+
+FAILED = "failed_metrics"  # in a status: why metrics of a user's own are not there, by name
 
 
 def execute(
@@ -53,7 +56,7 @@ def execute(
         if not (names := to_measure(directory, config)):
             return DONE
         kinds = chosen_for(names)
-    plugins.check(config, directory.path, kinds)
+    plugin_records.check(config, directory.path, kinds)
     watch = Watch(progress or nobody, should_stop or never)
     try:
         with directory.lock(watch.should_stop):
@@ -73,13 +76,21 @@ def _measure(stages: Stages) -> None:
     Its status says which could not be computed, until they are.
     """
     _prepare(stages.config)
+    run, before = stages.run, stages.run.status() or {}
+    measured_now = to_measure(run, stages.config)
+    reasons: dict[str, str] = {n: why for n, why in before.get(FAILED, {}).items() if n not in measured_now}
     try:
         stages.evaluate.run()
     except MetricsFailed as error:
-        stages.run.write_status(DONE, "evaluate", reason=one_line(error))
+        _end(run, reasons | error.reasons)
         raise
-    if (stages.run.status() or {}).get("reason"):
-        stages.run.write_status(DONE, "evaluate")
+    if reasons or before.get("reason"):
+        _end(run, reasons)
+
+
+def _end(run: RunDirectory, reasons: Mapping[str, str]) -> None:
+    """A finished run, and why it has not every metric."""
+    run.write_status(DONE, "evaluate", reason=told_reasons(reasons) or None, **{FAILED: dict(reasons)})
 
 
 def _prepare(config: RunConfig) -> None:
@@ -92,7 +103,7 @@ def _execute(stages: Stages) -> None:
     config, run = stages.config, stages.run
     _prepare(config)
     run.write_config(config)
-    plugins.record(config, run.path)
+    plugin_records.record(config, run.path)
     if run.evaluations() and stages.tokenizer.is_done():
         stages.train.check_tokenizer()  # before anything is written: a finished run stays finished
     with recorded(run, "tokenizer"):
@@ -117,7 +128,10 @@ def _execute(stages: Stages) -> None:
             if error.of_ours:
                 raise
             failed = error  # of a user's own metric: the run itself is finished
-        run.write_status(DONE, "evaluate", reason=failed and one_line(failed))
+        if failed:
+            _end(run, failed.reasons)
+        else:
+            run.write_status(DONE, "evaluate")
     if failed:
         raise failed
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from mvar import layout
+from mvar import layout, plugin_records, plugins
 from mvar.config import RunConfig, identity, override
 from mvar.errors import UserError, warn
 from mvar.files import digest
@@ -145,11 +145,42 @@ def _write_manifest(path: Path, store: Store, request: Request, command: Sequenc
         "seeds": seeds,
         "sample_seeds": sample_seeds,
         "overrides": dict(request.overrides),
-        "command": shlex.join(["mvar", *command]),
         "cells": cells,
     }
-    write_document(path, document | ({"grid": dict(request.sweep.grid)} if request.sweep.grid else {}))
+    *before, last = _commands(shlex.join(["mvar", *command]), request, store, cells, earlier)
+    document |= {"command": last} | ({"earlier_commands": before} if before else {})
+    document |= {"grid": dict(request.sweep.grid)} if request.sweep.grid else {}
+    if used := _plugins(request, earlier):
+        document["plugins"] = used.document()
+    write_document(path, document)
     return path
+
+
+def _commands(
+    now: str, request: Request, store: Store, cells: Sequence[Mapping[str, Any]], earlier: Mapping[str, Any]
+) -> list[str]:
+    """The commands that together ask for all of it, in order: the last alone where it does so by itself."""
+    before = [*earlier.get("earlier_commands", []), *([earlier["command"]] if "command" in earlier else [])]
+    asked = [store.as_stored(config) for config in request.configs()]
+    if not before or {(c.run_id, c.evaluation_id) for c in asked} >= _asked_for(cells):
+        return [now]
+    if _asked_for(cells) == _asked_for(earlier.get("cells", [])):
+        return before  # it has added nothing
+    return [*(command for command in before if command != now), now]
+
+
+def _asked_for(cells: Iterable[Mapping[str, Any]]) -> set[tuple[str, str]]:
+    """The runs and their evaluations that cells of a manifest ask for."""
+    return {(run, evaluation) for cell in cells for run in cell["run_ids"] for evaluation in cell["evaluation_ids"]}
+
+
+def _plugins(request: Request, earlier: Mapping[str, Any]) -> plugin_records.Record | None:
+    """What its runs are made of, and where its experiment stands, if a plug-in gives that."""
+    before = plugin_records.Record.of_document(earlier.get("plugins", []))
+    used = dict(plugin_records.used_by(cell.config for cell in request.cells()))
+    if own := plugins.setter("experiments", request.sweep.name):
+        used[plugin_records.SWEEP, request.sweep.name] = own
+    return plugin_records.Record({**before.gave, **used}) if before.gave or used else None
 
 
 def _with_earlier_axes(request: Request, earlier: Mapping[str, Any]) -> Request:

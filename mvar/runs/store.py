@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mvar import layout, plugins
+from mvar import layout, plugin_records, plugins
 from mvar.config import RunConfig, identity, stored_config
 from mvar.config.parsing import Stored
 from mvar.errors import UserError, one_of, quoted, warn_once
@@ -187,7 +187,7 @@ class RunDirectory(Directory):
             names = ", ".join(unknown)
             warn_once(f"{self.config_path}: written by a newer version; {names} is not known here and left out")
         if to_compute:
-            plugins.check(config, self.path)
+            plugin_records.check(config, self.path)
         return config
 
     def write_config(self, config: RunConfig) -> None:
@@ -395,6 +395,6 @@ def check_writable(root: Path) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """The reason of a failure as one line: the message alone for what a user can mend, else with its type."""
-    text = re.sub(r"\s+", " ", str(error)).strip()
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}".removesuffix(": ")
+    """The reason of a failure as one line: what a user can mend, or a plug-in has raised; else with its type."""
+    told = str(error) if isinstance(error, UserError) else plugins.blamed(error) or f"{type(error).__name__}: {error}"
+    return re.sub(r"\s+", " ", told).strip().removesuffix(":")

@@ -2,7 +2,7 @@
 
 from functools import cached_property
 
-from mvar import layout, plugins
+from mvar import layout, plugin_records
 from mvar.config import RunConfig
 from mvar.errors import one_of
 from mvar.probes.attention_mass import AttentionStats
@@ -60,7 +60,7 @@ class Stages:
         """
         if kind not in SHARED:
             raise one_of("stage", kind, SHARED)
-        plugins.check(self.config, self.run.path)
+        plugin_records.check(self.config, self.run.path)
         return getattr(self, kind)
 
     # Shared -----------------------------------------------------------------------------------------------------------

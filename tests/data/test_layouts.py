@@ -180,9 +180,15 @@ def test_one_class(layout, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("layout", ["npy", "tar"])
-def test_a_class_without_images(layout, tmp_path):
+def test_classes_without_images(layout, tmp_path, monkeypatch):
+    """That are asked for beyond those that are there, or are left out between them."""
     config = written(layout, tmp_path / "set", num_classes=12)
-    assert message_of(config) == "data.root: no image of 2 classes ('10', '11'); allowed: one or more of each"
+    where = tmp_path / "set"
+    assert message_of(config) == f"data.num_classes: 12 does not fit {where}, which has 10 classes; allowed: 10"
+    monkeypatch.setattr("layouts.LABELS", np.where(LABELS == 8, 7, LABELS))
+    config = written(layout, tmp_path / "gap")
+    told = "data.root: no image of 1 class ('8'), labels are 0 to 9; allowed: one or more of each"
+    assert message_of(config) == told
 
 
 @pytest.mark.parametrize("layout", ["tar", "parquet", "ilsvrc"])

@@ -67,13 +67,17 @@ def test_one_that_is_there_is_checked_by_its_name(capsys):
         ("example", ["--settings", "0"], "model.pattern: 'recent:0': recent.w: '0': Input should be greater than"),
         ("example", ["--settings", "2,3"], "mixer: 'recent:2,3': '3' has no name, and is not the first"),
         ("example", ["--settings", "size=3"], "field of recent: 'size' is unknown; allowed: w"),
+        ('example:"1", "0"', [], "mixer 'recent': examples: 'recent:0': recent.w: '0': Input should be greater"),
+        ('example:"1"', [], "mixer 'recent': examples: '1'; allowed: a tuple of texts, e.g. ('2',)"),
         ("example", ["--width", "30"], "model.num_heads: 4 does not divide model.width 30"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, capsys, code, options, said):
     path = tmp_path / "mine.py"
     if code:
-        path.write_text(EXAMPLE.read_text() if code == "example" else code)
+        name, _, examples = code.partition(":")
+        text = EXAMPLE.read_text().replace('"1", "3"', examples or '"1", "3"')
+        path.write_text(text if name == "example" else code)
     assert main(["check", str(path), *options]) == 2
     out, err = capsys.readouterr()
     assert said in err and err.count("\n") == 1 and "ok" not in out

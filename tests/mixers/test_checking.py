@@ -9,7 +9,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from mvar.checking.mixer import CHECKS, check_mixer, texts_to_check
+from mvar.checking.case import Case
+from mvar.checking.mixer import CHECKS, CONFIG, _faults, check_mixer, texts_to_check
 from mvar.config import Config
 from mvar.errors import UserError
 from mvar.mixers.base import Mixer
@@ -383,6 +384,17 @@ def test_what_is_sound_is_not_blamed(cls, others):
     }
     found = set(faults(cls))
     assert own[cls.__name__] in found and found <= {own[cls.__name__], *others}
+
+
+class GivesTokensAlone(Means):
+    def forward(self, x, span, state=None):
+        return super().forward(x, span, state)[0]
+
+
+def test_a_forward_that_gives_tokens_alone_is_told_so():
+    with registered(GivesTokensAlone):
+        (fault,) = _faults(CHECKS["visible"], Case("means", CONFIG))
+    assert fault == "span [0,4): forward returns Tensor; wanted: (tokens, state)"
 
 
 def test_settings_that_it_does_not_take_are_refused():

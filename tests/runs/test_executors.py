@@ -16,6 +16,8 @@ from mvar.cluster.profiles import PROFILES, load_profile
 from mvar.errors import OK, USER_ERROR, UserError
 from mvar.registries import EXECUTORS
 from mvar.runs.executors.contract import Executor, Summary, find
+from mvar.runs.states import FAILED
+from mvar.runs.workers import Outcome
 
 NAMES = ("slurm", "local", "inprocess")
 SETTINGS = [f"{name}={value}" for name, value in tiny_runs.TINY.items()]
@@ -49,6 +51,13 @@ def test_every_name_is_one_executor(name):
     assert EXECUTORS.names() == list(NAMES)
     assert isinstance(find(name), Executor)
     assert find(name).is_queue == (name == "slurm")
+
+
+def test_a_failure_says_a_run_s_name_once():
+    """Runs that fail for one reason are one line."""
+    reason = "run {}: needs mixer 'mine' of a plug-in"
+    outcomes = {f"{name}/e": Outcome(FAILED, reason.format(name)) for name in ("a", "b")}
+    assert Summary(outcomes).complaints() == ["a, b: needs mixer 'mine' of a plug-in"]
 
 
 def test_profiles_are_read_without_torch():

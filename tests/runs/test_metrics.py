@@ -265,6 +265,11 @@ def test_the_command_says_which_metric_of_which_run_and_ends_badly(store, tmp_pa
     assert main(["evaluate", CONFIG.run_id, "--results", str(store.root)]) == OK
     assert main(["status", "--results", str(store.root)]) == OK
     assert "metric bad: eval/bad is nan" in " ".join(capsys.readouterr().out.split())  # it is still not there
+    other = tmp_path / "other.py"  # that is measured leaves what is said of the first
+    other.write_text(file.read_text().replace("float('nan')", "1.0").replace("bad", "other"))
+    assert main([*words[:-1], str(other)]) == OK
+    main(["status", "--results", str(store.root)])
+    assert "metric bad: eval/bad is nan" in " ".join(capsys.readouterr().out.split())
     file.write_text(file.read_text().replace("float('nan')", "0.5"))
     assert main(words) == OK
     main(["status", "--results", str(store.root)])

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
@@ -11,10 +11,11 @@ from PIL import Image
 from mvar.config import DataConfig
 from mvar.data.folders import Listing, spelled
 from mvar.data.pictures import Header, Reading, plain
-from mvar.errors import UserError
+from mvar.errors import UserError, counted, quoted
 from mvar.registries import SOURCES
 
 Split = Literal["train", "heldout"]
+PICTURES = ("labels", "class_names", "picture", "name", "fingerprint")  # what `Pictures` have
 
 
 class Pictures(Protocol):
@@ -136,6 +137,40 @@ def find(name: str) -> DataSource:
     return SOURCES.find(name)()
 
 
+def open_source(config: DataConfig, split: Split | None = None) -> OpenedSource:
+    """The pictures of a config's source, as `DataSource.open`, which are what the contract says.
+
+    Raises:
+        UserError: as `DataSource.open`; a source of the user's own that gives something else, or one class only; says
+            what.
+    """
+    found = find(config.name).open(config, split)
+    if config.name in SOURCES.own:
+        _check_opened(found, config)
+    return found
+
+
+def _check_opened(found: Any, config: DataConfig) -> None:
+    where = f"data source {config.name!r}"
+    if not isinstance(found, OpenedSource):
+        raise UserError(f"{where}: open gives {quoted(found, 60)}; allowed: a mvar.OpenedSource")
+    parts = [pictures for pictures in found[:2] if pictures is not None]
+    if not parts:
+        raise UserError(f"{where}: open gives no pictures; allowed: an OpenedSource with some")
+    for pictures in parts:
+        if lacks := [name for name in PICTURES if not hasattr(pictures, name)]:
+            raise UserError(f"{where}: its pictures lack {', '.join(lacks)}; allowed: all of {', '.join(PICTURES)}")
+        labels, count = np.asarray(pictures.labels), len(pictures.class_names)
+        if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels):
+            told = f"{labels.dtype} of shape {labels.shape}"
+            raise UserError(f"{where}: its labels are {told}; allowed: whole numbers of shape (N,), one or more")
+        if labels.min() < 0 or labels.max() >= count:
+            told = f"labels are {labels.min()} to {labels.max()}, of {counted(count, 'class')}"
+            raise UserError(f"{where}: its {told}; allowed: 0 to {count - 1}")
+    present = sorted({parts[0].class_names[label] for label in np.unique(parts[0].labels)})
+    check_num_classes(present if len(present) == 1 else parts[0].class_names, config, where, "data.name")
+
+
 class OtherNumberOfClasses(UserError):
     """The config has another number of classes than the data, whose `count` it is."""
 
@@ -144,10 +179,10 @@ class OtherNumberOfClasses(UserError):
         self.count = count
 
 
-def check_num_classes(names: Sequence[str], config: DataConfig, where: str) -> None:
+def check_num_classes(names: Sequence[str], config: DataConfig, where: str, field: str = "data.root") -> None:
     count = len(names)
     if count == 1:
-        raise UserError(f"data.root: {where} has one class only ({spelled(names[0])}); allowed: two or more")
+        raise UserError(f"{field}: {where} has one class only ({spelled(names[0])}); allowed: two or more")
     if count != config.num_classes:
         raise OtherNumberOfClasses(
             f"data.num_classes: {config.num_classes} does not fit {where}, which has {count} classes; allowed: {count}",

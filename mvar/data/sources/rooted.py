@@ -10,7 +10,7 @@ import numpy as np
 from mvar.data.folders import spelled
 from mvar.data.pictures import plain
 from mvar.data.sources.contract import DataConfig, DataSource, OpenedSource, Pictures, Split, check_num_classes
-from mvar.errors import UserError
+from mvar.errors import UserError, counted
 
 SHOWN_CLASSES = 5
 MAX_CLASSES = 1 << 20  # beyond, a label is damage; more only where the config has them
@@ -86,7 +86,9 @@ def check_each_class(pictures: Pictures, field: str) -> None:
     empty = [spelled(pictures.class_names[label]) for label in np.flatnonzero(counts == 0)]
     if empty:
         shown = ", ".join(empty[:SHOWN_CLASSES]) + (", ..." if len(empty) > SHOWN_CLASSES else "")
-        raise UserError(f"{field}: no image of {len(empty)} classes ({shown}); allowed: one or more of each")
+        lowest, highest = pictures.labels.min(), pictures.labels.max()
+        told = f"no image of {counted(len(empty), 'class')} ({shown}), labels are {lowest} to {highest}"
+        raise UserError(f"{field}: {told}; allowed: one or more of each")
 
 
 def other_classes(trained: Sequence[str], heldout: Sequence[str], config: DataConfig) -> UserError:
@@ -100,14 +102,17 @@ def other_classes(trained: Sequence[str], heldout: Sequence[str], config: DataCo
 
 
 def named_classes(labels: np.ndarray, names: Sequence[str] | None, num_classes: int, field: str) -> list[str]:
-    """A name for each label: those that are given, else numbers, as many as the config has, or as there are.
+    """A name for each label: those that are given, else numbers, as many as there are.
+
+    Of held-out images at least as many as the config has: they need not be of every class.
 
     Raises:
         UserError: labels that are negative, or have no name.
     """
     lowest, highest = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
     if names is None and highest < max(num_classes, MAX_CLASSES):
-        names = [str(label) for label in range(max(highest + 1, num_classes))]
+        at_least = 0 if field == "data.root" and lowest >= 0 else num_classes
+        names = [str(label) for label in range(max(highest + 1, at_least))]
     if names is None:
         raise UserError(f"{field}: label {highest} is too large; allowed: 0 to {max(num_classes, MAX_CLASSES) - 1}")
     if lowest < 0 or highest >= len(names):

@@ -1,12 +1,14 @@
 """What an executor is: whatever takes a list of runs and has them made, here and now or elsewhere and later."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from mvar.config import RunConfig
+from mvar.errors import UserError, quoted
+from mvar.plugins import blamed
 from mvar.registries import EXECUTORS
 from mvar.runs.states import FAILED
 from mvar.runs.store import Store
@@ -36,7 +38,7 @@ class Summary:
         """One line a reason, with the names of all that failed for it."""
         names: dict[str, list[str]] = {}
         for name, outcome in self.failures.items():
-            names.setdefault(outcome.reason, []).append(name)
+            names.setdefault(outcome.reason.removeprefix(f"run {name}: "), []).append(name)
         return [f"{', '.join(failed)}: {reason}" for reason, failed in names.items()]
 
 
@@ -96,3 +98,29 @@ def find(name: str) -> Executor[Any]:
         UserError: there is none; lists those that there are.
     """
     return EXECUTORS.find(name)()
+
+
+def used_by(name: str, fields: Iterable[str]) -> set[str]:
+    """The fields of a profile that mean something to an executor.
+
+    Raises:
+        UserError: as `find`; one of the user's own that raises.
+    """
+    executor = find(name)
+    try:
+        return {field for field in fields if executor.uses(field)}
+    except Exception as error:  # a validator of a profile calls this, and takes some errors for those of values
+        raise UserError(blamed(error) or f"executor {name!r} raises {type(error).__name__}: {error}") from error
+
+
+def ended(name: str, summary: object) -> Summary | None:
+    """What `execute` has given.
+
+    Raises:
+        UserError: neither a summary nor None.
+    """
+    if summary is None or isinstance(summary, Summary):
+        return summary
+    raise UserError(
+        f"executor {name!r}: execute gives {quoted(summary, 60)}; allowed: a mvar.Summary, or None of a queue"
+    )

@@ -61,8 +61,9 @@ class DataSets:
                 images that lie in the training folder, or most of which are training images; a picture that cannot be
                 used.
         """
-        from mvar.data.sources.contract import find
+        from mvar.data.sources.contract import find, open_source
         from mvar.data.splits import check_classes
+        from mvar.registries import SOURCES
 
         for config in {config.data: config for config in configs}.values():
             data = config.data
@@ -72,6 +73,8 @@ class DataSets:
                 continue
             check_classes(data, self.stored, self._order_is_asked)
             if find(data.name).in_memory:
+                if data.name in SOURCES.own and not (self.dry_run or self.stored):
+                    open_source(data)  # of the user's own: what it gives is looked at before it is trained on
                 continue
             try:
                 found = self._survey(data)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mvar import plugins
+from mvar import plugin_records
 from mvar.config import RunConfig, override
 from mvar.config.parsing import current_name
 from mvar.errors import UserError
@@ -33,7 +33,7 @@ def evaluation_of(store: Store, run: RunDirectory, overrides: Mapping[str, Any])
         raise UserError(f"run: {run.name} is not trained yet ({run.state()}); allowed: a trained run")
     config = run.config(to_compute=False)
     if overrides or not run.is_done(config.evaluation_id):
-        plugins.check(config, run.path)
+        plugin_records.check(config, run.path)
     config = override(config, overrides) if overrides else config
     need_tokenizer(store, config, run)
     return config

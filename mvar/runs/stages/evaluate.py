@@ -45,13 +45,19 @@ class MetricsFailed(UserError):
     """
 
     def __init__(self, errors: Mapping[str, Exception]) -> None:
-        reasons: dict[str, list[str]] = {}
-        for name, error in errors.items():
-            reasons.setdefault(one_line(error), []).append(name)
-        told = [f"metric{'s' * (len(n) > 1)} {', '.join(n)}: {reason}" for reason, n in reasons.items()]
-        super().__init__("; ".join(told))
+        found = {name: one_line(error).removeprefix(f"metric {name!r} raises ") for name, error in errors.items()}
+        self.reasons = found
+        super().__init__(told_reasons(found))
         self.of_ours = any(name in METRICS.paths for name in errors)
         self.exit_code = UserError.exit_code if all(map(is_mistake, errors.values())) else FAILURE
+
+
+def told_reasons(reasons: Mapping[str, str]) -> str:
+    """Why metrics could not be computed, in one line; those that have one reason together."""
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        names.setdefault(reason, []).append(name)
+    return "; ".join(f"metric{'s' * (len(n) > 1)} {', '.join(n)}: {reason}" for reason, n in names.items())
 
 
 @dataclass(frozen=True)
