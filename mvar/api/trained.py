@@ -244,7 +244,13 @@ class Trained(ABC):
         """How much attention stays inside a scale and goes to each coarser one; measured once, and kept."""
 
     def knockout(
-        self, cuts: Sequence[str] = (), draws: int = DRAWS, images: int = 0, batch: int = 0, **options: Any
+        self,
+        cuts: Sequence[str] = (),
+        draws: int = DRAWS,
+        images: int = 0,
+        batch: int = 0,
+        fid: bool = False,
+        **options: Any,
     ) -> Knockout:
         """How much worse held-out images are predicted when parts of the model are cut; measured once, and kept.
 
@@ -266,6 +272,7 @@ class Trained(ABC):
             draws: random controls of each cut of keys.
             images: at most so many held-out ones; 0: 1000, of a checkpoint 64.
             batch: images at a time; 0: `runtime.sample_batch`, of a checkpoint 8.
+            fid: also the FID of `evaluation.num_images` images that are drawn with each cut; of a run alone.
             options: of a checkpoint `images_from`, a folder with a subfolder for each class.
 
         Raises:
@@ -274,7 +281,7 @@ class Trained(ABC):
         wanted = [parse_cut(text) for text in ([cuts] if isinstance(cuts, str) else cuts)]
         what, folder = self.measurable("heldout", images, batch, options, layout.KNOCKOUT)
         with shown("cuts", "measuring") as progress:
-            return measure_cuts(what, wanted, folder, draws, progress)
+            return measure_cuts(what, wanted, folder, draws, progress, fid * self.config.evaluation.num_images)
 
     def probe(
         self, name: str, images: int = 0, batch: int = 0, out: str | Path | None = None, **settings: Any

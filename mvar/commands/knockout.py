@@ -36,6 +36,8 @@ class Knockout(CheckpointFiles, InResults, Answer):
     ,mixer=NAME ,kind=mean or ,kind=resample. Default: all that the report shows."""
     draws: int = 5
     """Random controls of each cut of keys."""
+    fid: bool = False
+    """Also FID of images that are drawn with each cut, evaluation.num_images of them, by the run's own settings."""
     images: Count = 0
     """At most so many held-out images; default: 1000 of a run, 64 for a checkpoint."""
     images_from: Folder = ""
@@ -55,7 +57,7 @@ class Knockout(CheckpointFiles, InResults, Answer):
         texts = [parse_cut(text).text for text in self.cut]
         trained = self.load(self.run, self.results)
         options = {"images_from": self.images_from} if self.images_from else {}
-        found = trained.knockout(texts, self.draws, self.images, self.batch, **options)
+        found = trained.knockout(texts, self.draws, self.images, self.batch, self.fid, **options)
         if self.json:
             self.answer(asdict(found))
         else:
@@ -73,21 +75,24 @@ def show(found: "Found", name: str, texts: list[str]) -> None:
     names = [f"{side}×{side}" for side in found.sides]
     title = f"{name}, {found.num_images:,} held-out images, {found.bits:.3f} bits a token: what a cut adds"
     table = Table(title=rich_text(title), title_justify="left", box=box.SIMPLE_HEAD)
-    for column in ("cut", "kept (%)", "all", "±", "random", "sd", "beyond it", "±", *names):
-        table.add_column(column, justify="left" if column == "cut" else "right", no_wrap=True)
     shown = texts or [text for text in found.effects if text.partition(":")[0] in FIRST and "," not in text]
+    drawn = ("FID", "by") if any(found[text].fid_images for text in shown) else ()
+    for column in ("cut", "kept (%)", "all", "±", "random", "sd", "beyond it", "±", *names, *drawn):
+        table.add_column(column, justify="left" if column == "cut" else "right", no_wrap=True)
     for text in shown:
         effect = found[text]
         kept = None if effect.kept is None else 100 * effect.kept
         numbers = (effect.change, effect.half_width, effect.control, effect.control_sd)
         beyond = (effect.beyond, effect.beyond_half_width)
+        fids = (dashed(effect.fid, ".2f"), dashed(effect.fid_change, "+.2f")) if drawn else ()
         by_scale = (signed(change) for change in effect.change_by_scale)
-        table.add_row(text, dashed(kept, ".1f"), *_pairs(*numbers), *_pairs(*beyond), *by_scale)
+        table.add_row(text, dashed(kept, ".1f"), *_pairs(*numbers), *_pairs(*beyond), *by_scale, *fids)
     wide_console(400).print(table)
     left = len(found.effects) - len(shown)
     say(
         "Bits a token, more is worse. ±: 95 % t interval over images. Random: as many keys cut of every query, mean "
         "and standard deviation over draws; beyond it: the cut less their mean."
+        + (" FID: of images drawn with the cut; by: more than without it." if drawn else "")
         + (f" {left} more cuts, by layer, scale and head, are in knockout.json and in the report." if left else "")
     )
 

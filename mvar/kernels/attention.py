@@ -107,7 +107,15 @@ def attend_severed(
     return (weights * ~pairs) @ v + (weights * pairs) @ others[1]
 
 
-def attend_chosen(q: Tensor, k: Tensor, v: Tensor, index: Tensor) -> Tensor:
+def attend_chosen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    index: Tensor,
+    severed: Severed | None = None,
+    first_query: int = 0,
+    first_key: int = 0,
+) -> Tensor:
     """Softmax attention where each query has a few keys of its own: `softmax(q k^T) v` over these alone.
 
     The keys are gathered, M for each query: for few of many. Every back end of `attend` wants shared keys, so it is
@@ -117,13 +125,35 @@ def attend_chosen(q: Tensor, k: Tensor, v: Tensor, index: Tensor) -> Tensor:
         q: `(B, H, L, head_dim)`.
         k, v: `(B, H, K, head_dim)`.
         index: `(L, M)`, the keys of each query.
+        severed: pairs that are cut.
+        first_query, first_key: with them: number of their first token in the image.
 
     Returns:
         `(B, H, L, head_dim)`.
     """
+    if severed is not None:
+        pairs = severed.of(first_query, q.shape[2], first_key, k.shape[2]).to(q.device)
+        pairs = pairs.gather(-1, index.expand(len(pairs), -1, -1))
+        if pairs.any():
+            return _chosen_severed(
+                q, k, v, index, pairs, severed.stand_in(k, v, first_key) if severed.stand_in else None
+            )
     one = q.flatten(0, 1)[:, :, None]  # each query is a sequence of one
     keys, values = (t.flatten(0, 1).index_select(1, index.flatten()).unflatten(1, index.shape) for t in (k, v))
     return _torch(one, keys, values).view_as(q)
+
+
+def _chosen_severed(
+    q: Tensor, k: Tensor, v: Tensor, index: Tensor, pairs: Tensor, others: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """`attend_chosen` without some of the chosen pairs, `(H or 1, L, M)`, or with what stands in for them."""
+    scores = (q[:, :, :, None] * k[:, :, index]).sum(-1)  # (B, H, L, M)
+    if others is None:
+        weights = scores.masked_fill(pairs, -torch.inf).softmax(-1).nan_to_num(0.0)  # no key left: zeros
+        return (weights[..., None] * v[:, :, index]).sum(-2)
+    other_keys, other_values = (t[:, :, index] for t in others)
+    weights = torch.where(pairs, (q[:, :, :, None] * other_keys).sum(-1), scores).softmax(-1)
+    return (weights[..., None] * torch.where(pairs[..., None], other_values, v[:, :, index])).sum(-2)
 
 
 def _torch(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -61,6 +61,7 @@ class WindowAttention(ScaleAttention):
     Settings = WindowSettings
     settings: WindowSettings
     examples = "1", "2", "5"
+    cuts = ("keys",)
     has_maps = True
 
     def forward(self, x: Tensor, span: Span, state: KeptKeys | None = None) -> tuple[Tensor, KeptKeys | None]:
@@ -73,7 +74,9 @@ class WindowAttention(ScaleAttention):
         ):
             keys = slice(span.unseen(scale, 2) - before, span.schedule.offsets[scale + 1] - before)
             index = seen(span.schedule, scale, self.settings.k, x.device)
-            outputs.append(attend_chosen(queries, known.keys[:, :, keys], known.values[:, :, keys], index))
+            at = (span.schedule.offsets[scale], before + keys.start)
+            kept = (known.keys[:, :, keys], known.values[:, :, keys])
+            outputs.append(attend_chosen(queries, *kept, index, self.severed, *at))
         y = self.merge(torch.cat(outputs, dim=2))
         return y, None if span.is_last else known.last(span.schedule.lengths[span.last - 1])
 

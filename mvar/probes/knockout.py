@@ -6,7 +6,7 @@ Shapes: `M` images, `S` scales, `B` batch.
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,12 @@ class Effect:
     """The change minus the mean of the controls'; None without controls."""
     beyond_sd: float | None
     """Its standard deviation over images."""
+    fid: float | None = None
+    """FID of images that are drawn with the cut; None where it was not asked for."""
+    fid_change: float | None = None
+    """By how much that is more than of the same images drawn without it."""
+    fid_images: int = 0
+    """Images that these two are of."""
 
     @property
     def half_width(self) -> float:
@@ -98,7 +104,8 @@ class Effect:
         Raises:
             KeyError: a value is missing.
         """
-        found: dict[str, Any] = {field.name: values[field.name] for field in fields(cls)}
+        later = {field.name: field.default for field in fields(cls) if field.default is not MISSING}
+        found: dict[str, Any] = {field.name: (later | values)[field.name] for field in fields(cls)}
         lists: dict[str, Any] = {name: tuple(v) for name, v in found.items() if isinstance(v, list)}
         return cls(**(found | lists))
 

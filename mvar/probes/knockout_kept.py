@@ -6,7 +6,7 @@ other images: measured anew.
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from mvar import layout
 from mvar.errors import UserError
 from mvar.files import read_json, write_json
 from mvar.probes.cut_text import Cut, parse_cut
-from mvar.probes.interventions import sites_of
+from mvar.probes.interventions import cutting, sites_of
 from mvar.probes.knockout import DRAWS, Bench, Effect, standard_cuts
 from mvar.probes.measurable import Measurable, Opened
+from mvar.probes.subject import Subject
 from mvar.progress import Progress
+from mvar.sampling import balanced_labels
 
 SCHEMA_VERSION = 1
 
@@ -52,6 +54,7 @@ def measure_cuts(
     folder: Path,
     draws: int = DRAWS,
     progress: Progress | None = None,
+    fid_images: int = 0,
 ) -> Knockout:
     """Effects of cuts, kept in a folder; what is there already is not computed again, and a killed call goes on.
 
@@ -61,6 +64,7 @@ def measure_cuts(
         folder: where they are kept.
         draws: random controls of each.
         progress: called with cuts done and in all.
+        fid_images: images that are drawn with each cut, by the run's own settings, for its FID; 0: none.
 
     Raises:
         UserError: a model that has no such part, or something that is missing; before anything is measured.
@@ -72,13 +76,15 @@ def measure_cuts(
         record = _Record(what, folder)
         wanted = list(cuts) or record.standard
         texts = list(dict.fromkeys(cut.text for cut in wanted))
-        missing = [cut for cut in dict.fromkeys(wanted) if not record.has(cut, draws)]
+        missing = [cut for cut in dict.fromkeys(wanted) if not record.has(cut, draws, fid_images)]
         for cut in missing:
             sites_of(record.opened.model, cut)
+            if fid_images:
+                check_drawn(cut, record.opened)
         for done, cut in enumerate(missing):
             if progress:
                 progress(done, len(missing))
-            record.add(record.bench.effect(cut, draws))
+            record.measure(cut, draws, fid_images)
         if progress and missing:
             progress(len(missing), len(missing))
         return record.knockout(texts)
@@ -92,16 +98,33 @@ def kept_cuts(what: Measurable, folder: Path) -> Knockout | None:
     return _as_knockout(values, values["effects"])
 
 
+def check_drawn(cut: Cut, opened: Opened) -> None:
+    """Refuse a cut that no image can be drawn with, or a model whose images nothing judges.
+
+    Raises:
+        UserError: says which.
+    """
+    if opened.extractor is None:
+        raise UserError("fid: a checkpoint has no feature extractor; allowed: a run")
+    if cut.kind == "resample":
+        raise UserError(f"fid: cut {cut.text!r} takes from another real image; allowed: kind=cut, kind=mean")
+
+
 class _Record:
     """What the folder has, and the model, opened where something is measured."""
 
     def __init__(self, what: Measurable, folder: Path) -> None:
         self._what, self._folder = what, folder
         self._values = _read(what, folder) or {}
+        self._whole: dict[int, float] = {}  # FID without a cut, by number of images
 
     @cached_property
     def opened(self) -> Opened:
         return self._what.open()
+
+    @cached_property
+    def _subject(self) -> Subject:
+        return Subject(self.opened, self._what.identity["batch_size"])
 
     @cached_property
     def bench(self) -> Bench:
@@ -127,9 +150,34 @@ class _Record:
             self._values["standard"] = [cut.text for cut in cuts]
         return [parse_cut(text) for text in self._values["standard"]]
 
-    def has(self, cut: Cut, draws: int) -> bool:
+    def has(self, cut: Cut, draws: int, fid_images: int = 0) -> bool:
         effect = self._values.get("effects", {}).get(cut.text)
-        return effect is not None and len(effect["controls"]) in (0, draws)
+        drawn = not fid_images or (effect or {}).get("fid_images") == fid_images
+        return effect is not None and len(effect["controls"]) in (0, draws) and drawn
+
+    def measure(self, cut: Cut, draws: int, fid_images: int) -> None:
+        """What is missing of a cut's effect; likelihoods that are there are not measured again."""
+        there = self.has(cut, draws)
+        effect = Effect.from_json(self._values["effects"][cut.text]) if there else self.bench.effect(cut, draws)
+        if fid_images:
+            whole, fid = self._fid(None, fid_images), self._fid(cut, fid_images)
+            effect = replace(effect, fid=fid, fid_change=fid - whole, fid_images=fid_images)
+        self.add(effect)
+
+    def _fid(self, cut: Cut | None, count: int) -> float:
+        """FID of images that are drawn with a cut; without one it is computed once."""
+        if cut is None and count in self._whole:
+            return self._whole[count]
+        labels = balanced_labels(count, self.bench.model.space.num_classes).to(self.bench.tokens.device)
+        sites = sites_of(self.bench.model, cut) if cut else ()
+        mean = self.bench.mean_of(sites) if cut and cut.kind == "mean" else None
+        with cutting(sites, mean):
+            images = self._subject.draw(labels, self.bench.tokens.new_empty(count, 0))
+        fid = self._subject.fid(images)
+        assert fid is not None  # `check_drawn` has looked
+        if cut is None:
+            self._whole[count] = fid
+        return fid
 
     def add(self, effect: Effect) -> None:
         self._values["effects"][effect.cut] = effect.to_json()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mvar.config import MambaConfig, ModelConfig, RuntimeConfig
-from mvar.kernels.attention import Severed, attend
+from mvar.kernels.attention import Severed, attend, attend_chosen
 from mvar.mixers.base import Chosen
 from mvar.mixers.cutting import editing_output, editing_state, emptied, map_tensors, severing
 from mvar.mixers.global_attention import KeyValueState
@@ -75,6 +75,28 @@ def test_cut_pairs_see_what_stands_in(reach):
     plain = attend(q, k, v, SCHEDULE.span(), reach=reach)
     again = attend(q, k, v, SCHEDULE.span(), reach=reach, severed=itself)
     torch.testing.assert_close(again, plain, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("instead", [False, True])
+def test_pairs_of_chosen_keys_are_cut_as_of_all(instead):
+    """Each query has keys of its own: what is cut, or stands in, is what a dense softmax over these gives."""
+    q, k, v, other_k, other_v = tensors(5)
+    torch.manual_seed(2)
+    index = torch.rand(LENGTH, LENGTH).argsort(-1)[:, :4]
+    chosen = torch.zeros(LENGTH, LENGTH, dtype=torch.bool).scatter_(1, index, True)
+    pairs = some_pairs()
+    pairs[:, 3] = True  # a query that has no key left
+    stand_in = (lambda k, v, first: (other_k[:1], other_v[:1])) if instead else None
+    found = attend_chosen(q, k, v, index, Severed(pairs, stand_in))
+    if instead:
+        scores = torch.where(pairs, q @ other_k[:1].mT, q @ k.mT)
+        weights = scores.masked_fill(~chosen, -torch.inf).softmax(-1)
+        expected = (weights * ~pairs) @ v + (weights * pairs) @ other_v[:1]
+    else:
+        expected = dense(q, k, v, chosen & ~pairs)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    whole = attend_chosen(q, k, v, index)
+    assert torch.equal(attend_chosen(q, k, v, index, Severed(pairs & ~chosen, stand_in)), whole)
 
 
 def mixer_of(name, small_config):
