@@ -50,6 +50,7 @@ RECIPES: dict[int, tuple[int, int, float, float, float, float | None]] = {
     20: (768, 250, 1e-4, 1e-3, 0.1, None),
     24: (768, 350, 8e-5, 1e-4, 0.01, None),
     30: (1024, 350, 8e-5, 1e-5, 0.01, 0.08),
+    32: (1024, 350, 8e-5, 1e-5, 0.01, 0.08),  # M-VAR alone; no recipe is printed: that of 30
     36: (768, 350, 8e-5, 5e-6, 0.01, 0.08),
 }
 
@@ -173,7 +174,7 @@ PRESETS: dict[str, RunConfig] = {
     "smoke": SMOKE,
     "fashion32-small": FASHION32_SMALL,
     "imagefolder64": IMAGEFOLDER64,
-    **{f"imagenet256-d{depth}": imagenet(depth, 256) for depth in (12, 16, 20, 24, 30)},
+    **{f"imagenet256-d{depth}": imagenet(depth, 256) for depth in (12, 16, 20, 24, 30, 32, 36)},
     "imagenet512-d24": imagenet(24, 512),
     "imagenet512-d36": imagenet(36, 512),
 }

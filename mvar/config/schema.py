@@ -37,7 +37,7 @@ class RunConfig(Config):
     def _check_split(self) -> Self:
         for name in ("accumulate", "micro_batch"):
             number = getattr(self.runtime, name)
-            if isinstance(number, int) and self.train.batch_size % number:
+            if number and self.train.batch_size % number:
                 raise ValueError(f"runtime.{name}: {number} does not divide train.batch_size {self.train.batch_size}")
         return self
 

@@ -216,10 +216,14 @@ class RuntimeConfig(Config):
         ge=1,
         description="Micro-batches that each process splits its part of a step's batch into; micro_batch by number.",
     )
-    micro_batch: PositiveInt | Literal["auto"] | None = Field(
+    strategy: Literal["ddp", "fsdp"] = Field(
+        default="ddp",
+        description="How several processes share a generator: ddp: each has all weights; fsdp: each has its share of "
+        "every layer's weights, gradients and moments.",
+    )
+    micro_batch: PositiveInt | None = Field(
         default=None,
-        description="Images that a process works on at once; auto: on GPUs as many as the plan finds room for, else "
-        "all of its part; none: as accumulate says.",
+        description="Images that a process works on at once, of its part of a step's batch; none: as accumulate says.",
     )
     checkpoint_activations: Literal["none", "selective", "full"] = Field(
         default="none",

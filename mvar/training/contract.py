@@ -1,6 +1,7 @@
 """The contract of an objective: what the training loop asks of whatever is trained, and the order of the data."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -25,6 +26,10 @@ class Objective(ABC):
 
     module: nn.Module  # what is trained; its parameters and buffers are what checkpoints hold
     wants_metrics: bool = True  # set by the loop: whether this step is logged, and `loss` must give metrics at all
+
+    def units(self) -> Sequence[nn.Module]:
+        """Submodules that `runtime.strategy=fsdp` shards one by one, e.g. layers; none: each process has it whole."""
+        return ()
 
     @abstractmethod
     def batch(self, step: int, rng: np.random.Generator) -> Tensors:

@@ -266,7 +266,7 @@ def open_fabric(runtime: RuntimeConfig) -> "Fabric":
         fabric = Fabric(accelerator=device, devices=1, plugins=[LightningEnvironment()])
     else:
         # the objectives use every parameter in every step and keep their buffers equal themselves
-        strategy = DDPStrategy(broadcast_buffers=False)
+        strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
         fabric = Fabric(accelerator=device, devices=local, num_nodes=nodes, strategy=strategy)
     fabric.launch()
     return fabric

@@ -1,11 +1,12 @@
 """The generator's objective: next-scale prediction."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mvar.config import TrainConfig
 from mvar.tokenizer.quantizer import ResidualQuantizer
@@ -42,6 +43,10 @@ class GeneratorObjective(Objective):
         self.lengths = list(model.schedule.lengths)
         num_bytes = 4 * model.space.code_channels * (model.schedule.num_tokens - self.lengths[0]) * len(cache.tokens)
         self.inputs = self._all_inputs() if num_bytes <= INPUTS_LIMIT else None
+
+    def units(self) -> Sequence[nn.Module]:
+        """The layers."""
+        return list(self.module.each_block())
 
     def batch(self, step: int, rng: np.random.Generator) -> Tensors:
         """Labels `(B,)` with dropped ones replaced, and numbers `(B,)` of the token sequences."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,10 +33,7 @@ from mvar.training.metrics_log import MetricsLog, is_logged, is_observed
 from mvar.training.optimizer import Schedule, build_adamw
 from mvar.training.running_means import RunningMeans
 from mvar.training.skips import SkippedSteps, TrainingDiverged
-from mvar.training.strategies import num_parts
-
-if TYPE_CHECKING:
-    from lightning_fabric.wrappers import _FabricModule
+from mvar.training.strategies import Sharded, local, num_parts, strategy_of, whole
 
 # The official code's loss scaling for fp16.
 FP16_INIT_SCALE, FP16_GROWTH_INTERVAL, FP16_MAX_SCALE = 2.0**11, 1000, 2.0**15
@@ -93,26 +90,17 @@ def fit(
     training = _Training(objective, optim, Path(directory), runtime, seed)
     training.observe = observe or dict
     training.means = means or training.means
+    if means and means.half_lives and isinstance(training.sharing, Sharded):
+        raise UserError("runtime.strategy: fsdp keeps no running means of the weights (train.ema); allowed: ddp")
     start = training.restore()
     try:
         with _reproducible(training.device):
             finished, step = training.run(start, progress, should_stop)
+        training.sharing.close()
     finally:
         training.close()
     objective.module.eval()
     return FitResult(step, finished, training.train_s, training.skips.total)
-
-
-class _LossModule(nn.Module):
-    """The objective's loss as a module's forward, which is what DDP wraps."""
-
-    def __init__(self, objective: Objective) -> None:
-        super().__init__()
-        self.module = objective.module
-        self._loss = objective.loss
-
-    def forward(self, rows: Tensors, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        return self._loss(rows, step)
 
 
 class _Training:
@@ -122,7 +110,8 @@ class _Training:
         self.fabric = open_fabric(runtime)
         self.device = self.fabric.device
         self.accumulate = num_parts(runtime, optim, self.fabric.world_size)
-        self.module = objective.module.to(self.device)
+        self.sharing = strategy_of(runtime, objective, self.fabric)
+        self.module = objective.module
         self.drawing = [m for m in self.module.modules() if isinstance(m, DrawsForBatch)]
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.optimizer = build_adamw(self.module, optim)
@@ -169,8 +158,8 @@ class _Training:
 
     def _take(self, state: dict[str, Any], where: Path) -> None:
         self._check_recipe(where, state["recipe"])
-        self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.sharing.take_module(state["module"])
+        self.sharing.take_optimizer(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.objective.load_state_dict(state["objective"])
         self.skips.load_state_dict(state.get("skips", {}))
@@ -195,14 +184,15 @@ class _Training:
         if step == self.saved_step:
             return
         self._look()
-        if not all(bool(p.isfinite().all()) for p in self.parameters):
+        if self._any(not all(bool(local(p).isfinite().all()) for p in self.parameters)):
             raise TrainingDiverged(self.skips.message(step - 1, "a weight is not finite"))
+        module, optimizer = map(self.sharing.full, (self.module.state_dict(), self.optimizer.state_dict()))
         if self.fabric.is_global_zero:
             assert self.log is not None
             self.log.sync()
             state = {
-                "module": self.module.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                "module": module,
+                "optimizer": optimizer,
                 "scaler": self.scaler.state_dict(),
                 "objective": self.objective.state_dict(),
                 "skips": self.skips.state_dict(),
@@ -229,7 +219,7 @@ class _Training:
             return True, start
         if self.fabric.is_global_zero:
             self.log = MetricsLog(self.directory, start, self.runtime.tensorboard, self.cadence)
-        model = self.fabric.setup_module(_LossModule(self.objective))
+        model = self.sharing.wrapped()
         model.train()
         look_each_step = self.device.type == "cpu" and self.fabric.world_size == 1  # elsewhere looking means waiting
         logged, logged_s = start, self.train_s
@@ -274,7 +264,7 @@ class _Training:
         starts = [first + i * size for i in range(self.accumulate)]
         return [(a, tuple(tensor[a : a + size] for tensor in rows)) for a in starts]
 
-    def _step(self, model: "_FabricModule", step: int, feed: Feed) -> "_Outcome":
+    def _step(self, model: nn.Module, step: int, feed: Feed) -> "_Outcome":
         rng = np.random.default_rng((self.seed, step, BEFORE_STEP_STREAM))
         self.objective.before_step(step, rng, self.optimizer)
         lr, decay = self.schedule.apply(self.optimizer, step)
@@ -284,17 +274,17 @@ class _Training:
             first_row, rows = feed.next()
             self._seed_torch(step, first_row)
             with (
-                self.fabric.no_backward_sync(model, enabled=micro < accumulate - 1),
+                self.sharing.alone(model, is_last=micro == accumulate - 1),
                 torch.autocast(self.device.type, dtype=self.half, enabled=self.half is not None),
             ):
                 loss, found = model(rows, step)
-            self.fabric.backward(self.scaler.scale(loss / accumulate if accumulate > 1 else loss))
+            self.sharing.backward(self.scaler.scale(loss / accumulate if accumulate > 1 else loss))
             losses.append(loss.detach())
             metrics.append(found)
         loss = losses[0] if accumulate == 1 else torch.stack(losses).mean()
         self._spoil_gradient(loss)
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.optim.clip_norm)
+        norm = whole(nn.utils.clip_grad_norm_(self.parameters, self.optim.clip_norm))
         # torch's own way to skip a step without waiting for the device: a fused optimizer changes nothing where this
         # is 1, be there a scaler or not
         self.optimizer.found_inf = 1 - norm.isfinite().float()  # pyright: ignore[reportAttributeAccessIssue]  undeclared
@@ -325,7 +315,7 @@ class _Training:
             found = is_bad.float()
             torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)  # Fabric's would wait for the device
             is_bad = found > 0
-        next(p.grad for p in self.parameters if p.grad is not None).masked_fill_(is_bad, torch.nan)
+        local(next(p.grad for p in self.parameters if p.grad is not None)).masked_fill_(is_bad, torch.nan)
 
     def _look(self) -> None:
         """Wait for the losses and norms since the last look, and count the skipped steps."""
@@ -348,8 +338,9 @@ class _Training:
         row |= {"train/grad_norm": values[1], "train/lr": outcome.lr, "train/weight_decay": outcome.decay}
         if self.skips.total:
             row["train/skipped_steps"] = self.skips.total
-        if self.log and is_observed(done, self.optim.steps, self.runtime.log_every, self.runtime.likelihood_points):
-            row |= self.observe()
+        if is_observed(done, self.optim.steps, self.runtime.log_every, self.runtime.likelihood_points):
+            self.sharing.gather()
+            row |= self.observe() if self.log else {}
         row |= {"train/step_ms": (self.train_s - logged_s) / (done - logged) * 1e3, "train/elapsed_s": self.train_s}
         if self.log:
             self.log.write(row)

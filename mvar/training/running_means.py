@@ -27,6 +27,11 @@ class RunningMeans:
         self._means: dict[int, dict[str, Tensor]] = {half_life: {} for half_life in half_lives}
 
     @property
+    def half_lives(self) -> tuple[int, ...]:
+        """Of the means that are kept."""
+        return tuple(self._means)
+
+    @property
     def _parameters(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self._module.named_parameters() if p.requires_grad}
 

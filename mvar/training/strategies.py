@@ -1,7 +1,21 @@
 """How the processes of a training share a step: its batch in micro-batches, and who holds which weights."""
 
+import copy
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
 from mvar.config import OptimConfig, RuntimeConfig
 from mvar.errors import UserError
+from mvar.training.contract import Objective, Tensors
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from lightning_fabric.wrappers import _FabricModule
 
 
 def num_parts(runtime: RuntimeConfig, optim: OptimConfig, processes: int) -> int:
@@ -11,7 +25,7 @@ def num_parts(runtime: RuntimeConfig, optim: OptimConfig, processes: int) -> int
         UserError: the batch does not divide; says into what it would.
     """
     batch = optim.batch_size
-    if isinstance(runtime.micro_batch, int):
+    if runtime.micro_batch:
         if batch % (processes * runtime.micro_batch):
             raise UserError(
                 f"micro_batch: {runtime.micro_batch} images in {processes} processes do not divide batch_size {batch}; "
@@ -29,3 +43,140 @@ def num_parts(runtime: RuntimeConfig, optim: OptimConfig, processes: int) -> int
 
 def _allowed(processes: int) -> str:
     return f"allowed: a batch_size that {processes} processes divide"
+
+
+class LossModule(nn.Module):
+    """The objective's loss as a module's forward, which is what DDP wraps."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.module = objective.module
+        self._loss = objective.loss
+
+    def forward(self, rows: Tensors, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        return self._loss(rows, step)
+
+
+class Whole:
+    """Every process holds the whole module: DDP, or one process alone."""
+
+    def __init__(self, objective: Objective, fabric: "Fabric") -> None:
+        self._objective, self._fabric = objective, fabric
+        objective.module.to(fabric.device)
+
+    def wrapped(self) -> "_FabricModule | LossModule":
+        """What computes the loss."""
+        return self._fabric.setup_module(LossModule(self._objective))
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a micro-batch's gradients; those of the last one are averaged over the processes."""
+        self._fabric.backward(loss)
+
+    def alone(self, model: Any, is_last: bool) -> AbstractContextManager[Any]:
+        """While a micro-batch is computed whose gradients stay with their process until the last one's."""
+        return self._fabric.no_backward_sync(model, enabled=not is_last)
+
+    def full(self, state: Any) -> Any:
+        """A state dict with whole tensors."""
+        return state
+
+    def take_module(self, state: dict[str, Any]) -> None:
+        """Load whole weights."""
+        self._objective.module.load_state_dict(state)
+
+    def take_optimizer(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """Load an optimizer's whole state."""
+        optimizer.load_state_dict(state)
+
+    def gather(self) -> None:
+        """Bring the weights of now into the module that the objective came with."""
+
+    def close(self) -> None:
+        """The objective has the module again that it came with, with the weights of now."""
+        self.gather()
+
+
+class Sharded(Whole):
+    """Each process holds a share of every layer's weights, gradients and moments (FSDP2); a layer is whole while it
+    works. What is trained is a copy of the module, so that the module itself stays what it is.
+
+    Gradients of every micro-batch are shared out at once: kept whole, they would undo what sharding saves.
+    """
+
+    def __init__(self, objective: Objective, fabric: "Fabric") -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        # layers return views, of their modulation, and nothing writes into them
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+        self._objective, self._fabric, self._own = objective, fabric, objective.module
+        objective.module = copy.deepcopy(self._own).to(fabric.device)
+        mesh = init_device_mesh(fabric.device.type, (fabric.world_size,))
+        for unit in objective.units():
+            fully_shard(unit, mesh=mesh)
+        fully_shard(objective.module, mesh=mesh)
+
+    def wrapped(self) -> LossModule:
+        return LossModule(self._objective)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def alone(self, model: Any, is_last: bool) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def full(self, state: Any) -> Any:
+        if isinstance(state, dict):
+            return {name: self.full(value) for name, value in state.items()}
+        if isinstance(state, list):
+            return [self.full(value) for value in state]
+        if not isinstance(state, DTensor):
+            return state
+        whole = state.full_tensor()  # every process is needed for it, and one keeps it
+        return whole.cpu() if self._fabric.is_global_zero else None
+
+    def take_module(self, state: dict[str, Any]) -> None:
+        now = self._objective.module.state_dict()
+        self._objective.module.load_state_dict({name: _as(value, now[name]) for name, value in state.items()})
+
+    def take_optimizer(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        moments = {
+            number: {name: _as(value, parameters[number]) if value.ndim else value for name, value in found.items()}
+            for number, found in state["state"].items()
+        }
+        optimizer.load_state_dict({**state, "state": moments})
+
+    def gather(self) -> None:
+        whole = self.full(self._objective.module.state_dict())
+        if self._fabric.is_global_zero:
+            self._own.load_state_dict(whole)
+
+    def close(self) -> None:
+        self.gather()
+        self._objective.module = self._own.to(self._fabric.device)
+        for tensor in (*self._own.parameters(), *self._own.buffers()):
+            torch.distributed.broadcast(tensor.data, 0)
+
+
+def _as(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, sharded as another one is."""
+    if not isinstance(like, DTensor):
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's share; of a tensor that all have, the tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole tensor, in every process."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def strategy_of(runtime: RuntimeConfig, objective: Objective, fabric: "Fabric") -> Whole:
+    """How the processes share the module; one process alone, and an objective that names no units, has it whole."""
+    is_sharded = runtime.strategy == "fsdp" and fabric.world_size > 1 and objective.units()
+    return Sharded(objective, fabric) if is_sharded else Whole(objective, fabric)

@@ -30,12 +30,19 @@ class BadPart(Toy):
         return (error + float("nan") if step in (4, 5) and has_first else error), metrics
 
 
+def shared(strategy, parts=1, **fields):
+    objective, optim, runtime = generator(parts)
+    return objective, optim, runtime.model_copy(update={"strategy": strategy, **fields})
+
+
 CASES = {
     "toy": lambda: toy(1),
     "toy-accumulated": lambda: toy(2),
     "toy-skipping": lambda: (BadPart(dropout=0), toy_optim(), split(1)),
     "generator": generator,
     "generator-accumulated": lambda: generator(2),
+    "generator-sharded": lambda: shared("fsdp"),
+    "generator-sharded-accumulated": lambda: shared("fsdp", 2, checkpoint_activations="full"),
     "tokenizer": tokenizer,
 }
 
@@ -60,6 +67,20 @@ def train(folder: Path, rank: int) -> None:
         torch.save(objective.module.state_dict(), folder / f"{name}-{rank}.pt")
 
 
+def hand_on(folder: Path) -> None:
+    """Begin a training with whole weights and go on with shares of them; one process is to end it."""
+    for strategy, start, steps in (("ddp", 0, 2), ("fsdp", 2, 4)):
+        objective, optim, runtime = shared(strategy)
+        stopped = fit(objective, optim, folder / "handed-on", runtime, seed=3, should_stop=at(steps, start))
+        assert (stopped.step, stopped.finished) == (steps, False)
+
+
+def at(steps: int, start: int):
+    """Asks to stop after so many steps of a training that goes on from another; it is asked every second one."""
+    asked = iter(range(start, 100, 2))
+    return lambda: next(asked) >= steps
+
+
 def announce(rank: int, world: int, port: str) -> None:
     """The environment that torchrun gives to a process."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}
@@ -79,6 +100,8 @@ if __name__ == "__main__":
             if world > 1:
                 announce(rank, world, port)
             train(folder, rank)
+            if world > 1:
+                hand_on(folder)
         except BaseException:
             traceback.print_exc()
             os._exit(1)

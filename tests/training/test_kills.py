@@ -6,12 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from kill_driver import generator
 from process_driver import CASES, train
-from toy_objective import rows_of
+from toy_objective import rows_of, weights_of
 
 from mvar.training.checkpoint import load_latest
+from mvar.training.loop import fit
 
 HERE = Path(__file__).parent
 KILLED = ["toy", "toy-accumulated-bf16", "generator", "generator-accumulated-bf16", "tokenizer"]
@@ -54,6 +57,24 @@ def test_one_and_two_processes_agree(tmp_path):
         for row, other in zip(rows_of(one), rows_of(two), strict=True):
             assert {k for k, v in row.items() if v is None} == {k for k, v in other.items() if v is None}
             assert finite(row) == pytest.approx(finite(other), rel=1e-5)
+
+    assert_shares_agree(tmp_path / "two")
+    assert_one_process_ends_what_two_began(tmp_path / "two", weights_of(tmp_path / "one" / "generator-accumulated"))
+
+
+def assert_shares_agree(two: Path) -> None:
+    """Sharded weights end where whole ones do, in two processes and in one."""
+    for name in ("generator", "generator-accumulated"):
+        sharded = weights_of(two / name.replace("generator", "generator-sharded"))
+        for other in (two, two.with_name("one")):
+            np.testing.assert_allclose(sharded, weights_of(other / name), rtol=0, atol=5e-7)
+
+
+def assert_one_process_ends_what_two_began(two: Path, wanted: np.ndarray) -> None:
+    """DDP in two processes, FSDP in two, then one with two micro-batches: as one process from the beginning."""
+    objective, optim, runtime = generator(2)
+    assert fit(objective, optim, two / "handed-on", runtime, seed=3).finished
+    np.testing.assert_allclose(weights_of(two / "handed-on"), wanted, rtol=0, atol=5e-7)
 
 
 def finite(row: dict) -> dict:
