@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from mvar.commands.options import Answer
+from mvar.commands.options import Answer, Word
 from mvar.commands.outcome import conclude
 from mvar.commands.request import Sweeps
 from mvar.errors import OK, UserError, quoted
@@ -56,9 +56,16 @@ class Plan(Run, Answer):
     """
 
     dry_run: tyro.conf.Suppress[bool] = True
+    on: Word = ""
+    """GPUs, as COUNTxCARD-MEMORYgb: 8xh100-80gb. Then the table has peak memory of a training step, the settings that
+    fit, GPU-hours and disk; exit code 2 where nothing fits a run."""
+    mfu: float = 0.4
+    """With --on: the share of the cards' rate that GPU-hours assume."""
 
     def execute(self, arguments: list[str]) -> int:
         """Print it; returns the exit code."""
+        if self.on:
+            return self._on_gpus()
         if not self.json:
             return super().execute(arguments)
         from mvar.commands.run_tables import plan_of
@@ -66,6 +73,21 @@ class Plan(Run, Answer):
         requests, _, store = self.planned()
         self.answer(plan_of(requests, store, self.workers or None).to_json())
         return OK
+
+    def _on_gpus(self) -> int:
+        from mvar.commands.gpu_table import exit_code_of, print_on, runs_on
+        from mvar.runs.gpu_plan import Machine
+        from mvar.runs.store import Store
+
+        if not 0 < self.mfu <= 1:
+            raise UserError(f"mfu: {self.mfu} is no share; allowed: above 0, up to 1")
+        machine = Machine.parse(self.on)
+        runs = runs_on(self.requests(), Store(self.results), machine, self.mfu)
+        if self.json:
+            self.answer({"on": self.on, "mfu": self.mfu, "runs": [run.to_json() for run in runs]})
+        else:
+            print_on(runs, machine, self.mfu)
+        return exit_code_of(runs)
 
 
 def _processes() -> int:

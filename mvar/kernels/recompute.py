@@ -42,5 +42,9 @@ def with_kept(kept: Kept, layer: Callable[..., Any], *args: Any) -> Any:
 def _policy(context: object, operator: OpOverload, *args: object, **kwargs: object) -> Any:
     from torch.utils.checkpoint import CheckpointPolicy
 
-    is_dear = torch.is_grad_enabled() and operator._schema.name in _DEAR
-    return CheckpointPolicy.MUST_SAVE if is_dear else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if is_dear(operator) else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def is_dear(operator: OpOverload) -> bool:
+    """Whether `selective` keeps what an operator gives, called as it is just now."""
+    return torch.is_grad_enabled() and operator._schema.name in _DEAR

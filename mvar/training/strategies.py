@@ -3,11 +3,10 @@
 import copy
 import warnings
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mvar.config import OptimConfig, RuntimeConfig
 from mvar.errors import UserError
@@ -130,10 +129,10 @@ class Sharded(Whole):
             return {name: self.full(value) for name, value in state.items()}
         if isinstance(state, list):
             return [self.full(value) for value in state]
-        if not isinstance(state, DTensor):
+        if not _is_shared(state):
             return state
-        whole = state.full_tensor()  # every process is needed for it, and one keeps it
-        return whole.cpu() if self._fabric.is_global_zero else None
+        found = whole(state)  # every process is needed for it, and one keeps it
+        return found.cpu() if self._fabric.is_global_zero else None
 
     def take_module(self, state: dict[str, Any]) -> None:
         now = self._objective.module.state_dict()
@@ -161,19 +160,27 @@ class Sharded(Whole):
 
 def _as(value: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, sharded as another one is."""
-    if not isinstance(like, DTensor):
+    if not _is_shared(like):
         return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def local(tensor: Tensor) -> Tensor:
     """This process's share; of a tensor that all have, the tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return cast("Any", tensor).to_local() if _is_shared(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """The whole tensor, in every process."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return cast("Any", tensor).full_tensor() if _is_shared(tensor) else tensor
+
+
+def _is_shared(value: object) -> bool:
+    """Whether it is torch's DTensor, whose module takes seconds to import: one process alone needs none of it."""
+    return hasattr(value, "full_tensor")
 
 
 def strategy_of(runtime: RuntimeConfig, objective: Objective, fabric: "Fabric") -> Whole:

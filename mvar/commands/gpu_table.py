@@ -1,0 +1,97 @@
+"""What `mvar plan --on` says: what runs take on given GPUs, and which settings fit."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from mvar.commands.console import wide_console
+from mvar.config import RunConfig
+from mvar.errors import OK, USER_ERROR, say
+from mvar.escaping import rich_text
+from mvar.runs.gpu_plan import Machine, Setting, disk_gb, gpu_hours, gpus_needed, settle, smallest
+from mvar.runs.request import Request, unique
+from mvar.runs.store import Store
+
+
+@dataclass(frozen=True)
+class OnGpus:
+    """One run on a machine."""
+
+    name: str
+    pattern: str
+    parameters: int
+    training_flops: int
+    setting: Setting | None  # None: nothing fits
+    gpu_hours: float | None
+    disk_gb: float
+    least_gb: float  # the least that a step takes of a card here
+    gpus_needed: int | None  # where nothing fits: the fewest such cards that would do
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**vars(self), "setting": self.setting and vars(self.setting)}
+
+
+def runs_on(requests: Sequence[Request], store: Store, machine: Machine, mfu: float) -> list[OnGpus]:
+    """Every run once, by its training: evaluations of the same one share it."""
+    found: dict[str, OnGpus] = {}
+    for config in unique(store.as_stored(config) for request in requests for config in request.configs()):
+        if config.key not in found:
+            found[config.key] = _on(config, store, machine, mfu)
+    return list(found.values())
+
+
+def _on(config: RunConfig, store: Store, machine: Machine, mfu: float) -> OnGpus:
+    from mvar.cost import num_params, train_flops
+
+    setting = settle(config, machine)
+    return OnGpus(
+        name=store.run_of(config).name,
+        pattern=config.model.pattern,
+        parameters=num_params(config.model, config.token_space),
+        training_flops=train_flops(config.model, config.token_space, config.train.steps * config.train.batch_size),
+        setting=setting,
+        gpu_hours=gpu_hours(config, machine, setting, mfu) if setting else None,
+        disk_gb=disk_gb(config),
+        least_gb=smallest(config, machine.gpus).peak / 1e9,
+        gpus_needed=None if setting else gpus_needed(config, machine),
+    )
+
+
+def print_on(runs: Sequence[OnGpus], machine: Machine, mfu: float) -> None:
+    """The table, its sums, and what is assumed."""
+    table = Table("run", "pattern")
+    for column in ("parameters", "training FLOPs", "peak GB", "GPU-hours", "disk GB"):
+        table.add_column(column, justify="right")
+    table.add_column("fits with")
+    for run in runs:
+        peak, hours, fits = "-", "-", _nearest(run, machine)
+        if run.setting:
+            peak, hours = f"{run.setting.peak_gb:.1f}", f"{run.gpu_hours:,.0f}"
+            fits = run.setting.fields.replace("runtime.", "")
+        told = (f"{run.parameters:,}", f"{run.training_flops:.3g}", peak, hours, f"{run.disk_gb:,.0f}")
+        table.add_row(rich_text(run.name), rich_text(run.pattern), *told, fits)
+    wide_console().print(table)
+    hours, disk = sum(run.gpu_hours or 0 for run in runs), sum(run.disk_gb for run in runs)
+    flops = sum(run.training_flops for run in runs)
+    say(
+        f"{len(runs)} runs, {flops:.3g} training FLOPs, {hours:,.0f} GPU-hours, {hours / machine.gpus:,.0f} hours on "
+        f"{machine.gpus} GPUs, {disk:,.0f} GB of checkpoints, weights and images"
+    )
+    say(
+        f"assumed, not measured: {mfu:.0%} of {machine.flops_per_s('bf16') / 1e12:,.0f} TFLOP/s a card (fp32: half); "
+        f"training alone, no sampling. Peaks are counted; limit {machine.limit_gb:.1f} of "
+        f"{machine.memory_gb:g} GB. Settings are set by --set"
+    )
+
+
+def _nearest(run: OnGpus, machine: Machine) -> str:
+    least = f"nothing: {run.least_gb:.1f} GB at least, limit {machine.limit_gb:.1f}"
+    return f"{least}; {run.gpus_needed} such GPUs would do" if run.gpus_needed else least
+
+
+def exit_code_of(runs: Sequence[OnGpus]) -> int:
+    """2 where a run fits nowhere on the machine."""
+    return OK if all(run.setting for run in runs) else USER_ERROR

@@ -1,0 +1,86 @@
+"""Memory of a step, counted without values: as a real step on the CPU keeps it, and what a machine fits."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmarks import memory
+from mvar.cli import main
+from mvar.config import MambaConfig, ModelConfig, RuntimeConfig, TokenSpace, override
+from mvar.errors import USER_ERROR, UserError
+from mvar.presets import PRESETS
+from mvar.runs.gpu_plan import GB, Machine, settle
+from mvar.training.footprint import footprint, step
+from mvar.transformer import ScaleTransformer
+
+SMALL = override(PRESETS["smoke"], {"model.pattern": "intra+mamba"})
+
+
+def model_of(pattern, kept):
+    space = TokenSpace((1, 2, 3), vocab_size=11, code_channels=5, num_classes=3)
+    sizes = {"depth": 3, "width": 16, "num_heads": 2, "mamba": MambaConfig(d_state=8, headdim=8)}
+    model = ModelConfig(pattern=pattern, drop_path=0.5, **sizes)
+    return ScaleTransformer(model, space, RuntimeConfig(checkpoint_activations=kept)).train()
+
+
+@pytest.mark.parametrize("kept", ["none", "selective", "full"])
+@pytest.mark.parametrize("pattern", ["global", "intra+mamba", "linear"])
+def test_what_is_counted_on_fake_tensors_is_what_a_real_step_keeps(pattern, kept):
+    _, real = step(model_of(pattern, kept), 4, kept, "cpu")
+    with torch.device("meta"):
+        model = model_of(pattern, kept)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _, counted = step(model.to_empty(device="cpu"), 4, kept, "cpu")
+    assert counted == real > 0
+
+
+def test_less_is_kept_where_more_is_recomputed_or_shared():
+    peaks = [footprint(SMALL, 32, kept, "ddp", 2) for kept in ("none", "selective", "full")]
+    assert peaks[0].saved > peaks[1].saved > peaks[2].saved
+    shared = footprint(SMALL, 32, "full", "fsdp", 2)
+    assert 2 * shared.state == peaks[2].state and shared.saved == peaks[2].saved
+    parameters = sum(p.numel() for p in ScaleTransformer(SMALL.model, SMALL.token_space).parameters())
+    assert peaks[0].state == 16 * parameters
+
+
+def machine(limit_gb, gpus=2):
+    return Machine(gpus, "h100", limit_gb / 0.95)
+
+
+def test_the_quickest_setting_that_fits_is_taken():
+    whole = footprint(SMALL, 16, "none", "ddp", 2).peak / GB
+    found = settle(SMALL, machine(whole * 1.001))
+    assert found and (found.strategy, found.kept, found.micro_batch) == ("ddp", "none", 16)
+    smaller = settle(SMALL, machine(whole * 0.999))
+    assert smaller and smaller.kept == "none" and smaller.micro_batch == 8 and smaller.peak_gb <= whole
+    assert settle(SMALL, machine(1e-6)) is None
+
+
+@pytest.mark.parametrize("text", ["8h100", "0xh100-80gb", "8xh100", "axh100-80gb"])
+def test_a_machine_is_named_as_it_is_read(text):
+    with pytest.raises(UserError, match="allowed: COUNTxCARD-MEMORYgb"):
+        Machine.parse(text)
+
+
+def test_plan_says_what_fits_and_what_does_not(capsys, tmp_path):
+    words = ["plan", "mixers", "--preset", "smoke", "--only", "VAR", "--results", str(tmp_path)]
+    assert main([*words, "--on", "2xh100-80gb"]) == 0
+    shown = capsys.readouterr()
+    assert "micro_batch=16" in shown.out and "assumed, not measured: 40%" in shown.out + shown.err
+    assert main([*words, "--on", "3xh100-80gb"]) == USER_ERROR
+    assert "32 images do not divide into 3 GPUs" in capsys.readouterr().err
+    assert main([*words, "--on", "2xh1-80gb"]) == main([*words, "--on", "2xh100-80gb", "--mfu", "2"]) == USER_ERROR
+
+
+@pytest.mark.slow
+def test_every_model_of_the_papers_fits_eight_cards(tmp_path):
+    """The table of the papers' models: peaks by strategy, and a setting below the limit for each."""
+    on = Machine.parse("8xh100-80gb")
+    for name in ("VAR-d16", "M-VAR-d16"):
+        row = memory.row(name, on)
+        peaks = list(row["peak_gb"].values())
+        assert peaks[0] > peaks[2] > peaks[1] > peaks[3] and row["fits"]["peak_gb"] <= on.limit_gb
+    for name in ("VAR-d36 at 512 px", "M-VAR-d32"):
+        preset, pattern = memory.ROWS[name]
+        config = override(PRESETS[preset], {"model.pattern": pattern})
+        assert footprint(config, 4, "full", "fsdp", 8).peak / GB <= on.limit_gb
