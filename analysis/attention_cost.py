@@ -235,6 +235,8 @@ def _score_reading(name: str, scored: ScoredModel, verdict: kit.Verdict) -> list
     )
     by_image = sum(float(stats.intra_sd.mean()) for stats in scored.stats.values()) / len(scored.stats)
     images = next(iter(scored.stats.values())).num_images
+    entropy = sum(float(stats.layer_entropy.mean()) for stats in scored.stats.values()) / len(scored.stats)
+    relative = sum(float(stats.layer_relative_entropy.mean()) for stats in scored.stats.values()) / len(scored.stats)
     return [
         f"{name}: inside a scale lie {score:.1%} of the mass, {dense:.1%} of the dense cells, {kept:.1%} of the kept "
         f"ones. Uniform attention would put {uniform:.1%} there: {told}{missing}.",
@@ -242,6 +244,8 @@ def _score_reading(name: str, scored: ScoredModel, verdict: kit.Verdict) -> list
         f"{by_kept} by kept cells.",
         f"{name}: {scored.score.n} seed{'s' if scored.score.n > 1 else ''}, {images:,} images; a layer's share varies "
         f"from image to image by {by_image:.1%} (standard deviation).",
+        f"{name}: the entropy of attention is {entropy:.2f} nats, {relative:.0%} of uniform attention's where several "
+        "keys are seen (means over layers, heads and queries).",
     ]
 
 

@@ -35,6 +35,7 @@ COLUMNS = (
     Column("model", "model", is_text=True),
     columns.name("cut"),
     Column("mass", "mass (%)", columns.MEASURED, 1, 100),
+    Column("entropy", "attention's entropy (nats)", columns.MEASURED, 2, in_print=False),
     Column("kept", "pairs left (%)", columns.ANALYTIC, 1, 100),
     Column("change", "change (bits/token)", columns.MEASURED, 3),
     Column("half_width", "± over images", columns.MEASURED, 3),
@@ -79,6 +80,13 @@ class CutModel:
         shares = {seed: s.share if cut == "own" else 1 - s.share for seed, s in self.attention.items()}
         return kit.Measured.of(pd.Series(shares), list(self.run_ids.values()))
 
+    def entropy(self, cut: str) -> kit.Measured | None:
+        """Of the attention, in nats: mean over layers, heads and queries; beside the masses of `own` and `coarser`."""
+        if cut not in ("own", "coarser") or not self.attention:
+            return None
+        found = {seed: float(stats.layer_entropy.mean()) for seed, stats in self.attention.items()}
+        return kit.Measured.of(pd.Series(found), list(self.run_ids.values()))
+
 
 def cut_models(records: kit.Records) -> tuple[list[CutModel], list[str]]:
     """Every model that `mvar knockout` was run on, grouped by all but the seed, and one line for each that failed."""
@@ -116,6 +124,7 @@ def table1b(models: list[CutModel]) -> kit.Table:
                 pairs[len(rows)] = (change, control)
             half = model.values(cut, "half_width")
             row = {"model": model.name, "label": cut, "mass": model.mass(cut), "change": change, "n": change.n}
+            row["entropy"] = model.entropy(cut)
             row |= {"half_width": half and half.mean, "control": control, "beyond": model.values(cut, "beyond")}
             row["kept"] = next(k.effects[cut].kept for k in model.found.values() if cut in k.effects)
             rows.append(row)

@@ -36,6 +36,7 @@ def test_a_cut_is_judged_by_random_ones_over_seeds(results, changes, words):
     assert set(rows) == {"own", "coarser"}
     for label, word in words.items():
         assert rows[label]["verdict"].startswith(f"{word} (p ") and rows[label]["n"] == 3
+    assert rows["own"]["entropy"].mean == rows["coarser"]["entropy"].mean == pytest.approx(1)  # as it was made up
     assert rows["own"]["mass"].mean == pytest.approx(1 - rows["coarser"]["mass"].mean)
     assert len(rows["own"]["change"].run_ids) == 3
 
