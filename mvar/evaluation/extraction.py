@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.linalg.blas import dsyrk  # pyright: ignore[reportAttributeAccessIssue]  made when it is imported
 from torch import Tensor
 
 from mvar.errors import UserError
@@ -56,7 +58,8 @@ class Moments:
     def __init__(self) -> None:
         self.count = 0
         self._waiting: list[Tensor] = []
-        self._shift = self._sum = self._products = torch.empty(0)
+        self._shift = self._sum = torch.empty(0)
+        self._products = np.empty((0, 0))  # its lower triangle
 
     def add(self, rows: Tensor) -> None:
         """Rows `(B, F)`."""
@@ -70,10 +73,11 @@ class Moments:
         self._waiting.clear()
         if not self.count:
             self._shift = rows.mean(0)
-            self._sum, self._products = torch.zeros_like(self._shift), rows.new_zeros(2 * self._shift.shape)
+            self._sum = torch.zeros_like(self._shift)
+            self._products = np.zeros(2 * self._shift.shape, order="F")
         rows -= self._shift
         self._sum += rows.sum(0)
-        self._products.addmm_(rows.T, rows)
+        self._products = dsyrk(1.0, rows.numpy().T, beta=1.0, c=self._products, lower=1, overwrite_c=1)
         self.count += len(rows)
 
     def statistics(self) -> Statistics:
@@ -86,9 +90,10 @@ class Moments:
             self._add_up()
         if self.count < 2:
             raise UserError(f"images: {self.count} are too few for a covariance; allowed: 2 or more")
-        mean = self._sum / self.count
-        sigma = self._products.addr(mean, mean, alpha=-self.count) / (self.count - 1)
-        return {"mu": (self._shift + mean).numpy(), "sigma": sigma.numpy()}
+        mean = (self._sum / self.count).numpy()
+        products = self._products + np.tril(self._products, -1).T
+        sigma = (products - self.count * np.outer(mean, mean)) / (self.count - 1)
+        return {"mu": self._shift.numpy() + mean, "sigma": sigma}
 
 
 def extract(
