@@ -55,7 +55,7 @@ LOOK_ALIKES = {
     ("report", "what is made, as it is shown"): ("analysis.report", "commands.report"),
     ("runs", "a word of a message or a heading"): ("analysis.render", "cluster.executor", "cluster.scripts"),
     ("runs", "a public name"): ("mvar",),
-    ("runs", "a key of an answer"): ("commands.run_tables", "commands.status"),
+    ("runs", "a key of an answer"): ("commands.run", "commands.run_tables", "commands.status"),
     ("samples", "images, in messages"): ("commands.export", "evaluation.copies", "evaluation.measure"),
     ("samples", "what a metric needs"): (
         *("evaluation.metrics.contract", "evaluation.metrics.inputs", "evaluation.metrics.copies", "runs.measured"),
