@@ -160,7 +160,8 @@ def _reading(models: list[str], chosen_on: int | None, reported: list[int]) -> l
     told = ", ".join(map(str, reported))
     sentences = [
         f"The best is that of the lowest mean FID on sampling seed {chosen_on}, whose numbers are in no cell here: "
-        f"all are of sampling seed{'s' * (len(reported) > 1)} {told}."
+        f"all are of sampling seed{'s' * (len(reported) > 1)} {told}. Figure and the table of settings average all "
+        "sampling seeds, that one too.",
     ]
     if len(models) > 1:
         sentences.append(

@@ -35,6 +35,7 @@ from mvar import analysis as kit
 
 PATTERNS = {"VAR": "global", "M-VAR": "intra+mamba"}
 CLASSES = 1000
+UNPRINTED = {(256, 32), (256, 36)}  # resolutions and depths whose presets are ours: no recipe is printed
 RECIPE, PUBLISHED = "published recipe", "published weights"
 SIZE = ("depth", "width", "num_heads", "pattern", "mlp_ratio", "shared_adaln")  # what makes a model the published one
 
@@ -216,6 +217,8 @@ def _training(config: RunConfig, which: Artefact) -> str:
     if not config.train.steps:
         return PUBLISHED
     preset = PRESETS.get(f"imagenet{which.resolution}-d{config.model.depth}")
+    if (which.resolution, config.model.depth) in UNPRINTED:
+        return f"{config.train.steps:,} steps"
     recipe = preset and override(preset, {"model.pattern": config.model.pattern, "seed": config.seed})
     return RECIPE if recipe and recipe.identity() == config.identity() else f"{config.train.steps:,} steps"
 
@@ -277,7 +280,8 @@ def _missing(rows: list[dict[str, Any]], run_ids: list[list[str]], which: Artefa
     lines = []
     for depth, names in wanted.items():
         if f"imagenet{which.resolution}-d{depth}" in PRESETS:
-            lines.append(f"Missing here: {', '.join(names)}. Command: `{which.command.format(depth=depth)}`")
+            unsaid = " No recipe is printed for it." if (which.resolution, depth) in UNPRINTED else ""
+            lines.append(f"Missing here: {', '.join(names)}.{unsaid} Command: `{which.command.format(depth=depth)}`")
         else:
             lines.append(f"Missing here: {', '.join(names)}. No recipe is published for depth {depth}.")
     if wanted:

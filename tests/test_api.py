@@ -286,6 +286,7 @@ def test_files_are_what_the_run_is(run, here, capsys):
 # Making ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_is_what_the_command_does(tmp_path, monkeypatch, capsys):
     """The same run as `execute` makes, to the bit; called again it does nothing, and it goes on where it was."""
     monkeypatch.chdir(tmp_path)

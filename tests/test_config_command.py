@@ -188,7 +188,7 @@ def test_every_field_is_there_once_and_takes_its_default_as_it_is_printed():
         ("train.precision", "fp32, bf16, fp16"),
         ("sample.filter", "top, min_p"),
         ("sample.interval.high", "number, 0 to 1"),
-        ("evaluation.extractor", "classifier, inception"),
+        ("evaluation.extractor", "classifier, inception, mobilenet"),
         ("model.init_head", "number"),
         ("model.pattern", "mixers of every layer, of global, intra, mamba, markov, window, linear, gla, gdn, conv"),
     ],

@@ -173,6 +173,7 @@ def test_a_wheel_has_the_package_and_a_copy_of_what_users_edit(wheel):
         assert {f"mvar/_shipped/{name}" for name in here} <= set(names), kind
 
 
+@pytest.mark.slow
 def test_a_wheel_beside_a_users_own_folders_of_these_names(installed, tmp_path):
     installed_wheel.strangers(tmp_path)
     mine = tmp_path / "mine.py"

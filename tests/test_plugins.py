@@ -293,6 +293,7 @@ def test_two_of_one_name(tmp_path):
         plugins.begin([one, write(tmp_path / "q.py", MIXER)])
 
 
+@pytest.mark.slow
 def test_a_worker_loads_the_files_of_its_command_and_no_other_ones(tmp_path, monkeypatch):
     mine = write(tmp_path / "p.py", MIXER)
     plugins.begin([mine])

@@ -98,11 +98,11 @@ def _reading(
     tested = sum(verdict.p is not None for verdict in verdicts.values())
     lines = [
         "Each difference is paired over the training seeds that both rows have. In brackets: the "
-        f"{CONFIDENCE:.0%} interval by Student's t over the pairs; none for one pair. Better and worse are verdicts of "
-        f"paired t-tests at {1 - CONFIDENCE:.0%}, p corrected by Holm's method over those of this table's "
-        f"{len(verdicts)} comparisons that have two pairs or more ({tested}); all else is inconclusive.",
+        f"{CONFIDENCE:.0%} interval by Student's t over the pairs, each by itself; none for one pair. Better and worse "
+        f"are verdicts of paired t-tests at {1 - CONFIDENCE:.0%}, p corrected by Holm's method over those of this "
+        f"table's {len(verdicts)} comparisons that have two pairs or more ({tested}); all else is inconclusive.",
         f"A difference of FID counts from {counts:.1%} of the baseline's on. Seeds needed: at which one of the size "
-        "and scatter seen here is found in 80 % of trials of one pair.",
+        "and scatter seen here is found in 80 % of trials, by the strictest step of that correction.",
     ]
     if spread:
         lines.append(

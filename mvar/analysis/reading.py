@@ -19,25 +19,39 @@ def trend_reading(rows: Sequence[Row]) -> list[str]:
     if len(measured) < 2:
         return ["Fewer than two points are measured: there is no trend to state."]
     first, last = measured[0], measured[-1]
-    whole = judge({"fid": (last["fid"], first["fid"])})["fid"]
+    verdicts = _trend_verdicts(measured)
+    whole = verdicts["fid"]
     lines = [_change("FID", first, last, "fid", whole)]
     if len(printed) >= 2:
         start, end = printed[0]["paper_fid"], printed[-1]["paper_fid"]
         lines.append(f"In the paper it {_direction(start, end)} from {start:.2f} to {end:.2f}: {_agrees(rows, whole)}.")
-    steps = judge({number: (b["fid"], a["fid"]) for number, (a, b) in enumerate(pairwise(measured))})
-    counts = Counter(verdict.word for verdict in steps.values())
-    lines.append(
-        f"Step by step ({len(steps)} comparisons, Holm's correction): {counts[BETTER]} better, {counts[WORSE]} worse, "
-        f"{counts[INCONCLUSIVE]} inconclusive; the paper calls the improvement consistent."
-    )
+    steps = [verdict for name, verdict in verdicts.items() if isinstance(name, int)]
+    if steps:
+        counts = Counter(verdict.word for verdict in steps)
+        lines.append(
+            f"Step by step ({len(steps)}; Holm's correction over the {len(verdicts)} comparisons here): "
+            f"{counts[BETTER]} better, {counts[WORSE]} worse, {counts[INCONCLUSIVE]} inconclusive; the paper calls the "
+            "improvement consistent."
+        )
     if all(isinstance(row.get("nll"), Measured) for row in (first, last)):
-        likelihood = judge({"nll": (last["nll"], first["nll"])})["nll"]
+        likelihood = verdicts["nll"]
         lines.append(_change("Held-out NLL", first, last, "nll", likelihood))
         lines += _opposition(whole, likelihood)
     if all(isinstance(row.get("copy_rate"), Measured) for row in (first, last)):
         a, b = (row["copy_rate"].text(1, 100) for row in (first, last))
         lines.append(f"Near-copies of training images: {a} % at {_name(first)}, {b} % at {_name(last)}.")
     return lines
+
+
+def _trend_verdicts(measured: Sequence[Row]) -> dict[str | int, Verdict]:
+    """From the first row to the last (`fid`, `nll`) and step by step (0, 1, ...), corrected over all of it."""
+    first, last = measured[0], measured[-1]
+    pairs: dict[str | int, tuple[Measured, Measured]] = {"fid": (last["fid"], first["fid"])}
+    if all(isinstance(row.get("nll"), Measured) for row in (first, last)):
+        pairs["nll"] = last["nll"], first["nll"]
+    if len(measured) > 2:  # of two rows the one step is the whole
+        pairs |= {number: (b["fid"], a["fid"]) for number, (a, b) in enumerate(pairwise(measured))}
+    return judge(pairs)
 
 
 def _agrees(rows: Sequence[Row], whole: Verdict) -> str:
@@ -119,7 +133,7 @@ def _pairs(in_paper_order: Sequence[Row]) -> list[str]:
     if needed:
         lines.append(
             f"An inconclusive difference of the size seen here needs {min(needed)} to {max(needed)} seeds to be found "
-            "in 80 % of trials."
+            "in 80 % of trials, after correction."
         )
     return lines
 

@@ -10,6 +10,8 @@ from mvar.runs.experiment import paper_rows
 
 SETTINGS = "settings"  # of experiments/paper: artefact, model, setting, value, source
 OURS = {"reference.file": "held-out images"}  # what a row without that setting has in its place
+OF_EVALUATION = ("evaluation.num_images", "evaluation.extractor", "reference.file")
+BESIDE = ("sample.", "evaluation.reference_")
 NAMES = {"fid": "FID", "is": "IS", "precision": "precision", "recall": "recall"}
 
 
@@ -56,9 +58,14 @@ def _differences(artefact: str, model: str, settings: str) -> str:
         found = ours.get(name, OURS.get(name, "not recorded"))
         if _text(found) != _text(value):
             differ.append(f"{name} {code(_text(found))} (published: {code(_text(value))})")
+    # What is in our record beside them is not at its default, which is what the published code does.
+    others = sorted(name for name in ours if name.startswith(BESIDE) and name not in wanted)
+    differ += [f"{name} {code(_text(ours[name]))} (published: the default)" for name in others]
+    silent = [name for name in OF_EVALUATION if name not in wanted]
+    unsaid = f" Not published: {', '.join(silent)}." if silent else ""
     if not differ:
-        return f"All {len(wanted)} settings that are published are the same."
-    return f"Other settings than the published ones: {', '.join(differ)}."
+        return f"All {len(wanted)} settings that are published are the same.{unsaid}"
+    return f"Other settings than the published ones: {', '.join(differ)}.{unsaid}"
 
 
 def _text(value: Any) -> str:

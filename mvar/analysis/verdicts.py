@@ -33,8 +33,8 @@ class Verdict:
         p: of the t-test, Holm's correction applied; None with fewer than two pairs.
         n: pairs of training seeds.
         left_out: seeds that only one of the two has.
-        needed: seeds at which a difference of this size and scatter would be found in 80 % of tables of one pair; None
-            where that cannot be said.
+        needed: seeds at which a difference of this size and scatter would be found in 80 % of such tables, by the
+            strictest step of Holm's correction; None where that cannot be said.
     """
 
     word: str
@@ -107,7 +107,7 @@ def judge(pairs: Mapping[K, tuple[Measured, Measured]], higher_is_better: Sequen
         word = INCONCLUSIVE
         if p is not None and p < ALPHA:
             word = BETTER if (mean > 0) == (name in higher_is_better) else WORSE
-        needed = seeds_needed(mean, float(paired.std(ddof=1))) if p is not None else None
+        needed = seeds_needed(mean, float(paired.std(ddof=1)), ALPHA / len(tested)) if p is not None else None
         verdicts[name] = Verdict(word, mean, p, len(paired), left_out, needed)
     return verdicts
 

@@ -120,3 +120,10 @@ def execution_of(runtime: RuntimeConfig, device: "torch.device") -> dict[str, An
         "tf32": device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32,
         "processes": team.world if team else 1,
     }
+
+
+def at_one_piece() -> bool:
+    """Whether several processes are at one piece of work now, which none of them may leave by itself."""
+    from mvar.training.distributed import current_team
+
+    return bool((team := current_team()) and team.gathered)

@@ -69,6 +69,7 @@ def test_a_run(results, capsys):
     assert all(sum(map(float, row[3:7])) == pytest.approx(100, abs=0.21) for row in rows)
 
 
+@pytest.mark.slow
 def test_other_settings_leave_the_reports_file_alone(results, tmp_path):
     run = next((results / "runs").glob("digits-d4-w32-global-*"))
     assert main(["attention", run.name, "--results", str(results)]) == OK

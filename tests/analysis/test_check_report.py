@@ -51,6 +51,7 @@ def test_a_run_that_failed_is_named_also_where_the_report_says_so(whole):
     assert "## Missing" in wrong(root) and "differ in runs" in wrong(root)
 
 
+@pytest.mark.slow
 def test_a_mixer_of_ones_own_stands_in_the_report_beside_the_papers(results):
     _, configs = results.sweep("mixers", overrides={"model.replace": "first:4"})
     for config in configs:

@@ -9,7 +9,7 @@ import pytest
 from mvar import shipped
 from mvar.analysis.records import load_records
 from mvar.analysis.render import to_markdown
-from mvar.analysis.reproduced import published_settings
+from mvar.analysis.reproduced import beside_printed, published_settings
 from mvar.config import override
 from mvar.presets import PRESETS
 
@@ -41,7 +41,8 @@ def test_every_printed_row_is_there_with_dashes_for_ours(results, which):
 def test_what_is_missing_names_the_command():
     table, _ = imagenet_table(load_records("nowhere", allow_empty=True), TABLE2)
     assert "Missing here: VAR-d16, M-VAR-d16. Command: `mvar run mixers --preset imagenet256-d16`" in table.missing
-    assert "Missing here: M-VAR-d32. No recipe is published for depth 32." in table.missing
+    told = "Missing here: M-VAR-d32. No recipe is printed for it. Command: `mvar run mixers --preset imagenet256-d32`"
+    assert told in table.missing
     table, _ = imagenet_table(load_records("nowhere", allow_empty=True), TABLE3)
     assert "Missing here: VAR-d30. Command: `mvar run rejection --preset imagenet256-d30`" in table.missing
 
@@ -101,7 +102,8 @@ def test_a_row_that_reproduces_a_printed_one_says_how_far_off_it_is_and_what_dif
         "Other settings than the published ones: reference.file `held-out images` (published: "
         "`VIRTUAL_imagenet256_labeled.npz`). Weights: published recipe."
     )
-    assert "All 4 settings that are published are the same." in reproduced_line(results, "M-VAR-d16")
+    told = reproduced_line(results, "M-VAR-d16")
+    assert "All 4 settings that are published are the same. Not published: evaluation.num_images, " in told
 
 
 def reproduced_line(results, model):
@@ -171,3 +173,13 @@ def test_mixed_evaluators_leave_the_printed_table_and_say_why(results):
     assert any(line.startswith("**Not compared.**") for line in table.reading)
     shutil.rmtree(run.path)
     assert imagenet_table(load_records(results.root), TABLE2)[1] is None
+
+
+def test_what_differs_from_the_published_code_is_no_setting_of_ours_alone():
+    """A setting that the published rows do not name has there its default: ours is recorded where it has not."""
+    same = {"sample.cfg_scale": 1.5, "sample.top_k": 900, "sample.top_p": 0.96, "sample.more_smooth": False}
+    for other in ({"sample.guidance": "constant"}, {"sample.filter": "min_p"}, {"sample.ema": 100}):
+        told = beside_printed("Table 2", "M-VAR-d16", {}, {}, json.dumps(same | other))
+        (name,) = other
+        assert f"Other settings than the published ones: {name} " in told and "are the same" not in told
+    assert "All 4 settings" in beside_printed("Table 2", "M-VAR-d16", {}, {}, json.dumps(same))

@@ -81,6 +81,7 @@ def test_kid_stands_in_the_table_with_an_error_of_both_sets(everything):
     assert cell_text(headings["kid"], row["kid"]).startswith("10.00") and row["kid_se"].mean == pytest.approx(0.002)
 
 
+@pytest.mark.slow
 def test_runs_csv_has_guidance_and_every_other_setting_of_sampling(results):
     results.sweep("mixers")
     _, (config, *_) = results.sweep("guidance", make=False)
@@ -101,6 +102,7 @@ def test_nothing_run_yet_of_what_was_asked_for(results):
         assert f"{cell['label']} ({cell['run_ids'][0]}: not there)" in text
 
 
+@pytest.mark.slow
 def test_requests_with_other_settings_have_titles_and_files_of_their_own(results):
     results.sweep("mixers")
     results.sweep("mixers", overrides={"train.steps": "50"})
@@ -204,6 +206,7 @@ def test_problems_are_said_on_stderr_and_the_report_is_written(results, capsys):
     assert f"report: {results.root}/report/report.md" in said.out and "report.html" in said.out
 
 
+@pytest.mark.slow
 def test_the_report_says_what_it_is_at(results, monkeypatch, capsys):
     """Without a terminal a line now and then; on one a bar."""
     results.sweep("mixers")
@@ -227,6 +230,7 @@ def test_the_report_says_what_it_is_at(results, monkeypatch, capsys):
     assert "writing the report" in terminal.getvalue()
 
 
+@pytest.mark.slow
 def test_what_is_wrong_does_not_stop_the_rest(results, monkeypatch):
     _, configs = results.sweep("mixers")
     shutil.rmtree(results.store.run(configs[1].run_id).path)

@@ -195,6 +195,7 @@ def test_what_does_not_fall_has_no_exponent():
     assert law.exponent == 0 and law.correlation > 0.9 and not law.resolved
 
 
+@pytest.mark.slow
 def test_the_sweep_is_fitted_for_both_models_and_both_costs(results, tmp_path):
     _, configs = results.sweep("scaling", seeds=(0, 1))
     for config in configs:

@@ -150,6 +150,7 @@ def test_counts_of_runs_stay_exact_beside_runs_that_lack_them(strange):
     assert sorted(set(counts)) == ["", str(2**53 + 1)]
 
 
+@pytest.mark.slow
 def test_a_problem_is_one_line_whatever_its_text(strange, capsys):
     listed = (strange / "report.md").read_text().split("## Problems\n\n")[1].rstrip("\n").split("\n")
     assert all(line.startswith("- ") for line in listed)
@@ -283,6 +284,7 @@ def test_whole_numbers_stay_whole_beside_a_gap():
     assert table["a"].dropna().unique()[0].item() == big and table["e"].dtype == "int64"
 
 
+@pytest.mark.slow
 def test_a_cell_of_a_table_may_be_larger_than_any_machine_word(results):
     _, configs = results.sweep("mixers")
     for number, config in enumerate(configs):

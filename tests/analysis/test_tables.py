@@ -272,7 +272,7 @@ def test_trend(end, verdict):
     text = " ".join(trend_reading([row("0", 2.0, 3.55, 0.1), row("4", 1.5, None, 0.1), row("8", end, 3.07, 0.1)]))
     assert f"In the paper it falls from 3.55 to 3.07: {verdict}." in text
     steps = "2 better, 0 worse" if end == 1.0 else "1 better, 1 worse"
-    assert f"Step by step (2 comparisons, Holm's correction): {steps}, 0 inconclusive" in text
+    assert f"Step by step (2; Holm's correction over the 3 comparisons here): {steps}, 0 inconclusive" in text
 
 
 def test_trend_with_one_seed_is_not_claimed():
@@ -369,6 +369,7 @@ def test_overfitting_is_a_table_and_a_sentence(everything, tmp_path):
     assert script.overfitting_figure(found, records, manifest, tmp_path).name == "overfitting-digits-steps"
 
 
+@pytest.mark.slow
 def test_runs_that_logged_no_likelihood_have_no_such_table(results):
     results.sweep("mixers")
     for path in results.root.glob("runs/*/metrics.jsonl"):

@@ -1,6 +1,7 @@
 """What a report may delete: what the last one wrote, unchanged, in folders of its own."""
 
 import json
+import shutil
 
 import pytest
 
@@ -11,11 +12,20 @@ from mvar.errors import UserError
 from mvar.files import file_digest
 
 
-@pytest.fixture
-def reported(results):
-    """A report with a table of differences, and a results directory whose next one has none."""
+@pytest.fixture(scope="module")
+def made(fabricated, tmp_path_factory):
+    """A report of one sweep. Not to be changed."""
+    results = fabricated(tmp_path_factory.mktemp("made") / "results")
     results.sweep("mixers")
     write_report(results.root)
+    return results
+
+
+@pytest.fixture
+def reported(made, fabricated, tmp_path):
+    """A report with a table of differences, and a results directory whose next one has none."""
+    shutil.copytree(made.root, tmp_path / "results")
+    results = fabricated(tmp_path / "results")
     report = results.root / "report"
     assert (report / "tables" / "mixers-digits-steps-differences.csv").is_file()
     results.store.manifest_path("mixers-digits-steps").unlink()

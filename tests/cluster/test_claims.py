@@ -163,6 +163,7 @@ def test_the_claim_of_another_machine_is_waited_for(fake, tmp_path, monkeypatch,
     assert len(fake.lines) == 7
 
 
+@pytest.mark.slow
 def test_three_thousand_submissions(fake, tmp_path):
     """No argument is longer than the kernel takes, and every job is found."""
     store = Store(tmp_path / "results")

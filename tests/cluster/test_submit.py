@@ -47,6 +47,7 @@ def calls(tmp_path, monkeypatch):
     return lambda: log.read_text().split()
 
 
+@pytest.mark.slow
 def test_two_hundred_cells_cost_a_constant_number_of_calls(slurm, tmp_path, capsys, calls):
     """200 runs and their stages are submitted, held, so that none begins: what is counted is the scheduler's work.
 

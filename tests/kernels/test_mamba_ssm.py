@@ -25,6 +25,7 @@ def folder_of_mamba_ssm() -> Path:
     pytest.skip(reason)
 
 
+@pytest.mark.slow
 def test_scan_agrees_with_mamba_ssms_kernel():
     """Forward, final state and all gradients, with and without a state before, at lengths no multiple of a chunk."""
     folder = folder_of_mamba_ssm()

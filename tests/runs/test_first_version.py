@@ -233,6 +233,7 @@ def test_a_directory_without_its_results_is_not_trained_anew(store, tmp_path, mo
     assert not list(tmp_path.glob("none/stages/*")) and not (tmp_path / "grid.png").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_record_and_a_damaged_stage_are_told(store, capsys):
     place = ["--results", str(store.root)]
     assert execute(store.run(first.IN_TRAINING).config(), store) == DONE
@@ -259,6 +260,7 @@ def test_a_config_of_another_model_than_the_weights_is_one_line(store, tmp_path,
     assert f"{run.config_path}: is of another model than {run.weights}" in line
 
 
+@pytest.mark.slow
 def test_a_folder_in_place_of_a_document_stops_nobody_else(store, capsys):
     path = store.run(first.SPLIT).path / "eval.json"
     path.unlink()

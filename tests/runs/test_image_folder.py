@@ -75,6 +75,7 @@ def snapshot(folder: Path) -> dict[Path, tuple[int, bytes]]:
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_from_pictures_to_a_report_in_colour(made, capsys):
     _, results = made
     store = Store(results)

@@ -248,6 +248,7 @@ def test_one_that_fails_leaves_the_others(store, compute, reason):
     assert (run.path / "error.txt").is_file() == ("ZeroDivision" in reason)
 
 
+@pytest.mark.slow
 def test_the_command_says_which_metric_of_which_run_and_ends_badly(store, tmp_path, capsys):
     file = tmp_path / "bad.py"
     file.write_text(

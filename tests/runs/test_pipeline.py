@@ -78,6 +78,7 @@ KILLS = [
 ]
 
 
+@pytest.mark.slow
 def test_killed_in_every_stage(finished, tmp_path):
     """One directory, killed at each of these points in turn: every resumption starts from what the last one left."""
     for stage, step in KILLS:

@@ -103,6 +103,7 @@ def test_runs_and_floors_of_an_earlier_version_are_taken_as_they_are(store):
     assert snapshot(extractor.path) == before and (run.path / "tokenizer.json").is_file()
 
 
+@pytest.mark.slow
 def test_the_same_through_the_command_line(tmp_path, capsys, monkeypatch):
     settings = tuple(f"{name}={value}" for name, value in TINY.items())
     arguments = ["run", "mixers", "--preset", "smoke", "--results", str(tmp_path), "--set", *settings]

@@ -17,6 +17,7 @@ from mvar.errors import UserError
 from mvar.files import atomic_write
 from mvar.progress import Progress
 from mvar.runs.documents import write_document
+from mvar.runs.environment import at_one_piece
 from mvar.runs.states import DONE, FAILED, RUNNING, STOPPED, ShouldStop, Stopped
 from mvar.runs.store import Directory, RunDirectory, one_line
 
@@ -50,11 +51,10 @@ class Watch:
 
         Not among several processes at one piece of work: the others would wait for it. They ask all of them.
         """
-        from mvar.training.distributed import current_team
 
         def report(done: int, total: int) -> None:
             self.tell(stage, done, total)
-            if not ((team := current_team()) and team.gathered):
+            if not at_one_piece():
                 self.check()
 
         return report
