@@ -89,7 +89,7 @@ class PlugInMissing(UserError):
     def __init__(self, told: str, files: str) -> None:
         super().__init__(told + files)
         calls = "; ".join(f"plugins.load({path.strip()!r})" for path in files.split("--plugin ")[1:])
-        self.in_python = f"{told}from mvar import plugins; {calls}"
+        self.in_python = f"{self}; in Python: from mvar import plugins; {calls}"
 
 
 def used_by(configs: Iterable[RunConfig]) -> dict[Key, Plugin]:

@@ -178,7 +178,9 @@ def test_every_command_says_which_plug_in_a_run_in_config_needs(tmp_path, capsys
     assert needs in line and line.endswith(f"; allowed: --plugin {mine}"), line
     if words == ["run"]:
         run.weights.write_bytes(b"weights")
-        with pytest.raises(UserError, match=rf"allowed: from mvar import plugins; plugins.load\('{mine}'\)$"):
+        with pytest.raises(
+            UserError, match=rf"allowed: --plugin .*; in Python: from mvar import plugins; plugins.load\('{mine}'\)$"
+        ):
             mvar.load(run.path)
 
 

@@ -1,10 +1,12 @@
 """What the report opens with: its name and date, the main table in short, and samples of its rows."""
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 
 import pandas as pd
 
+from mvar import layout
 from mvar.analysis.document import Block, Section, Text
 from mvar.analysis.manifests import Manifest
 from mvar.analysis.records import Records
@@ -12,8 +14,10 @@ from mvar.analysis.render import Table
 from mvar.analysis.style import Figure
 from mvar.errors import UserError
 from mvar.escaping import markdown
+from mvar.files import read_json
 from mvar.runs.columns import Column
 
+DAY = re.compile(r"^\d{4}-\d\d-\d\d")
 NAME = "Ablations of sequence mixers"
 KEYS = ("fid", "paper_fid", "nll", "n")
 VERDICT = Column("fid_verdict", "FID beside the baseline's", is_text=True)
@@ -29,11 +33,12 @@ def title(used: pd.DataFrame) -> str:
 def date_line(records: Records, used: pd.DataFrame) -> list[Block]:
     """The day of the last change to a run that the tables use; a report itself has no date: the same runs are the same
     report."""
-    days = set()
+    days: set[str] = set()
     for run_id in sorted(set(used["run_id"])) if len(used) else ():
-        with suppress(UserError, OSError):
-            days.add(str((records.store.run(run_id).status() or {}).get("updated") or "")[:10])
-    found = sorted(days - {""})
+        with suppress(UserError, OSError, AttributeError):  # damaged: `records` has told it already
+            updated = read_json(records.store.run(run_id).path / layout.STATUS).get("updated")
+            days |= set(DAY.findall(str(updated)))
+    found = sorted(days)
     if not found:
         return []
     return [Text(f"Runs of {found[0]}." if len(found) == 1 else f"Runs of {found[0]} to {found[-1]}.")]

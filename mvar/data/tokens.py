@@ -21,6 +21,7 @@ from mvar import layout
 from mvar.data.crops import ImageSet, to_float
 from mvar.data.prefetch import Prefetched
 from mvar.errors import UserError, quoted, warn_once
+from mvar.escaping import one_line
 from mvar.files import atomic_write, known_digest, read_json, write_json
 from mvar.progress import Progress
 from mvar.rows import Rows
@@ -256,7 +257,7 @@ def _check_meta(path: Path, meta: Any) -> None:
         _Meta.model_validate(meta)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+        where = one_line(".".join(map(str, first["loc"])))
         reason = f"{where}: {first['msg']}" if where else first["msg"].removeprefix("Value error, ")
         raise UserError(
             f"token cache: {path} is not the description of a cache ({reason[:300]}); remove the folder"
