@@ -83,6 +83,7 @@ def test_a_file_is_found_by_name_or_path_and_never_in_the_working_directory(tmp_
             take_experiment(given)
 
 
+@pytest.mark.slow
 def test_an_experiment_of_ones_own_has_a_name_of_its_own_and_a_table(tmp_path):
     text = (ROOT / "experiments/mixers.py").read_text()
     mine = tmp_path / "mine.py"

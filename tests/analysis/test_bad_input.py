@@ -132,6 +132,7 @@ def test_a_damaged_cache_is_ignored(results, content):
     assert contents(results) == first
 
 
+@pytest.mark.slow
 def test_problems_are_kept_too_and_go_when_they_are_mended(results):
     _, configs = results.sweep("mixers")
     run = results.store.run(configs[0].run_id)

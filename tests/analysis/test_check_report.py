@@ -27,6 +27,7 @@ def wrong(root):
     return " | ".join(check_report.wrong(root))
 
 
+@pytest.mark.slow
 def test_a_whole_report_passes_and_what_is_taken_from_it_is_named(whole):
     root, configs = whole
     assert wrong(root) == ""
@@ -42,6 +43,7 @@ def test_a_whole_report_passes_and_what_is_taken_from_it_is_named(whole):
     assert f"run {configs[0].run_id} has no grid of samples" in wrong(root)
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_is_named_also_where_the_report_says_so(whole):
     root, configs = whole
     path = root / "runs" / configs[1].run_id / "status.json"

@@ -55,6 +55,7 @@ def test_the_first_screen_says_what_was_run_and_found(whole, everything):
     assert f"near-copies of training images than new images would have ({low:.1%} to {high:.1%}, 95 %)" in first
 
 
+@pytest.mark.slow
 def test_the_first_screen_counts_what_the_tables_use(results):
     """Runs and evaluations that no sweep asked for are told apart, and change neither seeds nor images."""
     _, configs = results.sweep("mixers", seeds=(0, 1))
@@ -189,6 +190,7 @@ def test_without_runs_there_is_what_needs_none(tmp_path, capsys):
     assert "Missing here: VAR-d16, M-VAR-d16. Command: `mvar run mixers --preset imagenet256-d16`" in text
 
 
+@pytest.mark.slow
 def test_problems_are_said_on_stderr_and_the_report_is_written(results, capsys):
     _, configs = results.sweep("mixers")
     results.store.run(configs[1].run_id).write_status("stopped", "train", step=120, steps=600)

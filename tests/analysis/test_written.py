@@ -122,6 +122,7 @@ def test_linked_files_of_the_report_are_replaced(reported, tmp_path):
     assert not [name for name in names if (report / name).is_symlink()]
 
 
+@pytest.mark.slow
 def test_results_and_runs_on_another_disk_are_reported(results, tmp_path):
     _, configs = results.sweep("mixers")
     runs = results.root / "runs"
