@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 import tyro
+from torch import Tensor
 
 from mvar.errors import USER_ERROR, UserError, complain
 
@@ -84,3 +85,17 @@ def begin(main: Callable[[Any], None], settings: type, description: str | None) 
         main(tyro.cli(settings, description=description))
     except UserError as error:
         sys.exit(complain(str(error), USER_ERROR))
+
+
+def passes(function: Callable[..., Tensor], leaves: list[Tensor]) -> dict[str, Callable[[], Any]]:
+    """The function alone, and with gradients for all its inputs."""
+    weights = torch.randn_like(function(*leaves))
+
+    def forward() -> None:
+        with torch.no_grad():
+            function(*leaves)
+
+    def both() -> None:
+        torch.autograd.grad(function(*leaves), leaves, weights)
+
+    return {"forward": forward, "forward + backward": both}

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.machine import begin, describe_machine, seconds, with_gemm
+from benchmarks.machine import begin, describe_machine, passes, seconds, with_gemm
 from mvar.config import ModelConfig, RuntimeConfig
 from mvar.errors import UserError
 from mvar.files import write_json
@@ -102,20 +102,6 @@ def kernel(name: str, width: int, length: int) -> tuple[list[Tensor], Callable[.
 
         count = gated_delta_flops
     return [leaf.detach().requires_grad_() for leaf in leaves], ours, count(length, heads, keys, HEAD)
-
-
-def passes(function: Callable[..., Tensor], leaves: list[Tensor]) -> dict[str, Callable[[], Any]]:
-    """The function alone, and with gradients for all its inputs."""
-    weights = torch.randn_like(function(*leaves))
-
-    def forward() -> None:
-        with torch.no_grad():
-            function(*leaves)
-
-    def both() -> None:
-        torch.autograd.grad(function(*leaves), leaves, weights)
-
-    return {"forward": forward, "forward + backward": both}
 
 
 def measure_kernel(settings: Settings, name: str, width: int, length: int, peers: Peers) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.machine import begin, describe_machine, seconds, with_gemm
+from benchmarks.machine import begin, describe_machine, passes, seconds, with_gemm
 from mvar.config import ModelConfig, RuntimeConfig
 from mvar.errors import UserError
 from mvar.files import write_json
@@ -56,20 +56,6 @@ def load_peer() -> Any:
     if not hasattr(modeling_mamba2, "mamba2_chunk_scan"):
         raise UserError(f"peer: transformers is too old for this comparison; allowed: 5 or newer, {INSTALL}")
     return modeling_mamba2
-
-
-def passes(function: Callable[..., Tensor], leaves: list[Tensor]) -> dict[str, Callable[[], Any]]:
-    """The function alone, and with gradients for all its inputs."""
-    weights = torch.randn_like(function(*leaves))
-
-    def forward() -> None:
-        with torch.no_grad():
-            function(*leaves)
-
-    def both() -> None:
-        torch.autograd.grad(function(*leaves), leaves, weights)
-
-    return {"forward": forward, "forward + backward": both}
 
 
 def scan_pair(

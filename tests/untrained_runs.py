@@ -26,6 +26,17 @@ def save_untrained(
     return run, model
 
 
+def save_stirred(store: Store, config: RunConfig) -> tuple[RunDirectory, ScaleTransformer]:
+    """As `save_untrained`, its tokenizer done, with noise on every weight of digits: each part has some effect."""
+    run, model = save_untrained(store, config)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    save_weights(run.weights, model, {"class_names": [str(n) for n in range(10)]})
+    finish_tokenizer(store, config)
+    return run, model
+
+
 def finish_tokenizer(store: Store, config: RunConfig) -> None:
     """Say that the tokenizer is done."""
     store.stage("tokenizer", config.tokenizer_id).write_status(DONE, "tokenizer")

@@ -12,6 +12,7 @@ from mvar.analysis.manifests import Manifest
 from mvar.analysis.records import Records
 from mvar.analysis.render import Table
 from mvar.analysis.style import Figure
+from mvar.analysis.summary import Tables
 from mvar.errors import UserError
 from mvar.escaping import markdown
 from mvar.files import read_json
@@ -21,7 +22,6 @@ DAY = re.compile(r"^\d{4}-\d\d-\d\d")
 NAME = "Ablations of sequence mixers"
 KEYS = ("fid", "paper_fid", "nll", "n")
 VERDICT = Column("fid_verdict", "FID beside the baseline's", is_text=True)
-Tables = Sequence[tuple[Manifest, Table, Table | None]]  # as in `mvar.analysis.summary`
 
 
 def title(used: pd.DataFrame) -> str:

@@ -86,18 +86,17 @@ class _Report(Writer):
 
     def _first(self) -> Section:
         """The first screen, made of all that stands below it."""
-        used = self.attempt("summary", used_rows, self.records, self.swept)
         first, problems = Section(opening.NAME, level=1), len(dict.fromkeys(self.problems))
-        if used is not None:
-            first.title = opening.title(used)
-            first.blocks += (
-                self.attempt("summary", opening.opening, self.records, self.swept, used, self.sections) or []
-            )
-        for block in first.blocks:
+        used = self.attempt("summary", used_rows, self.records, self.swept)
+        if used is None:
+            return first
+        first.title = opening.title(used)
+        above = self.attempt("summary", opening.opening, self.records, self.swept, used, self.sections) or []
+        for block in above:
             if isinstance(block, Table):
                 self.save_table(block)
-        found = self.attempt("summary", summary, self.records, self.swept, self.headlines, self.floors, problems)
-        first.blocks += found or []
+        told = (self.records, self.swept, used, self.headlines, self.floors, problems)
+        first.blocks += [*above, *(self.attempt("summary", summary, *told) or [])]
         return first
 
     # Sections -------------------------------------------------------------------------------------------------------

@@ -25,18 +25,23 @@ PRINTED = (
 
 
 def summary(
-    records: Records, tables: Tables, headlines: Sequence[str], floors: Sequence[dict[str, Any]], num_problems: int
+    records: Records,
+    tables: Tables,
+    used: pd.DataFrame,
+    headlines: Sequence[str],
+    floors: Sequence[dict[str, Any]],
+    num_problems: int,
 ) -> list[Block]:
     """Blocks of the first section.
 
     Args:
         records: all that was read.
         tables: the sweeps' tables.
+        used: of `used_rows`.
         headlines: sentences that analyses have for this screen.
         floors: of `background.floor_rows`.
         num_problems: lines under "Problems".
     """
-    used = used_rows(records, tables)
     blocks: list[Block] = [
         Bullets(_run_lines(records, tables, used), "What was run"),
         Bullets([*_findings(tables), *headlines[:MAX_SCORES]], "Main finding"),

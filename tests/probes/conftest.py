@@ -1,11 +1,9 @@
 """A run that is not trained, with all that probes look at: an extractor too."""
 
 import pytest
-import torch
 from tiny_runs import CONFIG
-from untrained_runs import finish_tokenizer, save_untrained
+from untrained_runs import save_stirred
 
-from mvar.checkpoints.weights import save_weights
 from mvar.config import override
 from mvar.runs.store import Store
 from mvar.runs.wiring import Stages
@@ -17,12 +15,7 @@ def untrained(tmp_path_factory):
     changes = {"model.pattern": "global intra+mamba", "data.heldout_fraction": 0.05, "evaluation.num_images": 30}
     config = override(CONFIG, changes)
     store = Store(tmp_path_factory.mktemp("probes") / "results")
-    run, model = save_untrained(store, config)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p) * 0.1)
-    save_weights(run.weights, model, {"class_names": [str(n) for n in range(10)]})
-    finish_tokenizer(store, config)
+    run, _ = save_stirred(store, config)
     stages = Stages(config, store)
     stages.tokens.run()
     stages.extractor.run()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from official import GOLDEN
 from PIL import Image
-from untrained_runs import finish_tokenizer, save_untrained
+from untrained_runs import save_stirred
 
 import mvar
 from mvar.checkpoints.weights import save_weights
@@ -26,12 +26,7 @@ def made(tmp_path_factory):
     """A run whose model is only initialised: store, run and model."""
     config = override(PRESETS["smoke"], {"model.pattern": "2*global 2*intra+mamba", "data.heldout_fraction": 0.05})
     store = Store(tmp_path_factory.mktemp("knockout") / "results")
-    run, model = save_untrained(store, config)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p) * 0.1)
-    save_weights(run.weights, model, {"class_names": [str(n) for n in range(10)]})
-    finish_tokenizer(store, config)
+    run, model = save_stirred(store, config)
     Stages(config, store).tokens.run()
     return store, run, model
 
