@@ -1,4 +1,4 @@
-// Pictures, panels and files of the explorer. One module with maps.js and explorer.js, joined by page.py.
+// Pictures, panels and files of the explorer. Part of its module, joined by page.py.
 
 // Pictures ------------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-// The explorer of attention: one module, joined of three files by page.py, of the page (`mount` with `pageSource`) and
+// The explorer of attention: one module, joined of these files by page.py, of the page (`mount` with `pageSource`) and
 // of the notebook's widget (the default export, anywidget's contract). Draws what it is given; every number comes from
 // Python.
 //
@@ -25,16 +25,6 @@ for (const [key, name] of Object.entries(CUTS)) {
 
 const percent = (x) => `${x >= 0.9995 ? "100" : (100 * x).toPrecision(3)} %`;
 const times = (side) => `${side}×${side}`;
-
-function make(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name in element && typeof value !== "string") element[name] = value;
-    else if (value !== false) element.setAttribute(name, value === true ? "" : value);
-  }
-  element.append(...children.filter((child) => child !== null));
-  return element;
-}
 
 function colour(stops, share) {
   const at = Math.min(Math.max(share, 0), 1) * (stops.length - 1);

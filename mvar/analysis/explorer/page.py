@@ -18,7 +18,8 @@ from mvar.memory import peak_mib
 from mvar.progress import Progress
 
 TEMPLATE, STYLE = "page.html.jinja", "explorer.css"
-MODULE = "maps.js", "drawing.js", "explorer.js"  # joined: a page and anywidget want one
+# joined: a page and anywidget want one
+MODULE = "maps.js", "elements.js", "drawing.js", "look.js", "picture.js", "matrix.js", "explorer.js"
 MB = 1_000_000
 START = """\
 const data = JSON.parse(document.getElementById("data").textContent);

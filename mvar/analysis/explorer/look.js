@@ -1,0 +1,94 @@
+// What is looked at: image, token and sides (one map, or two beside each other), and what they are called in words and
+// in Python. Part of the explorer's module, joined by page.py.
+
+const headName = (head) => (head === "mean" ? "mean over heads" : `head ${head}`);
+const partName = ({ layer, mixer, kind }) => `${layer} · ${mixer}${kind === "reach" ? " (reach)" : ""}`;
+
+class Look {
+  constructor(source) {
+    const { view, sides } = source.data;
+    this.source = source;
+    this.data = source.data;
+    this.schedule = new Schedule(sides);
+    this.state = {
+      picture: view.picture, query: view.query, pinned: false, probe: null, heat: 60, range: "each", measure: "own",
+      sides: view.sides.map((side) => ({ ...side })), active: 0,
+    };
+  }
+  subject(side) {
+    return this.data.subjects[side.subject];
+  }
+  part(side) {
+    return this.subject(side).parts[side.part];
+  }
+  isReach(side) {
+    return this.part(side).kind === "reach";
+  }
+  told(side) {
+    const { layer, mixer } = this.part(side);
+    return `layer ${layer}, ${mixer}, ${this.isReach(side) ? "reach" : headName(side.head)}`;
+  }
+  of(side) {
+    return this.isReach(side) ? "of its reach" : "of its mass";
+  }
+  has(side, part, head) {
+    return this.source.has(side.subject, this.state.picture, part, head);
+  }
+  headsOf(side, part) {
+    return ["mean", ...Array(this.subject(side).parts[part].heads).keys()];
+  }
+  // A head that the mixer has and the file holds, where there is one.
+  settle(side) {
+    const heads = this.headsOf(side, side.part);
+    if (this.has(side, side.part, side.head) && heads.includes(side.head)) return;
+    side.head = heads.find((head) => this.has(side, side.part, head)) ?? "mean";
+  }
+  panel(side, scale) {
+    const { schedule, state } = this;
+    return { picture: side.stages[scale], schedule, scale, query: state.query, map: side.map, probe: state.probe, state };
+  }
+  viewed() {
+    const sides = this.state.sides.map(({ subject, part, head }) => ({ subject, part, head }));
+    return { picture: this.state.picture, query: this.state.query, sides };
+  }
+}
+
+// The line above the panels: its text and elements, and what it reads as numbers.
+function sentence(look) {
+  const { schedule, state } = look, { query, probe } = state, visible = schedule.offsets[schedule.level(query) + 1];
+  const parts = [`${schedule.told(query)}${state.pinned ? "" : " (moving)"}`.replace("t", "T")];
+  const numbers = { weight: "", step: "" };
+  parts.push(probe !== null ? ` looks at ${schedule.told(probe)}: ` : ": ");
+  state.sides.forEach((side, number) => {
+    if (state.sides.length > 1) parts.push(`${number ? "; " : ""}${"AB"[number]} `);
+    if (!side.map) return parts.push("no map in this file");
+    if (probe === null) {
+      const own = side.map.mass(query, schedule.level(query)), entropy = side.map.entropies[query];
+      parts.push(make("strong", {}, percent(own)), ` ${look.of(side)} in its own scale, entropy ${entropy.toFixed(2)} of at most ${Math.log(visible).toFixed(2)} nats`);
+    } else {
+      const weight = side.map.weight(query, probe), half = side.map.step(query, probe) / 2;
+      if (!number) Object.assign(numbers, { weight: String(weight), step: String(2 * half) });
+      parts.push(make("strong", {}, percent(weight)), ` ${look.of(side)} (± ${(100 * half).toPrecision(1)}: 8 bits), ${(weight * visible).toFixed(2)} times even`);
+    }
+  });
+  return { parts: [...parts, "."], numbers };
+}
+
+// The three lines that make the view in Python.
+function python(look) {
+  const { state } = look, [a, b] = state.sides;
+  const where = (side) => {
+    const { layer, mixer } = look.part(side), several = look.subject(side).parts.filter((p) => p.layer === layer).length > 1;
+    return [["layer", layer], ...(several ? [["mixer", `"${mixer}"`]] : []), ...(look.isReach(side) || side.head === "mean" ? [] : [["head", side.head]])];
+  };
+  const subjects = (b && b.subject !== a.subject ? [a, b] : [a]).map((side) => look.subject(side));
+  const load = subjects.length > 1 ? `runs = ${subjects.map((s) => s.load).join(", ")}` : `run = ${subjects[0].load}`;
+  const beside = b ? [...(subjects.length > 1 ? [["run", 1]] : []), ...where(b)].map(([name, value]) => `"${name}": ${value}`) : [];
+  const options = [
+    look.subject(a).pictures[state.picture].arguments,
+    ...where(a).map(([name, value]) => `${name}=${value}`),
+    `query=${state.query}`,
+    ...(b ? [`beside={${beside.join(", ")}}`] : []),
+  ];
+  return `import mvar\n${load}\nmvar.explore(${subjects.length > 1 ? "*runs" : "run"}, ${options.join(", ")})`;
+}

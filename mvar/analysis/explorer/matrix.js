@@ -1,0 +1,121 @@
+// Layers x heads of one side, coloured by a measure; a cell sets what the side shows. Part of the explorer's module,
+// joined by page.py.
+
+function captionOf(measure, images, tokens) {
+  if (!measure.cut) return `${measure.name}, mean over the ${tokens} tokens of the image (${measure.unit})`;
+  const told = images ? `${images.toLocaleString("en")} held-out images` : "not measured of this run";
+  return `How much worse images are predicted, ${CUTS[measure.cut]} (${measure.unit}; ${told})`;
+}
+
+function spanOf(values) {
+  const found = [...values.values(), 0];
+  return [Math.min(...found), Math.max(...found, 1e-3)];
+}
+
+// What the colours span: all values, but never less than a fifth of what there can be.
+function rangeOf(values, most) {
+  const found = [...values.values()], [low, high] = [Math.min(...found, most), Math.max(...found, 0)];
+  const spare = Math.max(0, most / 5 - (high - low)) / 2, start = Math.max(0, low - spare);
+  return [start, Math.max(high + spare, start + most / 5)];
+}
+
+// Args: group: a name of the page's own; changed: called when a cell was chosen; say: tells the user a line.
+function layersByHeads(look, group, { changed, say }) {
+  const { data, schedule, state } = look;
+  const box = make("section", { class: "matrix", "aria-label": "Layers and heads" });
+  const measured = MEASURES.filter((m) => !m.cut || data.subjects.some((s) => m.cut in s.effects.changes));
+  const measureSelect = choose("Colour", measured.map((m) => [m.key, m.name]), state.measure, (value) => {
+    state.measure = value;
+    fill();
+  });
+  const activeBox = make("fieldset", { class: "active" }, make("legend", {}, "A cell sets"));
+  for (const number of [0, 1]) {
+    const input = make("input", { type: "radio", name: `${group}-side`, checked: number === 0 });
+    input.addEventListener("change", () => {
+      state.active = number;
+      fill();
+    });
+    activeBox.append(make("label", {}, input, ` ${"AB"[number]}`));
+  }
+  const scroll = make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Matrix of layers and heads" });
+  const legend = make("p", { class: "legend" });
+  box.append(make("h2", {}, "Layers and heads"), make("div", { class: "controls" }, measureSelect, activeBox), scroll, legend);
+
+  function fill() {
+    const side = state.sides[Math.min(state.active, state.sides.length - 1)];
+    activeBox.hidden = state.sides.length < 2;
+    if (!side.means) return;
+    const measure = MEASURES.find((m) => m.key === state.measure), { parts, effects } = look.subject(side);
+    const rows = measure.cut ? (effects.changes[measure.cut] ?? []) : side.means;
+    const values = new Map(rows.map((row) => [`${row[0]}/${row[1]}`, row[measure.column ?? 2]]));
+    const uniform = schedule.sides.map((s, k) => s * s * Math.log(schedule.offsets[k + 1])).reduce((x, y) => x + y) / schedule.count;
+    const range = measure.cut ? spanOf(values) : rangeOf(values, measure.unit === "%" ? 1 : uniform), width = Math.max(...parts.map((p) => p.heads));
+    box.parentElement.classList.toggle("slim", width <= 4);
+    const heads = ["mean", ...Array(width).keys()];
+    const table = make("table", {}, make("caption", {}, captionOf(measure, effects.images, schedule.count)));
+    table.append(make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "layer"), ...heads.map((h) => make("th", { scope: "col" }, h === "mean" ? "mean" : `head ${h}`)))));
+    const body = make("tbody");
+    parts.forEach((p, number) => {
+      const row = make("tr", {}, make("th", { scope: "row" }, partName(p)));
+      for (const head of heads) {
+        const cell = make("td"), value = values.get(`${number}/${head}`);
+        if (head === "mean" || head < p.heads) cell.append(matrixButton(side, p, number, head, value, measure, range));
+        row.append(cell);
+      }
+      body.append(row);
+    });
+    table.append(body);
+    const focused = scroll.contains(document.activeElement) ? document.activeElement.dataset.cell : null;
+    scroll.replaceChildren(table);
+    const current = scroll.querySelector(`[data-cell="${focused ?? `${side.part}/${side.head}`}"]`) ?? scroll.querySelector("button");
+    if (current) current.tabIndex = 0;
+    if (focused) current?.focus();
+    const missing = scroll.querySelector("button.absent") ? " Striped cells have no map in this file." : "";
+    const [low, high] = range.map((x) => `${measure.unit === "nats" ? x.toFixed(2) : measure.digits(x)} ${measure.unit}`);
+    const even = measure.unit === "nats" ? ` Looking everywhere alike: ${uniform.toFixed(2)} nats.` : measure.cut ? " More than 0: worse. A dash: not measured." : "";
+    legend.textContent = `Light: ${low}; dark: ${high}.${even}${missing}`;
+  }
+
+  function matrixButton(side, p, number, head, value, measure, [low, high]) {
+    const there = look.has(side, number, head), shown = value === undefined ? "–" : measure.digits(value);
+    const chosen = state.sides.map((s, i) => (s.subject === side.subject && s.part === number && s.head === head ? "AB"[i] : "")).join("");
+    const text = state.sides.length > 1 && chosen ? `${chosen} ${shown}` : shown;
+    const name = `layer ${p.layer}, ${p.mixer}, ${p.kind === "reach" ? "reach" : headName(head)}: ${measure.name} ${shown}${value === undefined ? "" : ` ${measure.unit}`}`;
+    const made = make("button", {
+      type: "button", tabindex: "-1", "data-cell": `${number}/${head}`, "data-value": String(value ?? ""), title: there ? name : `${name} (no map in this file)`,
+      "aria-label": there ? name : `${name}, no map in this file`, "aria-pressed": String(Boolean(chosen)), "aria-disabled": String(!there),
+    }, text);
+    if (!there) made.classList.add("absent");
+    if (value !== undefined) {
+      const paint = colour(BLUES, (value - low) / (high - low));
+      made.style.backgroundColor = `rgb(${paint})`;
+      made.style.color = luminance(paint) > 0.18 ? "#000" : "#fff";
+    }
+    made.addEventListener("click", () => {
+      if (!there) return say("That map is not in this file.");
+      Object.assign(side, { part: number, head });
+      changed();
+    });
+    return made;
+  }
+
+  scroll.addEventListener("keydown", (event) => {
+    const at = event.target.closest("[data-cell]");
+    const moves = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+    if (!at || !(event.key in moves)) return;
+    event.preventDefault();
+    const [down, right] = moves[event.key], cell = at.parentElement, row = cell.parentElement;
+    const rows = [...row.parentElement.children], target = rows[rows.indexOf(row) + down]?.children[[...row.children].indexOf(cell) + right];
+    const next = target?.querySelector("button");
+    if (!next) return;
+    at.tabIndex = -1;
+    next.tabIndex = 0;
+    next.focus();
+  });
+
+  function activate(number) {
+    state.active = number;
+    activeBox.querySelectorAll("input")[number].checked = true;
+  }
+  return { box, fill, activate };
+}
