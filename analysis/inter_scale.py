@@ -13,14 +13,26 @@ from typing import Any
 
 import pandas as pd
 
-from mvar import PATCH_SIDES, Column, RunConfig, TokenSpace, UserError, columns, sample_flops, state_bytes
+from mvar import (
+    PATCH_SIDES,
+    Column,
+    RunConfig,
+    TokenSpace,
+    UserError,
+    columns,
+    one_line,
+    sample_flops,
+    state_bytes,
+)
 from mvar import analysis as kit
 
 FID, NLL = "eval/fid", "eval/nll_bits_per_token"
 MVAR, DENSE = "intra+mamba", "intra+global"
 SIDES = PATCH_SIDES["512"]  # its first scales are whole schedules too: L from 30 to 2,240
+NEVER = "none here"
 LENGTHS = [SIDES[:count] for count in range(4, len(SIDES) + 1)]
 PER_IMAGE = {"state": "state of an image (bytes)", "flops": "FLOPs an image"}
+BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "results" / "mixers.json"  # of `python -m benchmarks.mixers`
 
 
 @dataclass(frozen=True)
@@ -65,7 +77,14 @@ def draw(page: kit.Writer, manifest: kit.Manifest, table: kit.Table) -> None:
     page.table(comparison(models, manifest))
     page.figure(f"inter_scale-{manifest.tag}", results_figure, models, manifest, page.figures)
     page.table(lengths(models, manifest))
-    page.figure(f"inter_scale-lengths-{manifest.tag}", lengths_figure, models, manifest, page.figures)
+    try:
+        latency = read_latency()
+    except UserError as error:
+        latency = None
+        page.problems.append(one_line(error))
+    if latency:
+        page.table(latency_table(models, latency, manifest))
+    page.figure(f"inter_scale-lengths-{manifest.tag}", lengths_figure, models, latency, manifest, page.figures)
 
 
 def models_of(records: kit.Records, manifest: kit.Manifest) -> list[Model]:
@@ -176,6 +195,7 @@ def lengths(models: list[Model], manifest: kit.Manifest) -> kit.Table:
     reading = [
         "Of the configs alone: these models with the first 4 to 10 scales of the 512 px schedule, one image, no "
         "guidance, state in fp32. FLOPs are no time: `python -m benchmarks.mixers` measures that.",
+        *filter(None, (_told(rows, "state", "a smaller state"), _told(rows, "flops", "fewer FLOPs"))),
     ]
     return kit.Table(f"{manifest.name}-lengths", title, shown, rows, reading=reading)
 
@@ -183,6 +203,12 @@ def lengths(models: list[Model], manifest: kit.Manifest) -> kit.Table:
 def of_preset(models: list[Model]) -> list[Model]:
     """Those of the preset's width, one a pattern."""
     return [model for model in models if model.axes["of_preset"]]
+
+
+def partners(models: list[Model]) -> dict[str, str]:
+    """By pattern, what stands beside `intra`."""
+    patterns = [str(model.axes["pattern"]) for model in of_preset(models)]
+    return {pattern: pattern.removeprefix("intra+") for pattern in patterns if pattern.startswith("intra+")}
 
 
 def _tokens(sides: tuple[int, ...]) -> int:
@@ -193,11 +219,85 @@ def _crossing(model: Model, dense: Model | None, key: str) -> str | None:
     """The least L from which on the model takes less than the dense one at every L of the list."""
     if dense is None or model is dense:
         return None
-    less = [model.costs(sides)[key] < dense.costs(sides)[key] for sides in LENGTHS]
-    if not less[-1]:
-        return "none here"
-    first = max((number for number, is_less in enumerate(less) if not is_less), default=-1) + 1
-    return f"{_tokens(LENGTHS[first]):,}"
+    return _first_below({_tokens(s): (model.costs(s)[key], dense.costs(s)[key]) for s in LENGTHS})
+
+
+def _first_below(values: Mapping[int, tuple[float, float]]) -> str:
+    """By L, in order, two values: the least L from which on the first is less at every L."""
+    more = [length for length, (ours, theirs) in values.items() if ours >= theirs]
+    below = [length for length in values if not more or length > more[-1]]
+    return f"{below[0]:,}" if below else NEVER
+
+
+def _told(rows: list[dict[str, Any]], key: str, what: str) -> str:
+    """The crossings of one cost in a sentence."""
+    by_length: dict[str, list[str]] = {}
+    for row in rows:
+        if row[f"{key} crossing"]:
+            by_length.setdefault(row[f"{key} crossing"], []).append(kit.code(row["label"]))
+    never = by_length.pop(NEVER, [])
+    parts = [f"from L = {length} on {', '.join(names)}" for length, names in by_length.items()]
+    parts += [f"at no L here, or not at the largest, {', '.join(never)}"] if never else []
+    return f"Than {kit.code(DENSE)} have {what}: {'; '.join(parts)}." if parts else ""
+
+
+# Latency, as a benchmark measured it --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds in which one mixer by itself goes through an image, by L, on one machine."""
+
+    machine: str
+    width: int
+    ms: Mapping[str, Mapping[int, float]]  # by mixer
+
+    @property
+    def lengths(self) -> list[int]:
+        """Every L that was measured."""
+        return sorted({length for taken in self.ms.values() for length in taken})
+
+
+def read_latency(path: Path = BENCHMARK) -> Latency | None:
+    """What `python -m benchmarks.mixers` has stored; None where it has not run.
+
+    Raises:
+        UserError: a damaged file.
+    """
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text())
+        machine = found["machine"]
+        threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"
+        where = f"{machine['cpu']}, {threads}, torch {machine['torch']}"
+        ms = {row["mixer"]: {int(at): float(taken) for at, taken in row["ms"].items()} for row in found["lengths"]}
+        return Latency(where, int(found["settings"]["mixer_width"]), ms)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: {one_line(error)}; allowed: what `python -m benchmarks.mixers` writes") from error
+
+
+def latency_table(models: list[Model], latency: Latency, manifest: kit.Manifest) -> kit.Table:
+    """Milliseconds of each partner of `intra` by itself at the least and the largest L, and where it meets `global`."""
+    dense, rows = latency.ms.get("global", {}), []
+    ends = latency.lengths[0], latency.lengths[-1]
+    for mixer in [name for name in partners(models).values() if name in latency.ms]:
+        taken = latency.ms[mixer]
+        row: dict[str, Any] = {"label": mixer, **{f"ms {length}": taken.get(length) for length in ends}}
+        both = [length for length in latency.lengths if length in taken and length in dense]
+        if mixer != "global" and both:
+            row["ms crossing"] = _first_below({length: (taken[length], dense[length]) for length in both})
+        rows.append(row)
+    shown = [columns.name("mixer"), *(Column(f"ms {n}", f"ms, L = {n:,}", columns.MEASURED, 2) for n in ends)]
+    shown.append(Column("ms crossing", "less than global from L =", columns.MEASURED, is_text=True))
+    title = f"Between scales, latency by L: {manifest.title}"
+    reading = [
+        f"Measured by `python -m benchmarks.mixers`, not on these runs: one mixer by itself, width {latency.width}, "
+        f"goes through one image scale by scale with its state, as sampling does. {kit.prose(latency.machine)}. "
+        "Another machine, width or batch has other times.",
+        "The torch paths, on a processor: kernels of a GPU are not in these times.",
+    ]
+    return kit.Table(f"{manifest.name}-latency", title, shown, rows, reading=reading)
 
 
 def _looks(patterns: list[str]) -> dict[str, dict[str, Any]]:
@@ -208,23 +308,30 @@ def _looks(patterns: list[str]) -> dict[str, dict[str, Any]]:
     return {p: {"color": f"C{n}", "marker": "os^Dv*PX<>"[n % 10], "label": p} for n, p in enumerate(patterns)}
 
 
-def lengths_figure(models: list[Model], manifest: kit.Manifest, directory: Path) -> kit.Figure:
-    """State and FLOPs of an image against L, one line a model of the preset's width."""
+def lengths_figure(models: list[Model], latency: Latency | None, manifest: kit.Manifest, directory: Path) -> kit.Figure:
+    """State and FLOPs of an image against L, one line a model of the preset's width; latency of mixers where known."""
     shown, name = of_preset(models), f"inter_scale-lengths-{manifest.tag}"
     looks = _looks([model.axes["pattern"] for model in shown])
-    with kit.canvas(directory, name, 3.6, ncols=2) as (figure, axes):
-        for ax, (key, label) in zip(axes[0], PER_IMAGE.items(), strict=True):
+    with kit.canvas(directory, name, 3.6, ncols=3 if latency else 2) as (figure, axes):
+        for ax, (key, label) in zip(axes[0, :2], PER_IMAGE.items(), strict=True):
             for model in shown:
                 values = [model.costs(sides)[key] for sides in LENGTHS]
                 if any(values):
                     ax.plot(list(map(_tokens, LENGTHS)), values, markersize=4, **looks[model.axes["pattern"]])
             ax.set(xscale="log", yscale="log", xlabel="tokens of an image (L)", ylabel=label)
+        if latency:
+            for pattern, mixer in partners(models).items():
+                taken = latency.ms.get(mixer, {})
+                axes[0, 2].plot(list(taken), list(taken.values()), markersize=4, **looks[pattern])
+            axes[0, 2].set(xscale="log", yscale="log", xlabel="tokens of an image (L)", ylabel="ms of the partner")
         figure.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
         kit.despine(*axes[0])
     caption = (
         "What an image takes as it has more scales, from the configs alone: state in fp32 (none: not drawn) and FLOPs "
         "of sampling without guidance, at the first 4 to 10 scales of the 512 px schedule."
     )
+    if latency:
+        caption += f" Right, measured: the partner of intra by itself, width {latency.width}, {latency.machine}."
     return kit.Figure(name, f"Between scales, memory and FLOPs by L: {manifest.title}", caption)
 
 

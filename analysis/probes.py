@@ -6,6 +6,7 @@ python analysis/probes.py --results results
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from mvar import DONE, Column, Probe, RunConfig, Shown, columns, digest, kept_pr
 from mvar import analysis as kit
 
 HALF = "_half_width"  # of the interval over images, beside a value
+BASE = "global"  # layers of the model that others are compared with
 MAX_PANELS = 6  # side by side
 
 
@@ -26,6 +28,8 @@ class ProbedModel:
     """One trained model that a probe was run on, over its seeds."""
 
     config: RunConfig  # of one seed
+    among: str = ""  # of models that differ in the generator alone
+    more: str = ""  # what tells it from another one of the same name
     rows: dict[int, dict[str, dict[str, Any]]] = field(default_factory=dict)  # by training seed and by case
     run_ids: dict[int, str] = field(default_factory=dict)
 
@@ -33,7 +37,7 @@ class ProbedModel:
     def name(self) -> str:
         """Layers, data and training, in words."""
         config = self.config
-        return f"{config.model.pattern}, {config.data.name}, {config.train.steps:,} steps"
+        return f"{config.model.pattern}{self.more}, {config.data.name}, {config.train.steps:,} steps"
 
     def value(self, case: str, name: str) -> kit.Measured | None:
         """One value of a case over the seeds."""
@@ -55,12 +59,25 @@ def probed_models(records: kit.Records) -> tuple[dict[str, tuple[type[Probe], li
         try:
             for probed in kept_probes(records.store, records.store.run(run_id)):
                 _, models = found.setdefault(probed.probe, (probed.kind, {}))
-                model = models.setdefault(digest({**config.identity(), "seed": None}), ProbedModel(config))
+                key = digest({**config.identity(), "seed": None})
+                model = models.setdefault(key, ProbedModel(config, compared_with(config)))
                 model.rows[config.seed] = {key_of(probed.kind, row): row for row in probed.rows}
                 model.run_ids[config.seed] = run_id
         except Exception as error:  # one run with damaged files: the others are still shown
             problems.append(f"{layout.RUNS}/{run_id}: what probes measured is not shown: {one_line(error)}")
+    for _, models in found.values():
+        names = Counter(model.name for model in models.values())
+        for model in [model for model in models.values() if names[model.name] > 1]:
+            size = model.config.model
+            model.more = f" of {size.depth} layers and width {size.width}"
     return {name: (kind, list(models.values())) for name, (kind, models) in found.items()}, problems
+
+
+def compared_with(config: RunConfig) -> str:
+    """What models have in common that are compared with each other: all but the generator and the seed."""
+    evaluation = config.evaluation
+    judged = [config.extractor_id, evaluation.reference, evaluation.reference_resize_factor]
+    return digest([{**config.identity(), "seed": None, "model": None}, judged])
 
 
 def cases_of(kind: type[Probe], models: Iterable[ProbedModel]) -> dict[str, dict[str, Any]]:
@@ -124,7 +141,7 @@ def reading(kind: type[Probe], models: list[ProbedModel], rows: list[dict[str, A
     lines = [kit.prose(paragraphs)] if paragraphs else []
     lines.append(
         "±: standard deviation over seeds; over images: half of the 95 % interval of one run. FID is one number of a "
-        "set of images: without several seeds it has no interval, and models are not told apart by it."
+        "set of images: without several seeds it has no interval."
     )
     changes = [v for v in kind.values if v.name.endswith("change") and any(v.name + HALF in row for row in rows)]
     for model in models:
@@ -137,6 +154,102 @@ def reading(kind: type[Probe], models: list[ProbedModel], rows: list[dict[str, A
                 f"{kit.prose(model.name)}, {kit.prose(v.label)}: above 0 beyond its interval over images in {above} of "
                 f"{len(known)} rows, below in {below}, inconclusive in {len(known) - above - below}."
             )
+    return lines
+
+
+# One model against another --------------------------------------------------------------------------------------------
+
+
+def against(models: list[ProbedModel]) -> list[tuple[ProbedModel, ProbedModel]]:
+    """Every model and the one that it is compared with: of those that share all but the generator `global`, or the
+    first."""
+    found = []
+    for among in dict.fromkeys(model.among for model in models):
+        group = [model for model in models if model.among == among]
+        base = next((model for model in group if model.config.model.pattern == BASE), group[0])
+        found += [(model, base) for model in group if model is not base]
+    return found
+
+
+@dataclass
+class Compared:
+    """Rows of a table of differences, and the comparisons in them, each once however many rows show it."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    run_ids: list[list[str]] = field(default_factory=list)
+    pairs: dict[Any, tuple[kit.Measured, kit.Measured]] = field(default_factory=dict)
+    shown: dict[tuple[int, str], Any] = field(default_factory=dict)  # by row and value, a key of `pairs`
+
+    def add(self, row: dict[str, Any], both: dict[str, tuple[kit.Measured, kit.Measured]]) -> None:
+        """A row and its pairs of values by name; nothing where no seed has both."""
+        found = {name: ours.minus(theirs) for name, (ours, theirs) in both.items()}
+        known = {name: difference for name, difference in found.items() if difference}
+        if not known:
+            return
+        for name in known:
+            ours, theirs = both[name]
+            key = row["model"], row["minus"], name, ours.by_seed, theirs.by_seed  # NLL is the same at any guidance
+            self.pairs[key], self.shown[len(self.rows), name] = both[name], key
+        self.rows.append(row | known | {"n": max(difference.n for difference in known.values())})
+        self.run_ids.append(sorted({run for difference in known.values() for run in difference.run_ids}))
+
+    def judge(self, higher: set[str]) -> dict[tuple[int, str], kit.Verdict]:
+        """A verdict on each value of each row, corrected over all comparisons; in the rows too.
+
+        `higher`: names of values of which more is better.
+        """
+        decided = kit.judge(self.pairs, [key for key in self.pairs if key[2] in higher])
+        found = {at: decided[key] for at, key in self.shown.items()}
+        for (row, name), verdict in found.items():
+            self.rows[row][f"{name}_verdict"] = verdict.told
+        return found
+
+
+def models_table(name: str, kind: type[Probe], models: list[ProbedModel]) -> kit.Table | None:
+    """Every model minus the one that it is compared with, case by case; None where nothing is better or worse."""
+    judged, cases = [v for v in kind.values if v.better], cases_of(kind, models)
+    fields, compared = varying(kind, cases.values()), Compared()
+    for model, base in against(models):
+        for key, case in cases.items():
+            there = {v.name: (model.value(key, v.name), base.value(key, v.name)) for v in judged}
+            told = {f"case_{f.name}": written(case[f.name], f) for f in fields}
+            both = {name: (ours, theirs) for name, (ours, theirs) in there.items() if ours and theirs}
+            compared.add({"model": model.name, "minus": base.name, **told}, both)
+    if not compared.rows:
+        return None
+    found = compared.judge({v.name for v in judged if v.better == "higher"})
+    heads = [Column("model", "model", is_text=True), Column("minus", "minus", is_text=True)]
+    heads += [Column(f"case_{f.name}", f.label, is_text=True) for f in fields]
+    for v in (v for v in judged if any(name == v.name for _, name in found)):
+        heads.append(Column(v.name, f"Δ {v.label}", columns.MEASURED, v.decimals))
+        heads.append(Column(f"{v.name}_verdict", f"{v.label} is", is_text=True))
+    heads.append(Column("n", "pairs of seeds", "", 0))
+    title = f"Probe {name}, one model against another"
+    told = models_reading(judged, compared, found)
+    return kit.Table(f"probe-{name}-models", title, heads, compared.rows, compared.run_ids, reading=told)
+
+
+def models_reading(judged: list[Shown], compared: Compared, found: dict[tuple[int, str], kit.Verdict]) -> list[str]:
+    """What a verdict is, and how many there are of each pair of models and value."""
+    tested = sum(verdict.p is not None for verdict in {compared.shown[at]: v for at, v in found.items()}.values())
+    lines = [
+        "Differences are paired over the training seeds that both models have; in brackets the 95 % interval over "
+        "them, each by itself. Better and worse are verdicts of paired t-tests at 5 %, p corrected by Holm's method "
+        f"over those of this table's {len(compared.pairs)} comparisons that have two pairs or more ({tested}); all "
+        "else is inconclusive, which is not equal. FID of one seed is one number: nothing follows from a difference "
+        "of two."
+    ]
+    for pair in dict.fromkeys((row["model"], row["minus"]) for row in compared.rows):
+        for v in judged:
+            words = Counter(
+                verdict.word
+                for (row, name), verdict in found.items()
+                if name == v.name and (compared.rows[row]["model"], compared.rows[row]["minus"]) == pair
+            )
+            counts = ", ".join(f"{word} in {words[word]}" for word in ("better", "worse", "inconclusive"))
+            if words:
+                what = f"{kit.prose(pair[0])} against {kit.prose(pair[1])}, {kit.prose(v.label)}"
+                lines.append(f"{what}: {counts} of {words.total()} rows.")
     return lines
 
 
@@ -208,6 +321,8 @@ def draw(page: kit.Writer) -> None:
     for name, (kind, models) in found.items():
         page.section(f"Probe {name}")
         page.table(table(name, kind, models))
+        if compared := models_table(name, kind, models):
+            page.table(compared)
         page.figure(f"probe {name}", figure, name, kind, models, page.figures)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks import attention, machine, mixers, sampling, scan, statistics, submit
+from mvar import shipped
 from mvar.errors import UserError
 from mvar.mixers.base import inter_scale_mixers
 from mvar.registries import MIXERS
@@ -215,6 +216,8 @@ def test_mixers_are_measured_without_their_peers(tmp_path, capsys, monkeypatch):
     assert {row["mixer"] for row in found["lengths"]} == set(inter_scale_mixers())
     assert all(list(row["ms"]) == ["30", "55"] for row in found["lengths"]) and finite(found["kernels"])
     assert "through an image" in capsys.readouterr().out
+    latency = shipped.load(shipped.find("analysis", "inter_scale")).read_latency(out)
+    assert latency.lengths == [30, 55] and set(latency.ms) == set(inter_scale_mixers())
 
 
 def test_mixers_are_compared_with_their_peers_before_they_are_measured(tmp_path):

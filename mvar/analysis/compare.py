@@ -42,6 +42,22 @@ class Measured:
         mean = f"{self.mean * factor:.{decimals}f}"
         return mean if self.sd is None else f"{mean} ± {self.sd * factor:.{decimals}f}"
 
+    def paired(self, other: "Measured") -> np.ndarray:
+        """Differences `(n,)` of the seeds that both have, this minus the other, in the order of the seeds."""
+        ours, theirs = dict(self.by_seed), dict(other.by_seed)
+        return np.array([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
+
+    def minus(self, other: "Measured") -> "Difference | None":
+        """The mean of the paired differences, with its interval; None where there is no pair."""
+        pairs, run_ids = self.paired(other), tuple(sorted({*self.run_ids, *other.run_ids}))
+        if not len(pairs):
+            return None
+        mean, n = float(pairs.mean()), len(pairs)
+        if n < 2:
+            return Difference(mean, None, None, n, run_ids)
+        half = float(half_width(pairs))
+        return Difference(mean, mean - half, mean + half, n, run_ids)
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -89,15 +105,8 @@ def ratio(rows: pd.DataFrame, reference: pd.DataFrame, column: str) -> Measured 
 
 def difference(rows: pd.DataFrame, reference: pd.DataFrame, column: str) -> Difference | None:
     """A column minus a reference row's, paired over the training seeds that both have; None where there is no pair."""
-    pairs = (by_seed(rows, column) - by_seed(reference, column)).dropna()
-    if pairs.empty:
-        return None
-    mean, n = float(pairs.mean()), len(pairs)
-    run_ids = tuple(sorted({*_run_ids(rows, column), *_run_ids(reference, column)}))
-    if n < 2:
-        return Difference(mean, None, None, n, run_ids)
-    half = float(half_width(pairs.to_numpy(dtype=float)))
-    return Difference(mean, mean - half, mean + half, n, run_ids)
+    ours, theirs = aggregate(rows, column), aggregate(reference, column)
+    return ours.minus(theirs) if ours and theirs else None
 
 
 def half_width(paired: np.ndarray) -> np.ndarray:

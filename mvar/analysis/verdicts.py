@@ -65,9 +65,7 @@ def left_out(verdicts: Iterable[Verdict]) -> list[str]:
 
 def differences(first: Measured, second: Measured) -> tuple[np.ndarray, int]:
     """Differences `(n,)` of the seeds that both have, first minus second; and how many seeds only one of them has."""
-    ours, theirs = dict(first.by_seed), dict(second.by_seed)
-    both = sorted(ours.keys() & theirs.keys())
-    return np.array([ours[seed] - theirs[seed] for seed in both]), len(ours.keys() ^ theirs.keys())
+    return first.paired(second), len(dict(first.by_seed).keys() ^ dict(second.by_seed).keys())
 
 
 def t_test(paired: np.ndarray) -> np.ndarray:

@@ -31,8 +31,6 @@ from mvar.runs.stages.reject import LabelScore
 from mvar.tokenizer.model import Tokenizer
 from mvar.transformer import ScaleTransformer
 
-SOURCES = ("heldout", "self")  # of images that attention is measured on
-
 
 @dataclass(frozen=True)
 class Likelihood:
@@ -272,16 +270,22 @@ class Trained(ABC):
             draws: random controls of each cut of keys.
             images: at most so many held-out ones; 0: 1000, of a checkpoint 64.
             batch: images at a time; 0: `runtime.sample_batch`, of a checkpoint 8.
-            fid: also the FID of `evaluation.num_images` images that are drawn with each cut; of a run alone.
-            options: of a checkpoint `images_from`, a folder with a subfolder for each class.
+            fid: also the FID of `evaluation.num_images` images that are drawn with each cut.
+            options: of a checkpoint `images_from`, a folder with a subfolder for each class, and `evaluation`, fields
+                of `EvaluationConfig` for FID: `{"extractor": "mobilenet", "num_images": 1000}`.
 
         Raises:
             UserError: a cut that is none, or of a part that the model has not; no held-out images.
         """
         wanted = [parse_cut(text) for text in ([cuts] if isinstance(cuts, str) else cuts)]
+        config = self._judged(options, fid)
         what, folder = self.measurable("heldout", images, batch, options, layout.KNOCKOUT)
         with shown("cuts", "measuring") as progress:
-            return measure_cuts(what, wanted, folder, draws, progress, fid * self.config.evaluation.num_images)
+            return measure_cuts(what, wanted, folder, draws, progress, fid * config.evaluation.num_images)
+
+    def _judged(self, options: dict[str, Any], fid: bool = False) -> RunConfig:
+        """The config with the evaluation that images are judged by; `fid`: it is wanted whatever `options` name."""
+        return self.config
 
     def probe(
         self, name: str, images: int = 0, batch: int = 0, out: str | Path | None = None, **settings: Any
@@ -299,16 +303,17 @@ class Trained(ABC):
             images: at most so many held-out ones; 0: 1000, of a checkpoint 64.
             batch: images at a time; 0: `runtime.sample_batch`, of a checkpoint 8.
             out: folder that the rows are kept in; None: the run's, or one in `results/probes`.
-            settings: of the probe; of a checkpoint also `images_from`, a folder with a subfolder for each class.
+            settings: of the probe; of a checkpoint also `images_from` and `evaluation`, as of `knockout`; without
+                `evaluation` a checkpoint has no FID.
 
         Raises:
             UserError: an unknown probe or setting, a value that is not allowed, or what this model has not.
         """
-        options = {key: settings.pop(key) for key in ("images_from",) if key in settings}
-        made = make_probe(name, settings)
+        options = {key: settings.pop(key) for key in ("images_from", "evaluation") if key in settings}
+        made, config = make_probe(name, settings), self._judged(options)
         what, folder = self.measurable("heldout", images, batch, options, layout.PROBES)
         with shown(name, "measuring") as progress:
-            return measure_probe(name, made, what, self.config, Path(out) if out else folder, progress)
+            return measure_probe(name, made, what, config, Path(out) if out else folder, progress)
 
     def attention_map(
         self,
@@ -385,16 +390,3 @@ class Trained(ABC):
             raise UserError(f"image: {image}; allowed: 0 to {len(tokens) - 1}")
         label, codes = (torch.from_numpy(np.array(a[image : image + 1], dtype=np.int64)) for a in (labels, tokens))
         return label.to(self.device), codes.to(self.device)
-
-
-def check_measured(source: str, images: int, batch: int) -> None:
-    """What attention can be measured on.
-
-    Raises:
-        UserError: an unknown source, a negative number.
-    """
-    if source not in SOURCES:
-        raise one_of("source", source, SOURCES)
-    for name, value in (("images", images), ("batch", batch)):
-        if value < 0:
-            raise UserError(f"{name}: {value}; allowed: 1 or more, 0 for the default")

@@ -9,17 +9,17 @@ from typing import Any, Literal
 import numpy as np
 
 from mvar import layout
-from mvar.api.trained import Trained, check_measured
+from mvar.api.trained import Trained
 from mvar.checkpoints import published
 from mvar.checkpoints.checkpoint_files import with_choice
 from mvar.checkpoints.imported import imported_config
-from mvar.config import RunConfig
+from mvar.config import RunConfig, override
 from mvar.errors import UserError
 from mvar.files import digest
 from mvar.presets import PRESETS
 from mvar.probes.attention_mass import AttentionStats
 from mvar.probes.checkpoint_pair import CheckpointPair, drawn_by_checkpoint, images_for_checkpoint
-from mvar.probes.measurable import Measurable
+from mvar.probes.measurable import Measurable, check_measured
 from mvar.runs import gallery
 from mvar.runs.published_tokenizer import published_tokenizer
 from mvar.runs.stages.reject import LabelScore
@@ -84,6 +84,10 @@ class TrainedFiles(Trained):
         config = self.config
         return published_tokenizer(config.tokenizer, config.data.channels).to(resolve_device(config.runtime))
 
+    def _judged(self, options: dict[str, Any], fid: bool = False) -> RunConfig:
+        given = options.setdefault("evaluation", {}) if fid else options.get("evaluation", {})
+        return override(self.config, {f"evaluation.{name}": value for name, value in given.items()})
+
     def _score(self, config: RunConfig) -> LabelScore | None:
         if config.sample.candidates > 1:
             raise UserError("sample.candidates: needs a classifier; allowed: 1 for a checkpoint, more for a run")
@@ -124,7 +128,8 @@ class TrainedFiles(Trained):
         """What `attention`, `knockout` or `probe` measures, and where it is kept: in the run, or in `kept_in`."""
         check_measured(source, images, batch)
         options, count = dict(options or {}), images or CHECKPOINT_IMAGES
-        folder = options.pop("images_from", "")
+        judged = self._judged(options) if "evaluation" in options else None
+        folder, _ = options.pop("images_from", ""), options.pop("evaluation", None)
         if bool(folder) != (source == "heldout"):
             needs = "needs" if source == "heldout" else "does without"
             raise UserError(
@@ -136,5 +141,5 @@ class TrainedFiles(Trained):
             sample = gallery.with_sampling(self.config, options).sample
             what = drawn_by_checkpoint(pair, count, batch, sample)
         else:
-            what = images_for_checkpoint(pair, Path(folder), count, batch)
+            what = images_for_checkpoint(pair, Path(folder), count, batch, judged)
         return what, self._results / kept_in / f"{self.name}-{source}-{digest(what.identity)}"

@@ -7,14 +7,14 @@ from typing import Any, Literal
 import numpy as np
 
 from mvar import layout
-from mvar.api.trained import Trained, check_measured
+from mvar.api.trained import Trained
 from mvar.config import RunConfig
 from mvar.errors import UserError
 from mvar.files import digest
 from mvar.plugin_records import PlugInMissing
 from mvar.probes.attention_mass import AttentionStats
 from mvar.probes.knockout_kept import Knockout
-from mvar.probes.measurable import MAX_IMAGES, Measurable
+from mvar.probes.measurable import MAX_IMAGES, Measurable, check_measured
 from mvar.runs import gallery
 from mvar.runs.published_tokenizer import need_tokenizer
 from mvar.runs.stages.contract import retold
@@ -134,6 +134,8 @@ class TrainedRun(Trained):
         if source == "self":
             sample = gallery.with_sampling(self.config, options).sample
             what = stage.drawn(images or MAX_IMAGES, batch, sample)
+        elif name := next((name for name in ("images_from", "evaluation") if name in options), ""):
+            raise UserError(f"{name}: a run has its own; allowed: of a checkpoint only")
         elif options:
             raise UserError(f"{next(iter(options))}: only for images that are drawn; allowed: with source self")
         else:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mvar.commands.options import Count, File, Numbers, Word
+from mvar.commands.options import Count, File, Folder, Numbers, Settings, Word
 from mvar.commands.plugged import Plugged
 from mvar.errors import UserError, one_of, say
 
@@ -69,6 +69,36 @@ class CheckpointFiles(Plugged):
             "weights": self.weights,
         }
         return load(self.checkpoint, self.tokenizer, results=results, **cannot_tell)
+
+
+@dataclass(frozen=True)
+class MeasuredOn(CheckpointFiles):
+    """A checkpoint's files, and the held-out images that something is measured on, of it or of a run."""
+
+    images: Count = 0
+    """At most so many held-out images; default: 1000 of a run, 64 for a checkpoint."""
+    images_from: Folder = ""
+    """Held-out images for a checkpoint: a folder with a subfolder for each class."""
+    evaluation: Settings = ()
+    """FID for a checkpoint: fields of evaluation, e.g. extractor=mobilenet num_images=1000, reference=FILE.npz.
+    Default: none; of a run: its own."""
+    batch: Count = 0
+    """Images at a time; default: runtime.sample_batch of a run, 8 for a checkpoint."""
+
+    def options(self, run: str) -> dict[str, Any]:
+        """What a checkpoint's measurement takes; of a run nothing, which knows all that itself."""
+        check_source(run, self.checkpoint)
+        if run:
+            check_unused(self)
+            if self.images_from:
+                raise UserError("images-from: a run has its own images; allowed: with --checkpoint only")
+            if self.evaluation:
+                raise UserError("evaluation: a run has its own; allowed: --evaluation with --checkpoint only")
+        from mvar.config.parsing import parse_overrides
+
+        given = dict(parse_overrides(setting for group in self.evaluation for setting in group))
+        found = {"images_from": self.images_from} if self.images_from else {}
+        return found | ({"evaluation": {n.removeprefix("evaluation."): v for n, v in given.items()}} if given else {})
 
 
 def check_source(run: str, checkpoint: str) -> None:

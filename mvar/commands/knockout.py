@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from mvar.commands.checkpoint import CheckpointFiles, check_source, check_unused
-from mvar.commands.options import Answer, Count, Folder, InResults, RunName
-from mvar.errors import OK, UserError, say
+from mvar.commands.checkpoint import MeasuredOn
+from mvar.commands.options import Answer, InResults, RunName
+from mvar.errors import OK, say
 from mvar.escaping import rich_text
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ FIRST = ("own", "coarser", "branch", "state")  # targets that a table without --
 
 
 @dataclass(frozen=True)
-class Knockout(CheckpointFiles, InResults, Answer):
+class Knockout(MeasuredOn, InResults, Answer):
     """Cut parts of a trained model and measure how much worse it predicts held-out images.
 
     Beside every cut of keys stand random ones of the same size. What is measured is kept; interrupted, the same command
@@ -38,25 +38,14 @@ class Knockout(CheckpointFiles, InResults, Answer):
     """Random controls of each cut of keys."""
     fid: bool = False
     """Also FID of images that are drawn with each cut, evaluation.num_images of them, by the run's own settings."""
-    images: Count = 0
-    """At most so many held-out images; default: 1000 of a run, 64 for a checkpoint."""
-    images_from: Folder = ""
-    """Held-out images for a checkpoint: a folder with a subfolder for each class."""
-    batch: Count = 0
-    """Images at a time; default: runtime.sample_batch of a run, 8 for a checkpoint."""
 
     def execute(self, arguments: list[str]) -> int:
         """Measure, print a table, write knockout.json; returns the exit code."""
-        check_source(self.run, self.checkpoint)
-        if self.run:
-            check_unused(self)
-            if self.images_from:
-                raise UserError("images-from: a run has its own images; allowed: with --checkpoint only")
+        options = self.options(self.run)
         from mvar.probes.cut_text import parse_cut
 
         texts = [parse_cut(text).text for text in self.cut]
         trained = self.load(self.run, self.results)
-        options = {"images_from": self.images_from} if self.images_from else {}
         found = trained.knockout(texts, self.draws, self.images, self.batch, self.fid, **options)
         if self.json:
             self.answer(asdict(found))

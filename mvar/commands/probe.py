@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mvar.commands.checkpoint import CheckpointFiles, check_source, check_unused
-from mvar.commands.options import Answer, Count, Folder, InResults, RunName, Settings
-from mvar.errors import OK, UserError, say
+from mvar.commands.checkpoint import MeasuredOn
+from mvar.commands.options import Answer, Folder, InResults, RunName, Settings
+from mvar.errors import OK, say
 from mvar.escaping import rich_text
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ ProbeName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]",
 
 
 @dataclass(frozen=True)
-class Probe(CheckpointFiles, InResults, Answer):
+class Probe(MeasuredOn, InResults, Answer):
     """Measure on a trained model what a probe is for: true scales given, tokens replaced, and so on.
 
     Without a name: the probes that there are, with their settings. What is measured is kept row by row; interrupted,
@@ -33,12 +33,6 @@ class Probe(CheckpointFiles, InResults, Answer):
     """Run id, a unique beginning of one, or the run's directory."""
     set: Settings = ()
     """Settings of the probe."""
-    images: Count = 0
-    """At most so many held-out images; default: 1000 of a run, 64 for a checkpoint."""
-    images_from: Folder = ""
-    """Held-out images for a checkpoint: a folder with a subfolder for each class."""
-    batch: Count = 0
-    """Images at a time; default: runtime.sample_batch of a run, 8 for a checkpoint."""
     out: Folder = ""
     """Folder to keep the rows in; default: the run's directory, or results/probes/... for what is not the default."""
 
@@ -50,15 +44,10 @@ class Probe(CheckpointFiles, InResults, Answer):
         from mvar.registries import PROBES
 
         kind: type[Kind] = PROBES.find(self.name)
-        check_source(self.run, self.checkpoint)
-        if self.run:
-            check_unused(self)
-            if self.images_from:
-                raise UserError("images-from: a run has its own images; allowed: with --checkpoint only")
+        options = self.options(self.run)
         trained = self.load(self.run, self.results)
         settings: dict[str, Any] = dict(parse_overrides(setting for group in self.set for setting in group))
-        settings |= {"images_from": self.images_from} if self.images_from else {}
-        found = trained.probe(self.name, self.images, self.batch, self.out or None, **settings)
+        found = trained.probe(self.name, self.images, self.batch, self.out or None, **settings | options)
         if self.json:
             self.answer({"probe": found.probe, "model": trained.name, "rows": found.rows})
         else:

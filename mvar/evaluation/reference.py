@@ -103,6 +103,19 @@ def _prepared(config: RunConfig) -> DataConfig:
     return config.data.model_copy(update={"resize_factor": factor})
 
 
+def file_of(path: str) -> Path:
+    """A file of reference by its path; `~` and environment variables are expanded.
+
+    Raises:
+        UserError: it is not there.
+    """
+    file = expand(path)
+    if not file.is_file():
+        what = " (a directory)" if file.is_dir() else ""
+        raise UserError(f"{FIELD}: no file {str(file)!r}{what}; {WANTED}")
+    return file
+
+
 def read_reference(path: str, channels: int, whole: bool = True) -> Reference:
     """A file of reference; its images are read where they are used.
 
@@ -114,10 +127,7 @@ def read_reference(path: str, channels: int, whole: bool = True) -> Reference:
     Raises:
         UserError: not there, damaged, or not such a file; names it.
     """
-    file = expand(path)
-    if not file.is_file():
-        what = " (a directory)" if file.is_dir() else ""
-        raise UserError(f"{FIELD}: no file {str(file)!r}{what}; {WANTED}")
+    file = file_of(path)
     with npz.opened(file, WANTED) as archive:
         names = {info.filename.removesuffix(".npy") for info in archive.infolist()}
         if lacking := [name for name in ("arr_0", "mu", "sigma", "mu_s", "sigma_s") if name not in names]:
@@ -129,6 +139,16 @@ def read_reference(path: str, channels: int, whole: bool = True) -> Reference:
     return Reference(
         images, pool, spatial, {"file": file.name, "sha256": known_digest(file), "num_images": len(images)}
     )
+
+
+def fitting(found: Statistics | None, width: int) -> Statistics | None:
+    """Statistics of a file of reference, held against the extractor's number of features."""
+    if found and len(found["mu"]) != width:
+        raise UserError(
+            f"evaluation.reference: statistics of {len(found['mu'])} features, the extractor has {width}; allowed: a "
+            "file of this extractor's"
+        )
+    return found
 
 
 def _statistics(archive: Any, mean: str, covariance: str) -> Statistics:

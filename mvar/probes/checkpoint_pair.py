@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,22 @@ from torch import Tensor
 
 from mvar.checkpoints import published
 from mvar.checkpoints.checkpoint_files import split_choice
-from mvar.config import DataConfig, RuntimeConfig, SampleConfig, from_dict
+from mvar.config import DataConfig, RunConfig, RuntimeConfig, SampleConfig, from_dict, override
 from mvar.data.crops import to_float
 from mvar.data.folders import FolderSource
 from mvar.data.sources.imagefolder import warn_of_order
 from mvar.data.splits import load_images
 from mvar.data.survey import readings_differ
 from mvar.errors import UserError
+from mvar.evaluation.extractors.contract import kind_of
 from mvar.evaluation.images import spread_indices
+from mvar.evaluation.judge import Judge, judge_of, other_reference
+from mvar.evaluation.reference import check_asked
 from mvar.files import file_digest
 from mvar.presets import SAMPLING
 from mvar.probes.attention_mass import global_layers
 from mvar.probes.measurable import MAX_IMAGES, Batch, Measurable, Opened, drawn_images
+from mvar.registries import EXTRACTORS
 from mvar.tokenizer.model import Tokenizer
 from mvar.training.distributed import resolve_device
 from mvar.transformer import ScaleTransformer
@@ -72,9 +77,20 @@ class CheckpointPair:
 
 
 def images_for_checkpoint(
-    pair: CheckpointPair, images_from: Path, limit: int = MAX_IMAGES, batch_size: int = 0
+    pair: CheckpointPair,
+    images_from: Path,
+    limit: int = MAX_IMAGES,
+    batch_size: int = 0,
+    judged: RunConfig | None = None,
 ) -> Measurable:
-    """At most `limit` images of a folder with a subfolder for each class, evenly spread, through the tokenizer."""
+    """At most `limit` images of a folder with a subfolder for each class, evenly spread, through the tokenizer.
+
+    `judged` has the evaluation that images which are drawn are judged by, against all images of the folder where it
+    names no file of reference, and their size; None: nothing judges them.
+
+    Raises:
+        UserError: no such folder; an extractor or a reference that is not there, or one that would have to be trained.
+    """
     identity = pair.identity("heldout", limit, batch_size)
     folder = FolderSource(images_from, "images-from")
     warn_of_order(folder.class_names, "images-from: the order of text", "names with leading zeros, with which")
@@ -84,16 +100,12 @@ def images_for_checkpoint(
 
     def open_checkpoint() -> Opened:
         model, tokenizer = pair.load()
-        data = {
-            "name": "imagefolder",
-            "root": str(images_from),
-            "heldout_root": str(images_from),
+        sizes = {
             "image_size": tokenizer.config.patch_sides[-1] * tokenizer.config.downsample,
             "channels": tokenizer.encoder.conv_in.in_channels,
             "num_classes": model.space.num_classes,
-            "reading": folder.reading,
         }
-        images = load_images(from_dict(DataConfig, data), "heldout")
+        images = load_images(from_dict(DataConfig, _of_folder(folder) | sizes), "heldout")
         chosen, device = spread_indices(len(images), limit), model.pos_1LC.device
 
         def codes(numbers: Sequence[int]) -> Tensor:
@@ -104,9 +116,37 @@ def images_for_checkpoint(
             labels = torch.from_numpy(images.labels[chosen[numbers]]).to(device)
             return labels, tokenizer.quantize.inputs(codes(numbers))
 
-        return Opened(model, tokenizer, SAMPLING["fid"], len(chosen), batch, codes)
+        sample = SAMPLING["fid"]
+        judge = partial(_judge, judged) if judged else None
+        return Opened(model, tokenizer, sample, len(chosen), batch, codes, judge=judge)
 
-    return Measurable(identity, open_checkpoint)
+    if judged is None:
+        return Measurable(identity, open_checkpoint)
+    judged = override(judged, {f"data.{name}": value for name, value in _of_folder(folder).items()})
+    _check_extractor(judged)
+    check_asked(judged)
+    return Measurable(identity, open_checkpoint, judged.extractor_id, lambda: other_reference(judged))
+
+
+def _of_folder(folder: FolderSource) -> dict[str, Any]:
+    """Fields of data that are all images of a folder."""
+    root = str(folder.root)
+    return {"name": "imagefolder", "root": root, "heldout_root": root, "reading": folder.reading}
+
+
+def _check_extractor(judged: RunConfig) -> None:
+    kind = kind_of(judged)
+    if kind.keeps:
+        given = [name for name in EXTRACTORS.names() if not EXTRACTORS.find(name).keeps]
+        raise UserError(
+            f"evaluation.extractor: {judged.evaluation.extractor!r} is trained on the training images of a run, a "
+            f"checkpoint has none; allowed: {', '.join(given)}"
+        )
+    kind.check()
+
+
+def _judge(judged: RunConfig) -> Judge:
+    return judge_of(judged, kind_of(judged).load(Path()))
 
 
 def drawn_by_checkpoint(pair: CheckpointPair, num_images: int, batch_size: int, sample: SampleConfig) -> Measurable:

@@ -6,7 +6,7 @@ killed call goes on, and a new case costs what it takes itself. Tables, figures 
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from mvar.config import Config, RunConfig, SampleConfig, override
 from mvar.errors import UserError, one_of
@@ -26,6 +26,7 @@ class Shown(NamedTuple):
     label: str
     decimals: int = 3
     is_plotted: bool = True  # a value that has a panel of its own in the figure
+    better: Literal["", "lower", "higher"] = ""  # of a value that models are judged by, one against another
 
 
 class Probe(ABC):

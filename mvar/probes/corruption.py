@@ -47,8 +47,8 @@ class Corruption(Probe):
         Shown("seed", "seed", 0),
     )
     values = (
-        Shown("change", "change of NLL (bits/token)", 3),
-        Shown("fid_change", "change of FID", 2),
+        Shown("change", "change of NLL (bits/token)", 3, better="lower"),
+        Shown("fid_change", "change of FID", 2, better="lower"),
         Shown("fid", "FID", 2, is_plotted=False),
         Shown("num_images", "drawn images", 0, is_plotted=False),
     )

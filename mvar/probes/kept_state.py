@@ -56,8 +56,8 @@ class State(Probe):
         Shown("seed", "seed of the drawing", 0),
     )
     values = (
-        Shown("change", "change of NLL (bits/token)", 4),
-        Shown("fid", "FID", 2),
+        Shown("change", "change of NLL (bits/token)", 4, better="lower"),
+        Shown("fid", "FID", 2, better="lower"),
         Shown("kib", "state (KiB an image)", 1),
         Shown("bits", "NLL (bits/token)", 3, is_plotted=False),
     )

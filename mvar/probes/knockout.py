@@ -72,6 +72,8 @@ class Effect:
     """By how much that is more than of the same images drawn without it."""
     fid_images: int = 0
     """Images that these two are of."""
+    fid_by: str = ""
+    """What they are judged by, as a digest; empty: the run's extractor and held-out images, in older documents."""
 
     @property
     def half_width(self) -> float:

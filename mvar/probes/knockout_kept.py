@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from mvar import layout
 from mvar.errors import UserError
-from mvar.files import read_json, write_json
+from mvar.files import digest, read_json, write_json
 from mvar.probes.cut_text import Cut, parse_cut
 from mvar.probes.interventions import cutting, sites_of
 from mvar.probes.knockout import DRAWS, Bench, Effect, standard_cuts
@@ -104,8 +104,8 @@ def check_drawn(cut: Cut, opened: Opened) -> None:
     Raises:
         UserError: says which.
     """
-    if opened.extractor is None:
-        raise UserError("fid: a checkpoint has no feature extractor; allowed: a run")
+    if opened.judge is None:
+        raise UserError("fid: nothing judges images that are drawn; allowed: a run, or a checkpoint with `evaluation`")
     if cut.kind == "resample":
         raise UserError(f"fid: cut {cut.text!r} takes from another real image; allowed: kind=cut, kind=mean")
 
@@ -152,8 +152,12 @@ class _Record:
 
     def has(self, cut: Cut, draws: int, fid_images: int = 0) -> bool:
         effect = self._values.get("effects", {}).get(cut.text)
-        drawn = not fid_images or (effect or {}).get("fid_images") == fid_images
+        drawn = not fid_images or ((effect or {}).get("fid_images") == fid_images and self._is_judged_so(effect or {}))
         return effect is not None and len(effect["controls"]) in (0, draws) and drawn
+
+    def _is_judged_so(self, effect: dict[str, Any]) -> bool:
+        found = self._what.judged_by()
+        return effect["fid_by"] == digest(found) if effect.get("fid_by") else "reference" not in found
 
     def measure(self, cut: Cut, draws: int, fid_images: int) -> None:
         """What is missing of a cut's effect; likelihoods that are there are not measured again."""
@@ -161,7 +165,8 @@ class _Record:
         effect = Effect.from_json(self._values["effects"][cut.text]) if there else self.bench.effect(cut, draws)
         if fid_images:
             whole, fid = self._fid(None, fid_images), self._fid(cut, fid_images)
-            effect = replace(effect, fid=fid, fid_change=fid - whole, fid_images=fid_images)
+            judged = {"fid_images": fid_images, "fid_by": digest(self._what.judged_by())}
+            effect = replace(effect, fid=fid, fid_change=fid - whole, **judged)
         self.add(effect)
 
     def _fid(self, cut: Cut | None, count: int) -> float:

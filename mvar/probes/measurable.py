@@ -10,13 +10,15 @@ from torch import Tensor
 from mvar.config import SampleConfig
 from mvar.data.crops import ImageSet
 from mvar.data.sources.contract import Split
-from mvar.evaluation.extractor import Extractor
+from mvar.errors import UserError, one_of
+from mvar.evaluation.judge import Judge
 from mvar.sampling import balanced_labels, generate
 from mvar.tokenizer.model import Tokenizer
 from mvar.tokenizer.quantizer import ResidualQuantizer
 from mvar.transformer import ScaleTransformer
 
 MAX_IMAGES = 1000  # of the held-out ones, evenly spread
+SOURCES = ("heldout", "self")  # of images that attention is measured on
 Batch = tuple[Tensor, Tensor]  # labels (B,), inputs (B, L - n_0, C)
 
 
@@ -25,8 +27,8 @@ class Opened:
     """A model in evaluation mode and its images: `batch(numbers)` gives labels and inputs on the model's device.
 
     `sample` says how it draws images, whether those are measured or others. `codes(numbers)` gives the tokens `(B, L)`
-    int64 of real images; None where the images are drawn. `images(split)` are the image sets of a run's data, and
-    `extractor()` is what judges images beside them; None of a checkpoint.
+    int64 of real images; None where the images are drawn. `images(split)` are the image sets of a run's data; None of a
+    checkpoint. `judge()` is what images that are drawn are judged by; None where nothing is.
     """
 
     model: ScaleTransformer
@@ -36,19 +38,45 @@ class Opened:
     batch: Callable[[Sequence[int]], Batch]
     codes: Callable[[Sequence[int]], Tensor] | None = None
     images: Callable[[Split], ImageSet] | None = None
-    extractor: Callable[[], Extractor] | None = None
+    judge: Callable[[], Judge] | None = None
 
 
 @dataclass(frozen=True)
 class Measurable:
     """A model and images of it. `identity` (JSON values) is all that decides the result; `open` loads what it takes.
 
-    Where images are judged, `extractor_id` says by what; empty where nothing can judge them.
+    Where images are judged, `extractor_id` says by which extractor, empty where nothing can judge them; `reference()`
+    what they are compared with instead of the held-out images as they are, nothing where it is these.
     """
 
     identity: dict[str, Any]
     open: Callable[[], Opened]
     extractor_id: str = ""
+    reference: Callable[[], dict[str, Any]] = dict
+
+    def judged_by(self) -> dict[str, Any]:
+        """All that decides FID beside the images; nothing where there is none.
+
+        Raises:
+            UserError: a file of reference that is not there.
+        """
+        if not self.extractor_id:
+            return {}
+        found = {"extractor_id": self.extractor_id}
+        return found | ({"reference": reference} if (reference := self.reference()) else {})
+
+
+def check_measured(source: str, images: int, batch: int) -> None:
+    """Refuse what nothing can be measured on.
+
+    Raises:
+        UserError: an unknown source, a negative number.
+    """
+    if source not in SOURCES:
+        raise one_of("source", source, SOURCES)
+    for name, value in (("images", images), ("batch", batch)):
+        if value < 0:
+            raise UserError(f"{name}: {value}; allowed: 1 or more, 0 for the default")
 
 
 def drawn_images(model: ScaleTransformer, tokenizer: Tokenizer, num_images: int, sample: SampleConfig) -> Opened:

@@ -42,8 +42,8 @@ class Prefix(Probe):
         Shown("seed", "seed of the drawing", 0),
     )
     values = (
-        Shown("fid", "FID", 2),
-        Shown("bits", "NLL of the rest (bits/token)", 3),
+        Shown("fid", "FID", 2, better="lower"),
+        Shown("bits", "NLL of the rest (bits/token)", 3, better="lower"),
         Shown("num_images", "number of samples", 0, is_plotted=False),
     )
 

@@ -77,8 +77,22 @@ def measure_probe(
 def kept_probe(name: str, kind: type[Probe], what: Measurable, folder: Path) -> Probed | None:
     """All that a probe has measured of exactly this; None where nothing was."""
     found = _read(name, kind, what, folder)
-    ours = [row for row in found.values() if row.get("extractor_id", what.extractor_id) == what.extractor_id]
+    ours = [row for row in found.values() if _is_judged_so(row, what)]
     return Probed(name, [row["case"] | row["values"] for row in ours]) if ours else None
+
+
+def _is_judged_so(row: Row, what: Measurable) -> bool:
+    """Whether a row has no FID, or one as it would be measured now.
+
+    A file of reference that is gone decides nothing: rows against one are then taken for those against it.
+    """
+    if "extractor_id" not in row:
+        return True
+    if row["extractor_id"] != what.extractor_id:
+        return False
+    with suppress(UserError):
+        return row.get("reference") == what.judged_by().get("reference")
+    return "reference" in row
 
 
 class _Record:
@@ -122,8 +136,11 @@ class _Record:
         sample = self._probe.sample(case, self._config)
         if sample is None:
             return {"case": case}
-        judged = {"extractor_id": self._what.extractor_id} if self._what.extractor_id else {}
-        return {"case": case, "sample": identity.as_document(sample), **judged}
+        return {"case": case, "sample": identity.as_document(sample), **self._judged_by}
+
+    @cached_property
+    def _judged_by(self) -> Row:
+        return self._what.judged_by()
 
 
 def _path(folder: Path, name: str) -> Path:

@@ -15,8 +15,8 @@ from mvar.config import SampleConfig
 from mvar.data.crops import to_float, to_uint8
 from mvar.data.sources.contract import Split
 from mvar.errors import UserError
-from mvar.evaluation.fidelity import frechet_distance
-from mvar.evaluation.images import Images, spread_indices
+from mvar.evaluation.images import spread_indices
+from mvar.evaluation.judge import Judge
 from mvar.probes.interval import t_factor
 from mvar.probes.knockout import Bench
 from mvar.probes.measurable import Batch, Opened
@@ -111,25 +111,16 @@ class Subject:
 
     @property
     def has_fid(self) -> bool:
-        """Whether there is an extractor, and so FID: not of a checkpoint."""
-        return self._opened.extractor is not None
+        """Whether something judges images, and so there is FID."""
+        return self._opened.judge is not None
 
     def fid(self, images: np.ndarray) -> float | None:
-        """FID of images uint8 `(N, channels, H, W)` against all held-out ones, by the run's extractor; or None."""
-        if self._opened.extractor is None:
-            return None
-        features = self._extractor.extract(Images(images, "drawn images"))[0]
-        return frechet_distance(features, self._reference)
+        """FID of images uint8 `(N, channels, H, W)` against the reference of the evaluation; None: nothing judges."""
+        return self._judge.fid(images) if self._judge else None
 
     @cached_property
-    def _extractor(self):
-        assert self._opened.extractor is not None
-        return self._opened.extractor()
-
-    @cached_property
-    def _reference(self) -> Tensor:
-        assert self._opened.images is not None
-        return self._extractor.extract(Images(self._opened.images("heldout"), "held-out images"))[0]
+    def _judge(self) -> Judge | None:
+        return self._opened.judge() if self._opened.judge else None
 
 
 def over_images(name: str, values: np.ndarray | Iterable[float]) -> dict[str, float]:

@@ -1,12 +1,13 @@
 """Between scales: which models are asked for, of which size, and what the report says of each at its own guidance."""
 
+import json
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 from tiny_runs import arguments
 
-from mvar import inter_scale_mixers, num_params, override, shipped
+from mvar import UserError, inter_scale_mixers, num_params, override, shipped
 from mvar.analysis.contract import find_analysis
 from mvar.analysis.report import main as report
 from mvar.analysis.verdicts import BETTER
@@ -99,6 +100,40 @@ def test_crossings_are_where_a_state_of_fixed_size_is_the_smaller_one():
         less = mamba.costs(sides)["state"] < dense.costs(sides)["state"]
         assert less == (sum(side**2 for side in sides) >= at)
     assert found["intra+global"]["state crossing"] is None
+
+
+def benchmark(**ms):
+    rows = [{"mixer": name, "ms": dict(zip(("30", "66", "2240"), taken, strict=True))} for name, taken in ms.items()]
+    machine = {"cpu": "a processor", "threads": 1, "torch": "2"}
+    return {"machine": machine, "settings": {"mixer_width": 256}, "lengths": rows}
+
+
+def test_latency_is_the_benchmarks_with_its_machine_and_its_crossings(tmp_path):
+    path = tmp_path / "mixers.json"
+    assert SCRIPT.read_latency(path) is None
+    taken = {"global": (1, 2, 9), "mamba": (2, 1, 3), "markov": (0.5, 3, 10), "conv": (1, 1, 1)}
+    path.write_text(json.dumps(benchmark(**taken)))
+    latency = SCRIPT.read_latency(path)
+    table = SCRIPT.latency_table(models(**FIDS), latency, MANIFEST)
+    found = {row["label"]: row for row in table.rows}
+    assert list(found) == ["global", "mamba", "markov"]  # partners that are rows here
+    assert found["mamba"]["ms crossing"] == "66" and found["markov"]["ms crossing"] == "none here"
+    assert found["mamba"]["ms 2240"] == 3 and "ms crossing" not in found["global"]
+    assert "a processor, 1 thread, torch 2" in table.reading[0] and "width 256" in table.reading[0]
+    made = SCRIPT.lengths_figure(models(**FIDS), latency, MANIFEST, tmp_path)
+    assert "Right, measured" in made.caption
+    for damaged in ("{", "[]", json.dumps({"lengths": []}), json.dumps(benchmark(mamba=("x", 1, 1)))):
+        path.write_text(damaged)
+        with pytest.raises(UserError, match=r"mixers.json: .*; allowed: what `python -m benchmarks.mixers` writes"):
+            SCRIPT.read_latency(path)
+
+
+def test_crossings_are_said():
+    table = SCRIPT.lengths(models(**FIDS), MANIFEST)
+    state, flops = table.reading[1:]
+    rows = {row["label"]: row for row in table.rows}
+    assert f"from L = {rows['intra+mamba']['state crossing']} on" in state and "`intra+mamba`" in state
+    assert state.startswith("Than `intra+global` have a smaller state:") and "fewer FLOPs" in flops
 
 
 @pytest.mark.slow

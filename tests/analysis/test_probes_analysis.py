@@ -4,6 +4,7 @@ import pytest
 
 from mvar import shipped
 from mvar.analysis.records import load_records
+from mvar.config import override
 
 probes = shipped.load(shipped.find("analysis", "probes"))
 
@@ -32,3 +33,40 @@ def test_rows_are_over_seeds_and_sentences_no_stronger_than_intervals(results):
     for run in runs:  # a damaged file is none
         (run.path / "probes/state.json").write_text("{")
     assert probes.probed_models(load_records(results.root)) == ({}, [])
+
+
+def compared(results):
+    models, problems = probes.probed_models(load_records(results.root))
+    assert problems == []
+    return probes.models_table("state", *models["state"])
+
+
+def test_models_are_compared_over_seeds_and_verdicts_are_corrected_over_the_table(results):
+    _, configs = results.sweep("mixers", seeds=(0, 1, 2))
+    runs = {(c.model.pattern, c.seed): results.store.run(c.run_id) for c in configs}
+    for (pattern, seed), run in runs.items():
+        if pattern in ("global", "mamba", "intra"):  # intra is as global but for noise
+            shift = {"global": 0.0, "mamba": -0.1 + 1e-4 * seed, "intra": 0.01 * (-1) ** seed}[pattern]
+            results.probe(run, change=0.2 + shift)
+    table = compared(results)
+    rows = [row for row in table.rows if row["model"].startswith("mamba")]
+    assert all(row["minus"].startswith("global") and row["n"] == 3 for row in table.rows) and len(table.rows) == 6
+    assert all(row["change"].mean == pytest.approx(-0.0999) and row["change"].high < 0 for row in rows)
+    assert all(row["change_verdict"].startswith("better (p") for row in rows)
+    noise = [row for row in table.rows if row["model"].startswith("intra")]
+    assert all(row["change_verdict"].startswith("inconclusive (p") for row in noise)
+    # 6 rows, of which 2 comparisons a value differ: the three cases of a run have one value here
+    assert "this table's 4 comparisons that have two pairs or more (4)" in table.reading[0]
+    assert any(line.endswith("better in 3, worse in 0, inconclusive in 0 of 3 rows.") for line in table.reading)
+
+
+def test_one_seed_or_other_data_decide_nothing(results):
+    _, configs = results.sweep("mixers", seeds=(0,))
+    for config in configs[:2]:
+        results.probe(results.store.run(config.run_id), change=0.1 + 0.1 * (config.model.pattern == "global"))
+    table = compared(results)
+    assert {row["change_verdict"] for row in table.rows} == {"inconclusive: one seed, two or more are needed"}
+    first, second = (results.store.run(config.run_id).config() for config in configs[:2])
+    assert probes.compared_with(first) == probes.compared_with(second)
+    assert probes.compared_with(first) != probes.compared_with(override(second, {"train.steps": 7}))
+    assert probes.compared_with(first) != probes.compared_with(override(second, {"evaluation.reference": "x.npz"}))

@@ -170,6 +170,31 @@ def test_mistakes_are_one_line(values, said):
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("markov:0", "model.pattern: 'markov:0': markov.w: '0': Input should be greater than or equal to 1"),
+        ("markov:x", "markov.w: 'x': Input should be a valid integer"),
+        ("window:-1", "window.k: '-1': Input should be greater than or equal to 1"),
+        ("linear:1", "linear has no settings"),
+        ("gla:0", "gla.rank: '0': Input should be greater than or equal to 1"),
+        ("gdn:0", "gdn.expand: '0': Input should be greater than or equal to 1"),
+        ("conv:0", "conv.k: '0': Input should be greater than or equal to 1"),
+        ("conv:2", "model.conv.k: 2 is even; allowed: odd numbers, 1 or more"),
+        (
+            "mamba:scan_order=zigzag",
+            "mamba.scan_order: 'zigzag': Input should be 'raster', 'snake', 'columns' or 'both'",
+        ),
+        ("intra|", "mixer: 'intra|' lacks a mixer beside '+' or '|'; allowed: A+B, A|B"),
+        ("intra||mamba", "mixer: 'intra||mamba' lacks a mixer"),
+    ],
+)
+def test_parameters_of_our_mixers_out_of_range_are_one_line(pattern, said):
+    with pytest.raises(UserError) as caught:
+        override(BASE, {"model.pattern": pattern})
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_a_config_comes_back_from_its_values():
     config = override(BASE, {"model.pattern": "windowed:4", "model.windowed.order": "snake"})
     assert from_dict(RunConfig, json.loads(config.model_dump_json())) == config

@@ -10,6 +10,7 @@ from PIL import Image
 from untrained_runs import save_stirred
 
 import mvar
+from mvar.checkpoints.published import load_generator
 from mvar.checkpoints.weights import save_weights
 from mvar.cli import main
 from mvar.config import override
@@ -125,6 +126,55 @@ def test_a_published_checkpoint(tmp_path, capsys):
     assert "images-from" in capsys.readouterr().err
 
 
+MEANS = """
+import mvar
+import torch
+
+@mvar.register("extractor", "means")
+class Means(mvar.ExtractorKind):
+    def network(self, directory):
+        return torch.nn.Identity(), None
+
+    def forward(self, network, images):
+        features = torch.nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
+        return features, features
+"""
+
+
+def test_fid_of_a_published_checkpoint(tmp_path, capsys, monkeypatch):
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        path = tmp_path / "pictures" / f"class{number % 10}" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True, parents=True)
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
+    (tmp_path / "means.py").write_text(MEANS)
+    files = ["--checkpoint", str(GOLDEN / "var_l2" / "state.safetensors"), "--results", str(tmp_path / "results")]
+    files += ["--tokenizer", str(GOLDEN / "tok_full_q4" / "vae.safetensors")]
+    files += ["--images-from", str(tmp_path / "pictures"), "--plugin", str(tmp_path / "means.py"), "--json"]
+    judged = ["--evaluation", "extractor=means", "num_images=20"]
+    assert main(["knockout", *files, "--cut", "own", "--draws", "1", "--fid", *judged]) == OK
+    effect = json.loads(capsys.readouterr().out)["effects"]["own"]
+    assert effect["fid"] > 0 and effect["fid_images"] == 20
+    last = load_generator(GOLDEN / "var_l2" / "state.safetensors")[0].schedule.num_scales
+    wanted = ["probe", "prefix", *files, "--set", "of=heldout", "guidance=0", f"scales={last}"]
+    assert main([*wanted, *judged]) == OK
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert row["fid"] > 0 and row["num_images"] == 20
+    assert main(wanted) == OK  # nothing judges
+    assert json.loads(capsys.readouterr().out)["rows"][0]["fid"] is None
+    monkeypatch.delenv("MVAR_INCEPTION", raising=False)
+    for given, said in (
+        ([], "evaluation.inception_weights: "),
+        (["--evaluation", "extractor=classifier"], "'classifier' is trained on the training images of a run"),
+        (["--evaluation", "extractor=none"], "evaluation.extractor: 'none' is unknown"),
+        (["--evaluation", "extractors=means"], "evaluation.extractors"),
+        (["--evaluation", "extractor=means", "reference=none.npz"], "evaluation.reference: no file 'none.npz'"),
+    ):
+        assert main(["knockout", *files, "--cut", "own", "--draws", "1", "--fid", *given]) == USER_ERROR
+        said_of_plug_in, *lines = capsys.readouterr().err.splitlines()
+        assert said_of_plug_in.startswith("plug-ins: means") and len(lines) == 1 and said in lines[0]
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -138,6 +188,7 @@ def test_a_published_checkpoint(tmp_path, capsys):
         (["--images", "-1"], "images: -1; allowed: 1 or more"),
         (["--tokenizer", "x"], "tokenizer: a run has its own"),
         (["--images-from", "x"], "images-from: a run has its own images"),
+        (["--evaluation", "extractor=inception"], "evaluation: a run has its own; allowed: --evaluation with --checkp"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_measured(fresh, capsys, monkeypatch, more, said):

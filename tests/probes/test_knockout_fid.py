@@ -2,19 +2,27 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 import mvar
 from mvar.cli import main
+from mvar.config import override
+from mvar.data.splits import load_images
 from mvar.errors import OK, USER_ERROR, UserError
 from mvar.evaluation.fidelity import frechet_distance
-from mvar.evaluation.images import Images
+from mvar.evaluation.floors import reconstruct
+from mvar.evaluation.images import Images, spread_indices
+from mvar.evaluation.reference import write_reference
+from mvar.probes.contract import make_probe
 from mvar.probes.cut_text import parse_cut
 from mvar.probes.interventions import cutting, sites_of
 from mvar.probes.knockout import Bench
-from mvar.probes.knockout_kept import check_drawn
+from mvar.probes.knockout_kept import check_drawn, measure_cuts
+from mvar.probes.prefix import Prefix
+from mvar.probes.probe_kept import kept_probe, measure_probe
 from mvar.runs.wiring import Stages
 from mvar.sampling import balanced_labels
 
@@ -70,7 +78,35 @@ def test_on_the_command_line(untrained, trained, capsys):
     assert said in capsys.readouterr().err
 
 
-def test_a_checkpoint_has_no_fid(trained):
-    opened = replace(trained.measurable("heldout")[0].open(), extractor=None)
-    with pytest.raises(UserError, match="fid: a checkpoint has no feature extractor; allowed: a run"):
+def test_what_nothing_judges_has_no_fid(trained):
+    opened = replace(trained.measurable("heldout")[0].open(), judge=None)
+    with pytest.raises(UserError, match="fid: nothing judges images that are drawn; allowed: a run, or a checkpoint w"):
         check_drawn(parse_cut("own"), opened)
+
+
+def test_fid_against_another_reference_is_another_one(untrained, trained, tmp_path):
+    store, run = untrained
+    (ours,) = trained.knockout(["own"], draws=1, fid=True).effects.values()
+    (run.path / "knockout.json").unlink()
+    extractor, path = Stages.of_run(store, run).extractor.load(), tmp_path / "reference.npz"
+    reference = load_images(trained.config.data, "train")
+    write_reference(path, reference, extractor)
+    config = override(trained.config, {"evaluation.reference": str(path)})
+    what, cuts = Stages(config, store, run=run).attention.heldout(), [parse_cut("own")]
+    (found,) = measure_cuts(what, cuts, tmp_path, draws=1, fid_images=30).effects.values()
+    assert found.change == ours.change and found.fid != ours.fid and found.fid_by != ours.fid_by
+    settings: dict[str, Any] = {"scales": [4], "of": ["heldout"], "guidance": [0], "samples": 30}
+    (row,) = measure_probe("prefix", make_probe("prefix", settings), what, config, tmp_path).rows
+    real = Images(load_images(config.data, "heldout"), "")
+    shown, _ = reconstruct(trained.tokenizer, real.subset(spread_indices(len(real), 30)))
+    features = [extractor.extract(images)[0] for images in (Images(shown, ""), Images(reference, ""))]
+    assert row["fid"] == pytest.approx(frechet_distance(*features), rel=1e-6)
+    (kept,) = json.loads((tmp_path / "probes/prefix.json").read_text())["rows"]
+    assert kept["reference"]["file"] == path.name
+    kind, plain = Prefix, trained.measurable("heldout")[0]
+    assert kept_probe("prefix", kind, plain, tmp_path) is None
+    seen = kept_probe("prefix", kind, what, tmp_path)
+    path.unlink()  # a report elsewhere shows it all the same
+    assert seen and seen.rows == [row] and kept_probe("prefix", kind, what, tmp_path) == seen
+    with pytest.raises(UserError, match=r"evaluation.reference: no file '.*reference.npz'; allowed"):
+        measure_cuts(what, cuts, tmp_path, draws=1, fid_images=30)

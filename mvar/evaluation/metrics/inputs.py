@@ -17,7 +17,7 @@ from mvar.evaluation.extractor import Extractor
 from mvar.evaluation.fidelity import Statistics, check_counts, statistics
 from mvar.evaluation.images import Images, check_same_size, in_turn
 from mvar.evaluation.metrics.contract import NEEDS, Metric, checked
-from mvar.evaluation.reference import Reference
+from mvar.evaluation.reference import Reference, fitting
 from mvar.progress import Progress
 from mvar.training.distributed import Group
 
@@ -210,7 +210,7 @@ class Inputs:
             UserError: of another number of features than the extractor has.
         """
         features = self.features
-        return _fitting(self._reference.features, features.samples.shape[1]) or statistics(features.reference)
+        return fitting(self._reference.features, features.samples.shape[1]) or statistics(features.reference)
 
     @cached_property
     def _spatial(self) -> tuple[Statistics, Statistics]:
@@ -219,7 +219,7 @@ class Inputs:
             self.__dict__.pop("_extracted", None)
         samples, reference = self._extracted
         assert samples.spatial
-        theirs = _fitting(self._reference.spatial, len(samples.spatial["mu"])) or reference.spatial
+        theirs = fitting(self._reference.spatial, len(samples.spatial["mu"])) or reference.spatial
         assert theirs
         return samples.spatial, theirs
 
@@ -266,16 +266,6 @@ class Inputs:
         """The classes `(M,)` of the held-out images, in the order of their tokens."""
         self._check("tokens")
         return self._tokens[1]
-
-
-def _fitting(found: Statistics | None, width: int) -> Statistics | None:
-    """Statistics of a file of reference, held against the extractor's number of features."""
-    if found and len(found["mu"]) != width:
-        raise UserError(
-            f"evaluation.reference: statistics of {len(found['mu'])} features, the extractor has {width}; allowed: a "
-            "file of this extractor's"
-        )
-    return found
 
 
 def compute(name: str, metric: Metric, inputs: Inputs, progress: Progress | None = None) -> dict[str, float]:

@@ -14,8 +14,8 @@ from mvar.data.crops import ImageSet
 from mvar.data.sources.contract import Split
 from mvar.data.splits import load_images
 from mvar.errors import UserError
-from mvar.evaluation.extractor import Extractor
 from mvar.evaluation.images import spread_indices
+from mvar.evaluation.judge import Judge, judge_of, other_reference
 from mvar.files import file_digest
 from mvar.probes.attention_kept import kept, measure
 from mvar.probes.attention_mass import AttentionStats
@@ -88,7 +88,7 @@ class AttentionStage(RunStage):
             sample = _plain(self.config.sample)
             return Opened(model, tokenizer, sample, len(chosen), batch, codes, self._images, self._judge)
 
-        return Measurable(identity, open_run, self.config.extractor_id)
+        return Measurable(identity, open_run, self.config.extractor_id, lambda: other_reference(self.config))
 
     def drawn(self, num_images: int, batch_size: int = 0, sample: SampleConfig | None = None) -> Measurable:
         """The first images that the run draws, classes balanced, none rejected.
@@ -114,9 +114,9 @@ class AttentionStage(RunStage):
     def _images(self, split: Split) -> ImageSet:
         return load_images(self.config.data, split)
 
-    def _judge(self) -> Extractor:
+    def _judge(self) -> Judge:
         self.extractor.run()
-        return self.extractor.load()
+        return judge_of(self.config, self.extractor.load())
 
     def _identity(self, source: str, limit: int, batch_size: int) -> dict[str, Any]:
         weights = self.directory.weights
