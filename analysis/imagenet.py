@@ -265,8 +265,7 @@ def _reproduced(found: dict[Ours, pd.DataFrame], printed: Sequence[dict[str, Any
     for ours, rows in found.items():
         row = next((row for row in printed if row["model"] == ours.model), None)
         if row and ours.training in (RECIPE, PUBLISHED):
-            settings = str(rows["settings"].iloc[0])
-            line = kit.beside_printed(which.artefact, ours.model, row, _values(rows), settings)
+            line = kit.beside_printed(which.artefact, ours.model, row, _values(rows), kit.shared_settings(rows))
             lines.append(f"{line} Weights: {ours.training}.")
     return lines
 

@@ -10,11 +10,13 @@ from rich.console import Console
 from tiny_runs import CONFIG
 from untrained_runs import save_untrained
 
+from mvar import layout
 from mvar.cli import COMMANDS, GROUPS, main, parse
 from mvar.commands.overview import EXAMPLES, overview
-from mvar.commands.status_table import Row, ago, shortened, status_table
+from mvar.commands.status_table import Row, ago, evaluations, shortened, status_table
 from mvar.config import override
 from mvar.errors import OK, USER_ERROR
+from mvar.runs.documents import write_document
 from mvar.runs.states import DONE, FAILED, MISSING, RUNNING
 from mvar.runs.store import Store
 
@@ -187,6 +189,24 @@ def test_status_tells_runs_apart_at_80_columns(reason):
         assert "1 min 35 s" in text and "loss is left out" in text
     wide = drawn(rows(RUNNING, DONE, FAILED, MISSING, reason=reason), 200)
     assert all(name in wide for name in DEMO) and "names are shortened" not in wide
+
+
+def test_what_has_become_of_each_evaluation_of_a_run(tmp_path, capsys):
+    """Of those that were asked for and of those that were begun; one alone is as its run, and has no column."""
+    run = Store(tmp_path).run(CONFIG.run_id)
+    run.write_config(CONFIG)
+    write_document(run.path / layout.EVAL, {"evaluations": {"aa": {}, "ee": {}}})
+    for name, file in (("aa", layout.SAMPLES_NPZ), ("bb", layout.SAMPLES_NPZ), ("cc", layout.SAMPLES_PARTIAL)):
+        run.samples(name).mkdir(parents=True)
+        (run.samples(name) / file).touch()
+    found = evaluations(run, ("aa", "dd"))
+    assert found == {"aa": DONE, "dd": MISSING, "bb": "drawn", "cc": "begun", "ee": DONE}
+    assert evaluations(Store(tmp_path).run("none"), ()) == {}
+    assert "│ 2 done, 1 drawn, 1 begun, 1 missing " in drawn([Row("x", False, RUNNING, evaluations=found)], 200)
+    assert "evaluations" not in drawn([Row("x", False, DONE, evaluations={"aa": DONE})], 200)
+    assert main(["status", "--json", "--results", str(tmp_path)]) == OK
+    (row,) = json.loads(capsys.readouterr().out)["runs"]
+    assert row["evaluations"] == {name: state for name, state in found.items() if name != "dd"}
 
 
 def test_columns_that_hold_nothing_are_hidden():

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mvar.analysis.maps import attention_map, draw_flow
     from mvar.analysis.pictures import grow, growth_figure, query_figure
     from mvar.analysis.power_law import BOOTSTRAP, MIN_POINTS, Law, fit_law
-    from mvar.analysis.records import Records, load_records, training_curve
+    from mvar.analysis.records import Records, load_records, shared_settings, training_curve
     from mvar.analysis.render import Note, Table
     from mvar.analysis.report import main
     from mvar.analysis.reproduced import beside_printed
@@ -41,7 +41,7 @@ _HOMES = {
     "mvar.analysis.pictures": ("grow", "growth_figure", "query_figure"),
     "mvar.analysis.power_law": ("BOOTSTRAP", "MIN_POINTS", "Law", "fit_law"),
     "mvar.analysis.manifests": ("Manifest",),
-    "mvar.analysis.records": ("Records", "load_records", "training_curve"),
+    "mvar.analysis.records": ("Records", "load_records", "shared_settings", "training_curve"),
     "mvar.analysis.render": ("Note", "Table"),
     "mvar.analysis.report": ("main",),
     "mvar.analysis.reproduced": ("beside_printed",),

@@ -133,8 +133,14 @@ def new_images_interval(share: float, heldout: int, count: int) -> tuple[float, 
 
 
 def heldout_images(rows: pd.DataFrame) -> int:
-    """The fewest held-out images that a threshold of near-copies rests on: those that are no training images."""
-    counts = [int(json.loads(text)["reference.num_images"]) for text in set(rows["settings"])]
+    """The fewest held-out images that a threshold of near-copies rests on: those that are no training images.
+
+    0 where samples are compared with a file: the count of a record is then that of the file's images.
+    """
+    references = [json.loads(text) for text in set(rows["settings"])]
+    if any("reference.sha256" in settings for settings in references):
+        return 0
+    counts = [int(settings["reference.num_images"]) for settings in references]
     both: Any = rows["eval/heldout_in_training"].max() if "eval/heldout_in_training" in rows else 0
     return max(1, min(counts) - (int(both) if both > 0 else 0))
 

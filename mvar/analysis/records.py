@@ -31,6 +31,7 @@ MAKE_RUNS = "`mvar run mixers` trains some (`make demo` runs every sweep)"
 NO_RUN = "holds no readable run"
 READ = (layout.CONFIG, layout.STATUS, layout.EVAL)  # of a run directory
 TIMINGS = f"{layout.SAMPLES}/*/{layout.TIMING}"
+FILE = "reference.file"  # a column: the name of a file of reference, which is no setting
 MAX_POINTS = 500  # of a training curve that is kept: more cannot be seen in a figure
 
 
@@ -193,18 +194,25 @@ def _config_columns(run: RunDirectory, config: RunConfig) -> dict[str, Any]:
 def _evaluation_columns(record: Mapping[str, Any], where: str, problems: list[str]) -> dict[str, Any]:
     # only what sets an evaluation apart: a field that is newer than the record, at its default, does not
     sample = identity.hashed(SampleConfig, record["sample"])
+    evaluation = identity.hashed(EvaluationConfig, record["evaluation"])
+    reference = dict(record["reference"])
+    # a file of reference is known by its digest, wherever it lies and whatever it is called
+    named = {FILE: reference.pop("file", None)} if reference.get("sha256") else {}
+    if named:
+        evaluation.pop("reference", None)
     columns: dict[str, Any] = {
         "sample_seed": sample.pop("seed", None),  # a replicate, not a setting
         "acceptance_rate": 1 / record["sample"].get("candidates", 1),
         "settings": json.dumps(
             {
                 "extractor_id": record["extractor_id"],
-                **{f"evaluation.{k}": v for k, v in identity.hashed(EvaluationConfig, record["evaluation"]).items()},
+                **{f"evaluation.{key}": value for key, value in evaluation.items()},
                 **{f"sample.{key}": value for key, value in sample.items()},
-                **{f"reference.{key}": value for key, value in record["reference"].items()},
+                **{f"reference.{key}": value for key, value in reference.items()},
             },
             sort_keys=True,
         ),
+        **named,
         **{f"sample.{key}": value for key, value in sample.items() if isinstance(value, int | float | str)},
         "execution": _execution(record.get("execution", {})),
         "extractor_id": record["extractor_id"],
@@ -219,6 +227,13 @@ def _evaluation_columns(record: Mapping[str, Any], where: str, problems: list[st
             else:
                 problems.append(f"{where}: {key} is {value!r}, not a number; its cells are dashes")
     return columns
+
+
+def shared_settings(rows: pd.DataFrame) -> dict[str, Any]:
+    """The settings of rows that compare, and by what names they have their file of reference."""
+    settings = json.loads(str(rows["settings"].iloc[0]))
+    names = rows[FILE].dropna().unique() if FILE in rows else ()
+    return settings | ({FILE: ", ".join(sorted(map(str, names)))} if len(names) else {})
 
 
 def _execution(record: Mapping[str, Any]) -> str:

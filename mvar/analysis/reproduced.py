@@ -1,6 +1,5 @@
 """A measured row beside a printed one: how far off it is, and which of the settings that were published differ."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +27,11 @@ def published_settings(artefact: str, model: str) -> dict[str, str]:
 
 
 def beside_printed(
-    artefact: str, model: str, printed: Mapping[str, Any], measured: Mapping[str, Measured | None], settings: str
+    artefact: str,
+    model: str,
+    printed: Mapping[str, Any],
+    measured: Mapping[str, Measured | None],
+    settings: Mapping[str, Any],
 ) -> str:
     """One sentence on a measured row whose model is printed, as Markdown; it says nothing of chance.
 
@@ -37,7 +40,7 @@ def beside_printed(
         model: as the row is printed.
         printed: printed values by name (`fid`, `is`, `precision`, `recall`).
         measured: ours, by the same names; None where there is none.
-        settings: ours, JSON, as in the column `settings` of the records.
+        settings: ours, as `mvar.analysis.records.shared_settings` has them.
     """
     told = [
         f"{NAMES[name]} {found.text(3)}, printed {value:g} ({found.mean - value:+.3g})"
@@ -49,8 +52,8 @@ def beside_printed(
     )
 
 
-def _differences(artefact: str, model: str, settings: str) -> str:
-    wanted, ours = published_settings(artefact, model), json.loads(settings)
+def _differences(artefact: str, model: str, ours: Mapping[str, Any]) -> str:
+    wanted = published_settings(artefact, model)
     if not wanted:
         return "The settings of the printed row are not published."
     differ = []

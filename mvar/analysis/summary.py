@@ -187,7 +187,9 @@ def _many_copies(tables: Tables, used: pd.DataFrame) -> list[str]:
     if heldout is None or not heldout >= 0:
         return []
     fewest: Any = used["num_images"].min()
-    low, high = new_images_interval(float(heldout), heldout_images(used), int(fewest))
+    if not (real := heldout_images(used)):
+        return []
+    low, high = new_images_interval(float(heldout), real, int(fewest))
     copies = {
         row["label"]: row["copy_rate"]
         for _, table, _ in tables

@@ -3,7 +3,6 @@
 What must not be compared is refused, what is missing is a dash, and nothing is filled in.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ from mvar.analysis.compare import (
 )
 from mvar.analysis.manifests import AskedCell, Manifest, Missing
 from mvar.analysis.reading import Row, order_reading, trend_reading
-from mvar.analysis.records import Records
+from mvar.analysis.records import Records, shared_settings
 from mvar.analysis.render import Note, Table
 from mvar.analysis.versions import missing_versions, newest, notes, only, other_settings
 from mvar.escaping import code, markdown
@@ -216,7 +215,7 @@ def _seeds_line(seeds: list[int]) -> str:
 
 def images_line(found: pd.DataFrame, beside_paper: bool) -> str:
     """What the metrics are measured against, and where printed values stand beside them, what those are."""
-    images, settings = int(found["num_images"].iloc[0]), json.loads(found["settings"].iloc[0])
+    images, settings = int(found["num_images"].iloc[0]), shared_settings(found)
     data, name = markdown(", ".join(sorted(found["data"].unique()))), markdown(str(settings["evaluation.extractor"]))
     count, digest = f"{settings['reference.num_images']:,}", settings.get("reference.sha256")
     factor = settings.get("reference.resize_factor")
@@ -254,13 +253,15 @@ def _copies_line(found: pd.DataFrame) -> str:
     shares, both = _known(found, "eval/copy_rate_heldout"), _known(found, "eval/heldout_in_training")
     if not len(shares):
         return ""
-    share, images = float(shares.mean()), int(found["num_images"].iloc[0])
-    low, high = new_images_interval(share, heldout_images(found), images)
-    line = (
-        f" Near-copies lie nearer to a training image than the nearest {share:.1%} of held-out images do: so many of "
-        f"{images:,} new images would be {low:.1%} to {high:.1%} (95 %, beta-binomial: the threshold "
-        "rests on so many held-out images too)."
-    )
+    share, images, heldout = float(shares.mean()), int(found["num_images"].iloc[0]), heldout_images(found)
+    line = f" Near-copies lie nearer to a training image than the nearest {share:.1%} of held-out images do"
+    if heldout:
+        low, high = new_images_interval(share, heldout, images)
+        line += (
+            f": so many of {images:,} new images would be {low:.1%} to {high:.1%} (95 %, beta-binomial: the threshold "
+            "rests on so many held-out images too)"
+        )
+    line += "."
     if len(both) and both.max() > 0:
         line += f" {int(both.max()):,} held-out images are training images too, and are left out of that threshold."
     return line

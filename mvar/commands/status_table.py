@@ -1,7 +1,8 @@
 """What `mvar status` shows: every run and shared stage, told apart even on a narrow terminal."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,16 +10,19 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from mvar import layout
 from mvar.escaping import one_line, rich_text
 from mvar.runs.derived import last_row
 from mvar.runs.display import duration
+from mvar.runs.documents import read_or_warn
 from mvar.runs.states import DONE, FAILED, INTERRUPTED, MISSING, QUEUED, RUNNING, STOPPED, Seen
-from mvar.runs.store import Directory, Store
+from mvar.runs.store import Directory, RunDirectory, Store
 
 STYLES = {DONE: "green", RUNNING: "cyan", QUEUED: "blue", FAILED: "red", STOPPED: "yellow"}
 STYLES |= {INTERRUPTED: "yellow", MISSING: "dim"}
 SHORTEST_REASON = 16  # characters of `why` that a line keeps
-DISPENSABLE = ("loss", "updated", "job")  # columns that a narrow terminal goes without, in this order
+DRAWN, BEGUN = "drawn", "begun"  # of an evaluation: its images are there, or some of them; it is not measured
+DISPENSABLE = ("loss", "updated", "evaluations", "job")  # columns that a narrow terminal goes without, in this order
 
 
 @dataclass(frozen=True)
@@ -37,19 +41,37 @@ class Row:
     node: str = ""
     updated: str = ""  # ISO 8601
     reason: str = ""
+    evaluations: dict[str, str] = field(default_factory=dict)  # of a run, by id: done, drawn, begun or missing
 
 
 def status_rows(store: Store, names: Iterable[str], look: Callable[[Directory], Seen]) -> list[Row]:
     """Every shared stage, then the runs of the given names, as `look` sees them."""
     rows = [_row(stage, look(stage), {}, True) for stage in store.stages()]
+    asked: dict[str, list[str]] = {}
+    for manifest in store.manifests():
+        for cell in manifest["cells"]:
+            for run_id in cell["run_ids"]:
+                asked.setdefault(run_id, []).extend(cell.get("evaluation_ids", ()))
     for name in names:
         run = store.run(name)
         seen = look(run)
-        rows.append(_row(run, seen, last_row(run.metrics) if seen.status else {}, False))
+        row = last_row(run.metrics) if seen.status else {}
+        rows.append(_row(run, seen, row, False, evaluations(run, asked.get(name, ()))))
     return rows
 
 
-def _row(directory: Directory, seen: Seen, row: dict[str, Any], is_stage: bool) -> Row:
+def evaluations(run: RunDirectory, asked: Iterable[str]) -> dict[str, str]:
+    """What has become of a run's evaluations, by id: of those that were asked for, and of those that were begun."""
+    measured = read_or_warn(run.path / layout.EVAL, foreign_too=True).get("evaluations", {})
+    found = dict.fromkeys(asked, MISSING)
+    for folder in sorted((run.path / layout.SAMPLES).glob("*/")):
+        found[folder.name] = DRAWN if (folder / layout.SAMPLES_NPZ).is_file() else BEGUN
+    return found | dict.fromkeys(measured, DONE)
+
+
+def _row(
+    directory: Directory, seen: Seen, row: dict[str, Any], is_stage: bool, evaluated: Mapping[str, str] | None = None
+) -> Row:
     status = seen.status or {}
     step, steps = status.get("step", 0), status.get("steps", 0)
     left = None
@@ -68,6 +90,7 @@ def _row(directory: Directory, seen: Seen, row: dict[str, Any], is_stage: bool) 
         node=seen.node,
         updated=str(status.get("updated", "")),
         reason=seen.reason,
+        evaluations=dict(evaluated or {}),
     )
 
 
@@ -79,6 +102,7 @@ def status_table(rows: Sequence[Row], console: Console) -> RenderableType:
         "at": [_where(row) for row in rows],
         "loss": ["" if row.loss is None else f"{row.loss:.3f}" for row in rows],
         "left": ["" if row.left_s is None else duration(row.left_s) for row in rows],
+        "evaluations": [_counted(row.evaluations) for row in rows],
         "job": [f"{row.job} on {row.node}" if row.node else row.job for row in rows],
         "updated": [ago(row.updated, now) for row in rows],
         "why": [row.reason for row in rows],
@@ -112,6 +136,12 @@ def _width(names: Sequence[str], columns: Mapping[str, Sequence[str]]) -> int:
 
 def _where(row: Row) -> str:
     return f"{row.at} {row.step}/{row.steps}" if row.steps and row.state != DONE else row.at
+
+
+def _counted(found: Mapping[str, str]) -> str:
+    """`5 done, 1 missing`; one evaluation is as its run."""
+    counts = Counter(found.values()) if len(found) > 1 else {}
+    return ", ".join(f"{counts[state]} {state}" for state in (DONE, DRAWN, BEGUN, MISSING) if counts.get(state))
 
 
 def shortened(rows: Sequence[Row]) -> list[str]:

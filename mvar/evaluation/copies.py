@@ -10,7 +10,8 @@ Held-out images that are training images too (distance 0) say nothing of how nea
 the yardstick, counted and said. Results of the first reading of such data (`DataConfig.reading`) keep them in.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from mvar.errors import UserError, warn
-from mvar.evaluation.images import Images, check_same_size, in_turn
+from mvar.evaluation.images import Images, Spooled, check_same_size, in_turn
 from mvar.progress import Progress
 
 HELDOUT_QUANTILE = 0.05
 MAX_SIDE = 32  # larger images are compared by their area averages: a pixel of noise does not hide a copy
 BLOCK = 2048
+READ = 64  # images that are in memory as they are: of 512 px 50 MB, averaged in float64 400
 
 
 class Vectors:
@@ -71,7 +73,8 @@ def nearest_distances(
 
     Images are compared as `compared` gives them. Their pixels are integers, and products and sums are float64 on every
     device, far below 2^53: squared distances are exact, the same on CPU and GPU, and 0 means the same pixels. Memory
-    is bounded by the images' own bytes and blocks of 2048; the training images are read once. The products take
+    is bounded by blocks of 2048 on the CPU, whose rest is in a temporary file; another device holds the images in the
+    form in which they are compared, 3 kB each. The training images are read once. The products take
     2 F FLOPs a pair, 8e14 for 100,000 images against ImageNet's 1.28 million at F = 3072.
 
     Raises:
@@ -79,7 +82,7 @@ def nearest_distances(
     """
     images, train_images = Images(images, "samples"), _training(train_images)
     check_same_size(images, train_images)
-    return _nearest(_all_vectors(images), train_images, progress, device)
+    return _nearest(_spooled([images]), train_images, progress, device)
 
 
 def _training(images: Any) -> Images | Vectors:
@@ -95,7 +98,7 @@ def _nearest(
     if isinstance(train_images, Vectors):
         blocks = train_images.blocks(progress)
     else:
-        blocks = map(compared, train_images.batches(BLOCK, progress))
+        blocks = _blocks(_rows(train_images, progress))
     for block in blocks:
         keys = block.to(device).double()
         key_squares = keys.square().sum(1)
@@ -105,8 +108,30 @@ def _nearest(
     return torch.cat(best).sqrt().cpu().numpy()
 
 
-def _all_vectors(images: Images, progress: Progress | None = None) -> Tensor:
-    return torch.cat([compared(batch) for batch in images.batches(BLOCK, progress)])
+def _rows(images: Images, progress: Progress | None = None) -> Iterator[Tensor]:
+    return map(compared, images.batches(READ, progress))
+
+
+def _blocks(parts: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The same rows in blocks: products of few rows would be bound by memory."""
+    waiting: list[Tensor] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(map(len, waiting)) >= BLOCK:
+            yield torch.cat(waiting)
+            waiting.clear()
+    if waiting:
+        yield torch.cat(waiting)
+
+
+def _spooled(sets: Sequence[Images], reports: Iterable[Progress | None] = repeat(None)) -> Tensor:
+    """All images of some sets in the form in which they are compared, a map of a temporary file."""
+    found, count, width = Spooled(), 0, 0
+    for images, report in zip(sets, reports, strict=False):
+        for rows in _rows(images, report):
+            found.add(rows)
+            count, width = count + len(rows), rows.shape[1]
+    return torch.from_numpy(found.mapped(count, width))
 
 
 def copy_rate(
@@ -140,8 +165,7 @@ def copy_rate(
     for images in (samples, heldout_images):
         check_same_size(images, train_images)
     reports = in_turn(progress, [len(samples), len(heldout_images), len(train_images)])
-    sets = zip((samples, heldout_images), reports, strict=False)
-    queries = torch.cat([_all_vectors(images, report) for images, report in sets])  # one pass over the training images
+    queries = _spooled((samples, heldout_images), reports)  # both: one pass over the training images
     distances, heldout = np.split(_nearest(queries, train_images, reports[-1], device), [len(samples)])
     if np.median(heldout) == 0:
         raise UserError("held-out images: most are also training images; allowed: a split without duplicates")

@@ -1,10 +1,13 @@
 """Features of whole image sets, batch by batch, by all processes of a job: no set is in memory at any time.
 
+What a metric needs all features for (KID, precision, recall) has them whole; what needs their mean and covariance alone
+takes `statistics_of`, which keeps none.
+
 A round gives each process one batch; the first process gathers them in order and adds them up. Batches and order do
 not depend on how many processes there are, and so no number does.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -120,18 +123,37 @@ def extract(
         UserError: spatial features of an extractor that has none.
     """
     call = extractor.with_spatial if spatial else extractor
-    parts: list[tuple[Tensor, Tensor]] = []
-    moments = Moments()
+    kept: list[Tensor] = []  # features and logits, each of all images from the first batch on: none is held twice
+    moments, done = Moments(), 0
     for found in in_rounds(
         images.__getitem__, len(images), batch_size, lambda batch: call(batch), progress, group, heed
     ):
-        parts.append((found[0], found[1]))
+        kept = kept or [torch.empty(len(images), *part.shape[1:], dtype=part.dtype) for part in found[:2]]
+        stop = done + len(found[0])
+        for whole, part in zip(kept, found, strict=False):
+            whole[done:stop] = part
+        done = stop
         if spatial:
             moments.add(found[2])
-    if not parts:
-        return Extracted(torch.empty(0), torch.empty(0))
-    features, logits = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Extracted(features, logits, moments.statistics() if spatial else None)
+    features, logits = kept or (torch.empty(0), torch.empty(0))
+    return Extracted(features, logits, moments.statistics() if spatial and kept else None)
+
+
+def statistics_of(extractor: Extractor, batches: Iterable[Tensor], spatial: bool = False) -> list[Statistics]:
+    """Mean and covariance of the features of uint8 images `(B, ch, H, W)`, and of spatial ones: no features are held.
+
+    They are those of torch-fidelity up to rounding (1e-11): not to its last digit, which FID of a run keeps.
+
+    Raises:
+        UserError: spatial features of an extractor that has none, or fewer than two images.
+    """
+    call = extractor.with_spatial if spatial else extractor
+    moments = [Moments() for _ in range(1 + spatial)]
+    for batch in batches:
+        features, _, *maps = call(batch)
+        for one, rows in zip(moments, (features, *maps), strict=True):
+            one.add(rows)
+    return [one.statistics() for one in moments]
 
 
 def in_rounds(

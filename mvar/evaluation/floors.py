@@ -16,7 +16,6 @@ are as new as the held-out ones, and of one that recites.
 `floor/psnr`: of reconstructed held-out images, in dB. `floor/codes_used`: different codes in all reconstructed images.
 """
 
-import tempfile
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from mvar.errors import UserError
 from mvar.evaluation.copies import Vectors, copy_rate
 from mvar.evaluation.extractor import Extractor
 from mvar.evaluation.fidelity import frechet_distance
-from mvar.evaluation.images import Images, check_same_size, in_turn, spread_indices
+from mvar.evaluation.images import Images, Spooled, at_once, check_same_size, in_turn, spread_indices
 from mvar.evaluation.measure import image_metrics
 from mvar.progress import Progress
 from mvar.tokenizer.model import Tokenizer
@@ -123,24 +122,23 @@ def reconstruct(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images through their tokens and back, uint8 `(N, ch, H, W)`; how often each scale used each code, int64 `(S, V)`.
 
-    The images are a map of a temporary file, in `$TMPDIR`, which is gone with it.
+    The images are a map of a temporary file (`Spooled`): however many there are, memory holds one batch.
     """
     device = next(tokenizer.parameters()).device
     was_training = tokenizer.training
     tokenizer.eval()
     usage = np.zeros((tokenizer.schedule.num_scales, tokenizer.config.vocab_size), np.int64)
-    file = tempfile.TemporaryFile()  # noqa: SIM115 the map holds it open
+    shown = Spooled()
     try:
-        for batch in images.batches(BATCH_SIZE, progress):
+        for batch in images.batches(at_once(images.image_shape, BATCH_SIZE), progress):
             tokens = tokenizer.encode(to_float(batch).to(device))
             latent = tokenizer.quantize.latents(tokens)[-1]
-            file.write(to_uint8(tokenizer.decode(latent)).cpu().numpy().tobytes())
+            shown.add(to_uint8(tokenizer.decode(latent)))
             for scale, part in enumerate(tokens.split(list(tokenizer.schedule.lengths), dim=1)):
                 usage[scale] += part.flatten().bincount(minlength=usage.shape[1]).cpu().numpy()
     finally:
         tokenizer.train(was_training)
-    file.flush()
-    return np.memmap(file, np.uint8, "r", shape=(len(images), *images.image_shape)), usage
+    return shown.mapped(len(images), *images.image_shape), usage
 
 
 def psnr(images: Any, reference: Any, progress: Progress | None = None) -> float:
@@ -150,8 +148,8 @@ def psnr(images: Any, reference: Any, progress: Progress | None = None) -> float
     and equal images have a finite value (58.9 dB).
     """
     images, reference = Images(images, "images"), Images(reference, "reference images")
-    total = 0.0
-    for batch, wanted in zip(images.batches(BATCH_SIZE, progress), reference.batches(BATCH_SIZE), strict=True):
+    total, size = 0.0, at_once(images.image_shape, BATCH_SIZE)
+    for batch, wanted in zip(images.batches(size, progress), reference.batches(size), strict=True):
         total += (batch.double() - wanted.double()).square().sum().item()
     error = total / (len(images) * int(np.prod(images.image_shape)))
     return float(10 * np.log10(255**2 / max(error, 1 / 12)))

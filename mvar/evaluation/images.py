@@ -1,6 +1,7 @@
 """Image sets as the evaluation reads them: uint8 `(ch, H, W)` by index, from memory or decoded when asked for."""
 
 import hashlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from mvar.errors import UserError
 from mvar.progress import Progress
 
 HASH_BATCH = 256
+MOST_PIXELS = 1 << 19  # 8 images of 256 px: a decoder's layer of 160 channels then takes 335 MB
 
 
 def in_turn(progress: Progress | None, sizes: Sequence[int]) -> list[Progress]:
@@ -84,6 +86,22 @@ class Images(Dataset):
         return np.array(sorted(range(len(self)), key=digests.__getitem__))
 
 
+class Spooled:
+    """Rows that come batch by batch and are held in a temporary file, in `$TMPDIR`, which is gone with its map."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 the map holds it open
+
+    def add(self, rows: Tensor) -> None:
+        """Append uint8 rows, on any device."""
+        self._file.write(rows.contiguous().cpu().numpy().data)
+
+    def mapped(self, *shape: int) -> np.ndarray:
+        """All rows, uint8 of that shape, read where they are used; what is written to the map is not kept."""
+        self._file.flush()
+        return np.memmap(self._file, np.uint8, "c", shape=shape)
+
+
 class _Subset:
     """Some of the images of a set, with the interface of an image set."""
 
@@ -121,6 +139,11 @@ def check_same_size(first: Sized, second: Sized) -> None:
             f"{first.what}: images of (channels, height, width) {first.image_shape}; allowed: "
             f"{second.image_shape} as in {second.what}"
         )
+
+
+def at_once(image_shape: tuple[int, ...], most: int) -> int:
+    """How many images `(ch, H, W)` a network of images takes at once: `most`, fewer where they are large."""
+    return max(1, min(most, MOST_PIXELS // (image_shape[-2] * image_shape[-1])))
 
 
 def spread_indices(count: int, limit: int) -> np.ndarray:

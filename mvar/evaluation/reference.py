@@ -5,22 +5,24 @@ Such a file (`VIRTUAL_imagenet256_labeled.npz`) has statistics of a whole data s
 FD-infinity and sFID are against the statistics; what needs single images, precision and recall say, is against these.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mvar.config import DataConfig, RunConfig
 from mvar.data import npz
 from mvar.data.sources.contract import find
 from mvar.data.splits import load_images
 from mvar.errors import UserError
-from mvar.evaluation.extraction import extract
+from mvar.evaluation.extraction import BATCH_SIZE, statistics_of
 from mvar.evaluation.extractor import Extractor
-from mvar.evaluation.fidelity import Statistics, statistics
-from mvar.evaluation.images import Images
+from mvar.evaluation.fidelity import Statistics
+from mvar.evaluation.images import Images, Spooled
 from mvar.files import atomic_write, expand, known_digest
 
 FIELD = "evaluation.reference"
@@ -171,7 +173,7 @@ def _float64(archive: Any, name: str, axes: int) -> NDArray[np.float64]:
 
 
 def write_reference(path: Path, images: Any, extractor: Extractor, keep: int | None = None) -> None:
-    """Write a file of reference of one's own images, in the form that ADM's have.
+    """Write a file of reference of one's own images, in the form that ADM's have; a batch of them is in memory.
 
     Args:
         path: the .npz file.
@@ -183,17 +185,21 @@ def write_reference(path: Path, images: Any, extractor: Extractor, keep: int | N
         UserError: an extractor without spatial features, or fewer than two images.
     """
     images = Images(images, "reference images")
-    found = extract(extractor, images, spatial=True)
-    kept = np.stack([images[i].numpy() for i in range(min(keep or len(images), len(images)))])
-    pixels = np.moveaxis(np.broadcast_to(kept, (len(kept), 3, *kept.shape[2:])), 1, -1)
-    pool, spatial = statistics(found.features), found.spatial
-    assert spatial
+    count, kept = min(keep or len(images), len(images)), Spooled()
+    pool, spatial = statistics_of(extractor, _keeping(images, count, kept), spatial=True)
     with atomic_write(path) as file:
         np.savez(
             file,
-            arr_0=np.ascontiguousarray(pixels),
+            arr_0=kept.mapped(count, *images.image_shape[1:], 3),
             mu=pool["mu"],
             sigma=pool["sigma"],
             mu_s=spatial["mu"],
             sigma_s=spatial["sigma"],
         )
+
+
+def _keeping(images: Images, count: int, kept: Spooled) -> Iterator[Tensor]:
+    """The batches of a set; the first images of it are kept on the way, with three channels, the last axis."""
+    for start, batch in zip(range(0, len(images), BATCH_SIZE), images.batches(BATCH_SIZE), strict=True):
+        kept.add(batch[: max(0, count - start)].expand(-1, 3, -1, -1).movedim(1, -1))
+        yield batch

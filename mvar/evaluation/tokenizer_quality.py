@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from mvar.data.crops import to_float, to_uint8
+from mvar.evaluation import extraction
 from mvar.evaluation.extractor import Extractor
-from mvar.evaluation.fidelity import frechet_distance
+from mvar.evaluation.fidelity import distance_of
 from mvar.evaluation.floors import BATCH_SIZE, psnr, reconstruct
-from mvar.evaluation.images import Images, check_same_size, in_turn
+from mvar.evaluation.images import Images, at_once, check_same_size, in_turn
 from mvar.progress import Progress
 from mvar.tokenizer.model import Tokenizer
 
@@ -65,8 +66,10 @@ def tokenizer_quality(
     shown = Images(pixels, "reconstructed images")
     rfid = None
     if extractor:
-        both = (extractor.extract(each, progress=p)[0] for each, p in zip((shown, images), extracting, strict=True))
-        rfid = frechet_distance(*both)
+        both = zip((shown, images), extracting, strict=True)
+        rfid = distance_of(
+            *(extraction.statistics_of(extractor, each.batches(extraction.BATCH_SIZE, p))[0] for each, p in both)
+        )
     total = usage.sum(0)
     return TokenizerQuality(
         num_images=count,
@@ -101,19 +104,20 @@ def ssim(images: Any, reference: Any, progress: Progress | None = None) -> float
     """
     images, reference = Images(images, "images"), Images(reference, "reference images")
     check_same_size(images, reference)
-    total = 0.0
-    for batch, wanted in zip(images.batches(BATCH_SIZE, progress), reference.batches(BATCH_SIZE), strict=True):
+    total, size = 0.0, at_once(images.image_shape, BATCH_SIZE)
+    for batch, wanted in zip(images.batches(size, progress), reference.batches(size), strict=True):
         total += _similarity(batch.double(), wanted.double()).sum().item()
     return total / len(images)
 
 
 def _similarity(first: Tensor, second: Tensor) -> Tensor:
     """SSIM of each pair of images `(B, ch, H, W)`: `(B,)`."""
-    window = _window(min(WINDOW, *first.shape[-2:]))
+    line = _window(min(WINDOW, *first.shape[-2:]))
 
     def local(values: Tensor) -> Tensor:
-        found = functional.conv2d(values.flatten(0, 1)[:, None], window)
-        return found.reshape(*values.shape[:2], -1)
+        """Weighted means of all places: the window is a product of two lines, which are much less work than it."""
+        found = functional.conv2d(values.flatten(0, 1)[:, None], line[..., None])
+        return functional.conv2d(found, line[:, None]).reshape(*values.shape[:2], -1)
 
     a, b = local(first), local(second)
     squares_a, squares_b, products = local(first**2) - a**2, local(second**2) - b**2, local(first * second) - a * b
@@ -122,11 +126,11 @@ def _similarity(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _window(side: int) -> Tensor:
-    """A Gaussian that sums to 1, `(1, 1, side, side)`, of the largest odd side."""
+    """A Gaussian that sums to 1, `(1, 1, side)`, of the largest odd side."""
     side -= 1 - side % 2
     places = torch.arange(side, dtype=torch.float64) - side // 2
     line = torch.exp(-places.square() / (2 * SIGMA**2))
-    return (torch.outer(line, line) / line.sum() ** 2)[None, None]
+    return (line / line.sum())[None, None]
 
 
 @torch.no_grad()
@@ -136,7 +140,9 @@ def after_each_scale(tokenizer: Tokenizer, images: Tensor) -> np.ndarray:
     Returns:
         uint8 `(B, 1 + S, H, W, ch)`, the image itself first.
     """
-    device = next(tokenizer.parameters()).device
-    latents = tokenizer.quantize.latents(tokenizer.encode(to_float(images).to(device)))
-    columns = [images, *(to_uint8(tokenizer.decode(latent)).cpu() for latent in latents)]
-    return torch.stack(columns, 1).movedim(2, -1).numpy()
+    device, rows = next(tokenizer.parameters()).device, []
+    for batch in images.split(at_once(tuple(images.shape[1:]), BATCH_SIZE)):
+        latents = tokenizer.quantize.latents(tokenizer.encode(to_float(batch).to(device)))
+        columns = [batch, *(to_uint8(tokenizer.decode(latent)).cpu() for latent in latents)]
+        rows.append(torch.stack(columns, 1).movedim(2, -1))
+    return torch.cat(rows).numpy()

@@ -3,10 +3,12 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from mvar import shipped
+from mvar.analysis.background import extractor_lines
 from mvar.analysis.records import load_records
 from mvar.analysis.render import to_markdown
 from mvar.analysis.reproduced import beside_printed, published_settings
@@ -153,6 +155,42 @@ def test_rejection_goes_to_table_3_with_its_rate(results):
     assert by_label(imagenet_table(records, TABLE2)[0])["VAR-d30"].get("fid") is None
 
 
+def test_of_inceptions_features_alone_nothing_is_said_against_published_numbers(results):
+    results.run(D16)
+    (line,) = extractor_lines(load_records(results.root), problems := [])
+    assert ": inception, " in line and line.endswith("FID of another extractor is another number.") and not problems
+    results.run(PRESETS["digits"])
+    lines = extractor_lines(load_records(results.root), [])
+    assert sorted("none of these compares with an ImageNet FID" in line for line in lines) == [False, True]
+
+
+def against_a_file(results, config, path, sha256="a" * 64):
+    """What a finished run's evaluation against a file of reference writes."""
+    asked = override(config, {"evaluation.reference": path})
+    reference = {"file": Path(path).name, "sha256": sha256, "num_images": 10_000}
+    record = {**results.evaluation(asked), "reference": reference}
+    run = results.store.run(config.run_id)
+    (run.path / "eval.json").unlink()
+    run.add_evaluation(asked.evaluation_id, record)
+
+
+def test_a_file_of_reference_is_known_by_its_digest_wherever_it_lies(results):
+    """Two paths and two names of one file compare, and the line under the table has both; another file does not."""
+    _, configs = results.sweep("mixers", preset="imagenet256-d16")
+    for number, config in enumerate(configs):
+        name = ("VIRTUAL_imagenet256_labeled.npz", "again.npz")[number % 2]
+        against_a_file(results, config, f"/data/{number}/{name}")
+    table, refused = imagenet_table(load_records(results.root), TABLE2)
+    assert refused is None and by_label(table)["VAR-d16"]["fid"].mean == 1.6
+    (line,) = [line for line in table.reading if line.startswith("All metrics of")]
+    statistics = "VIRTUAL_imagenet256_labeled.npz, again.npz (sha256 aaaaaaaaaaaa)"
+    assert f"FID and sFID are against the statistics of {statistics}, KID, precision and recall against its " in line
+    assert "its 10,000 images, near-copies against held-out ones." in line
+    assert "All 7 settings that are published are the same. Weights: " in reproduced_line(results, "VAR-d16")
+    against_a_file(results, configs[0], "/data/1/again.npz", "b" * 64)
+    assert "evaluations differ in reference.sha256 and" in imagenet_table(load_records(results.root), TABLE2)[1]
+
+
 def test_512_px_and_relative_time(results):
     results.sweep("mixers", preset="imagenet512-d24")
     results.run(PRESETS["imagenet512-d36"])
@@ -179,7 +217,7 @@ def test_what_differs_from_the_published_code_is_no_setting_of_ours_alone():
     """A setting that the published rows do not name has there its default: ours is recorded where it has not."""
     same = {"sample.cfg_scale": 1.5, "sample.top_k": 900, "sample.top_p": 0.96, "sample.more_smooth": False}
     for other in ({"sample.guidance": "constant"}, {"sample.filter": "min_p"}, {"sample.ema": 100}):
-        told = beside_printed("Table 2", "M-VAR-d16", {}, {}, json.dumps(same | other))
+        told = beside_printed("Table 2", "M-VAR-d16", {}, {}, same | other)
         (name,) = other
         assert f"Other settings than the published ones: {name} " in told and "are the same" not in told
-    assert "All 4 settings" in beside_printed("Table 2", "M-VAR-d16", {}, {}, json.dumps(same))
+    assert "All 4 settings" in beside_printed("Table 2", "M-VAR-d16", {}, {}, same)

@@ -20,6 +20,7 @@ from mvar.evaluation.metrics.contract import every_metric
 from mvar.evaluation.metrics.inputs import Inputs, Parts, compute, shares
 from mvar.evaluation.rejection import class_outputs, label_score
 
+DOCS = Path(__file__).parents[2] / "docs"
 CONFIG = EvaluationConfig(kid_subset_size=40)
 
 
@@ -211,6 +212,8 @@ def test_floors(extractor, tokenizer):
         assert found[f"floor/copy_rate_reconstruction_{name}"] == rate
     assert psnr(heldout, heldout) == pytest.approx(58.92, abs=0.01)
     assert floors(tokenizer, train, heldout, extractor, CONFIG) == found
+    page = (DOCS / "metrics.md").read_text()
+    assert [key for key in found if f"`{key}`" not in page] == []
     with pytest.raises(UserError, match="ndarray has no labels"):
         floors(tokenizer, train.array, heldout, extractor, CONFIG)
 
@@ -452,12 +455,17 @@ def test_inception_without_its_file_says_which_one(inception_file, tmp_path, kin
 
 
 def test_the_page_has_every_metric_and_key():
-    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
-    rows = {line.split("|")[1].strip(): line.split("|") for line in page.splitlines() if line.startswith("| `")}
+    """Each with version, direction, definition and source, and a pitfall that names it."""
+    page = (DOCS / "metrics.md").read_text()
+    table, pitfalls = page.split("\nPitfalls:\n", 1)
+    pitfalls = pitfalls.split("\n## ", 1)[0]
+    rows = {line.split("|")[1].strip(): line.split("|") for line in table.splitlines() if line.startswith("| `")}
+    assert set(rows) == {f"`{name}`" for name in every_metric()}
     for name, kind in every_metric().items():
-        row = rows[f"`{name}`"]
+        _, _, keys, version, better, definition, source, _ = (cell.strip() for cell in rows[f"`{name}`"])
         for key in (*kind.keys, *kind.also):
-            assert f"`{key.removeprefix('eval/').replace('*', '00')}`" in row[2], key
-        assert row[3].strip() == str(kind.version)
-        better = row[4].split()[:1]
-        assert better == (["lower"] if kind.lower else ["higher"] if kind.higher else [])
+            assert f"`{key.removeprefix('eval/').replace('*', '00')}`" in keys, key
+        assert version == str(kind.version)
+        assert better.split()[:1] == (["lower"] if kind.lower else ["higher"] if kind.higher else [])
+        assert len(definition) > 40 and source, name
+        assert f"`{name}`" in pitfalls or f"`{kind.keys[0].removeprefix('eval/')}`" in pitfalls, name

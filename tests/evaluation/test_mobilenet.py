@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from dino import dino_state
+from mobilenet_weights import need_mobilenet
 from sklearn.datasets import load_sample_image
 
 from mvar import plugins
 from mvar.config import override
 from mvar.errors import UserError
 from mvar.evaluation.extractors.contract import kind_of
-from mvar.evaluation.extractors.mobilenet import MODULE, weights_file
+from mvar.evaluation.extractors.mobilenet import weights_file
 from mvar.presets import PRESETS
 
 CONFIG = override(PRESETS["smoke"], {"evaluation.extractor": "mobilenet"})
@@ -23,7 +24,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "extractor.py"
 
 @pytest.fixture
 def mobilenet():
-    pytest.importorskip(MODULE, reason="`make .venv/weights` installs them")
+    need_mobilenet()
     return kind_of(CONFIG).load(Path())
 
 
@@ -48,6 +49,17 @@ def test_features_are_torchvisions_own(mobilenet):
     images = torch.randint(0, 256, (2, 1, 9, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(mobilenet(images)[1].float(), theirs(prepared(images)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("required", "outcome"), [("1", "Failed"), ("", "Skipped")])
+def test_in_ci_no_test_of_real_weights_is_left_out_silently(monkeypatch, required, outcome):
+    monkeypatch.setattr("mobilenet_weights.find_spec", lambda name: None)
+    monkeypatch.setenv("REQUIRE_MOBILENET", required)
+    with pytest.raises(BaseException, match=r"are not installed: `make \.venv/weights`") as raised:
+        need_mobilenet()
+    assert type(raised.value).__name__ == outcome
+    ci = (Path(__file__).parents[2] / ".ci" / "run").read_text()
+    assert "export REQUIRE_MOBILENET=1" in ci or " REQUIRE_MOBILENET=1" in ci
 
 
 def test_the_file_is_known_by_its_digest(tmp_path, monkeypatch):

@@ -4,11 +4,20 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from mobilenet_weights import need_mobilenet
+from official import GOLDEN
 from PIL import Image
+from sklearn.datasets import load_sample_images
 from tiny_runs import CONFIG
 
+from mvar.checkpoints.published import load_tokenizer
 from mvar.cli import main
+from mvar.config import override
+from mvar.data.crops import to_float, to_uint8
 from mvar.errors import OK, USER_ERROR
+from mvar.evaluation.extractors.contract import kind_of
+from mvar.evaluation.fidelity import frechet_distance
 
 SCALES = len(CONFIG.tokenizer.patch_sides)
 
@@ -50,6 +59,37 @@ def test_of_a_folder_of_pictures_and_as_a_table(store, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "5 images (imagefolder, all images): PSNR " in out and "no rFID: classifier is not trained" in out
     assert "codes used" in out and "t.png: the image, then what is decoded after each scale" in out
+
+
+@pytest.mark.slow
+def test_of_a_published_tokenizer_on_pictures(tmp_path, capsys):
+    """VAR's own form of it, real features: rFID, PSNR and codes are those of its reconstructions; crops are told."""
+    need_mobilenet()
+    file, folder, side = GOLDEN / "tok_full_q4" / "vae.safetensors", tmp_path / "pictures", 64
+    for name, photo in zip(("temple", "flower"), load_sample_images().images, strict=True):
+        (folder / name).mkdir(parents=True)
+        for i in range(6):
+            tile = photo[64 * (i % 3) : 64 * (i % 3) + side, 200 + 64 * (i // 3) : 200 + 64 * (i // 3) + side]
+            Image.fromarray(tile).save(folder / name / f"{i}.png")
+    features, out = ["--set", "evaluation.extractor=mobilenet"], tmp_path / "t.png"
+    asked = [str(file), "--data", str(folder), "--out", str(out), "--rows", "2", "--results", str(tmp_path / "results")]
+    cropped, whole = (answer(capsys, *asked, *features, *more) for more in ((), ("data.resize_factor=1",)))
+    paths = [path for name in ("flower", "temple") for path in sorted((folder / name).iterdir())]
+    images = torch.from_numpy(np.stack([np.moveaxis(np.array(Image.open(path)), -1, 0) for path in paths]))
+    tokenizer = load_tokenizer(str(file)).eval()
+    with torch.no_grad():
+        tokens = tokenizer.encode(to_float(images))
+        shown = to_uint8(tokenizer.decode(tokenizer.quantize.latents(tokens)[-1]))
+    config = override(CONFIG, {"evaluation.extractor": "mobilenet", "data.channels": 3})
+    judge = kind_of(config).load(tmp_path)
+    assert whole["rfid"] == pytest.approx(frechet_distance(judge(shown)[0], judge(images)[0]), rel=1e-4)
+    error = ((shown.double() - images) ** 2).mean().item()
+    assert whole["psnr_db"] == pytest.approx(10 * np.log10(255**2 / error))
+    assert whole["codes_used"] == len(tokens.unique()) and whole["sides"] == [1, 2, 3, 4]
+    assert whole["num_images"] == 12 and whole["extractor_id"]
+    assert cropped["psnr_db"] != whole["psnr_db"]  # resized to 72 px and cut: a fifth of each picture is not looked at
+    with Image.open(out) as picture:
+        assert picture.size == (5 * (side + 2) + 2, 2 * (side + 2) + 2)
 
 
 @pytest.mark.parametrize(
