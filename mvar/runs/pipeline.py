@@ -157,7 +157,7 @@ def follow(store: Store, should_stop: ShouldStop) -> None:
             torch.set_num_threads(config.runtime.threads)
         stages = Stages(config, store, Watch(should_stop=should_stop), RunDirectory(Path(message["run"])))
         if kind == "train":
-            stages.train.take_part()
+            stages.train.take_part(message["tokens"])
         elif kind == "sample":
             stages.sample.take_part(message["done"])
         else:

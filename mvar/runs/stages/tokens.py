@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +81,30 @@ class TokenStage(SharedStage):
         return {}
 
     def open(self, split: Split) -> TokenCache:
-        """The finished cache of a split.
+        """The finished cache of a split; looked through and held against its images once.
 
         Raises:
             UserError: no finished cache, one of another tokenizer or of other images, or a damaged one.
         """
-        return open_token_cache(self._path(split), self._ids(split, self._images(split)))
+        if split not in self._checked:
+            self._checked[split] = open_token_cache(self._path(split), self._ids(split, self._images(split)))
+        return self._checked[split]
+
+    def take(self, split: Split, ids: dict[str, Any]) -> None:
+        """`open` a cache that another process of this job has checked, without looking at the images again.
+
+        Args:
+            split: whose.
+            ids: of the cache that the other process has.
+
+        Raises:
+            UserError: another cache, or none.
+        """
+        self._checked[split] = open_token_cache(self._path(split), ids, verify=False)
+
+    @cached_property
+    def _checked(self) -> dict[Split, TokenCache]:
+        return {}
 
     def _path(self, split: Split) -> Path:
         return self.directory.path / split

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,7 +71,9 @@ class TrainStage(RunStage):
         if config.train.steps:
             team = distributed.current_team()
             if team:
-                team.call({"train": config.model_dump(mode="json"), "run": str(self.directory.path)})
+                checked = self.tokens.open("train").meta["ids"]
+                run = str(self.directory.path)
+                team.call({"train": config.model_dump(mode="json"), "run": run, "tokens": checked})
             self._note_execution()
             progress = _StatusWriter(self.directory, self.watch.report(self.name))
             result = self._fit(model, progress, self._likelihoods(model), means)
@@ -83,8 +86,9 @@ class TrainStage(RunStage):
             if not (path := self.directory.weights_of(half_life)).is_file():
                 save_tensors(path, means.weights(half_life) if half_life else model.state_dict(), about)
 
-    def take_part(self) -> None:
-        """Train with the first process, which has called for it."""
+    def take_part(self, checked: dict[str, Any]) -> None:
+        """Train with the first process, which has called for it and has checked the tokens: those of these ids."""
+        self.tokens.take("train", checked)
         self._fit(self._new_generator()[0])
 
     def _new_generator(self) -> tuple[ScaleTransformer, Start | None]:

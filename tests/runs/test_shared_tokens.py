@@ -1,0 +1,113 @@
+"""A finished token cache and its images, in a job of several processes: one looks at the images, all train on it."""
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mvar.config import override
+from mvar.errors import UserError
+from mvar.presets import PRESETS
+from mvar.runs import pipeline
+from mvar.runs.stages.contract import Watch
+from mvar.runs.store import Store
+from mvar.runs.wiring import Stages
+from mvar.training import distributed
+
+CONFIG = override(
+    PRESETS["smoke"],
+    {
+        "data.name": "imagefolder",
+        "data.num_classes": 2,
+        "tokenizer.train.steps": 2,
+        "tokenizer.train.batch_size": 4,
+        "model.depth": 1,
+        "model.width": 16,
+        "train.steps": 2,
+        "train.batch_size": 4,
+        "runtime.device": "cpu",
+        "runtime.threads": 1,
+        "data.root": "$PICTURES",
+    },
+)
+COUNT = 12
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch) -> Path:
+    root = tmp_path / "pictures"
+    rng = np.random.default_rng(0)
+    for i in range(COUNT):
+        path = root / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(256, size=(9, 9), dtype=np.uint8)).save(path)
+    monkeypatch.setenv("PICTURES", str(root))
+    return root
+
+
+def looks(monkeypatch, pictures: Path) -> list[str]:
+    """What this process asks the file system about the pictures from now on."""
+    found: list[str] = []
+
+    def noting(function):
+        def noted(path, *args, **kwargs):
+            if str(path).startswith(str(pictures)):
+                found.append(str(path))
+            return function(path, *args, **kwargs)
+
+        return noted
+
+    for name in ("stat", "scandir"):
+        monkeypatch.setattr(os, name, noting(getattr(os, name)))
+    return found
+
+
+def take_part(root: Path, pictures: Path, rank: int) -> None:
+    """Train in one of two processes; leaves how often each picture was looked at."""
+    with pytest.MonkeyPatch.context() as patch, distributed.joined(rank, 2, rank, 2, root / "meeting.json"):
+        found = looks(patch, pictures)
+        if rank:
+            pipeline.follow(Store(root), lambda: False)
+        else:
+            Stages(CONFIG, Store(root), Watch()).train.run()
+        stats = [sum(path.endswith(f"/{i}.png") for path in found) for i in range(COUNT)]
+        (root / f"looks-{rank}").write_text(f"{len(found)} {max(stats)} {sum(map(bool, stats))}")
+
+
+@pytest.mark.slow
+def test_one_process_of_a_job_looks_at_the_images_once(tmp_path, pictures):
+    store = Store(tmp_path)
+    stages = Stages(CONFIG, store)
+    stages.run.path.mkdir(parents=True)
+    stages.run.write_config(CONFIG)
+    for stage in (stages.tokenizer, stages.tokens):
+        stage.run()
+    group = [
+        multiprocessing.get_context("fork").Process(target=take_part, args=(tmp_path, pictures, rank), daemon=True)
+        for rank in (0, 1)
+    ]
+    for process in group:
+        process.start()
+    for process in group:
+        process.join(60)
+    assert [process.exitcode for process in group] == [0, 0]
+    assert stages.run.weights.is_file()
+    assert (tmp_path / "looks-1").read_text() == "0 0 0"
+    most, seen = map(int, (tmp_path / "looks-0").read_text().split()[1:])
+    assert (most, seen) == (1, COUNT)
+
+
+def test_a_cache_that_another_process_has_not_checked_is_refused(tmp_path, pictures):
+    stages = Stages(CONFIG, Store(tmp_path))
+    for stage in (stages.tokenizer, stages.tokens):
+        stage.run()
+    ids = stages.tokens.open("train").meta["ids"]
+    with pytest.raises(UserError, match="built from something else"):
+        Stages(CONFIG, Store(tmp_path)).tokens.take("train", ids | {"data": "other"})
+    (pictures / "a" / "0.png").write_bytes(b"another size")
+    assert stages.tokens.open("train").meta["ids"] == ids  # known in this job
+    with pytest.raises(UserError, match=r"data is .*, needed is"):
+        Stages(CONFIG, Store(tmp_path)).tokens.open("train")
