@@ -6,14 +6,11 @@ package asks of a GPU) must reach no other test. Usage: python mamba_ssm_driver.
 
 import contextlib
 import json
-import os
 import sys
 import types
 
-os.environ["TRITON_INTERPRET"] = "1"
-
+import interpreted  # noqa: F401  before Triton
 import torch
-import triton.runtime.autotuner as autotuner
 
 from mvar.kernels.scan import _scan_mamba_ssm
 from mvar.kernels.scan_torch import Scanned
@@ -24,6 +21,7 @@ CASES = [  # batch, length, heads, head size, state size, with a state before, k
     (2, 45, 2, 16, 16, True, 32),  # no multiple of the chunk: the end of a scale
     (1, 9, 1, 32, 16, True, 16),  # shorter than a chunk
 ]
+DTYPES = (torch.float32, torch.bfloat16)
 NAMES = ("x", "dt", "A", "B", "C", "D", "state")
 
 
@@ -35,7 +33,6 @@ def stand_in(folder):
     sys.path.append(folder)
     torch.cuda.get_device_properties = lambda device: types.SimpleNamespace(multi_processor_count=1)
     torch.cuda.device = lambda index: contextlib.nullcontext()
-    autotuner.Autotuner.do_bench = property(lambda self: lambda function, quantiles=None: [0.0] * 3)
 
 
 def tensors(batch, length, heads, size, n, has_state):
@@ -57,11 +54,13 @@ def tensors(batch, length, heads, size, n, has_state):
     return {name: value.requires_grad_() for name, value in values.items()}
 
 
-def run(scan, values, chunk):
-    arguments = [values.get(name) for name in NAMES]
+def run(scan, values, chunk, dtype=torch.float32):
+    """Outputs and gradients; what a layer computes in half precision is rounded to it."""
+    rounded = {name: value.to(dtype) if name in "xBC" else value for name, value in values.items()}
+    arguments = [rounded.get(name) for name in NAMES]
     y, final = scan(Scanned(*arguments), chunk, True)
     weights = torch.Generator().manual_seed(1)
-    loss = (y * torch.randn(y.shape, generator=weights)).sum()
+    loss = (y.float() * torch.randn(y.shape, generator=weights)).sum()
     loss = loss + (final * torch.randn(final.shape, generator=weights)).sum()
     gradients = torch.autograd.grad(loss, list(values.values()))
     return {"y": y, "final_state": final} | dict(zip((f"grad_{name}" for name in values), gradients, strict=True))
@@ -69,14 +68,16 @@ def run(scan, values, chunk):
 
 def main():
     stand_in(sys.argv[1])
-    errors = []
-    for *sizes, chunk in CASES:
-        values = tensors(*sizes)
-        theirs = run(_scan_mamba_ssm, values, chunk)
-        ours = run(scan_torch, values, chunk)
-        scale = {name: value.detach().abs().max().item() for name, value in ours.items()}
-        errors.append({name: (theirs[name] - ours[name]).abs().max().item() / scale[name] for name in ours})
-    print(json.dumps(errors))
+    print(json.dumps({str(dtype): [beside(*case, dtype) for case in CASES] for dtype in DTYPES}))
+
+
+def beside(*case):
+    """Relative errors of a case."""
+    *sizes, chunk, dtype = case
+    values = tensors(*sizes)
+    theirs, ours = run(_scan_mamba_ssm, values, chunk, dtype), run(scan_torch, values, chunk, dtype)
+    scale = {name: value.detach().abs().max().item() for name, value in ours.items()}
+    return {name: (theirs[name].float() - ours[name].float()).abs().max().item() / scale[name] for name in ours}
 
 
 if __name__ == "__main__":
