@@ -16,7 +16,8 @@ from mvar.config import override
 from mvar.files import write_json
 from mvar.kernels.recompute import Kept
 from mvar.presets import PRESETS
-from mvar.runs.gpu_plan import GB, Machine, settle
+from mvar.runs.gpu_plan import GB, settle
+from mvar.runs.gpus import Machine
 from mvar.training.footprint import Strategy, footprint
 
 ROWS = {

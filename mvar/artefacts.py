@@ -7,7 +7,7 @@ record (older results, a file that the user put there) is accepted and counts as
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -53,8 +53,16 @@ def note(path: Path, sha256: str) -> None:
     if path.is_file() and compare(path, found := file_digest(path)) is not Check.WRONG:
         before = found
     kept = {name: entry for name, entry in known.items() if (path.parent / name).is_file()}
-    files = {**kept, path.name: {"sha256": sha256, "before": before}}
-    write_json(path.parent / layout.DIGESTS, {"files": files, "check": digest(files)})
+    _write_record(path.parent, {**kept, path.name: {"sha256": sha256, "before": before}})
+
+
+def note_all(directory: Path, digests: Mapping[str, str]) -> None:
+    """Note the digests of all files of a folder, which are there."""
+    _write_record(directory, {name: {"sha256": sha256, "before": None} for name, sha256 in digests.items()})
+
+
+def _write_record(directory: Path, files: dict[str, Any]) -> None:
+    write_json(directory / layout.DIGESTS, {"files": files, "check": digest(files)})
 
 
 def read_record(directory: Path) -> dict[str, Any]:

@@ -188,7 +188,7 @@ class ScaleTransformer(nn.Module):
     def __init__(self, config: ModelConfig, space: TokenSpace, runtime: RuntimeConfig = RuntimeConfig()) -> None:
         super().__init__()
         self.config, self.space = config, space
-        self.kept: Kept = runtime.checkpoint_activations
+        self.kept: Kept = runtime.kept
         self.schedule = schedule = space.schedule
         width = config.width
         self.word_embed = nn.Linear(space.code_channels, width)

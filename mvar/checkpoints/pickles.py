@@ -124,7 +124,7 @@ def _objects_in_zip(file: IO[bytes], size: int) -> list[str]:
             raise ValueError(f"its parts claim {claimed} bytes, compressed or overlapping, the file has {size}")
         if pickles[0].file_size > MAX_PICKLE_BYTES:
             raise ValueError(f"its list of tensors has {pickles[0].file_size} bytes, more than {MAX_PICKLE_BYTES}")
-        return sorted(set(_globals(io.BytesIO(archive.read(pickles[0])))))
+        return objects_of(io.BytesIO(archive.read(pickles[0])))
 
 
 def _objects_in_legacy(file: IO[bytes], size: int) -> list[str]:
@@ -142,7 +142,16 @@ def _objects_in_legacy(file: IO[bytes], size: int) -> list[str]:
     return sorted(found)
 
 
-def _globals(stream: io.BytesIO) -> Iterator[str]:
+def objects_of(stream: IO[bytes]) -> list[str]:
+    """What one pickle imports, `module.name`; nothing is loaded.
+
+    Raises:
+        ValueError: no pickle.
+    """
+    return sorted(set(_globals(stream)))
+
+
+def _globals(stream: IO[bytes]) -> Iterator[str]:
     """What one pickle imports, `module.name`. A memo and the two texts that were pushed last are enough to know it.
 
     Raises:

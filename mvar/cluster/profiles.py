@@ -7,7 +7,7 @@ fields are overridden on the command line. `slurm/template.toml` says of each fi
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic.fields import FieldInfo
@@ -15,10 +15,11 @@ from pydantic.fields import FieldInfo
 from mvar import shipped
 from mvar.cluster import profile_files
 from mvar.cluster.profile_files import CONTROL, check_owner, check_values
-from mvar.config import Config, from_dict, override
+from mvar.config import Config, RunConfig, from_dict, override
 from mvar.config.field_files import cited
 from mvar.errors import UserError, one_of, warn
 from mvar.runs.executors import contract as executors
+from mvar.runs.gpus import Machine
 
 SHELL = ("setup", "env")  # fields that a job's shell runs, or that change what it runs
 SUFFIXES = (".toml", ".yaml", ".yml")
@@ -58,6 +59,8 @@ class Profile(Config):
     constraint: str | None = None
     nodes: int = Field(default=1, ge=1, le=100_000)
     gpus_per_node: int = Field(default=0, ge=0, le=1024)
+    gpu: str | None = None  # what each is, e.g. h100-80gb: for `mvar plan --on`, and for gpus
+    gpus: Literal["all", "planned"] = "all"  # planned: a run gets as few of them as the plan says that it fits on
     tasks_per_node: int = Field(default=0, ge=0, le=65536)  # processes of a run; 0: one a GPU, or one
     cpus_per_task: int = Field(default=4, ge=1, le=65536)
     mem_gb: float | None = Field(default=None, ge=1 / 1024, le=1e6)  # of a node; SLURM would take 0 MB for all of it
@@ -103,6 +106,46 @@ class Profile(Config):
             allowed = ", ".join(sorted(used - {"source"})) or "none"
             raise ValueError(f"{unused[0]}: the executor {self.executor} does not use it; allowed with it: {allowed}")
         return self
+
+    @model_validator(mode="after")
+    def _check_gpu(self) -> Self:
+        if self.gpu is not None:
+            try:
+                Machine.of_cards(1, self.gpu, "gpu")
+            except UserError as error:
+                raise ValueError(str(error)) from None
+        if self.gpus == "planned" and (not self.gpu or not self.gpus_per_node or self.tasks_per_node):
+            raise ValueError("gpus: 'planned'; allowed: with gpu and gpus_per_node, and without tasks_per_node")
+        return self
+
+    def machine(self) -> Machine:
+        """All GPUs of a run's job.
+
+        Raises:
+            UserError: it has none, or does not say what they are.
+        """
+        if not self.gpus_per_node or not self.gpu:
+            lacks = "gpu" if self.gpus_per_node else "gpus_per_node"
+            raise UserError(f"on: profile {self.source} has no {lacks}; allowed: gpus_per_node, and gpu = 'h100-80gb'")
+        return Machine.of_cards(self.nodes * self.gpus_per_node, self.gpu, "gpu")
+
+    def for_run(self, config: RunConfig) -> "Profile":
+        """The same cluster with as many GPUs, on as many nodes, as a run is given there (`gpus`).
+
+        Raises:
+            UserError: the run does not fit.
+        """
+        if self.gpus == "all" or not config.runtime.is_open:
+            return self
+        from mvar.runs.at_hand import gpus_for  # and torch, which a profile is read without
+
+        whole = self.gpus_per_node
+        counts = (*range(1, whole + 1), *range(2 * whole, self.nodes * whole + 1, whole))
+        gpus = gpus_for(config, self.machine(), counts)
+        share = min(gpus, whole) / whole
+        memory = self.mem_gb and self.mem_gb * share
+        update = {"nodes": max(1, gpus // whole), "gpus_per_node": min(gpus, whole), "mem_gb": memory}
+        return self.model_copy(update=update)
 
     @property
     def num_tasks_per_node(self) -> int:

@@ -32,6 +32,9 @@ class Export(Plugged, InResults):
     ema: Count = 0
     """Of the generator's weights the running mean of this half-life, one of the run's train.ema, instead of the last
     step's."""
+    step: Count = 0
+    """Of the generator the weights after so many steps, of a checkpoint that the run's training has left, whether one
+    process has written it or several; default: the trained ones."""
     evaluation: Word = ""
     """Of the samples: the id of an evaluation; default: the run's own."""
     out: File = ""
@@ -52,6 +55,8 @@ class Export(Plugged, InResults):
             return self._write_samples(store, run)
         if self.evaluation:
             raise UserError("evaluation: a model has none; allowed: --evaluation with --what samples")
+        if self.step:
+            return self._write_checkpoint(store, run)
         config = override(run.config(), {"sample.ema": self.ema})
         if self.ema and is_tokenizer:
             raise UserError(f"ema: {self.ema} of a tokenizer, which has no running means; allowed: what=generator")
@@ -67,6 +72,19 @@ class Export(Plugged, InResults):
         out = Path(self.out or f"{self.what}-{run.name}.pth")
         write_official(out, state, metadata)
         say(f"{out}: {self.what} of {run.name}" + f", mean of half-life {self.ema} images" * bool(self.ema))
+        return OK
+
+    def _write_checkpoint(self, store: "Store", run: "RunDirectory") -> int:
+        from mvar.checkpoints.published import official_state, write_official
+        from mvar.runs.stages.train import generator_at
+        from mvar.runs.wiring import Stages
+
+        if self.ema or self.what != "generator":
+            raise UserError("step: of a generator's last weights; allowed: without --ema and --what")
+        state = official_state(generator_at(run, self.step))
+        out = Path(self.out or f"generator-{run.name}-{self.step}.pth")
+        write_official(out, state, Stages.of_run(store, run).train.about())
+        say(f"{out}: generator of {run.name} after {self.step} steps")
         return OK
 
     def _write_samples(self, store: "Store", run: "RunDirectory") -> int:

@@ -2,15 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from mvar.cluster.profiles import SUFFIXES, load_profile, profile_names
 from mvar.commands.console import wide_console
 from mvar.config import RunConfig
-from mvar.errors import OK, USER_ERROR, say
+from mvar.errors import OK, USER_ERROR, complain, counted, say
 from mvar.escaping import rich_text
-from mvar.runs.gpu_plan import Machine, Setting, disk_gb, gpu_hours, gpus_needed, settle, smallest
+from mvar.runs.gpu_plan import Setting, disk_gb, gpu_hours, gpus_needed, settle, smallest, told_nearest
+from mvar.runs.gpus import Machine
 from mvar.runs.request import Request, unique
 from mvar.runs.store import Store
 
@@ -32,6 +35,17 @@ class OnGpus:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {**vars(self), "setting": self.setting and vars(self.setting)}
+
+
+def machine_of(text: str) -> Machine:
+    """`8xh100-80gb`, or a profile's name or file: all GPUs that it gives a run.
+
+    Raises:
+        UserError: neither; a profile without GPUs, or that does not say what they are.
+    """
+    if text in profile_names() or Path(text).suffix in SUFFIXES:
+        return load_profile(text).machine()
+    return Machine.parse(text)
 
 
 def runs_on(requests: Sequence[Request], store: Store, machine: Machine, mfu: float) -> list[OnGpus]:
@@ -88,10 +102,14 @@ def print_on(runs: Sequence[OnGpus], machine: Machine, mfu: float) -> None:
 
 
 def _nearest(run: OnGpus, machine: Machine) -> str:
-    least = f"nothing: {run.least_gb:.1f} GB at least, limit {machine.limit_gb:.1f}"
-    return f"{least}; {run.gpus_needed} such GPUs would do" if run.gpus_needed else least
+    return f"nothing: {told_nearest(run.least_gb, machine, run.gpus_needed)}"
 
 
-def exit_code_of(runs: Sequence[OnGpus]) -> int:
-    """2 where a run fits nowhere on the machine."""
-    return OK if all(run.setting for run in runs) else USER_ERROR
+def exit_code_of(runs: Sequence[OnGpus], machine: Machine) -> int:
+    """2 where a run fits nowhere on the machine, with a line of what would do for the largest of them."""
+    misfits = [run for run in runs if not run.setting]
+    if not misfits:
+        return OK
+    largest = max(misfits, key=lambda run: run.least_gb)
+    told = f"{len(misfits)} of {counted(len(runs), 'run')} do not fit; {largest.name} needs"
+    return complain(f"on: {told} {told_nearest(largest.least_gb, machine, largest.gpus_needed)}", USER_ERROR)

@@ -57,8 +57,8 @@ class Plan(Run, Answer):
 
     dry_run: tyro.conf.Suppress[bool] = True
     on: Word = ""
-    """GPUs, as COUNTxCARD-MEMORYgb: 8xh100-80gb. Then the table has peak memory of a training step, the settings that
-    fit, GPU-hours and disk; exit code 2 where nothing fits a run."""
+    """GPUs, as COUNTxCARD-MEMORYgb (8xh100-80gb), or a profile that says what its GPUs are. Then the table has
+    peak memory of a training step, the settings that fit, GPU-hours and disk; exit code 2 where nothing fits a run."""
     mfu: float = 0.4
     """With --on: the share of the cards' rate that GPU-hours assume."""
 
@@ -75,19 +75,18 @@ class Plan(Run, Answer):
         return OK
 
     def _on_gpus(self) -> int:
-        from mvar.commands.gpu_table import exit_code_of, print_on, runs_on
-        from mvar.runs.gpu_plan import Machine
+        from mvar.commands.gpu_table import exit_code_of, machine_of, print_on, runs_on
         from mvar.runs.store import Store
 
         if not 0 < self.mfu <= 1:
             raise UserError(f"mfu: {self.mfu} is no share; allowed: above 0, up to 1")
-        machine = Machine.parse(self.on)
+        machine = machine_of(self.on)
         runs = runs_on(self.requests(), Store(self.results), machine, self.mfu)
         if self.json:
             self.answer({"on": self.on, "mfu": self.mfu, "runs": [run.to_json() for run in runs]})
         else:
             print_on(runs, machine, self.mfu)
-        return exit_code_of(runs)
+        return exit_code_of(runs, machine)
 
 
 def _processes() -> int:

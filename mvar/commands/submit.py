@@ -10,6 +10,7 @@ from mvar.errors import OK, UserError
 
 if TYPE_CHECKING:
     from mvar.cluster.profiles import Profile
+    from mvar.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,12 @@ class Submit(Sweeps):
         if not self.dry_run:
             for request in requests:
                 write_manifest(store, request, arguments)
-        summary = executors.ended(profile.executor, executor.execute([(profile, configs)], store, self.dry_run))
+        sized: dict[str, tuple[Profile, list[RunConfig]]] = {}
+        for config in configs:
+            own = profile.for_run(config)
+            sized.setdefault(own.model_dump_json(), (own, []))[1].append(config)
+        wanted = list(sized.values()) or [(profile, configs)]
+        summary = executors.ended(profile.executor, executor.execute(wanted, store, self.dry_run))
         return conclude(summary, store) if summary else OK
 
 

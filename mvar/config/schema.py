@@ -35,8 +35,8 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _check_split(self) -> Self:
-        for name in ("accumulate", "micro_batch"):
-            number = getattr(self.runtime, name)
+        runtime = self.runtime
+        for name, number in (("accumulate", runtime.accumulate), ("micro_batch", runtime.images_at_once)):
             if number and self.train.batch_size % number:
                 raise ValueError(f"runtime.{name}: {number} does not divide train.batch_size {self.train.batch_size}")
         return self

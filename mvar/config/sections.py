@@ -216,19 +216,20 @@ class RuntimeConfig(Config):
         ge=1,
         description="Micro-batches that each process splits its part of a step's batch into; micro_batch by number.",
     )
-    strategy: Literal["ddp", "fsdp"] = Field(
+    strategy: Literal["ddp", "fsdp", "auto"] = Field(
         default="ddp",
         description="How several processes share a generator: ddp: each has all weights; fsdp: each has its share of "
-        "every layer's weights, gradients and moments.",
+        "every layer's weights, gradients and moments; auto: as mvar plan says for the GPUs at hand.",
     )
-    micro_batch: PositiveInt | None = Field(
+    micro_batch: PositiveInt | Literal["auto"] | None = Field(
         default=None,
-        description="Images that a process works on at once, of its part of a step's batch; none: as accumulate says.",
+        description="Images that a process works on at once, of its part of a step's batch; none: as accumulate says; "
+        "auto: as mvar plan says.",
     )
-    checkpoint_activations: Literal["none", "selective", "full"] = Field(
+    checkpoint_activations: Literal["none", "selective", "full", "auto"] = Field(
         default="none",
         description="What layers recompute in the backward pass instead of keeping it: none; selective: all but linear "
-        "products and attention; full: everything between their inputs.",
+        "products and attention; full: everything between their inputs; auto: as mvar plan says.",
     )
     log_every: int = Field(default=10, ge=1, description="Steps between rows of metrics.jsonl.")
     checkpoint_every: int = Field(default=200, ge=1, description="Steps between checkpoints.")
@@ -253,6 +254,26 @@ class RuntimeConfig(Config):
     scan_backend: Literal["auto", "torch", "mamba_ssm"] = Field(
         default="auto", description="Kernel of Mamba's scan; auto: mamba_ssm where it can run, else torch."
     )
+
+    @property
+    def is_open(self) -> bool:
+        """Whether how steps are made is to be decided for the GPUs at hand; until then, and on CPUs, see `closed`."""
+        return "auto" in (self.strategy, self.micro_batch, self.checkpoint_activations)
+
+    @property
+    def images_at_once(self) -> int | None:
+        """`micro_batch`; None where it is open, or as `accumulate` says."""
+        return None if self.micro_batch == "auto" else self.micro_batch
+
+    @property
+    def kept(self) -> Literal["none", "selective", "full"]:
+        """`checkpoint_activations`; `none` where it is open."""
+        return "none" if self.checkpoint_activations == "auto" else self.checkpoint_activations
+
+    def closed(self) -> Self:
+        """With the quickest in the place of each `auto`: all weights, nothing recomputed, as `accumulate` says."""
+        quickest = {"strategy": "ddp", "micro_batch": None, "checkpoint_activations": "none"}
+        return self.model_copy(update={n: value for n, value in quickest.items() if getattr(self, n) == "auto"})
 
     def for_batch(self, batch_size: int) -> Self:
         """For a shared stage, whose batch is its own: split in as many parts as divide it."""

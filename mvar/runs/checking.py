@@ -19,6 +19,9 @@ PLACES = (
     f"{layout.ATTENTION}/*",
 )
 FILES = ("*.safetensors", layout.CHECKPOINT_FILES, layout.SAMPLES_NPZ, layout.ATTENTION_ROWS)
+SHARDED = tuple(
+    f"{place}/*/{layout.CHECKPOINTS}/{layout.CHECKPOINTS_OF_STEPS}" for place in (layout.RUNS, layout.STAGES)
+)
 CACHES = (
     f"{layout.STAGES}/tokens-*/*",
     f"{layout.STAGES}/vectors-*",
@@ -30,6 +33,7 @@ REMEDIES = {
     ".npz": "delete it; the images are drawn again by the next evaluation that needs them",
     ".npy": "delete it and `attention.json`; `mvar attention` measures again",
 }
+SHARDED_REMEDY = "delete the folder; training goes on from the one before it, or anew"
 CACHE_REMEDY = "remove its folder and it is made again"
 
 
@@ -65,19 +69,26 @@ def _artefacts(store: Store) -> Iterator[Path]:
     for place in PLACES:
         for folder in sorted(store.root.glob(place)):
             yield from sorted({path for pattern in FILES for path in folder.glob(pattern) if path.is_file()})
+    for place in SHARDED:  # each file, missing ones too
+        for folder in sorted(path for path in store.root.glob(place) if path.is_dir()):
+            yield from (folder / name for name in sorted(read_record(folder)))
+
+
+def _remedy(path: Path) -> str:
+    return REMEDIES.get(path.suffix, SHARDED_REMEDY) if path.name != layout.CHECKPOINT_REST else SHARDED_REMEDY
 
 
 def _recorded(store: Store, read: Callable[[Path], str]) -> Iterator[Unsound]:
-    for place in PLACES:
+    for place in (*PLACES, *SHARDED):
         for path in sorted(store.root.glob(f"{place}/{layout.DIGESTS}")):
             if problem := record_problem(path.parent):
                 yield Unsound(path, problem.removeprefix(f"{path}: "), "delete it; its files count as unchecked then")
     for path in _artefacts(store):
         try:
             if path.name in read_record(path.parent) and compare(path, sha256 := read(path)) is Check.WRONG:
-                yield Unsound(path, wrong_reason(path, sha256), REMEDIES[path.suffix])
+                yield Unsound(path, wrong_reason(path, sha256), _remedy(path))
         except OSError as error:
-            yield Unsound(path, f"cannot be read ({error.strerror})", REMEDIES[path.suffix])
+            yield Unsound(path, f"cannot be read ({error.strerror})", _remedy(path))
 
 
 def _caches(store: Store, read: Callable[[Path], str]) -> Iterator[Unsound]:

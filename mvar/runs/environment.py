@@ -28,6 +28,9 @@ PACKAGES = (
 )
 
 
+STEPS = ("strategy", "micro_batch", "checkpoint_activations")
+
+
 @cache
 def git_state() -> dict[str, Any]:
     """Commit of the code and whether files differ from it; nulls where the code is neither a git checkout nor a
@@ -120,6 +123,12 @@ def execution_of(runtime: RuntimeConfig, device: "torch.device") -> dict[str, An
         "tf32": device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32,
         "processes": team.world if team else 1,
     }
+
+
+def steps_of(runtime: RuntimeConfig) -> dict[str, Any]:
+    """How steps are shared, split and recomputed, which changes no result either, where that is not as by default."""
+    default = RuntimeConfig()
+    return {name: value for name in STEPS if (value := getattr(runtime, name)) != getattr(default, name)}
 
 
 def at_one_piece() -> bool:

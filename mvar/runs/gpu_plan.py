@@ -1,55 +1,20 @@
 """What runs take on given GPUs: memory, the settings that fit, GPU-hours and disk; counted, nothing is run."""
 
-import re
 from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mvar import cost
 from mvar.config import RunConfig
-from mvar.errors import UserError, one_of
+from mvar.errors import UserError
 from mvar.kernels.recompute import Kept
+from mvar.runs.gpus import Machine
 from mvar.training.footprint import Footprint, Strategy, footprint
 
-# Dense bf16 FLOP/s of a card's matrix units, by the makers' data sheets.
-CARDS = {"a100": 312e12, "h100": 989e12, "h200": 989e12, "b200": 2250e12, "l40s": 362e12, "rtx4090": 165e12}
-USABLE = 0.95  # of a card's memory: 76 of 80 GB; the rest is the allocator's, the kernels' and the network's
-FP32_SHARE = 0.5  # of the bf16 rate, by TF32
 # FLOPs of a step over those without recomputing: backward costs two forward passes, and `full` does a third.
 RECOMPUTED: dict[Kept, float] = {"none": 1.0, "selective": 1.0, "full": 4 / 3}
 SMALL = 8  # images a card: below, recomputing layers costs less than the card's idle units
 GB = 1e9
-
-
-@dataclass(frozen=True)
-class Machine:
-    """GPUs of one kind, on one node or many."""
-
-    gpus: int
-    card: str
-    memory_gb: float
-
-    @classmethod
-    def parse(cls, text: str) -> "Machine":
-        """`8xh100-80gb`: so many cards of a kind, each with its memory.
-
-        Raises:
-            UserError: another form, or a card whose speed is not known here.
-        """
-        found = re.fullmatch(r"([1-9]\d{0,4})x([a-z0-9]+)-([1-9]\d{0,3})gb", text.strip().lower())
-        if not found:
-            raise UserError(f"on: {text!r:.60} is no such machine; allowed: COUNTxCARD-MEMORYgb, e.g. 8xh100-80gb")
-        if found[2] not in CARDS:
-            raise one_of("on: card", found[2], CARDS)
-        return cls(int(found[1]), found[2], float(found[3]))
-
-    @property
-    def limit_gb(self) -> float:
-        """What a step may take of a card."""
-        return USABLE * self.memory_gb
-
-    def flops_per_s(self, precision: str) -> float:
-        """Of one card, at best."""
-        return CARDS[self.card] * (FP32_SHARE if precision == "fp32" else 1)
 
 
 @dataclass(frozen=True)
@@ -70,7 +35,50 @@ class Setting:
         )
 
 
-def settle(config: RunConfig, machine: Machine) -> Setting | None:
+@dataclass(frozen=True)
+class Choices:
+    """The settings that a step may be made with."""
+
+    strategies: tuple[Strategy, ...] = ("ddp", "fsdp")
+    kept: tuple[Kept, ...] = ("none", "selective", "full")
+    micro_batch: int | None = None  # None: any that divides
+
+    @classmethod
+    def of(cls, config: RunConfig, gpus: int) -> "Choices":
+        """What a run leaves open by `auto`; running means of its weights are kept by `ddp` alone."""
+        free, runtime = cls(), config.runtime
+        size = runtime.images_at_once
+        if runtime.micro_batch is None:
+            size = config.train.batch_size // gpus // runtime.accumulate
+        kept = free.kept if runtime.checkpoint_activations == "auto" else (runtime.checkpoint_activations,)
+        if runtime.strategy == "auto":
+            return cls(("ddp",) if config.train.ema else free.strategies, kept, size)
+        return cls((runtime.strategy,), kept, size)
+
+    def sizes(self, part: int) -> list[int]:
+        """Micro-batches that divide a part."""
+        return [n for n in range(1, part + 1) if part % n == 0 and self.micro_batch in (None, n)]
+
+    def shared(self, gpus: int) -> tuple[Strategy, ...]:
+        """Strategies on so many GPUs: one has nobody to share with."""
+        return self.strategies if gpus > 1 else ("ddp",)
+
+
+def part_of(config: RunConfig, gpus: int) -> int:
+    """Images of a step that each GPU works on.
+
+    Raises:
+        UserError: the batch does not divide.
+    """
+    batch = config.train.batch_size
+    if batch % gpus:
+        raise UserError(
+            f"train.batch_size: {batch} images do not divide into {gpus} GPUs; allowed: a divisor of {batch}"
+        )
+    return batch // gpus
+
+
+def settle(config: RunConfig, machine: Machine, choices: Choices = Choices()) -> Setting | None:
     """The quickest setting that fits; None where nothing does.
 
     All is kept before anything is recomputed, weights are whole before they are shared, and micro-batches are as large
@@ -79,19 +87,13 @@ def settle(config: RunConfig, machine: Machine) -> Setting | None:
     Raises:
         UserError: the batch does not divide.
     """
-    part, rest = divmod(config.train.batch_size, machine.gpus)
-    if rest:
-        batch = config.train.batch_size
-        raise UserError(
-            f"train.batch_size: {batch} images do not divide into {machine.gpus} GPUs; allowed: a divisor of {batch}"
-        )
-    if smallest(config, machine.gpus).peak / GB > machine.limit_gb:
+    part = part_of(config, machine.gpus)
+    sizes = choices.sizes(part)
+    if not sizes or smallest(config, machine.gpus, choices).peak / GB > machine.limit_gb:
         return None
-    sizes = [size for size in range(1, part + 1) if part % size == 0]
-    strategies: tuple[Strategy, ...] = ("ddp", "fsdp") if machine.gpus > 1 else ("ddp",)
     for least in (min(SMALL, part), 1):
-        for kept in ("none", "selective", "full"):
-            for strategy in strategies:
+        for kept in choices.kept:
+            for strategy in choices.shared(machine.gpus):
 
                 def peak(size: int, kept: Kept = kept, strategy: Strategy = strategy) -> float:
                     return footprint(config, size, kept, strategy, machine.gpus).peak / GB
@@ -102,9 +104,10 @@ def settle(config: RunConfig, machine: Machine) -> Setting | None:
     return None
 
 
-def smallest(config: RunConfig, gpus: int) -> Footprint:
-    """What a step takes at least: sharded, recomputed, an image at a time."""
-    return footprint(config, 1, "full", "fsdp" if gpus > 1 else "ddp", gpus)
+def smallest(config: RunConfig, gpus: int, choices: Choices = Choices()) -> Footprint:
+    """What a step takes at least: sharded, recomputed, an image at a time, as far as that may be chosen."""
+    size = min(choices.sizes(config.train.batch_size // gpus), default=1)
+    return footprint(config, size, choices.kept[-1], choices.shared(gpus)[-1], gpus)
 
 
 def gpus_needed(config: RunConfig, machine: Machine) -> int | None:
@@ -112,6 +115,33 @@ def gpus_needed(config: RunConfig, machine: Machine) -> int | None:
     batch = config.train.batch_size
     counts = (gpus for gpus in range(machine.gpus + 1, batch + 1) if batch % gpus == 0)
     return next((gpus for gpus in counts if smallest(config, gpus).peak / GB <= machine.limit_gb), None)
+
+
+def fewest(config: RunConfig, machine: Machine, counts: Iterable[int]) -> int | None:
+    """The fewest of a machine's GPUs that a run fits on with what it leaves open, `SMALL` images a GPU if that can be.
+
+    Args:
+        config: the run.
+        machine: all GPUs that there are.
+        counts: how many a run may be given, ascending.
+    """
+    batch = config.train.batch_size
+    dividing = [gpus for gpus in counts if gpus <= machine.gpus and batch % gpus == 0]
+    for least in (SMALL, 1):
+        for gpus in dividing:
+            part, choices = batch // gpus, Choices.of(config, gpus)
+            sizes = [size for size in choices.sizes(part) if size >= min(least, part)]
+            if sizes:
+                taken = footprint(config, sizes[0], choices.kept[-1], choices.shared(gpus)[-1], gpus)
+                if taken.peak / GB <= machine.limit_gb:
+                    return gpus
+    return None
+
+
+def told_nearest(least_gb: float, machine: Machine, needed: int | None) -> str:
+    """Where nothing fits: what a step takes at least, and what would do."""
+    told = f"{least_gb:.1f} GB a GPU at least, limit {machine.limit_gb:.1f}"
+    return f"{told}; {needed} such GPUs would do" if needed else f"{told}; no number of such GPUs would do"
 
 
 def gpu_hours(config: RunConfig, machine: Machine, setting: Setting, mfu: float) -> float:

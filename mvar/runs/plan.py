@@ -183,7 +183,7 @@ def step_rate(config: RunConfig, repeats: int = 2) -> float:
     """FLOP/s of a training step (forward and backward, random tokens) of a run's model, in fp32."""
     space, split = config.token_space, config.runtime
     whole = config.train.batch_size // split.accumulate
-    batch = split.micro_batch or whole
+    batch = split.images_at_once or whole
     device = resolve_device(config.runtime)
     with torch.random.fork_rng(devices=[]):
         model = ScaleTransformer(config.model, space, config.runtime).to(device)

@@ -4,12 +4,13 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ import torch
 from mvar.config import RunConfig, RuntimeConfig
 from mvar.errors import print_to_nowhere, warn_once
 from mvar.runs import workers
+from mvar.runs.at_hand import gpus_for, machine_here
 from mvar.runs.display import Display, make_display
 from mvar.runs.executors.contract import Summary
 from mvar.runs.measured import to_measure
@@ -29,6 +31,7 @@ from mvar.runs.store import RunDirectory, Store
 from mvar.runs.workers import Board, Outcome
 
 POLL_S = 0.25
+GPU = "CUDA_VISIBLE_DEVICES"
 SKIPPED = "skipped"
 
 
@@ -55,11 +58,13 @@ def run_all(
     tasks = tasks_of(configs, store, directory)
     summary = Summary(num_runs=len({(config.run_id, config.evaluation_id) for config in configs}))
     if tasks:
-        places = worker_places(configs[0].runtime, num_workers)[: len(tasks)]
+        places = worker_places(configs[0].runtime, num_workers)
+        gpus = gpus_of(tasks, places)
+        places = places[: sum(gpus.values())]
         runs = [(task.config, directory or store.run_of(task.config)) for task in tasks if task.kind == RUN]
         untrained = [config for config, run in runs if not run.weights.is_file()]
         warn_of_slow_runs(untrained, int(places[0]["OMP_NUM_THREADS"]))
-        with _Runner(tasks, store, places, display or make_display(tasks)) as runner:
+        with _Runner(tasks, store, places, display or make_display(tasks), gpus) as runner:
             summary.interrupted = runner.run()
             summary.outcomes = runner.outcomes
     ended = {(c.run_id, c.evaluation_id): (c, directory or store.run_of(c)) for c in configs}
@@ -77,12 +82,26 @@ def worker_places(runtime: RuntimeConfig, num_workers: int | None) -> list[dict[
     count = num_workers or len(gpus) or max(1, _num_cpus() // int(threads))
     if not gpus:
         return [environment] * count
-    return [environment | {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(count)]
+    return [environment | {GPU: gpus[i % len(gpus)]} for i in range(count)]
+
+
+def gpus_of(tasks: Sequence[Task], places: Sequence[Mapping[str, str]]) -> dict[str, int]:
+    """How many of the places each task takes, by its key: one, and of GPUs as many as a training is planned on.
+
+    Raises:
+        UserError: a training fits on none of them, nor on all.
+    """
+    count = len({place[GPU] for place in places if GPU in place})
+    untrained = [task for task in tasks if task.kind == RUN and not RunDirectory(Path(task.run)).weights.is_file()]
+    if not count or not untrained:
+        return {task.key: 1 for task in tasks}
+    machine = machine_here(count)
+    return {task.key: gpus_for(task.config, machine) if task in untrained else 1 for task in tasks}
 
 
 def _visible_gpus() -> list[str]:
     count = torch.cuda.device_count()
-    listed = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    listed = [name for name in os.environ.get(GPU, "").split(",") if name]
     return listed[:count] if listed else [str(i) for i in range(count)]
 
 
@@ -95,7 +114,14 @@ def _num_cpus() -> int:
 class _Runner:
     """The loop: hands ready tasks to free workers, shows progress, takes results."""
 
-    def __init__(self, tasks: list[Task], store: Store, places: list[dict[str, str]], display: Display) -> None:
+    def __init__(
+        self,
+        tasks: list[Task],
+        store: Store,
+        places: list[dict[str, str]],
+        display: Display,
+        gpus: Mapping[str, int] | None = None,
+    ) -> None:
         self._waiting = list(tasks)
         self._tasks = tasks
         self._keys = {task.key for task in tasks}
@@ -104,7 +130,10 @@ class _Runner:
         self._board = Board(self._context, len(places))
         self._places = places
         self._pools: list[ProcessPoolExecutor | None] = [None] * len(places)
-        self._running: dict[Future[Outcome], tuple[int, Task]] = {}
+        self._gpus = gpus or {}  # places that a task takes, by its key; others take one
+        self._running: dict[Future[Outcome], tuple[list[int], Task]] = {}  # of a team the first one's
+        self._followers: dict[Future[Outcome], Future[Outcome]] = {}  # of a team the others', and the first one's
+        self._meetings = TemporaryDirectory(prefix="mvar-")
         self._ended: dict[str, Outcome] = {}
         self.outcomes: dict[str, Outcome] = {}
         self._interrupts = 0
@@ -124,15 +153,17 @@ class _Runner:
             for pool in self._pools:
                 if pool is not None:
                     pool.shutdown(wait=self._interrupts < 2, cancel_futures=True)
+            self._meetings.cleanup()
 
     def run(self) -> bool:
         """Until everything has ended; True where it was interrupted."""
         with self._signals():
             while self._running or (self._waiting and not self._board.stopping):
                 self._dispatch()
-                done, _ = wait(self._running, timeout=POLL_S, return_when=FIRST_COMPLETED)
-                for future in done:
+                wait([*self._running, *self._followers], timeout=POLL_S, return_when=FIRST_COMPLETED)
+                for future in [future for future in self._running if future.done()]:
                     self._take(future)
+                self._end_teams_of_the_dead()
                 self._show()
         return self._board.stopping
 
@@ -158,21 +189,36 @@ class _Runner:
 
     def _dispatch(self) -> None:
         self._drop_hopeless()
-        busy = {number for number, _ in self._running.values()}
-        for number in range(len(self._pools)):
-            if number in busy or self._board.stopping:
-                continue
+        while not self._board.stopping:
             task = next((task for task in self._waiting if self._is_ready(task)), None)
-            if task is None:
+            numbers = self._idle(self._gpus.get(task.key, 1)) if task else []
+            if task is None or not numbers:  # who needs several places waits for them, and others behind it
                 return
             self._waiting.remove(task)
             self._display.begin(task)
-            config = task.config.model_dump(mode="json")
-            with _blocked_interrupts():  # multiprocessing's own helper comes with it, and unblocks Ctrl-C after that
-                pool = self._pool(number)
-            with _blocked_interrupts():  # a worker that is just being made must not die of Ctrl-C
-                future = pool.submit(workers.work, task.kind, config, str(self._store.root.absolute()), task.run)
-            self._running[future] = (number, task)
+            what = (task.kind, task.config.model_dump(mode="json"), str(self._store.root.absolute()), task.run)
+            if len(numbers) == 1:
+                first, *others = [self._submit(numbers[0], workers.work, *what)]
+            else:
+                meeting = os.path.join(self._meetings.name, f"{len(self._waiting)}.json")
+                ranks = enumerate(numbers)
+                first, *others = [
+                    self._submit(n, workers.work_together, rank, len(numbers), meeting, *what) for rank, n in ranks
+                ]
+            self._running[first] = (numbers, task)
+            self._followers |= dict.fromkeys(others, first)
+
+    def _idle(self, count: int) -> list[int]:
+        """So many workers that have nothing to do, on as many GPUs; empty where there are not that many."""
+        busy = {number for numbers, _ in self._running.values() for number in numbers}
+        found = {self._places[n].get(GPU, str(n)): n for n in reversed(range(len(self._pools))) if n not in busy}
+        return sorted(found.values())[:count] if len(found) >= count else []
+
+    def _submit(self, number: int, *call: Any) -> Future[Outcome]:
+        with _blocked_interrupts():  # multiprocessing's own helper comes with it, and unblocks Ctrl-C after that
+            pool = self._pool(number)
+        with _blocked_interrupts():  # a worker that is just being made must not die of Ctrl-C
+            return pool.submit(*call)
 
     def _pool(self, number: int) -> ProcessPoolExecutor:
         """The pool of one worker; a pool each, so that one worker's death leaves the others alone."""
@@ -202,15 +248,31 @@ class _Runner:
                 self._end(task, Outcome(SKIPPED, f"needs {lacking[0]}"))
 
     def _take(self, future: Future[Outcome]) -> None:
-        number, task = self._running.pop(future)
+        numbers, task = self._running.pop(future)
         try:
             outcome = future.result()
         except BrokenProcessPool:
-            self._pools[number] = None
+            self._pools[numbers[0]] = None
             outcome = self._died(task)
+        if len(numbers) > 1:
+            self._followers = {other: first for other, first in self._followers.items() if first is not future}
+            for number in numbers:
+                self._dismiss(number)
         if outcome.state == STOPPED:
             self._board.stop()  # a worker was asked to stop from outside: all do
         self._end(task, outcome)
+
+    def _end_teams_of_the_dead(self) -> None:
+        """A process of a team that is no more, or has failed, ends the others: they would wait for it."""
+        for other, first in self._followers.items():
+            if other.done() and not first.done() and (other.exception() or other.result().state == FAILED):
+                self._dismiss(self._running[first][0][0])
+
+    def _dismiss(self, number: int) -> None:
+        """End a worker, whatever it does; a later task gets a new one."""
+        pool, self._pools[number] = self._pools[number], None
+        for process in list(((pool and pool._processes) or {}).values()):
+            process.kill()
 
     def _died(self, task: Task) -> Outcome:
         if self._board.stopping:
@@ -236,7 +298,7 @@ class _Runner:
                 warn_once(line)  # bars on a terminal make room for it
             self._warnings[number] = len(told)
         shares = {}
-        for number, task in self._running.values():
+        for (number, *_), task in self._running.values():
             stage, done, total = self._board.read(number)
             self._display.advance(task, stage, done, total)
             shares[task.key] = task_share(task, stage, done, total)

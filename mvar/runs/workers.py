@@ -136,6 +136,36 @@ def work(kind: str, config_values: dict[str, Any], root: str, run: str = "") -> 
     return Outcome(state, reason, is_user_error, time.monotonic() - began)
 
 
+def work_together(rank: int, world: int, meeting: str, kind: str, config_values: Any, root: str, run: str) -> Outcome:
+    """Do one task as one of several processes; the first leads. Never raises; its process is of no use afterwards.
+
+    Args:
+        rank, world: which of how many.
+        meeting: a file that does not exist yet, where they find each other.
+        kind, config_values, root, run: as `work`.
+    """
+    import torch
+
+    from mvar.runs.pipeline import follow
+    from mvar.training import distributed
+
+    outcome = Outcome(DONE)
+    try:
+        with distributed.joined(rank, world, rank, world, Path(meeting)):
+            if rank:
+                _Worker.busy.set()
+                begin_child()
+                torch.set_num_threads(_Worker.threads)
+                follow(Store(Path(root)), _Worker.should_stop)
+            else:
+                outcome = work(kind, config_values, root, run)
+                if outcome.state == FAILED:  # the others may be anywhere: the parent ends them
+                    raise RuntimeError(outcome.reason)
+    except Exception as error:
+        return outcome if outcome.state == FAILED else Outcome(FAILED, one_line(error), is_mistake(error))
+    return outcome
+
+
 def _work(kind: str, config: RunConfig, store: Store, run: str) -> tuple[str, str, bool]:
     import torch
 

@@ -1,20 +1,26 @@
-"""Checkpoints of training: atomic, with a digest, the last few kept, a damaged one stepped over."""
+"""Checkpoints of training: atomic, with digests, the last few kept, a damaged one stepped over.
 
-import re
+One process writes a file, several write a folder of their shards (`training.shards`). Either is read by any number.
+"""
+
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from mvar import layout
-from mvar.artefacts import read_artefact, write_artefact
+from mvar.artefacts import complain_of, write_artefact
 from mvar.checkpoints.pickles import read_pickle
-from mvar.errors import UserError, warn
+from mvar.errors import UserError
+from mvar.files import file_digest
+from mvar.training import shards
+from mvar.training.kept import Kept, first_sound, keep_newest, newest_first, remove_begun, split, step_of
+from mvar.training.shares import copy_share
 
 
 def path_of(directory: Path | str, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
-    return Path(directory) / f"step_{step:08d}.pt"
+    """Where the checkpoint of a step lies that one process has written."""
+    return shards.path_of(directory, step).with_suffix(".pt")
 
 
 def save(directory: Path | str, step: int, state: dict[str, Any], keep: int = 2) -> Path:
@@ -26,20 +32,50 @@ def save(directory: Path | str, step: int, state: dict[str, Any], keep: int = 2)
     directory = Path(directory)
     path = path_of(directory, step)
     directory.mkdir(parents=True, exist_ok=True)
-    for stale in directory.glob(".step_*.tmp"):  # left by a killed writer
-        stale.unlink(missing_ok=True)
+    remove_begun(directory)
     with write_artefact(path) as file:
         torch.save({"step": step, "state": state}, file)
-    found = _newest_first(directory)
-    here = found.index(path)
-    for other in found[:here] + found[here + keep :]:
-        other.unlink(missing_ok=True)
+    keep_newest(path, keep)
     return path
 
 
+class OneFile(Kept):
+    """A checkpoint in one file, whose tensors are mapped: they take memory when they are read."""
+
+    def __init__(self, path: Path, step: int, state: dict[str, Any]) -> None:
+        self._state = state
+        self._tensors, rest = split(state)
+        super().__init__(path, step, rest)
+
+    def sizes(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        return {name: (value.shape, value.dtype) for name, value in self._tensors.items()}
+
+    def fill(self, targets: dict[str, Tensor]) -> None:
+        self.check(targets)
+        for name, target in targets.items():
+            copy_share(target, self._tensors[name])
+
+    def whole(self) -> dict[str, Any]:
+        return self._state
+
+
+def open_kept(path: Path | str, rank: int = 0, world: int = 1) -> Kept:
+    """Open a checkpoint of either form, to the CPU.
+
+    Args:
+        path: its file or folder.
+        rank, world: of a process that shares the work of comparing digests with others.
+
+    Raises:
+        UserError: missing, truncated, damaged or foreign; names it.
+    """
+    path = Path(path)
+    return shards.open_shards(path, rank, world) if path.is_dir() else _open_file(path, rank)
+
+
 def load(path: Path | str) -> dict[str, Any]:
-    """Read one checkpoint's state to the CPU; a missing, truncated or foreign file is a `UserError` that names it."""
-    return _load(Path(path))[1]
+    """The whole state of a checkpoint, on the CPU; raises what `open_kept` raises."""
+    return open_kept(path).whole()
 
 
 def load_latest(directory: Path | str) -> tuple[int, dict[str, Any]] | None:
@@ -47,32 +83,19 @@ def load_latest(directory: Path | str) -> tuple[int, dict[str, Any]] | None:
 
     One that cannot be read is skipped with a warning: training redoes the steps since the older one, or all of them.
     """
-    damaged: list[UserError] = []
-    found, instead = None, "no other can be read, training starts anew"
-    for path in _newest_first(Path(directory)):
-        try:
-            found, instead = _load(path), f"training goes on from the one before it, {path.name}"
-            break
-        except UserError as error:
-            damaged.append(error)
-    for error in damaged:
-        warn(f"{error}; {instead}")
-    return found
+    found = first_sound(newest_first(Path(directory)), open_kept)
+    return (found.step, found.whole()) if found else None
 
 
-def _newest_first(directory: Path) -> list[Path]:
-    return sorted(
-        (p for p in directory.glob(layout.CHECKPOINT_FILES) if re.fullmatch(r"step_\d{8,}\.pt", p.name)), reverse=True
-    )
-
-
-def _load(path: Path) -> tuple[int, dict[str, Any]]:
+def _open_file(path: Path, rank: int) -> OneFile:
     try:
-        content = read_pickle(path, read_artefact(path), mapped=False)
+        if rank == 0:
+            complain_of(path, file_digest(path))
+        content = read_pickle(path)
         step, state = content["step"], content["state"]
-        if type(step) is not int or path != path_of(path.parent, step) or not isinstance(state, dict):
+        if type(step) is not int or step != step_of(path) or not isinstance(state, dict):
             raise ValueError("it holds no state of its step")
-        return step, state
+        return OneFile(path, step, state)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint; allowed: one that a training has saved") from None
     except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError, KeyError ... for damaged files

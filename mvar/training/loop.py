@@ -25,15 +25,17 @@ from mvar import layout
 from mvar.config import OptimConfig, RuntimeConfig, identity
 from mvar.errors import UserError, warn
 from mvar.progress import Progress
-from mvar.training import checkpoint
 from mvar.training.contract import BATCH_STREAM, BEFORE_STEP_STREAM, FORWARD_STREAM, DrawsForBatch, Objective, Tensors
 from mvar.training.distributed import open_fabric
 from mvar.training.feed import Feed
+from mvar.training.kept import Kept
 from mvar.training.metrics_log import MetricsLog, is_logged, is_observed
 from mvar.training.optimizer import Schedule, build_adamw
 from mvar.training.running_means import RunningMeans
+from mvar.training.saving import Checkpoints, take
+from mvar.training.shares import local, whole
 from mvar.training.skips import SkippedSteps, TrainingDiverged
-from mvar.training.strategies import Sharded, local, num_parts, strategy_of, whole
+from mvar.training.strategies import Sharded, num_parts, strategy_of
 
 # The official code's loss scaling for fp16.
 FP16_INIT_SCALE, FP16_GROWTH_INTERVAL, FP16_MAX_SCALE = 2.0**11, 1000, 2.0**15
@@ -96,6 +98,7 @@ def fit(
     try:
         with _reproducible(training.device):
             finished, step = training.run(start, progress, should_stop)
+        training.checkpoints.close()
         training.sharing.close()
     finally:
         training.close()
@@ -106,8 +109,9 @@ def fit(
 class _Training:
     def __init__(self, objective: Objective, optim: OptimConfig, directory: Path, runtime: RuntimeConfig, seed: int):
         self.objective, self.optim, self.runtime, self.seed = objective, optim, runtime, seed
-        self.directory, self.checkpoints = directory, directory / layout.CHECKPOINTS
+        self.directory = directory
         self.fabric = open_fabric(runtime)
+        self.checkpoints = Checkpoints(directory / layout.CHECKPOINTS, self.fabric)
         self.device = self.fabric.device
         self.accumulate = num_parts(runtime, optim, self.fabric.world_size)
         self.sharing = strategy_of(runtime, objective, self.fabric)
@@ -137,14 +141,12 @@ class _Training:
 
     def restore(self) -> int:
         """Load the newest checkpoint; returns the steps done."""
-        found = checkpoint.load_latest(self.checkpoints) if self.fabric.is_global_zero else None
-        step = self.fabric.broadcast(found[0] if found else 0)
-        if not step:
+        found = self.checkpoints.newest()
+        if not found:
             return 0
-        state = found[1] if found else checkpoint.load(checkpoint.path_of(self.checkpoints, step))
-        where = checkpoint.path_of(self.checkpoints, step)
+        step, where = found.step, found.path
         try:
-            self._take(state, where)
+            self._take(found)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             reason = " ".join(str(error).split())[:160]
             raise UserError(
@@ -156,10 +158,10 @@ class _Training:
         self.saved_step = step
         return step
 
-    def _take(self, state: dict[str, Any], where: Path) -> None:
-        self._check_recipe(where, state["recipe"])
-        self.sharing.take_module(state["module"])
-        self.sharing.take_optimizer(self.optimizer, state["optimizer"])
+    def _take(self, found: Kept) -> None:
+        state = found.rest
+        self._check_recipe(found.path, state["recipe"])
+        take(found, self.module, self.optimizer)
         self.scaler.load_state_dict(state["scaler"])
         self.objective.load_state_dict(state["objective"])
         self.skips.load_state_dict(state.get("skips", {}))
@@ -186,25 +188,22 @@ class _Training:
         self._look()
         if self._any(not all(bool(local(p).isfinite().all()) for p in self.parameters)):
             raise TrainingDiverged(self.skips.message(step - 1, "a weight is not finite"))
-        module, optimizer = map(self.sharing.full, (self.module.state_dict(), self.optimizer.state_dict()))
-        if self.fabric.is_global_zero:
-            assert self.log is not None
+        if self.log:
             self.log.sync()
-            state = {
-                "module": module,
-                "optimizer": optimizer,
-                "scaler": self.scaler.state_dict(),
-                "objective": self.objective.state_dict(),
-                "skips": self.skips.state_dict(),
-                "cadence": self.cadence,
-                "train_s": self.train_s,
-                "recipe": self.recipe,
-                **self.means.state_dict(),
-            }
-            keep = 1 if step == self.optim.steps else self.runtime.keep_checkpoints
-            checkpoint.save(self.checkpoints, step, state, keep)
+        state = {
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "objective": self.objective.state_dict(),
+            "skips": self.skips.state_dict(),
+            "cadence": self.cadence,
+            "train_s": self.train_s,
+            "recipe": self.recipe,
+            **self.means.state_dict(),
+        }
+        keep = 1 if step == self.optim.steps else self.runtime.keep_checkpoints
+        self.checkpoints.save(step, state, keep)
         self.saved_step = step
-        self.fabric.barrier()
 
     def close(self) -> None:
         if self.log:

@@ -65,4 +65,4 @@ class RunningMeans:
         now = self._parameters
         for half_life, means in self._means.items():
             kept = state["means"][str(half_life)]
-            means.update({name: kept[name].to(device=value.device, dtype=value.dtype) for name, value in now.items()})
+            means.update({name: kept[name].to(value, copy=True) for name, value in now.items()})

@@ -3,7 +3,7 @@
 import copy
 import warnings
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mvar.config import OptimConfig, RuntimeConfig
 from mvar.errors import UserError
 from mvar.training.contract import Objective, Tensors
+from mvar.training.shares import whole
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -23,14 +24,14 @@ def num_parts(runtime: RuntimeConfig, optim: OptimConfig, processes: int) -> int
     Raises:
         UserError: the batch does not divide; says into what it would.
     """
-    batch = optim.batch_size
-    if runtime.micro_batch:
-        if batch % (processes * runtime.micro_batch):
+    batch, size = optim.batch_size, runtime.images_at_once
+    if size:
+        if batch % (processes * size):
             raise UserError(
-                f"micro_batch: {runtime.micro_batch} images in {processes} processes do not divide batch_size {batch}; "
+                f"micro_batch: {size} images in {processes} processes do not divide batch_size {batch}; "
                 + (f"allowed: divisors of {batch // processes}" if batch % processes == 0 else _allowed(processes))
             )
-        return batch // processes // runtime.micro_batch
+        return batch // processes // size
     parts = processes * runtime.accumulate
     if batch % parts:
         raise UserError(
@@ -75,18 +76,6 @@ class Whole:
         """While a micro-batch is computed whose gradients stay with their process until the last one's."""
         return self._fabric.no_backward_sync(model, enabled=not is_last)
 
-    def full(self, state: Any) -> Any:
-        """A state dict with whole tensors."""
-        return state
-
-    def take_module(self, state: dict[str, Any]) -> None:
-        """Load whole weights."""
-        self._objective.module.load_state_dict(state)
-
-    def take_optimizer(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Load an optimizer's whole state."""
-        optimizer.load_state_dict(state)
-
     def gather(self) -> None:
         """Bring the weights of now into the module that the objective came with."""
 
@@ -124,63 +113,22 @@ class Sharded(Whole):
     def alone(self, model: Any, is_last: bool) -> AbstractContextManager[Any]:
         return nullcontext()
 
-    def full(self, state: Any) -> Any:
-        if isinstance(state, dict):
-            return {name: self.full(value) for name, value in state.items()}
-        if isinstance(state, list):
-            return [self.full(value) for value in state]
-        if not _is_shared(state):
-            return state
-        found = whole(state)  # every process is needed for it, and one keeps it
-        return found.cpu() if self._fabric.is_global_zero else None
-
-    def take_module(self, state: dict[str, Any]) -> None:
-        now = self._objective.module.state_dict()
-        self._objective.module.load_state_dict({name: _as(value, now[name]) for name, value in state.items()})
-
-    def take_optimizer(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        moments = {
-            number: {name: _as(value, parameters[number]) if value.ndim else value for name, value in found.items()}
-            for number, found in state["state"].items()
-        }
-        optimizer.load_state_dict({**state, "state": moments})
-
     def gather(self) -> None:
-        whole = self.full(self._objective.module.state_dict())
+        now = self._objective.module.state_dict()
+        found = {name: self._of_all(value) for name, value in now.items()}
         if self._fabric.is_global_zero:
-            self._own.load_state_dict(whole)
+            self._own.load_state_dict(found)
+
+    def _of_all(self, value: Tensor) -> Tensor | None:
+        """A whole tensor on the CPU: every process is needed for it, and one keeps it."""
+        value = whole(value)
+        return value.cpu() if self._fabric.is_global_zero else None
 
     def close(self) -> None:
         self.gather()
         self._objective.module = self._own.to(self._fabric.device)
         for tensor in (*self._own.parameters(), *self._own.buffers()):
             torch.distributed.broadcast(tensor.data, 0)
-
-
-def _as(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, sharded as another one is."""
-    if not _is_shared(like):
-        return value
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    assert isinstance(like, DTensor)
-    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This process's share; of a tensor that all have, the tensor."""
-    return cast("Any", tensor).to_local() if _is_shared(tensor) else tensor
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """The whole tensor, in every process."""
-    return cast("Any", tensor).full_tensor() if _is_shared(tensor) else tensor
-
-
-def _is_shared(value: object) -> bool:
-    """Whether it is torch's DTensor, whose module takes seconds to import: one process alone needs none of it."""
-    return hasattr(value, "full_tensor")
 
 
 def strategy_of(runtime: RuntimeConfig, objective: Objective, fabric: "Fabric") -> Whole:

@@ -41,10 +41,10 @@ def toy(parts=1, precision="fp32"):
     return Toy(), toy_optim(steps=7, precision=precision), split(parts)
 
 
-def generator(parts=1, precision="fp32", pattern="intra+mamba"):
+def generator(parts=1, precision="fp32", pattern="intra+mamba", width=16):
     torch.manual_seed(1)
     tokenizer = Tokenizer(TOKENIZER, 1)
-    sizes = {"depth": 2, "width": 16, "num_heads": 2, "mamba": MambaConfig(d_state=8, headdim=16)}
+    sizes = {"depth": 2, "width": width, "num_heads": 2, "mamba": MambaConfig(d_state=8, headdim=16)}
     model = ScaleTransformer(ModelConfig(pattern=pattern, drop_path=0.3, **sizes), TokenSpace((1, 2, 4), 16, 4, 3))
     rng = np.random.default_rng(0)
     cache = TokenCache(Path(), rng.integers(16, size=(20, 21), dtype=np.uint8), rng.integers(3, size=20), {})

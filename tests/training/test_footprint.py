@@ -1,5 +1,7 @@
 """Memory of a step, counted without values: as a real step on the CPU keeps it, and what a machine fits."""
 
+import re
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -9,7 +11,8 @@ from mvar.cli import main
 from mvar.config import MambaConfig, ModelConfig, RuntimeConfig, TokenSpace, override
 from mvar.errors import USER_ERROR, UserError
 from mvar.presets import PRESETS
-from mvar.runs.gpu_plan import GB, Machine, settle
+from mvar.runs.gpu_plan import GB, settle
+from mvar.runs.gpus import Machine
 from mvar.training.footprint import footprint, step
 from mvar.transformer import ScaleTransformer
 
@@ -70,6 +73,27 @@ def test_plan_says_what_fits_and_what_does_not(capsys, tmp_path):
     assert main([*words, "--on", "3xh100-80gb"]) == USER_ERROR
     assert "32 images do not divide into 3 GPUs" in capsys.readouterr().err
     assert main([*words, "--on", "2xh1-80gb"]) == main([*words, "--on", "2xh100-80gb", "--mfu", "2"]) == USER_ERROR
+
+
+def test_plan_says_what_is_nearest_where_nothing_fits(capsys, tmp_path):
+    """Exit code 2, and the number of such cards that would do."""
+    names = ["plan", "mixers", "--preset", "smoke", "--only", "VAR", "--results", str(tmp_path), "--set"]
+    wide = ["model.width=4096", "model.depth=24", "model.num_heads=8"]
+    assert main([*names, *wide, "--on", "2xrtx4090-24gb"]) == USER_ERROR
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mvar: error: on: 1 of 1 run do not fit; ")
+    needed = int(re.fullmatch(r".* needs [\d.]+ GB a GPU at least, limit 22\.8; (\d+) such GPUs would do", line)[1])
+    assert needed > 2 and main([*names, *wide, "--on", f"{needed}xrtx4090-24gb"]) == 0
+
+
+def test_plan_takes_the_gpus_of_a_profile(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text('base = "several-nodes"\ngpu = "h100-80gb"\n')
+    words = ["plan", "mixers", "--preset", "smoke", "--only", "VAR", "--results", str(tmp_path), "--on"]
+    assert main([*words, "mine.toml"]) == 0
+    assert "hours on 16 GPUs" in " ".join(capsys.readouterr().out.split())
+    assert main([*words, "several-nodes"]) == USER_ERROR
+    assert "on: profile several-nodes has no gpu; allowed: gpus_per_node, and gpu" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Real kills and real processes: scripts of this folder in an interpreter of their own."""
 
+import json
 import os
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import torch
 from kill_driver import generator
 from process_driver import CASES, train
+from shards_driver import LEGS, STEPS, wide
 from toy_objective import rows_of, weights_of
 
 from mvar.training.checkpoint import load_latest
@@ -32,16 +34,19 @@ def run_script(name: str, *arguments: object) -> str:
     return result.stdout
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def test_killed_trainings_end_like_uninterrupted_ones():
     assert run_script("kill_driver.py").splitlines() == [f"{case} ok" for case in KILLED]
 
 
 def test_one_and_two_processes_agree(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     train(tmp_path / "one", rank=0)
-    run_script("process_driver.py", tmp_path / "two", 2, port)
+    run_script("process_driver.py", tmp_path / "two", 2, free_port())
     for case in CASES:
         one, two = tmp_path / "one" / case, tmp_path / "two" / case
         weights = load_latest(one / "checkpoints")[1]["module"]
@@ -75,6 +80,28 @@ def assert_one_process_ends_what_two_began(two: Path, wanted: np.ndarray) -> Non
     objective, optim, runtime = generator(2)
     assert fit(objective, optim, two / "handed-on", runtime, seed=3).finished
     np.testing.assert_allclose(weights_of(two / "handed-on"), wanted, rtol=0, atol=5e-7)
+
+
+def test_checkpoints_of_one_process_and_of_several_go_on_as_each_other(tmp_path):
+    """A file goes on as shards, whole or sharded weights; in the end one process ends what two have begun."""
+    asked = iter(range(STEPS + 1))
+    objective, optim, runtime = generator(2)
+    assert not fit(
+        objective, optim, tmp_path / "alone", runtime, seed=3, should_stop=lambda: next(asked) == STEPS
+    ).finished
+    objective, optim, runtime = wide("ddp")
+    assert fit(objective, optim, tmp_path / "wide", runtime, seed=3).finished
+    run_script("shards_driver.py", tmp_path, free_port())
+    objective, optim, runtime = generator(2)
+    assert fit(objective, optim, tmp_path / "whole", runtime, seed=3).finished
+    for name in LEGS:
+        objective, optim, runtime = generator(2)
+        assert fit(objective, optim, tmp_path / name, runtime, seed=3).finished
+        np.testing.assert_allclose(weights_of(tmp_path / name), weights_of(tmp_path / "whole"), rtol=0, atol=5e-7)
+        assert len(rows_of(tmp_path / name)) == len(rows_of(tmp_path / "whole"))
+    for path in tmp_path.glob("held-*.json"):  # a restore: at most 1.3 times a process's share
+        for told in json.loads(path.read_text()).values():
+            assert told["share"] <= told["held"] <= 1.3 * told["share"], path.name
 
 
 def finite(row: dict) -> dict:

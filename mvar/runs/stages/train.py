@@ -13,22 +13,24 @@ import torch
 from mvar import layout
 from mvar.checkpoints.warm_start import Start, start_from
 from mvar.checkpoints.weights import load_weights, save_tensors
-from mvar.config import identity
+from mvar.config import RuntimeConfig, identity
 from mvar.data.splits import load_images
 from mvar.errors import UserError
 from mvar.evaluation.images import spread_indices
 from mvar.evaluation.likelihood import heldout_nll
 from mvar.progress import Progress
+from mvar.runs.at_hand import settled
 from mvar.runs.documents import read_or_warn, write_document
-from mvar.runs.environment import execution_of
+from mvar.runs.environment import execution_of, steps_of
 from mvar.runs.stages.contract import RunStage, way_out
 from mvar.runs.stages.tokenizer import TokenizerStage
 from mvar.runs.stages.tokens import TokenStage
 from mvar.runs.states import RUNNING, Stopped
 from mvar.runs.store import RunDirectory
 from mvar.tokenizer.model import Tokenizer
-from mvar.training import distributed
+from mvar.training import checkpoint, distributed
 from mvar.training.generator import GeneratorObjective
+from mvar.training.kept import newest_first, step_of
 from mvar.training.loop import FitResult, fit
 from mvar.training.running_means import RunningMeans
 from mvar.transformer import ScaleTransformer
@@ -64,7 +66,8 @@ class TrainStage(RunStage):
         """
         self.directory.check_known()
         config = self.config
-        model, start = self._new_generator()
+        runtime = settled(config) if config.train.steps else config.runtime
+        model, start = self._new_generator(runtime)
         if start:
             write_document(self.directory.path / layout.START, start.to_json())
         means = RunningMeans(model, config.train.ema, config.train.batch_size)
@@ -73,35 +76,41 @@ class TrainStage(RunStage):
             if team:
                 checked = self.tokens.open("train").meta["ids"]
                 run = str(self.directory.path)
-                team.call({"train": config.model_dump(mode="json"), "run": run, "tokens": checked})
-            self._note_execution()
+                shared = config.model_copy(update={"runtime": runtime})
+                team.call({"train": shared.model_dump(mode="json"), "run": run, "tokens": checked})
+            self._note_execution(runtime)
             progress = _StatusWriter(self.directory, self.watch.report(self.name))
-            result = self._fit(model, progress, self._likelihoods(model), means)
+            result = self._fit(model, runtime, progress, self._likelihoods(model), means)
             self.directory.write_status(RUNNING, self.name, step=result.step, train_s=result.train_s)
             if not result.finished:
                 raise Stopped(f"train: step {result.step} of {config.train.steps}")
-        names = [str(name) for name in load_images(config.data, "train").class_names]
-        about = {"config": identity.as_document(config), "class_names": names}
+        about = self.about()
         for half_life in (*config.train.ema, 0):
             if not (path := self.directory.weights_of(half_life)).is_file():
                 save_tensors(path, means.weights(half_life) if half_life else model.state_dict(), about)
 
+    def about(self) -> dict[str, Any]:
+        """What its weights say of themselves: the configuration and the names of the classes."""
+        names = [str(name) for name in load_images(self.config.data, "train").class_names]
+        return {"config": identity.as_document(self.config), "class_names": names}
+
     def take_part(self, checked: dict[str, Any]) -> None:
         """Train with the first process, which has called for it and has checked the tokens: those of these ids."""
         self.tokens.take("train", checked)
-        self._fit(self._new_generator()[0])
+        runtime = self.config.runtime  # as the first process has decided
+        self._fit(self._new_generator(runtime)[0], runtime)
 
-    def _new_generator(self) -> tuple[ScaleTransformer, Start | None]:
+    def _new_generator(self, runtime: RuntimeConfig) -> tuple[ScaleTransformer, Start | None]:
         """The generator before its first step, and what it starts from."""
         config = self.config
         torch.manual_seed(config.seed)
-        model = ScaleTransformer(config.model, config.token_space, config.runtime)
+        model = ScaleTransformer(config.model, config.token_space, runtime)
         return model, start_from(model, config.train.init_from) if config.train.init_from else None
 
-    def _note_execution(self) -> None:
+    def _note_execution(self, runtime: RuntimeConfig) -> None:
         """Keep how the run's steps are made: each way once, in order. No part of what the run is."""
         ways = self.directory.execution()
-        if (way := execution_of(self.config.runtime, self.tokenizer.device)) not in ways:
+        if (way := execution_of(runtime, self.tokenizer.device) | steps_of(runtime)) not in ways:
             write_document(self.directory.path / layout.EXECUTION, {"train": [*ways, way]})
 
     def _likelihoods(self, model: ScaleTransformer) -> Observe:
@@ -125,6 +134,7 @@ class TrainStage(RunStage):
     def _fit(
         self,
         model: ScaleTransformer,
+        runtime: RuntimeConfig,
         progress: Progress | None = None,
         observe: Observe | None = None,
         means: RunningMeans | None = None,
@@ -133,12 +143,12 @@ class TrainStage(RunStage):
         config = self.config
         tokenizer = self.tokenizer.load()
         objective = GeneratorObjective(model, tokenizer.quantize, self.tokens.open("train"), config.train, config.seed)
-        with distributed.together(config.runtime):
+        with distributed.together(runtime):
             return fit(
                 objective,
                 config.train,
                 self.directory.path,
-                config.runtime,
+                runtime,
                 seed=config.seed,
                 progress=progress,
                 should_stop=self.watch.should_stop,
@@ -213,6 +223,22 @@ class _StatusWriter:
         if now - self._written > STATUS_INTERVAL_S:
             self._written = now
             self._directory.write_status(RUNNING, "train", step=done, steps=total)
+
+
+def generator_at(directory: RunDirectory, step: int) -> ScaleTransformer:
+    """The generator of a checkpoint of a run, of one process or of several; on the CPU.
+
+    Raises:
+        UserError: there is none of this step, or it is damaged.
+    """
+    found = {step_of(path): path for path in newest_first(directory.path / layout.CHECKPOINTS)}
+    if step not in found:
+        kept = ", ".join(map(str, sorted(found))) or "none is kept"
+        raise UserError(f"step: {directory.name} has no checkpoint of step {step}; allowed: {kept}")
+    config = directory.config()
+    model = ScaleTransformer.empty(config.model, config.token_space, config.runtime)
+    model.load_state_dict(checkpoint.load(found[step])["module"])
+    return model
 
 
 def trained_generator(directory: RunDirectory, device: torch.device, half_life: int = 0) -> ScaleTransformer:

@@ -1,0 +1,66 @@
+"""How a run's steps are made on the GPUs at hand, where `runtime` leaves that open: as `mvar plan --on` says."""
+
+from collections.abc import Iterable
+
+import torch
+
+from mvar.config import RunConfig, RuntimeConfig
+from mvar.errors import UserError, counted, warn_once
+from mvar.runs.gpu_plan import GB, Choices, fewest, gpus_needed, settle, smallest, told_nearest
+from mvar.runs.gpus import Machine
+from mvar.training.distributed import current_team, resolve_device
+
+
+def machine_here(gpus: int) -> Machine:
+    """So many GPUs like the first one that this process sees."""
+    return Machine(gpus, torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory / GB)
+
+
+def settled(config: RunConfig) -> RuntimeConfig:
+    """A run's `runtime` for this process and those that make the run with it; what it decides is said in one line.
+
+    On CPUs all weights are whole, nothing is recomputed, and a batch is split as `runtime.accumulate` says.
+
+    Raises:
+        UserError: no setting fits, or the batch does not divide.
+    """
+    runtime = config.runtime
+    if not runtime.is_open or resolve_device(runtime) == "cpu":
+        return runtime.closed()
+    team = current_team()
+    machine = machine_here(team.world if team else 1)
+    found = settle(config, machine, Choices.of(config, machine.gpus))
+    if not found:
+        raise no_room(config, machine)
+    told = counted(machine.gpus, "GPU")
+    warn_once(f"runtime: auto is {found.fields}: {found.peak_gb:.1f} of {machine.memory_gb:.1f} GB of {told} by count")
+    values = {"strategy": found.strategy, "checkpoint_activations": found.kept}
+    return runtime.model_copy(update={**values, "micro_batch": found.micro_batch, "accumulate": 1})
+
+
+def gpus_for(config: RunConfig, machine: Machine, counts: Iterable[int] | None = None) -> int:
+    """How many GPUs a run is given: one, or where `runtime` leaves open how steps are made, as few as it fits on.
+
+    Args:
+        config: the run.
+        machine: all that there are for it.
+        counts: how many it may be given, ascending; None: any number.
+
+    Raises:
+        UserError: it does not fit; says what would do.
+    """
+    if not config.runtime.is_open:
+        return 1
+    found = fewest(config, machine, counts or range(1, machine.gpus + 1))
+    if found is None:
+        raise no_room(config, machine)
+    return found
+
+
+def no_room(config: RunConfig, machine: Machine) -> UserError:
+    """The error for a run that does not fit on a machine."""
+    gpus = max(n for n in range(1, machine.gpus + 1) if config.train.batch_size % n == 0)
+    least = smallest(config, gpus, Choices.of(config, gpus)).peak / GB
+    needed = gpus_needed(config, machine)
+    where = f"{counted(machine.gpus, 'GPU')} of {machine.memory_gb:.0f} GB"
+    return UserError(f"runtime: {config.model.pattern} does not fit {where}: {told_nearest(least, machine, needed)}")

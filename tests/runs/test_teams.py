@@ -1,0 +1,170 @@
+"""Runs that one GPU does not hold: how many they are given, what `auto` becomes there, and teams of workers."""
+
+import multiprocessing
+import shutil
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny_runs import CONFIG
+
+from mvar.checkpoints.weights import load_weights
+from mvar.cli import main
+from mvar.cluster.executor import Slurm
+from mvar.cluster.profiles import Profile
+from mvar.config import override
+from mvar.errors import OK, UserError
+from mvar.presets import PRESETS
+from mvar.runs import at_hand, runner
+from mvar.runs.at_hand import gpus_for, settled
+from mvar.runs.display import Lines
+from mvar.runs.gpu_plan import GB
+from mvar.runs.gpus import Machine
+from mvar.runs.pipeline import execute
+from mvar.runs.plan import RUN, tasks_of
+from mvar.runs.states import DONE, FAILED
+from mvar.runs.store import Store
+from mvar.training.footprint import footprint
+
+OPEN = {"runtime.strategy": "auto", "runtime.micro_batch": "auto", "runtime.checkpoint_activations": "auto"}
+SMALL = override(PRESETS["smoke"], OPEN | {"model.pattern": "intra+mamba", "model.depth": 3})
+
+
+def machine(limit_gb: float, gpus: int) -> Machine:
+    return Machine(gpus, "h100", limit_gb / 0.95)
+
+
+def peak(images: int, kept: str, strategy: str, gpus: int) -> float:
+    return footprint(SMALL, images, kept, strategy, gpus).peak / GB
+
+
+def on_gpus(monkeypatch, limit_gb: float, gpus: int) -> None:
+    """A process whose team has so many GPUs."""
+    monkeypatch.setattr(at_hand, "resolve_device", lambda runtime: "cuda")
+    monkeypatch.setattr(at_hand, "current_team", lambda: SimpleNamespace(world=gpus) if gpus > 1 else None)
+    monkeypatch.setattr(at_hand, "machine_here", lambda count: machine(limit_gb, count))
+
+
+def test_auto_is_nothing_special_on_a_cpu_and_no_part_of_ids(capsys):
+    config = override(SMALL, {"runtime.device": "cpu"})
+    runtime = settled(config)
+    assert (runtime.strategy, runtime.micro_batch, runtime.checkpoint_activations) == ("ddp", None, "none")
+    assert capsys.readouterr().err == ""
+    plain = override(config, {"runtime.strategy": "fsdp", "runtime.micro_batch": "4"})
+    assert (config.run_id, config.evaluation_id) == (plain.run_id, plain.evaluation_id)
+
+
+def test_auto_is_what_the_plan_says_and_is_said_once(monkeypatch, capsys):
+    on_gpus(monkeypatch, peak(8, "full", "fsdp", 2) * 1.001, 2)
+    runtime = settled(SMALL)
+    assert (runtime.strategy, runtime.micro_batch, runtime.checkpoint_activations) == ("fsdp", 8, "full")
+    settled(SMALL)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "runtime: auto is runtime.strategy=fsdp runtime.checkpoint_activations=full runtime.micro_batch=8: " in line
+    assert line.endswith("GB of 2 GPUs by count")
+
+
+def test_auto_leaves_alone_what_is_set(monkeypatch):
+    on_gpus(monkeypatch, 80, 2)
+    assert settled(override(SMALL, {"runtime.strategy": "fsdp"})).strategy == "fsdp"
+    assert settled(override(SMALL, {"runtime.micro_batch": "4"})).micro_batch == 4
+    assert settled(override(SMALL, {"runtime.micro_batch": "null", "runtime.accumulate": "4"})).micro_batch == 4
+    assert settled(override(SMALL, {"runtime.checkpoint_activations": "full"})).checkpoint_activations == "full"
+    whole = peak(1, "full", "ddp", 2) * 1.001
+    on_gpus(monkeypatch, whole, 2)
+    means = override(SMALL, {"train.ema": [100]})
+    assert settled(means).strategy == "ddp"  # running means are of whole weights
+    on_gpus(monkeypatch, whole * 0.99, 2)
+    assert settled(SMALL).strategy == "fsdp"
+    with pytest.raises(UserError, match=r"does not fit 2 GPUs of 0 GB: 0\.0 GB a GPU at least, limit 0\.0; .*would do"):
+        settled(means)
+
+
+def test_a_run_is_given_as_few_gpus_as_it_fits_on(capsys):
+    def given(limit_gb: float, gpus: int, counts=None) -> int:
+        return gpus_for(SMALL, machine(limit_gb, gpus), counts)
+
+    assert given(peak(8, "full", "ddp", 1) * 1.001, 8) == 1
+    assert given(peak(8, "full", "fsdp", 2) * 1.001, 8) == 2
+    assert given(peak(8, "full", "fsdp", 4) * 1.001, 8) == 4
+    assert given(peak(8, "full", "fsdp", 2) * 1.001, 8, (1, 4, 8)) == 4
+    assert given(peak(8, "full", "fsdp", 2) * 1.001, 3) == 2  # 32 images do not divide into three
+    assert (
+        gpus_for(override(SMALL, {n: v for n, v in vars(PRESETS["smoke"].runtime).items() if 0}), machine(80, 2)) == 1
+    )
+    with pytest.raises(UserError, match=r"runtime: intra\+mamba does not fit 2 GPUs of 0 GB: .*; 8 such GPUs would do"):
+        given(peak(1, "full", "fsdp", 8) * 1.001, 2)
+    with pytest.raises(UserError, match="no number of such GPUs would do"):
+        given(1e-9, 2)
+
+
+def test_on_gpus_a_training_takes_several_workers_and_what_is_trained_one(monkeypatch, store):
+    monkeypatch.setattr(runner, "machine_here", lambda count: machine(80, count))
+    monkeypatch.setattr(runner, "gpus_for", lambda config, machine: machine.gpus)
+    tasks = tasks_of([override(CONFIG, {"seed": 1}), override(CONFIG, {"sample.seed": 5})], store)
+    places = [{runner.GPU: gpu} for gpu in ("3", "4", "3")]
+    trained = {task.config.seed: runner.gpus_of(tasks, places)[task.key] for task in tasks if task.kind == RUN}
+    assert trained == {1: 2, 0: 1}
+    assert set(runner.gpus_of(tasks, [{}, {}]).values()) == {1}
+
+
+class Killing(Lines):
+    """Kills one of the workers, once, as soon as they train together."""
+
+    done = False
+
+    def advance(self, task, stage, done, total):
+        if stage == "train" and not self.done:
+            self.done = True
+            multiprocessing.active_children()[-1].kill()
+
+
+@pytest.mark.slow
+def test_workers_of_a_team_train_a_run_together(tmp_path, monkeypatch, store):
+    """Two on the CPU: one that is killed ends its team; then the weights are those of one process up to rounding."""
+    config = override(CONFIG, {"seed": 1, "train.steps": 9, "runtime.device": "cpu", "runtime.threads": 1})
+    shutil.copytree(store.root / "stages", tmp_path / "alone" / "stages")
+    assert execute(config, Store(tmp_path / "alone")) == DONE
+    monkeypatch.setattr(runner, "gpus_of", lambda tasks, places: {t.key: 2 if t.kind == RUN else 1 for t in tasks})
+    run = store.run_of(config)
+    summary = runner.run_all([config], store, 2, Killing(tasks_of([config], store), sys.stdout))
+    (failed,) = summary.failures.values()
+    assert "killed" in failed.reason and run.state() == FAILED and not multiprocessing.active_children()
+    summary = runner.run_all([config], store, num_workers=2)
+    assert (summary.num_done, summary.failures) == (1, {})
+    assert [way["processes"] for way in run.execution()] == [2]
+    alone = load_weights(Store(tmp_path / "alone").run_of(config).weights)[0]
+    for name, value in load_weights(run.weights)[0].items():
+        torch.testing.assert_close(value, alone[name], rtol=0, atol=1e-5)
+
+
+def test_a_profile_gives_a_run_as_many_gpus_and_nodes_as_planned():
+    """Few of one node, or whole nodes, and of memory its part; a run that leaves nothing open gets all."""
+    values = {"nodes": 4, "gpus_per_node": 2, "gpu": "h100-80gb", "gpus": "planned", "mem_gb": 100.0}
+    profile = Profile.model_validate(values)
+
+    def given(limit_gb: float) -> tuple:
+        sized = type("P", (Profile,), {"machine": lambda self: machine(limit_gb, 8)}).model_validate(values)
+        found = sized.for_run(SMALL)
+        return found.nodes, found.gpus_per_node, found.mem_gb
+
+    assert given(80) == (1, 1, 50)
+    assert given(peak(8, "full", "fsdp", 2) * 1.001) == (1, 2, 100)
+    assert given(peak(8, "full", "fsdp", 4) * 1.001) == (2, 2, 100)
+    with pytest.raises(UserError, match="does not fit 8 GPUs"):
+        given(1e-9)
+    assert profile.for_run(PRESETS["smoke"]) is profile and profile.machine() == Machine(8, "h100", 80)
+    for wrong in ({"gpu": "h100"}, {"gpu": "h1-80gb"}, {"gpu": None}, {"gpus_per_node": 0}, {"tasks_per_node": 1}):
+        with pytest.raises(ValueError, match="gpu"):
+            Profile.model_validate(values | wrong)
+
+
+def test_runs_of_one_submission_are_sent_by_their_size(monkeypatch, tmp_path):
+    sent = []
+    monkeypatch.setattr(Profile, "for_run", lambda self, config: self.model_copy(update={"nodes": 1 + config.seed}))
+    monkeypatch.setattr(Slurm, "execute", lambda self, requests, store, dry_run: sent.extend(requests))
+    words = ["submit", "layers", "--preset", "smoke", "--seeds", "2", "--cluster", "slurm", "--dry-run"]
+    assert main([*words, "--results", str(tmp_path)]) == OK
+    assert [profile.nodes for profile, _ in sent] == [1, 2]
+    assert [{config.seed for config in configs} for _, configs in sent] == [{0}, {1}]

@@ -1,0 +1,95 @@
+"""Run as a script: two gloo processes go on with what others have begun, and measure what a restore takes.
+
+Arguments: output folder, port. The folders `alone` and `wide` hold trainings that one process has made.
+"""
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+from kill_driver import generator
+from process_driver import announce, at
+from torch.profiler import ProfilerActivity, profile
+
+from mvar.training import loop
+from mvar.training.kept import newest_first
+from mvar.training.loop import fit
+from mvar.training.shares import local
+
+LEGS = {"alone": ("fsdp", "ddp"), "ddp": ("ddp", "fsdp"), "fsdp": ("fsdp", "ddp", "fsdp")}
+STEPS = 2  # of a leg
+
+
+def peak_bytes(work) -> int:
+    """The most memory that tensors made meanwhile take at one time."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        work()
+    live = peak = 0
+    for event in watched.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    return peak
+
+
+def restore_of(directory: Path, strategy: str) -> dict:
+    """The most that a process holds during a restore, and its share of weights and moments, in bytes.
+
+    A file is mapped, which counts as memory here although its pages are the disk's.
+    """
+    newest = newest_first(directory / "checkpoints")[0]
+    mapped = newest.stat().st_size if newest.is_file() else 0
+    objective, optim, runtime = wide(strategy)
+    training = loop._Training(objective, optim, directory, runtime, seed=3)
+    made = peak_bytes(training.restore)
+    training.checkpoints.close()
+    weights = sum(local(p).numel() * 4 for p in objective.module.parameters())
+    return {"held": weights + made - mapped, "share": 3 * weights}
+
+
+def wide(strategy: str):
+    """Large enough for its tensors to count beside what processes tell each other."""
+    objective, optim, runtime = generator(width=128)
+    return objective, optim.model_copy(update={"steps": 1}), runtime.model_copy(update={"strategy": strategy})
+
+
+def measure(folder: Path, rank: int) -> None:
+    """Restores of what one process has left, and of what these have."""
+    for strategy in ("fsdp", "ddp"):
+        told = {"file": restore_of(folder / "wide", strategy)}
+        objective, optim, runtime = wide(strategy)
+        assert fit(objective, optim, folder / f"wide-{strategy}", runtime, seed=3).finished
+        told["folder"] = restore_of(folder / f"wide-{strategy}", strategy)
+        (folder / f"held-{strategy}-{rank}.json").write_text(json.dumps(told))
+
+
+def go_on(folder: Path) -> None:
+    for name, strategies in LEGS.items():
+        start = STEPS if name == "alone" else 0
+        for strategy in strategies:
+            objective, optim, runtime = generator(2 if strategy == "ddp" else 1)
+            runtime = runtime.model_copy(update={"strategy": strategy})
+            start += STEPS
+            stopped = fit(objective, optim, folder / name, runtime, seed=3, should_stop=at(start, start - STEPS))
+            assert (stopped.step, stopped.finished) == (start, False)
+            assert newest_first(folder / name / "checkpoints")[0].is_dir()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder, port = Path(sys.argv[1]), sys.argv[2]
+    child = os.fork()
+    rank = 1 if child else 0
+    try:
+        announce(rank, 2, port)
+        go_on(folder)
+        measure(folder, rank)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    if not child:
+        os._exit(0)
+    sys.exit(bool(os.waitpid(child, 0)[1]))
