@@ -3,9 +3,11 @@
 import ast
 import inspect
 import json
+import sys
 import types
 import warnings
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch
 
@@ -16,6 +18,7 @@ from kernels.test_mamba_ssm import folder_of_mamba_ssm
 
 from mvar.config import MambaConfig, ModelConfig, RuntimeConfig, SampleConfig, TokenizerConfig, TokenSpace, TrainConfig
 from mvar.data.crops import to_uint8
+from mvar.errors import UserError
 from mvar.kernels import constants
 from mvar.kernels.fake_gpu import fake_gpu
 from mvar.mixers import window
@@ -124,6 +127,23 @@ def test_without_packages_a_gpu_takes_torchs_kernels():
     assert launches.counts["_scaled_dot_product_flash_attention"] == 2 * 2 and launches.counts["gelu"] == 2
 
 
+def test_a_kernel_that_is_forced_and_missing_is_one_line(monkeypatch):
+    """Or one that cannot run here: it is never another one."""
+    space = TokenSpace((1, 2), vocab_size=5, code_channels=2, num_classes=2)
+    for package, fields in (
+        ("flash_attn", {"attention_backend": "flash_attn"}),
+        ("mamba_ssm", {"scan_backend": "mamba_ssm"}),
+    ):
+        monkeypatch.setitem(sys.modules, package, None)
+        sizes = {"depth": 1, "width": 16, "num_heads": 2, "mamba": MambaConfig(d_state=8, headdim=8)}
+        with pytest.raises(
+            UserError, match=f"_backend: '{package}' (is not installed|cannot run .*); allowed"
+        ) as error:
+            model = ScaleTransformer(ModelConfig(pattern="intra+mamba", **sizes), space, RuntimeConfig(**fields))
+            model(torch.zeros(1, dtype=torch.long), torch.zeros(1, 4, 2))
+        assert "\n" not in str(error.value)
+
+
 def test_every_optional_package_that_a_kernel_imports_has_a_stored_signature():
     stored = json.loads(SIGNATURES.read_text())
     modules = {found["module"]: found["functions"] for found in stored.values()}
@@ -134,8 +154,28 @@ def test_every_optional_package_that_a_kernel_imports_has_a_stored_signature():
                 assert {alias.name for alias in node.names} <= modules[node.module].keys(), f"{path}: {node.module}"
 
 
-def test_the_stored_signature_is_that_of_the_source():
-    source = Path(folder_of_mamba_ssm(), "mamba_ssm/ops/triton/ssd_combined.py").read_text()
-    found = next(n for n in ast.parse(source).body if getattr(n, "name", "") == "mamba_chunk_scan_combined")
+def folder_of_fla() -> Path:
+    found = find_spec("fla")
+    assert found and found.submodule_search_locations
+    return Path(found.submodule_search_locations[0])
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "source"),
+    [
+        (
+            "mamba-ssm",
+            "mamba_chunk_scan_combined",
+            lambda: folder_of_mamba_ssm() / "mamba_ssm/ops/triton/ssd_combined.py",
+        ),
+        ("fla-core", "chunk_simple_gla", lambda: folder_of_fla() / "ops/simple_gla/chunk.py"),
+    ],
+)
+def test_the_stored_signature_is_that_of_the_source(package, name, source):
+    folder = folder_of_mamba_ssm() if package == "mamba-ssm" else folder_of_fla()
+    found = next(n for n in ast.parse((folder / source).read_text()).body if getattr(n, "name", "") == name)
+    for argument in (*found.args.args, *found.args.kwonlyargs, found.args.kwarg):
+        if argument:
+            argument.annotation = None
     parameters = eval(f"lambda {ast.unparse(found.args)}: None")
-    assert inspect.signature(parameters) == signature("mamba-ssm", "mamba_chunk_scan_combined")
+    assert inspect.signature(parameters) == signature(package, name)

@@ -142,7 +142,7 @@ def _counted(model: Any, space: Any, precision: str, attention: Any, images: int
     with fake_gpu(precision):
         module.to_empty(device="cuda").train()
         logits, saved = step(module, images, kept, "cuda")
-        layer = 0 if kept == "none" else max(_layer(block, module, images, kept) for block in _distinct(module))
+        layer = 0 if kept == "none" else layers(module, images, kept, "cuda")
     return _Counted(sum(p.numel() for p in module.parameters()), max(sizes), saved, layer, logits.numel() * 4)
 
 
@@ -158,18 +158,23 @@ def step(module: ScaleTransformer, images: int, kept: Kept, device: str) -> tupl
     return logits, saved.total
 
 
+def layers(module: ScaleTransformer, images: int, kept: Kept, device: str) -> int:
+    """Bytes that the largest layer keeps while it is recomputed."""
+    return max(_layer(block, module, images, kept, device) for block in _distinct(module))
+
+
 def _distinct(module: ScaleTransformer) -> list[Block]:
     """One layer of each kind, the last: it has drop path where any has."""
     return list({tuple(block.mixer_names): block for block in module.each_block()}.values())
 
 
-def _layer(block: Block, module: ScaleTransformer, images: int, kept: Kept) -> int:
+def _layer(block: Block, module: ScaleTransformer, images: int, kept: Kept, device: str) -> int:
     """What a layer keeps while it is recomputed, beside its input and what was kept of it all along."""
     width, schedule = module.config.width, module.schedule
-    x = torch.empty(images, schedule.num_tokens, width, device="cuda", requires_grad=True)
-    condition = torch.empty(images, width, device="cuda", requires_grad=True)
+    x = torch.empty(images, schedule.num_tokens, width, device=device, requires_grad=True)
+    condition = torch.empty(images, width, device=device, requires_grad=True)
     if module.config.shared_adaln:
-        condition = torch.empty(images, 1, 3 * block.num_branches, width, device="cuda", requires_grad=True)
+        condition = torch.empty(images, 1, 3 * block.num_branches, width, device=device, requires_grad=True)
     before = Saved(block)
     products = _Products(before.add) if kept == "selective" else nullcontext()
     saved = Saved(block)

@@ -14,7 +14,7 @@ from mvar.cli import main
 from mvar.cluster.executor import Slurm
 from mvar.cluster.profiles import Profile
 from mvar.config import override
-from mvar.errors import OK, UserError
+from mvar.errors import OK, USER_ERROR, UserError
 from mvar.presets import PRESETS
 from mvar.runs import at_hand, runner
 from mvar.runs.at_hand import gpus_for, settled
@@ -97,6 +97,19 @@ def test_a_run_is_given_as_few_gpus_as_it_fits_on(capsys):
         given(peak(1, "full", "fsdp", 8) * 1.001, 2)
     with pytest.raises(UserError, match="no number of such GPUs would do"):
         given(1e-9, 2)
+
+
+def test_too_little_memory_and_processes_that_do_not_divide_are_a_line_each(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(runner, "machine_here", lambda count: machine(1e-6, count))
+    monkeypatch.setattr(runner, "worker_places", lambda runtime, count: [{runner.GPU: "0", "OMP_NUM_THREADS": "1"}])
+    words = ["run", "mixers", "--preset", "smoke", "--only", "VAR", "--results", str(tmp_path), "--set"]
+    assert main([*words, *(f"{name}={value}" for name, value in OPEN.items())]) == USER_ERROR
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mvar: error: runtime: global does not fit 1 GPU of 0 GB: ") and "such GPUs would do" in line
+    assert not (tmp_path / "runs").exists()
+    on_gpus(monkeypatch, 80, 3)
+    with pytest.raises(UserError, match=r"train\.batch_size: 32 images do not divide into 3 GPUs; allowed: a divisor"):
+        settled(SMALL)
 
 
 def test_on_gpus_a_training_takes_several_workers_and_what_is_trained_one(monkeypatch, store):

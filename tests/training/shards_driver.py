@@ -15,6 +15,7 @@ from process_driver import announce, at
 from torch.profiler import ProfilerActivity, profile
 
 from mvar.training import loop
+from mvar.training.footprint import step
 from mvar.training.kept import newest_first
 from mvar.training.loop import fit
 from mvar.training.shares import local
@@ -64,6 +65,24 @@ def measure(folder: Path, rank: int) -> None:
         assert fit(objective, optim, folder / f"wide-{strategy}", runtime, seed=3).finished
         told["folder"] = restore_of(folder / f"wide-{strategy}", strategy)
         (folder / f"held-{strategy}-{rank}.json").write_text(json.dumps(told))
+    saved = {kept: saved_of(folder, kept) for kept in ("none", "selective", "full")}
+    (folder / f"saved-{rank}.json").write_text(json.dumps(saved))
+
+
+def saved_of(folder: Path, kept: str) -> dict:
+    """Bytes that a step keeps for its backward pass, of whole and of sharded weights.
+
+    What belongs to no layer stays whole between the two passes: of it those weights count that backward needs.
+    """
+    objective, optim, runtime = wide("fsdp")
+    module = objective.module.train()
+    module.kept = kept
+    _, whole = step(module, 4, kept, "cpu")
+    training = loop._Training(objective, optim, folder / f"saved-{kept}", runtime, seed=3)
+    _, shared = step(objective.module.train(), 4, kept, "cpu")
+    training.checkpoints.close()
+    needed = (module.head.weight, module.head_nm.ada_lin[1].weight)
+    return {"whole": whole, "shared": shared - sum(weight.numel() * 4 for weight in needed)}
 
 
 def go_on(folder: Path) -> None:

@@ -13,7 +13,8 @@ from mvar.errors import USER_ERROR, UserError
 from mvar.presets import PRESETS
 from mvar.runs.gpu_plan import GB, settle
 from mvar.runs.gpus import Machine
-from mvar.training.footprint import footprint, step
+from mvar.training.footprint import footprint, layers, step
+from mvar.training.optimizer import build_adamw
 from mvar.transformer import ScaleTransformer
 
 SMALL = override(PRESETS["smoke"], {"model.pattern": "intra+mamba"})
@@ -35,6 +36,35 @@ def test_what_is_counted_on_fake_tensors_is_what_a_real_step_keeps(pattern, kept
     with FakeTensorMode(allow_non_fake_inputs=True):
         _, counted = step(model.to_empty(device="cpu"), 4, kept, "cpu")
     assert counted == real > 0
+
+
+def bytes_of_a_real_step(kept: str, images: int) -> dict[str, int]:
+    """What training on the CPU holds: after a step its state, and what the forward pass keeps."""
+    runtime = RuntimeConfig(checkpoint_activations=kept, scan_backend="torch")
+    model = ScaleTransformer(SMALL.model, SMALL.token_space, runtime).train()
+    logits, saved = step(model, images, kept, "cpu")
+    optimizer = build_adamw(model, SMALL.train)
+    logits.square().mean().backward()
+    optimizer.step()
+    tensors = [t for p in model.parameters() for t in (p, p.grad, *optimizer.state[p].values())]
+    return {
+        "state": sum(t.numel() * t.element_size() for t in tensors),
+        "largest": max(sum(p.numel() for p in block.parameters()) for block in model.each_block()) * 4,
+        "saved": saved,
+        "layer": 0 if kept == "none" else layers(model, images, kept, "cpu"),
+        "logits": 2 * logits.numel() * logits.element_size(),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", ["none", "selective", "full"])
+def test_the_plans_peak_is_that_of_a_real_step(kept):
+    """Within 3 %, for each strategy: a GPU's kernels of attention keep a little else than the CPU's."""
+    real = bytes_of_a_real_step(kept, 8)
+    rest = real["saved"] + real["layer"] + real["logits"]
+    assert footprint(SMALL, 8, kept, "ddp", 2).peak == pytest.approx(real["state"] + rest, rel=0.03)
+    shared = real["state"] / 2 + 2 * 2 * real["largest"] + rest  # two layers, weights and gradients
+    assert footprint(SMALL, 8, kept, "fsdp", 2).peak == pytest.approx(shared, rel=0.03)
 
 
 def test_less_is_kept_where_more_is_recomputed_or_shared():

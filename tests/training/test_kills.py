@@ -83,7 +83,10 @@ def assert_one_process_ends_what_two_began(two: Path, wanted: np.ndarray) -> Non
 
 
 def test_checkpoints_of_one_process_and_of_several_go_on_as_each_other(tmp_path):
-    """A file goes on as shards, whole or sharded weights; in the end one process ends what two have begun."""
+    """A file goes on as shards, of whole or sharded weights; in the end one process ends what two have begun.
+
+    The two measure on the way what a restore takes, and what a step keeps.
+    """
     asked = iter(range(STEPS + 1))
     objective, optim, runtime = generator(2)
     assert not fit(
@@ -102,6 +105,9 @@ def test_checkpoints_of_one_process_and_of_several_go_on_as_each_other(tmp_path)
     for path in tmp_path.glob("held-*.json"):  # a restore: at most 1.3 times a process's share
         for told in json.loads(path.read_text()).values():
             assert told["share"] <= told["held"] <= 1.3 * told["share"], path.name
+    for path in tmp_path.glob("saved-?.json"):  # what sharding changes of a step's memory: nothing that is saved
+        for kept, told in json.loads(path.read_text()).items():
+            assert told["shared"] == told["whole"] > 0, kept
 
 
 def finite(row: dict) -> dict:

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -45,9 +46,7 @@ def write(folder: Path, step: int, group, keep: int = 2) -> Path:
     state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "recipe": {"seed": step}}
     tensors, rest = split(state)
     path = shards.path_of(folder, step)
-    writing = shards.Writing(path, tensors, rest, keep, group)
-    nn.init.zeros_(module.weight)  # goes on meanwhile
-    writing.wait()
+    shards.Writing(path, tensors, rest, keep, group).wait()
     return path
 
 
@@ -68,6 +67,21 @@ def test_shards_hold_what_a_file_holds(tmp_path, group):
         torch.testing.assert_close(into.state_dict()["state"], optimizer.state_dict()["state"], rtol=0, atol=0)
         with pytest.raises((KeyError, ValueError)):
             take(kept, nn.Linear(3, 4), torch.optim.AdamW(nn.Linear(3, 4).parameters()))
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, group, monkeypatch):
+    """What is written is what was there when the writing began."""
+    go, complete = Event(), shards.Writing._complete
+    monkeypatch.setattr(shards.Writing, "_complete", lambda *args: go.wait(60) and complete(*args))
+    module = nn.Linear(3, 2)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    path = shards.path_of(tmp_path, 1)
+    writing = shards.Writing(path, *split({"module": module.state_dict()}), 2, group)
+    nn.init.zeros_(module.weight)
+    assert not path.exists() and checkpoint.load_latest(tmp_path) is None
+    go.set()
+    writing.wait()
+    torch.testing.assert_close(checkpoint.load(path)["module"], before, rtol=0, atol=0)
 
 
 def test_the_newest_are_kept_of_either_form(tmp_path, group):
