@@ -163,12 +163,8 @@ def folder_of_fla() -> Path:
 @pytest.mark.parametrize(
     ("package", "name", "source"),
     [
-        (
-            "mamba-ssm",
-            "mamba_chunk_scan_combined",
-            lambda: folder_of_mamba_ssm() / "mamba_ssm/ops/triton/ssd_combined.py",
-        ),
-        ("fla-core", "chunk_simple_gla", lambda: folder_of_fla() / "ops/simple_gla/chunk.py"),
+        ("mamba-ssm", "mamba_chunk_scan_combined", "mamba_ssm/ops/triton/ssd_combined.py"),
+        ("fla-core", "chunk_simple_gla", "ops/simple_gla/chunk.py"),
     ],
 )
 def test_the_stored_signature_is_that_of_the_source(package, name, source):
