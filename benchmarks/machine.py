@@ -66,16 +66,18 @@ def with_gemm(measure: Callable[[], T]) -> tuple[T, float]:
     return measured, max(before, gemm_flops_per_s())
 
 
-def seconds(runs: dict[T, Callable[[], Any]], repeats: int) -> dict[T, float]:
+def seconds(
+    runs: dict[T, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[T, float]:
     """Median seconds of each, measured in turn so that a change of the machine's speed meets all of them."""
     times: dict[T, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run()
     for _ in range(repeats):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = clock()
             run()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 

@@ -35,6 +35,7 @@ from mvar.commands.options import Answer
 from mvar.commands.overview import name_of, overview
 from mvar.commands.plugged import Plugged
 from mvar.commands.probe import Probe
+from mvar.commands.profile import Profile
 from mvar.commands.repair import Repair
 from mvar.commands.report import Report
 from mvar.commands.request import with_budget_value
@@ -47,7 +48,7 @@ from mvar.errors import OK, UserError, begin_command, exit_code, one_of, say, sp
 from mvar.escaping import degrade
 
 GROUPS: dict[str, tuple[type, ...]] = {
-    "Make runs": (Run, Plan, Submit, Config, Data, Check),
+    "Make runs": (Run, Plan, Submit, Config, Data, Check, Profile),
     "Follow them": (Status, Logs, Cancel, Retry, Forget, Repair, Doctor),
     "Look at what they are": (
         *(Report, Sample, Attention, Explore, Knockout, Probe),

@@ -106,6 +106,14 @@ def warn_once(message: str) -> None:
         warn(line)
 
 
+def note_once(message: str) -> None:
+    """Say on stderr, once a command and in one line, what was chosen."""
+    line = one_line(message)
+    if line not in _told:
+        _told.add(line)
+        print(f"mvar: {line}", file=sys.stderr)
+
+
 def begin_command() -> None:
     """A new command begins: it says again what an earlier one of this process has said."""
     global _is_aside

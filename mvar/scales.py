@@ -4,8 +4,7 @@ An image is a pyramid of square token maps with the given sides, coarse to fine,
 Everything that touches such a sequence takes a `Span`: the scales `[first, last)` that the sequence holds.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 from mvar.errors import UserError
@@ -16,6 +15,9 @@ class ScaleSchedule:
     """Sides of the token maps, e.g. `(1, 2, 3, 4)`: S = 4 scales, L = 1 + 4 + 9 + 16 = 30 tokens."""
 
     sides: tuple[int, ...]
+    lengths: tuple[int, ...] = field(init=False, repr=False, compare=False)  # tokens of each scale, side_k squared
+    offsets: tuple[int, ...] = field(init=False, repr=False, compare=False)  # scale k holds offsets[k] : offsets[k + 1]
+    levels: tuple[int, ...] = field(init=False, repr=False, compare=False)  # the scale of every token, L numbers
 
     def __post_init__(self) -> None:
         sides = tuple(self.sides)
@@ -24,31 +26,20 @@ class ScaleSchedule:
             raise UserError(
                 f"patch_sides: {list(sides)} is not a schedule; allowed: one or more positive integers, ascending"
             )
+        lengths = tuple(side * side for side in sides)
+        object.__setattr__(self, "lengths", lengths)
+        object.__setattr__(self, "offsets", (0, *accumulate(lengths)))
+        object.__setattr__(self, "levels", tuple(k for k, length in enumerate(lengths) for _ in range(length)))
 
     @property
     def num_scales(self) -> int:
         """S, the number of scales."""
         return len(self.sides)
 
-    @cached_property
-    def lengths(self) -> tuple[int, ...]:
-        """Tokens of each scale, n_k = side_k squared."""
-        return tuple(side * side for side in self.sides)
-
-    @cached_property
-    def offsets(self) -> tuple[int, ...]:
-        """S + 1 numbers: scale k holds tokens `offsets[k] : offsets[k + 1]`."""
-        return (0, *accumulate(self.lengths))
-
     @property
     def num_tokens(self) -> int:
         """L, the tokens of all scales."""
         return self.offsets[-1]
-
-    @cached_property
-    def levels(self) -> tuple[int, ...]:
-        """The scale of every token, L numbers."""
-        return tuple(k for k, length in enumerate(self.lengths) for _ in range(length))
 
     def span(self, first: int = 0, last: int | None = None) -> "Span":
         """The scales `[first, last)`; without arguments the whole image."""

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvar.config import ModelConfig, RuntimeConfig, TokenSpace
+from mvar.kernels.compiling import compiled
 from mvar.kernels.gelu import gelu
 from mvar.kernels.recompute import Kept, with_kept
 from mvar.mixers.base import Mixer, chosen_in
@@ -56,11 +57,16 @@ class DropPath(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, L, D)` to `(B, L, D)`."""
+        factors = self.draw(x)
+        return x if factors is None else x * factors
+
+    def draw(self, x: Tensor) -> Tensor | None:
+        """What a branch of each image of `x` `(B, L, D)` is multiplied by, `(B, 1, 1)`; None outside of training."""
         if not self.training:
-            return x
+            return None
         first, total = self.batch_part or (0, len(x))
         kept = torch.empty(total, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(1 - self.rate)
-        return x * kept.div_(1 - self.rate)[first : first + len(x)]
+        return kept.div_(1 - self.rate)[first : first + len(x)]
 
 
 class BlockState(NamedTuple):
@@ -80,7 +86,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: str, drop_path: float, runtime: RuntimeConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.runtime = config, runtime
         self.mixer_names: list[str] = []
         for text, chosen in chosen_in(config, layer).items():
             key = chosen.cls.key
@@ -110,6 +116,23 @@ class Block(nn.Module):
             span: the scales that `x` holds.
             state: as the coarser scales left it; None where there are none.
         """
+        # drawn here: compiled, the layer would draw other numbers, and each rate be a constant of its own
+        drops = [self.drop_path.draw(x) if self.drop_path else None for _ in range(self.num_branches)]
+        if self.runtime.compile and state is None and torch.is_grad_enabled():
+            return compiled(Block.run_kept)(self, x, condition, span, drops)
+        return self.run(x, condition, span, drops, state)
+
+    def run_kept(
+        self, x: Tensor, condition: Tensor, span: Span, drops: list[Tensor | None]
+    ) -> tuple[Tensor, BlockState]:
+        """`run` for a compiler, which must see what `selective` keeps; the model sees to `full`."""
+        kept = "selective" if self.runtime.kept == "selective" else "none"
+        return with_kept(kept, self.run, x, condition, span, drops)
+
+    def run(
+        self, x: Tensor, condition: Tensor, span: Span, drops: list[Tensor | None], state: BlockState | None = None
+    ) -> tuple[Tensor, BlockState]:
+        """The layer, given what stochastic depth multiplies each branch by; without random numbers of its own."""
         if state is None:
             state = BlockState(self._modulation(condition), [None] * len(self.mixer_names))
         gates, scales, shifts = state.modulation
@@ -118,15 +141,16 @@ class Block(nn.Module):
         for i, count in enumerate(self.branches):
             h = modulate(x, scales[i], shifts[i])
             outputs, left = zip(*(mixer(h, span, before) for mixer, before in islice(mixers, count)), strict=True)
-            x = self._add(x, reduce(torch.add, outputs), gates[i])
+            x = self._add(x, reduce(torch.add, outputs), gates[i], drops[i])
             new_states += left
         y = self.ffn(modulate(x, scales[-1], shifts[-1]))
-        return self._add(x, y, gates[-1]), state._replace(mixers=new_states)
+        return self._add(x, y, gates[-1], drops[-1]), state._replace(mixers=new_states)
 
-    def _add(self, x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
+    def _add(self, x: Tensor, branch: Tensor, gate: Tensor, drop: Tensor | None) -> Tensor:
         if self.drop_path is None:
             return torch.addcmul(x, branch, gate)
-        return x + self.drop_path(branch * gate)
+        branch = branch * gate
+        return x + (branch if drop is None else branch * drop.to(branch.dtype))
 
     def _modulation(self, condition: Tensor) -> list[tuple[Tensor, ...]]:
         branches = self.num_branches
@@ -188,7 +212,9 @@ class ScaleTransformer(nn.Module):
     def __init__(self, config: ModelConfig, space: TokenSpace, runtime: RuntimeConfig = RuntimeConfig()) -> None:
         super().__init__()
         self.config, self.space = config, space
-        self.kept: Kept = runtime.kept
+        kept = runtime.kept
+        # compiled layers see to `selective` themselves: `Block.run_kept`
+        self.kept: Kept = "none" if runtime.compile and kept == "selective" else kept
         self.schedule = schedule = space.schedule
         width = config.width
         self.word_embed = nn.Linear(space.code_channels, width)

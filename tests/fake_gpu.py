@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mvar.kernels import optional
+
 SIGNATURES = Path(__file__).parent / "golden" / "kernel_signatures.json"
 # Views, and questions that cost nothing on the device.
 NO_KERNEL = """
@@ -55,20 +57,30 @@ def signature(package, function):
 class Kernels:
     """Optional packages that are not there: their functions check how they are called, and give what has the shape."""
 
-    def __init__(self):
+    active = False  # whether any is
+
+    def __init__(self, *missing):
         self.calls = collections.Counter()
+        self.missing = missing  # functions that are not there
 
     def __enter__(self):
-        self.before = {}
+        self.before, self.outer, Kernels.active = {}, Kernels.active, True
         functions = {
             "mamba_ssm.ops.triton.ssd_combined": ("mamba-ssm", "mamba_chunk_scan_combined", scanned),
+            "fla.ops.simple_gla": ("fla-core", "chunk_simple_gla", linearly_attended),
+            "causal_conv1d": ("causal-conv1d", "causal_conv1d_fn", convolved),
             "flash_attn": ("flash-attn", "flash_attn_func", attended),
         }
         for module, (package, name, result) in functions.items():
-            self.put(module, name, self.checked(package, name, result))
-        from mvar.kernels import scan
-
-        scan._mamba_ssm_kernel.cache_clear()
+            if name not in self.missing:
+                self.put(module, name, self.checked(package, name, result))
+        if "flash_attn_func" not in self.missing:
+            varlen = self.checked("flash-attn", "flash_attn_varlen_func", attended_in_runs)
+            sys.modules["flash_attn"].flash_attn_varlen_func = varlen
+        for module, (_, name, _) in functions.items():
+            if name in self.missing:
+                self.before[module], sys.modules[module] = sys.modules.get(module), None  # importing it fails
+        optional.forget()
         return self
 
     def put(self, path, name, function):
@@ -94,14 +106,13 @@ class Kernels:
         return kernel
 
     def __exit__(self, *error):
-        from mvar.kernels import scan
-
+        Kernels.active = self.outer
         for module, was in self.before.items():
             if was is None:
                 sys.modules.pop(module)
             else:
                 sys.modules[module] = was
-        scan._mamba_ssm_kernel.cache_clear()
+        optional.forget()
 
 
 def scanned(x, dt, A, B, C, D, initial_states, return_final_states, **others):
@@ -120,5 +131,37 @@ def attended(q, k, v, dropout_p, causal, **others):
     assert q.dtype == k.dtype == v.dtype and q.stride(-1) == k.stride(-1) == v.stride(-1) == 1
     batch, _, heads, size = q.shape
     assert k.shape == v.shape == (batch, k.shape[1], heads, size) and size % 8 == 0 and size <= 256
+    assert not causal and dropout_p == 0
+    return q + (k.sum() + v.sum())
+
+
+def linearly_attended(q, k, v, g, scale, initial_state, output_final_state, state_v_first, **others):
+    batch, length, heads, n = q.shape
+    size = v.shape[-1]
+    assert k.shape == q.shape and v.shape == (batch, length, heads, size) and g.shape == (batch, length, heads)
+    assert q.dtype == k.dtype == v.dtype and g.dtype == torch.float32 and scale == 1 and state_v_first
+    assert initial_state is None or initial_state.shape == (batch, heads, size, n)
+    assert initial_state is None or initial_state.dtype == torch.float32
+    y = v + (q.sum() + k.sum() + g.sum()).to(v.dtype)
+    return y, v.new_empty(batch, heads, size, n, dtype=torch.float32) if output_final_state else None
+
+
+def convolved(x, weight, bias, initial_states, activation, return_final_states, seq_idx, **others):
+    """With the checks of its C++ source, for channels last."""
+    batch, channels, _ = x.shape
+    assert x.stride(1) == 1 and x.stride(0) % 8 == x.stride(2) % 8 == channels % 8 == 0
+    assert weight.shape[0] == channels and 2 <= weight.shape[1] <= 4
+    assert bias.shape == (channels,) and bias.dtype == weight.dtype and activation == "silu"
+    if initial_states is not None:
+        assert initial_states.shape == (batch, channels, weight.shape[1] - 1)
+        assert initial_states.dtype == x.dtype and initial_states.stride(1) == 1
+    assert not return_final_states and seq_idx is None
+    return x + (weight.sum() + bias.sum()).to(x.dtype)
+
+
+def attended_in_runs(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, dropout_p, causal, **others):
+    assert all(t.dtype in (torch.float16, torch.bfloat16) for t in (q, k, v))
+    assert q.shape == k.shape == v.shape and q.ndim == 3 and q.stride(-1) == 1
+    assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32 and 0 < max_seqlen_q <= len(q)
     assert not causal and dropout_p == 0
     return q + (k.sum() + v.sum())

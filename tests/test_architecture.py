@@ -43,6 +43,7 @@ LOOK_ALIKES = {
     ("analysis", "what a file sets"): ("registries",),
     ("attention", "a part of the model, in words or as a key"): (
         *("analysis.records", "checkpoints.published", "cluster.doctor", "runs.environment"),
+        "training.profiling",
     ),
     ("attention", "what is made, as it is shown"): ("api.trained", "commands.attention", "runs.stages.attention"),
     ("attention", "an analysis, or its table's row"): ("attention_cost.py",),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import attention, machine, mixers, sampling, scan, statistics, submit
+from benchmarks import attention, machine, mixers, official, sampling, scan, statistics, submit
 from mvar import shipped
 from mvar.errors import UserError
 from mvar.mixers.base import inter_scale_mixers
@@ -248,3 +248,29 @@ def test_a_crossing_is_where_it_stays_less():
     assert mixers.crossing({30: 0.5, 66: 2.5, 147: 2.0}, dense) == 147
     assert mixers.crossing({30: 0.5, 66: 1.0, 147: 2.0}, dense) == 30
     assert mixers.crossing({30: 0.5, 66: 1.0, 147: 3.0}, dense) is None
+
+
+# Official ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_without_the_official_code_is_told(tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/var.py").touch()
+    assert official.check(official.Settings(tmp_path)) == {"VAR": tmp_path}
+    with pytest.raises(UserError, match=r"models/mvar.py is not there; allowed: the folder of a checkout"):
+        official.check(official.Settings(tmp_path, tmp_path))
+
+
+def test_attention_in_place_of_flash_attn_stays_within_scales():
+    """And our scan in place of mamba-ssm's reads a prefix as the whole image does."""
+    settings = official.Settings(Path(), resolution="digits")
+    flash = official.stand_ins(settings, "M-VAR")["flash_attn"]
+    q, k, v = torch.randn(3, 2 * 30, 2, 8)
+    found = flash.flash_attn_varlen_func(q, k, v, None, None, 16, 16, softmax_scale=0.5)
+    third = slice(30 + 5, 30 + 14)  # of the second image
+    one = (t[third].transpose(0, 1) for t in (q, k, v))
+    wanted = torch.nn.functional.scaled_dot_product_attention(*one, scale=0.5).transpose(0, 1)
+    torch.testing.assert_close(found[third], wanted)
+    scan = official.OfficialMamba.of(settings.schedule)(d_model=64, d_state=8, d_conv=4, expand=2)
+    x = torch.randn(2, 30, 64)
+    torch.testing.assert_close(scan(x[:, :14]), scan(x)[:, :14])

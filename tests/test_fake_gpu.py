@@ -6,7 +6,7 @@ import json
 import sys
 import types
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch
@@ -16,14 +16,25 @@ import torch
 from fake_gpu import SIGNATURES, Kernels, Launches, signature
 from kernels.test_mamba_ssm import folder_of_mamba_ssm
 
-from mvar.config import MambaConfig, ModelConfig, RuntimeConfig, SampleConfig, TokenizerConfig, TokenSpace, TrainConfig
+from mvar.config import (
+    MambaConfig,
+    ModelConfig,
+    RuntimeConfig,
+    SampleConfig,
+    TokenizerConfig,
+    TokenSpace,
+    TrainConfig,
+    override,
+)
 from mvar.data.crops import to_uint8
-from mvar.errors import UserError
-from mvar.kernels import constants
+from mvar.errors import UserError, note_once
+from mvar.kernels import attention, constants
 from mvar.kernels.fake_gpu import fake_gpu
 from mvar.mixers import window
-from mvar.mixers.scan_orders import scan_paths
+from mvar.mixers.scan_orders import scan_tables
+from mvar.presets import PRESETS
 from mvar.registries import MIXERS
+from mvar.runs import environment
 from mvar.sampling import generate
 from mvar.tokenizer.model import Tokenizer
 from mvar.training import generator
@@ -31,6 +42,7 @@ from mvar.transformer import ScaleTransformer
 
 CONSTANTS = "window", "snake", "both"  # mixers with tables that are copied
 NAMES = sorted(MIXERS.names())
+PACKAGES = "mamba_chunk_scan_combined", "chunk_simple_gla", "causal_conv1d_fn", "flash_attn_func"
 KERNELS = Path(__file__).parents[1] / "mvar" / "kernels"
 TOKENIZER = TokenizerConfig(patch_sides=(1, 2, 3), width=8, channel_multipliers=(1, 2))
 
@@ -71,15 +83,16 @@ def kept_constants():
     """What is copied to a GPU once a process is there: it has run before."""
     with patch.object(constants, "is_rehearsal", lambda: False):
         yield
-    window.seen.cache_clear(), scan_paths.cache_clear()
+    window.seen.cache_clear(), scan_tables.cache_clear(), attention._bounds.cache_clear()
 
 
 def on_fake_gpu(pattern, precision, runtime=RuntimeConfig(), head_dim=8):
     model, tokenizer = build(pattern, runtime, head_dim)
-    with warnings.catch_warnings(), fake_gpu(precision), kept_constants():
+    packages = nullcontext() if Kernels.active else Kernels(*PACKAGES)  # of which the tests need one themselves
+    with packages, warnings.catch_warnings(), fake_gpu(precision), kept_constants():
         warnings.simplefilter("error")  # reading a data pointer is a warning
         model.to_empty(device="cuda").train(), tokenizer.to_empty(device="cuda").eval()
-        if any(text in pattern for text in CONSTANTS):
+        if any(text in pattern for text in CONSTANTS) or runtime.attention_backend == "flash_attn":
             train_step(model, tokenizer), draw(model, tokenizer)
         loss, metrics, training = train_step(model, tokenizer)
         model.eval()
@@ -109,14 +122,23 @@ def test_so_do_other_precisions(name, precision):
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_optional_kernels_are_called_as_their_sources_say(precision):
     """Every call is bound against the signature of its package's source; fp32 never reaches flash-attn."""
+    flash, layers, scales = RuntimeConfig(attention_backend="flash_attn"), 2, len(TOKENIZER.patch_sides)
     with Kernels() as kernels:
-        training, sampling = on_fake_gpu("intra+mamba", precision, RuntimeConfig(attention_backend="flash_attn"))
-        plain = on_fake_gpu("intra+mamba", precision, RuntimeConfig(scan_backend="torch"))
-    layers, scales = 2, len(TOKENIZER.patch_sides)
-    attended = layers * (scales - 1) * 2 if precision != "fp32" else 0  # the first scale is one token: no kernel
-    assert kernels.calls["mamba_chunk_scan_combined"] == layers * (1 + scales)
-    assert kernels.calls["flash_attn_func"] == attended
+        training, sampling = on_fake_gpu("intra+mamba", precision, flash)
+        with Kernels(*PACKAGES):
+            plain = on_fake_gpu("intra+mamba", precision)
+    half = precision != "fp32"
+    # all is done twice, the first time for what is kept
+    calls = {name: count / 2 for name, count in kernels.calls.items()}
+    assert calls.pop("mamba_chunk_scan_combined") == calls.pop("causal_conv1d_fn") == layers * (1 + scales)
+    # training: all scales in one call; sampling: a scale a call, the first is one token and needs no kernel
+    assert calls.pop("flash_attn_varlen_func", 0) == layers * half
+    assert calls.pop("flash_attn_func", 0) == layers * (scales - 1) * half
+    assert not calls
     assert training.total < plain[0].total and sampling.total < plain[1].total
+    with Kernels("mamba_chunk_scan_combined", "causal_conv1d_fn") as kernels:
+        on_fake_gpu("mamba", precision)
+    assert kernels.calls == {"chunk_simple_gla": layers * (1 + scales)}
 
 
 def test_without_packages_a_gpu_takes_torchs_kernels():
@@ -175,3 +197,12 @@ def test_the_stored_signature_is_that_of_the_source(package, name, source):
             argument.annotation = None
     parameters = eval(f"lambda {ast.unparse(found.args)}: None")
     assert inspect.signature(parameters) == signature(package, name)
+
+
+def test_a_run_says_once_which_scan_it_takes_and_why(capsys):
+    config = override(PRESETS["smoke"], {"model.pattern": "intra+mamba"})
+    with Kernels("mamba_chunk_scan_combined"), fake_gpu():
+        for _ in range(2):
+            note_once(environment.scan_in_words(config, torch.device("cuda")) or "")
+    assert capsys.readouterr().err == "mvar: runtime.scan_backend: fla (mamba_ssm not installed)\n"
+    assert environment.scan_in_words(config, torch.device("cpu")) is None

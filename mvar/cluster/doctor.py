@@ -191,11 +191,19 @@ def _gpus(profile: Profile | None) -> Finding:
 
 
 def _kernels() -> list[Finding]:
-    extras = {"mamba_ssm": ("scan", "mamba"), "flash_attn": ("attention", "flash")}
+    built = "with a GPU and nvcc: pip install {} --no-build-isolation"
+    extras = {
+        "fla": ("scan", "fla", "with a GPU: pip install {}"),
+        "mamba_ssm": ("scan", "mamba", built),
+        "causal_conv1d": ("convolution", "mamba", built),
+        "flash_attn": ("attention", "flash", built),
+    }
     root = shipped.repository()
     asked = f"-e '{root}[{{}}]'" if root else f"'{DISTRIBUTION}[{{}}]'"
-    advice = f"torch's own {{}} is used; with a GPU and nvcc: pip install {asked} --no-build-isolation"
-    return [_module(name, advice.format(*words)) for name, words in extras.items()]
+    return [
+        _module(name, f"torch's own {what} is used; {how.format(asked.format(extra))}")
+        for name, (what, extra, how) in extras.items()
+    ]
 
 
 def _module(name: str, advice: str, load: Callable[[str], object] = importlib.import_module) -> Finding:

@@ -22,7 +22,13 @@ STYLES = {DONE: "green", RUNNING: "cyan", QUEUED: "blue", FAILED: "red", STOPPED
 STYLES |= {INTERRUPTED: "yellow", MISSING: "dim"}
 SHORTEST_REASON = 16  # characters of `why` that a line keeps
 DRAWN, BEGUN = "drawn", "begun"  # of an evaluation: its images are there, or some of them; it is not measured
-DISPENSABLE = ("loss", "updated", "evaluations", "job")  # columns that a narrow terminal goes without, in this order
+DISPENSABLE = (
+    "speed",
+    "loss",
+    "updated",
+    "evaluations",
+    "job",
+)  # columns that a narrow terminal goes without, in this order
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,9 @@ class Row:
     steps: int = 0
     loss: float | None = None
     left_s: float | None = None
+    tokens_per_s: float | None = None
+    mfu: float | None = None  # share of the device's rate; None where that is not known
+    peak_mib: float | None = None  # of a GPU
     job: str = ""
     node: str = ""
     updated: str = ""  # ISO 8601
@@ -86,6 +95,9 @@ def _row(
         steps=steps,
         loss=row.get("train/loss"),
         left_s=left,
+        tokens_per_s=row.get("train/tokens_per_s"),
+        mfu=row.get("train/mfu"),
+        peak_mib=row.get("train/peak_mib"),
         job=seen.job,
         node=seen.node,
         updated=str(status.get("updated", "")),
@@ -103,6 +115,7 @@ def status_table(rows: Sequence[Row], console: Console) -> RenderableType:
         "loss": ["" if row.loss is None else f"{row.loss:.3f}" for row in rows],
         "left": ["" if row.left_s is None else duration(row.left_s) for row in rows],
         "evaluations": [_counted(row.evaluations) for row in rows],
+        "speed": [_speed(row) if row.state == RUNNING else "" for row in rows],
         "job": [f"{row.job} on {row.node}" if row.node else row.job for row in rows],
         "updated": [ago(row.updated, now) for row in rows],
         "why": [row.reason for row in rows],
@@ -132,6 +145,14 @@ def _width(names: Sequence[str], columns: Mapping[str, Sequence[str]]) -> int:
     if "why" in wide:
         wide["why"] = min(wide["why"], SHORTEST_REASON)
     return 4 + max(map(len, (*names, "stage or run"))) + sum(width + 3 for width in wide.values())
+
+
+def _speed(row: Row) -> str:
+    """`12,345 tokens/s, MFU 41%, 63.2 GB`; what is not known of the device is left out."""
+    parts = [f"{row.tokens_per_s:,.0f} tokens/s"] if row.tokens_per_s is not None else []
+    parts += [f"MFU {row.mfu:.0%}"] if row.mfu is not None else []
+    parts += [f"{row.peak_mib * 2**20 / 1e9:,.1f} GB"] if row.peak_mib is not None else []
+    return ", ".join(parts)
 
 
 def _where(row: Row) -> str:

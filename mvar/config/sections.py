@@ -231,6 +231,10 @@ class RuntimeConfig(Config):
         description="What layers recompute in the backward pass instead of keeping it: none; selective: all but linear "
         "products and attention; full: everything between their inputs; auto: as mvar plan says.",
     )
+    compile: bool = Field(
+        default=False,
+        description="Compile the layers of the generator for training; sampling and likelihoods stay as they are.",
+    )
     log_every: int = Field(default=10, ge=1, description="Steps between rows of metrics.jsonl.")
     checkpoint_every: int = Field(default=200, ge=1, description="Steps between checkpoints.")
     keep_checkpoints: int = Field(
@@ -246,13 +250,22 @@ class RuntimeConfig(Config):
     likelihood_images: int = Field(
         default=200, ge=1, description="Training images, and held-out images, that those are of, evenly spread."
     )
+    tf32: bool = Field(
+        default=False, description="On a GPU: products of fp32 matrices in TF32, which has 10 bits of 23 and is faster."
+    )
+    deterministic: bool = Field(
+        default=True,
+        description="On a GPU: kernels that give the same bits twice, where there are any; else a resumed run drifts.",
+    )
     tensorboard: bool = Field(default=False, description="Write metrics for TensorBoard too.")
     attention_backend: Literal["auto", "torch", "flash_attn"] = Field(
         default="auto",
         description="Kernel of attention; auto: torch's own choice; flash_attn: of bf16 and fp16, torch's of fp32.",
     )
-    scan_backend: Literal["auto", "torch", "mamba_ssm"] = Field(
-        default="auto", description="Kernel of Mamba's scan; auto: mamba_ssm where it can run, else torch."
+    scan_backend: Literal["auto", "plain", "torch", "mamba_ssm", "fla"] = Field(
+        default="auto",
+        description="Kernel of Mamba's scan; auto: on a GPU mamba_ssm or fla, where installed, else torch; plain: the "
+        "reference, slow.",
     )
 
     @property
@@ -278,6 +291,15 @@ class RuntimeConfig(Config):
     def for_batch(self, batch_size: int) -> Self:
         """For a shared stage, whose batch is its own: split in as many parts as divide it."""
         return self.model_copy(update={"accumulate": gcd(self.accumulate, batch_size), "micro_batch": None})
+
+    @model_validator(mode="after")
+    def _check_compile(self) -> Self:
+        if self.compile and self.scan_backend in ("mamba_ssm", "fla"):
+            raise ValueError(
+                f"runtime.scan_backend: {self.scan_backend} beside runtime.compile=true; allowed: auto, torch, plain, "
+                "or compile=false"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_micro_batch(self) -> Self:

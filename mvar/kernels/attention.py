@@ -1,14 +1,20 @@
 """Exact attention over scale spans, without a mask tensor: each scale's queries meet only the keys they may see."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mvar.errors import UserError
-from mvar.scales import Span
+from mvar.kernels import optional
+from mvar.kernels.constants import kept_on_device
+from mvar.scales import ScaleSchedule, Span
+
+HALF = (torch.float16, torch.bfloat16)  # what flash-attn has kernels for
 
 
 @dataclass(frozen=True)
@@ -58,17 +64,18 @@ def attend(
         `(B, H, L, head_dim)`.
     """
     attention = _flash_attn if backend == "flash_attn" else _torch
+    inside = reach == 1 and k.shape[2] == span.length  # each scale sees itself alone
+    if backend == "flash_attn" and inside and severed is None and len(span.scales) > 1 and q.dtype in HALF:
+        return _flash_attn_in_scales(q, k, v, span)
     # split, not slices: its backward is one concatenation instead of a zero-filled copy for every scale
     lengths = [span.schedule.lengths[scale] for scale in span.scales]
     queries = q.split(lengths, dim=2)
     first = span.stop - k.shape[2]  # the number of the first key's token
-    if reach == 1 and k.shape[2] == span.length:
+    if inside:
         keys, values = k.split(lengths, dim=2), v.split(lengths, dim=2)
     else:
-        seen = [
-            slice(span.unseen(scale, reach) - first, span.schedule.offsets[scale + 1] - first) for scale in span.scales
-        ]
-        keys, values = ([t[:, :, part] for part in seen] for t in (k, v))
+        seen = [(span.unseen(scale, reach) - first, span.schedule.offsets[scale + 1] - first) for scale in span.scales]
+        keys, values = (_overlapping(t, seen) for t in (k, v))
     parts = zip(queries, keys, values, strict=True)
     if severed is None:
         outputs = [attention(*part) for part in parts]
@@ -76,6 +83,39 @@ def attend(
         at = [(span.schedule.offsets[scale], span.unseen(scale, reach)) for scale in span.scales]
         outputs = [attend_severed(*part, severed, *where, attention) for part, where in zip(parts, at, strict=True)]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+
+
+def _overlapping(x: Tensor, bounds: list[tuple[int, int]]) -> Sequence[Tensor]:
+    """`x[:, :, start:stop]` of each: in training with one buffer for all of their gradients."""
+    if torch.is_grad_enabled() and x.requires_grad and len(bounds) > 1 and not torch.compiler.is_compiling():
+        return _Overlapping.apply(x, bounds)
+    return [x[:, :, start:stop] for start, stop in bounds]
+
+
+class _Overlapping(torch.autograd.Function):
+    """By itself autograd fills a zero tensor of the whole size for every slice, and adds them all up."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bounds: list[tuple[int, int]]) -> tuple[Tensor, ...]:
+        ctx.shape, ctx.bounds = x.shape, bounds
+        ctx.set_materialize_grads(False)
+        return tuple(x[:, :, start:stop] for start, stop in bounds)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None):
+        total = None
+        # the last first, as autograd would: the same sums to the bit
+        for grad, (start, stop) in reversed([*zip(grads, ctx.bounds, strict=True)]):
+            if grad is None:
+                continue
+            if total is None:
+                whole = (start, stop) == (0, ctx.shape[2])
+                total = grad.clone() if whole else grad.new_zeros(ctx.shape)
+                if whole:
+                    continue
+            total[:, :, start:stop].add_(grad)
+        return total, None
 
 
 def attend_severed(
@@ -163,14 +203,39 @@ def _torch(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _flash_attn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    try:
-        from flash_attn import flash_attn_func  # pyright: ignore[reportMissingImports]  optional
-    except ImportError:
+    attention = _found(optional.flash_attention())
+    if q.dtype not in HALF or k.shape[2] == 1:
+        return _torch(q, k, v)
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return attention(q, k, v, softmax_scale=1.0, deterministic=deterministic).transpose(1, 2)
+
+
+def _flash_attn_in_scales(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
+    """Attention inside every scale of a span, all scales of all images in one call."""
+    attention = _found(optional.flash_attention_of_runs())
+    batch, longest = q.shape[0], max(span.schedule.lengths[span.first : span.last])
+    bounds = _bounds(span.schedule, span.first, span.last, batch, q.device)
+    q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (q, k, v))
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    y = attention(q, k, v, bounds, bounds, longest, longest, softmax_scale=1.0, deterministic=deterministic)
+    return y.unflatten(0, (batch, -1)).transpose(1, 2)
+
+
+@kept_on_device
+def _bounds(schedule: ScaleSchedule, first: int, last: int, batch: int, device: torch.device) -> Tensor:
+    """Where the scales of a batch's images begin and end, one after another: `(1 + batch * scales,)`."""
+    span = schedule.span(first, last)
+    ends = [end - span.start for end in schedule.offsets[first + 1 : last + 1]]
+    ends = [image * span.length + end for image in range(batch) for end in ends]
+    with torch.inference_mode(False):  # kept: the next call may want gradients
+        return torch.tensor([0, *ends], dtype=torch.int32).to(device)
+
+
+def _found(kernel: optional.Kernel) -> Callable[..., Tensor]:
+    if kernel is None:
         raise UserError(
             "runtime.attention_backend: 'flash_attn' is not installed; allowed here: auto, torch "
             "(or pip install flash-attn --no-build-isolation, on a machine with CUDA)"
-        ) from None
-    if q.dtype not in (torch.float16, torch.bfloat16) or k.shape[2] == 1:
-        return _torch(q, k, v)
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    return flash_attn_func(q, k, v, softmax_scale=1.0).transpose(1, 2)
+        )
+    return kernel

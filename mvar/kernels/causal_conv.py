@@ -11,12 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mvar.kernels import optional
+
 # Elements of the temporary tensors on a CPU: they stay in its cache.
 _BLOCK_ELEMENTS = 1 << 18
 
 
 def causal_conv(
-    x: Tensor, weight: Tensor, bias: Tensor, tail: Tensor | None = None, activation: Literal["silu"] | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    tail: Tensor | None = None,
+    activation: Literal["silu"] | None = None,
+    backend: Literal["auto", "torch"] = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Depthwise causal convolution over the tokens that continues where an earlier part of the sequence ended.
 
@@ -28,15 +35,55 @@ def causal_conv(
         bias: `(channels,)`.
         tail: `(B, K - 1, channels)`, the inputs before `x`, oldest first; None for zeros.
         activation: what follows the convolution.
+        backend: `auto` takes causal-conv1d's kernel where it is installed and can run, else `torch`.
 
     Returns:
         The result `(B, L, channels)` and the tail for what follows, both in the dtype of `x`.
     """
+    if backend == "auto" and not torch.compiler.is_compiling() and _fits_package(x, weight):
+        return _package(x, weight, bias, tail, activation)
     if tail is None:
         tail = x.new_zeros(x.shape[0], weight.shape[-1] - 1, x.shape[2])
+    if torch.compiler.is_compiling():
+        return plain(x, weight, bias, tail, activation)
     if torch.is_grad_enabled():
         return _CausalConv.apply(x, weight, bias, tail, activation)
     return _forward(x, weight, bias, tail, activation, keep=False)[:2]
+
+
+def plain(
+    x: Tensor, weight: Tensor, bias: Tensor, tail: Tensor, activation: Literal["silu"] | None = None
+) -> tuple[Tensor, Tensor]:
+    """`causal_conv` as it is defined: the reference, for compilers."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    padded, length = torch.cat([tail.to(x.dtype), x], dim=1), x.shape[1]
+    shifted = (padded[:, k : k + length].to(dtype) * tap for k, tap in enumerate(weight[:, 0].T.to(dtype)))
+    y = sum(shifted, bias.to(dtype))
+    return (F.silu(y) if activation else y).to(x.dtype), padded[:, length:].clone()
+
+
+def _fits_package(x: Tensor, weight: Tensor) -> bool:
+    """Whether causal-conv1d is there and has a kernel for such tensors."""
+    channels, _, width = weight.shape
+    possible = x.is_cuda and x.dtype != torch.float64 and 2 <= width <= 4 and channels % 8 == 0
+    return possible and optional.causal_conv1d() is not None
+
+
+def _package(
+    x: Tensor, weight: Tensor, bias: Tensor, tail: Tensor | None, activation: str | None
+) -> tuple[Tensor, Tensor]:
+    """By causal-conv1d, whose layout with channels last wants rows of a multiple of 8."""
+    convolve, before = optional.causal_conv1d(), weight.shape[-1] - 1
+    assert convolve
+    if x.stride(2) != 1 or x.stride(0) % 8 or x.stride(1) % 8:
+        x = x.contiguous()
+    tail = None if tail is None else tail.to(x.dtype)
+    states = None if tail is None else tail.mT
+    y = convolve(x.mT, weight[:, 0], bias, initial_states=states, activation=activation).mT
+    if x.shape[1] < before:
+        tail = x.new_zeros(x.shape[0], before, x.shape[2]) if tail is None else tail
+        return y, torch.cat([tail, x], dim=1)[:, x.shape[1] :]
+    return y, x[:, x.shape[1] - before :].clone()
 
 
 def _token_blocks(x: Tensor) -> list[tuple[int, int]]:

@@ -26,10 +26,16 @@ class EvenChunks(NamedTuple):
 
     def cut(self, x: Tensor) -> Tensor:
         """`(B, L, H, ...)` as `(B, H, n, c, ...)`, zeros behind the last token."""
+        return self._along(x.movedim(2, 1), 2)
+
+    def cut_tokens(self, x: Tensor) -> Tensor:
+        """`(B, L, ...)` as `(B, n, c, ...)`, zeros behind the last token."""
+        return self._along(x, 1)
+
+    def _along(self, x: Tensor, dim: int) -> Tensor:
         padding = self.num * self.size - self.length
-        x = x.movedim(2, 1)
-        x = F.pad(x, (0, 0) * (x.ndim - 3) + (0, padding)) if padding else x
-        return x.unflatten(2, (self.num, self.size))
+        x = F.pad(x, (0, 0) * (x.ndim - 1 - dim) + (0, padding)) if padding else x
+        return x.unflatten(dim, (self.num, self.size))
 
     def join(self, chunks: Tensor) -> Tensor:
         """`(B, H, n, c, P)` as `(B, L, H, P)`."""

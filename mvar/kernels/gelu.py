@@ -19,7 +19,7 @@ _BLOCK_ELEMENTS = 1 << 18  # worked on at once: all passes find them in the proc
 
 def gelu(x: Tensor) -> Tensor:
     """`F.gelu(x, approximate="tanh")` of `(..., D)`, in fp32 at least. Without gradients `x` itself is overwritten."""
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.gelu(x, approximate="tanh")
     if torch.is_grad_enabled() and x.requires_grad:
         return _Gelu.apply(x)

@@ -1,21 +1,23 @@
 """Mamba-2's scan, which takes and returns state: one function in front, which chooses among the back ends.
 
-`scan_torch` runs everywhere and is tuned for CPUs; `mamba_ssm` is the original's Triton kernel for GPUs.
+`scan_plain` is the reference, and what compilers get; `scan_torch` runs everywhere and is tuned for CPUs; `mamba_ssm`
+(the original's) and `fla` are Triton kernels for GPUs.
 
 Shapes: `B` batch, `L` tokens, `H` heads, `P` head size, `N` SSM state.
 """
 
-from functools import cache
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from mvar.errors import UserError, one_of
+from mvar.kernels import optional, scan_plain, scan_torch
 from mvar.kernels.scan_chunks import choose_chunk_size, chunk_bounds
-from mvar.kernels.scan_torch import Scanned, scan
+from mvar.kernels.scan_plain import Scanned
 
-Backend = Literal["auto", "torch", "mamba_ssm"]
+Backend = Literal["auto", "plain", "torch", "mamba_ssm", "fla"]
 
 
 def ssd_scan(
@@ -43,8 +45,9 @@ def ssd_scan(
         D: `(H,)`, the skip connection; None for none.
         state: `(B, H, P, N)`, the state that the tokens before left; None for zeros.
         chunk_size: tokens of a chunk of the torch back end; the result does not depend on it.
-        backend: `torch` runs everywhere, `mamba_ssm` is the original's Triton kernel, `auto` takes the latter where
-            it can.
+        backend: `plain` is the reference, `torch` the tuned one that runs everywhere (compiled it is the reference),
+            `mamba_ssm` the original's Triton kernel, `fla` that of fla-core; `auto` takes the first of these that is
+            installed and can run, else `torch`.
         need_state: False skips the final state.
 
     Returns:
@@ -52,10 +55,10 @@ def ssd_scan(
         is not needed).
 
     Raises:
-        UserError: an unknown back end, or `mamba_ssm` where it is not installed or cannot run.
+        UserError: an unknown back end, or one that is not installed or cannot run.
     """
-    take = _scan_mamba_ssm if choose_backend(backend, x) == "mamba_ssm" else scan
-    return take(Scanned(x, dt, A, B, C, D, state), chunk_size, need_state)
+    scan = SCANS[choose_backend(backend, x).name]
+    return scan(Scanned(x, dt, A, B, C, D, state), chunk_size, need_state)
 
 
 def ssd_flops(
@@ -81,42 +84,60 @@ def ssd_flops(
     return products + 2 * (reads + writes) * num_heads * headdim * d_state
 
 
-def choose_backend(backend: str, x: Tensor) -> str:
-    """The back end that `ssd_scan` takes for tensors such as `x`; a `UserError` where the one asked for cannot run."""
-    if backend not in ("auto", "torch", "mamba_ssm"):
-        raise one_of("runtime.scan_backend", backend, ("auto", "torch", "mamba_ssm"))
-    if backend == "torch":
-        return "torch"
+class Choice(NamedTuple):
+    """A back end, and why `auto` takes it."""
+
+    name: str
+    why: str = "asked for"
+
+
+def choose_backend(backend: str, x: Tensor) -> Choice:
+    """The back end that `ssd_scan` takes for tensors such as `x`.
+
+    Raises:
+        UserError: an unknown one, or one that is missing or cannot run here.
+    """
+    if backend not in get_args(Backend):
+        raise one_of("runtime.scan_backend", backend, get_args(Backend))
+    if torch.compiler.is_compiling() and backend in ("auto", "torch"):
+        return Choice("plain", "it is compiled")
+    if backend in ("plain", "torch"):
+        return Choice(backend)
     possible = x.is_cuda and x.dtype != torch.float64
     if backend == "auto":
-        return "mamba_ssm" if possible and _mamba_ssm_kernel() is not None else "torch"
+        return _chosen(possible)
     if not possible:
         raise UserError(
-            f"runtime.scan_backend: 'mamba_ssm' cannot run {x.dtype} on {x.device.type}; allowed: fp32, bf16 or fp16 "
+            f"runtime.scan_backend: '{backend}' cannot run {x.dtype} on {x.device.type}; allowed: fp32, bf16 or fp16 "
             "on cuda, or the back end torch"
         )
-    if _mamba_ssm_kernel() is None:
+    if torch.compiler.is_compiling():
+        raise UserError(f"runtime.scan_backend: '{backend}' beside runtime.compile; allowed: auto, torch, plain")
+    if KERNELS[backend].find() is None:
         raise UserError(
-            "runtime.scan_backend: 'mamba_ssm' is not installed; allowed: pip install mamba-ssm --no-build-isolation, "
-            "or the back end torch"
+            f"runtime.scan_backend: '{backend}' is not installed; allowed: {KERNELS[backend].install}, or the back end "
+            "torch"
         )
-    return "mamba_ssm"
+    return Choice(backend)
 
 
-@cache
-def _mamba_ssm_kernel() -> Any:
-    try:
-        from mamba_ssm.ops.triton.ssd_combined import (  # pyright: ignore[reportMissingImports]  optional
-            mamba_chunk_scan_combined,
-        )
-    except Exception:  # a broken build raises anything from ImportError to OSError and AttributeError
-        return None
-    return mamba_chunk_scan_combined
+def _chosen(possible: bool) -> Choice:
+    """The first kernel that is there."""
+    if not possible:
+        return Choice("torch", "kernels want a GPU, and no fp64")
+    missing: list[str] = []
+    for name, kernel in KERNELS.items():
+        if kernel.find() is not None:
+            return Choice(name, f"{' and '.join(missing)} not installed" if missing else "it is installed")
+        missing.append(name)
+    return Choice("torch", f"neither {' nor '.join(missing)} is installed; faster: {KERNELS['fla'].install}")
 
 
 def _scan_mamba_ssm(scanned: Scanned, chunk_size: int | None, need_state: bool) -> tuple[Tensor, Tensor | None]:
     x, dt, A, B, C, D, state = scanned
-    y, final = _mamba_ssm_kernel()(
+    scan = optional.mamba_ssm_scan()
+    assert scan
+    y, final = scan(
         x,
         dt,
         A,
@@ -128,3 +149,44 @@ def _scan_mamba_ssm(scanned: Scanned, chunk_size: int | None, need_state: bool) 
         return_final_states=True,
     )
     return y, final.float() if need_state else None
+
+
+def _scan_fla(scanned: Scanned, chunk_size: int | None, need_state: bool) -> tuple[Tensor, Tensor | None]:
+    """The same recurrence as linear attention: `C` are the queries, `B` the keys, `dt x` the values, `dt A` the decay.
+
+    Its chunk is its own; `chunk_size` is not heeded.
+    """
+    x, dt, A, B, C, D, state = scanned
+    scan = optional.fla_scan()
+    assert scan
+    with torch.autocast(x.device.type, enabled=False):
+        dt = dt.to(torch.promote_types(dt.dtype, torch.float32))
+        queries, keys = (t.to(x.dtype)[:, :, None].expand(-1, -1, x.shape[2], -1) for t in (C, B))
+        y, final = scan(
+            queries,
+            keys,
+            (x * dt[..., None]).to(x.dtype),
+            g=dt * A,
+            scale=1.0,
+            initial_state=state,
+            output_final_state=need_state,
+            state_v_first=True,
+        )
+        if D is not None:
+            y = torch.addcmul(y.to(dt.dtype), D.to(dt.dtype)[:, None], x.to(dt.dtype)).to(x.dtype)
+    return y, final.float() if need_state else None
+
+
+class Package(NamedTuple):
+    """A package's kernel: how it is found, what installs it, and what calls it."""
+
+    find: Callable[[], optional.Kernel]
+    install: str
+    scan: Callable[[Scanned, int | None, bool], tuple[Tensor, Tensor | None]]
+
+
+KERNELS = {  # in the order in which `auto` looks for them
+    "mamba_ssm": Package(optional.mamba_ssm_scan, "pip install mamba-ssm --no-build-isolation", _scan_mamba_ssm),
+    "fla": Package(optional.fla_scan, "pip install fla-core", _scan_fla),
+}
+SCANS = {"plain": scan_plain.scan, "torch": scan_torch.scan, **{name: kernel.scan for name, kernel in KERNELS.items()}}

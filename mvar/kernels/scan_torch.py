@@ -1,4 +1,7 @@
-"""The torch back end of `scan.ssd_scan`: Mamba-2's state-space duality as matrix products, forward and backward.
+"""The tuned torch back end of `scan.ssd_scan`: Mamba-2's state-space duality as matrix products, forward and backward.
+
+`scan_plain` is the reference. This one writes in place and in groups that a processor's cache holds, and has a backward
+of its own.
 
 With `c` the running sum of `dt A` inside a chunk, `i` the token that reads and `j <= i` the one that wrote, a chunk
 with the state `h` before it does (Dao & Gu 2024, arXiv:2405.21060, Sections 6 and 7)
@@ -15,25 +18,14 @@ What a chunk is stands in `scan_chunks`.
 Shapes: `B` batch, `c` chunks, `q` tokens of a chunk, `H` heads, `P` head size, `N` SSM state.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mvar.kernels.scan_chunks import Group, Part, choose_chunk_size, split_into_parts, with_state_before
-
-
-class Scanned(NamedTuple):
-    """What is scanned: the tensors of `ssd_scan`."""
-
-    x: Tensor
-    dt: Tensor
-    A: Tensor
-    B: Tensor
-    C: Tensor
-    D: Tensor | None
-    state: Tensor | None
+from mvar.kernels.scan_plain import Scanned
 
 
 def scan(scanned: Scanned, chunk_size: int | None, need_state: bool) -> tuple[Tensor, Tensor | None]:

@@ -123,7 +123,8 @@ class Mamba2(Mixer):
         tail, ssm = (None, None) if state is None else state
         sizes, n = self.sizes, self.settings.d_state
         z, xbc, dt = projected.split([sizes.inner, sizes.channels, sizes.heads], dim=-1)
-        xbc, tail = causal_conv(xbc, self.conv1d.weight, self.conv1d.bias, tail, activation="silu")
+        own = "torch" if self.runtime.scan_backend in ("torch", "plain") else "auto"
+        xbc, tail = causal_conv(xbc, self.conv1d.weight, self.conv1d.bias, tail, "silu", own)
         inputs, b, c = xbc.split([sizes.inner, n, n], dim=-1)
         # Steps and decays in fp32: a rounded decay is compounded over the sequence.
         dtype = torch.promote_types(dt.dtype, torch.float32)

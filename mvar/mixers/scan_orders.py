@@ -1,5 +1,7 @@
 """The order in which a scan goes through the tokens of a scale; scales always follow each other coarse to fine."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -44,26 +46,32 @@ def visible_in_order(order: str, schedule: ScaleSchedule) -> NDArray[np.bool_]:
     return found
 
 
-class ScanPath:
+class ScanPath(NamedTuple):
     """One scan through the tokens of a span, there and back."""
 
-    def __init__(self, tokens: NDArray[np.int64], device: torch.device) -> None:
-        self.is_raster = bool((np.diff(tokens) == 1).all())
-        if self.is_raster:
-            return
-        with torch.inference_mode(False):  # kept: the next call may want gradients
-            self._there, self._back = (torch.from_numpy(i).to(device) for i in (tokens, np.argsort(tokens)))
+    table: Tensor | None  # (2, L): tokens in the order of the scan, and places of the tokens in it; None: raster order
 
     def arrange(self, x: Tensor) -> Tensor:
         """Tokens `(B, L, D)` in the order of the scan; in raster order as they are."""
-        return x if self.is_raster else x[:, self._there]
+        return x if self.table is None else x[:, self.table[0]]
 
     def restore(self, x: Tensor) -> Tensor:
         """Tokens `(B, L, D)` from the order of the scan back to raster order."""
-        return x if self.is_raster else x[:, self._back]
+        return x if self.table is None else x[:, self.table[1]]
+
+
+def scan_paths(order: str, span: Span, device: torch.device) -> list[ScanPath]:
+    """The scans of a span."""
+    if order == "raster":
+        return [ScanPath(None)]
+    tables = scan_tables(order, span.schedule, span.first, span.last, device)
+    in_order = [ScanPath(table) for table in tables.unbind()]
+    return [ScanPath(None), *in_order[1:]] if order == "both" else in_order
 
 
 @kept_on_device
-def scan_paths(order: str, span: Span, device: torch.device) -> list[ScanPath]:
-    """The scans of a span; made once."""
-    return [ScanPath(tokens, device) for tokens in tokens_in_order(order, span)]
+def scan_tables(order: str, schedule: ScaleSchedule, first: int, last: int, device: torch.device) -> Tensor:
+    """For each scan the tokens in its order and the places of the tokens in it, `(scans, 2, L)`; made once."""
+    scans = tokens_in_order(order, schedule.span(first, last))
+    with torch.inference_mode(False):  # kept: the next call may want gradients
+        return torch.from_numpy(np.stack([(tokens, np.argsort(tokens)) for tokens in scans])).to(device)

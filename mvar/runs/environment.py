@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mvar import layout
-from mvar.config import RuntimeConfig
+from mvar.config import RunConfig, RuntimeConfig
 from mvar.files import read_json
+from mvar.pattern import mixers_of
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,8 @@ PACKAGES = (
     "scikit-learn",
     "safetensors",
     "mamba-ssm",
+    "causal-conv1d",
+    "fla-core",
     "flash-attn",
 )
 
@@ -101,7 +104,19 @@ def kernels_of(runtime: RuntimeConfig, device: "torch.device") -> dict[str, str]
     from mvar.kernels.scan import choose_backend
 
     attention = "torch" if runtime.attention_backend == "auto" else runtime.attention_backend
-    return {"attention": attention, "scan": choose_backend(runtime.scan_backend, _probe(device))}
+    return {"attention": attention, "scan": choose_backend(runtime.scan_backend, _probe(device)).name}
+
+
+def scan_in_words(config: RunConfig, device: "torch.device") -> str | None:
+    """The back end of Mamba's scan on a GPU, and why it is that one; None where there is no choice to tell of."""
+    from mvar.kernels.scan import choose_backend
+
+    if device.type != "cuda" or "mamba" not in mixers_of(config.model.pattern):
+        return None
+    name, why = choose_backend(config.runtime.scan_backend, _probe(device))
+    if config.runtime.compile:
+        return "runtime.scan_backend: plain in training, which is compiled"
+    return f"runtime.scan_backend: {name} ({why})"
 
 
 def _probe(device: "torch.device") -> "torch.Tensor":
@@ -120,7 +135,7 @@ def execution_of(runtime: RuntimeConfig, device: "torch.device") -> dict[str, An
     return {
         "device": device.type,
         **kernels_of(runtime, device),
-        "tf32": device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32,
+        "tf32": device.type == "cuda" and torch.get_float32_matmul_precision() != "highest",
         "processes": team.world if team else 1,
     }
 

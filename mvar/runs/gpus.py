@@ -4,12 +4,10 @@ import re
 from dataclasses import dataclass
 
 from mvar.errors import UserError, one_of
+from mvar.training.cards import CARDS, FP32_SHARE
 
-# Dense bf16 FLOP/s of a card's matrix units, by the makers' data sheets.
-CARDS = {"a100": 312e12, "h100": 989e12, "h200": 989e12, "b200": 2250e12, "l40s": 362e12, "rtx4090": 165e12}
 CARD = re.compile(r"([a-z0-9]+)-([1-9]\d{0,3})gb")
 USABLE = 0.95  # of a card's memory: 76 of 80 GB; the rest is the allocator's, the kernels' and the network's
-FP32_SHARE = 0.5  # of the bf16 rate, by TF32
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from mvar import layout, plugin_records
 from mvar.config import RunConfig, from_dict
+from mvar.errors import note_once
 from mvar.files import write_json
 from mvar.memory import keep_freed_memory
-from mvar.runs.environment import describe, kernels_of
+from mvar.runs.environment import describe, kernels_of, scan_in_words
 from mvar.runs.measured import chosen_for, to_measure
 from mvar.runs.stages.contract import Tell, Watch, never, nobody, recorded
 from mvar.runs.stages.evaluate import MetricsFailed, told_reasons
@@ -23,6 +22,7 @@ from mvar.runs.states import DONE, RUNNING, STOPPED, ShouldStop, Stopped
 from mvar.runs.store import RunDirectory, Store
 from mvar.runs.wiring import Stages
 from mvar.training import distributed
+from mvar.training.numerics import prepare_process
 
 FAILED = "failed_metrics"  # in a status: why metrics of a user's own are not there, by name
 
@@ -95,8 +95,7 @@ def _end(run: RunDirectory, reasons: Mapping[str, str]) -> None:
 
 def _prepare(config: RunConfig) -> None:
     keep_freed_memory()
-    if config.runtime.threads:
-        torch.set_num_threads(config.runtime.threads)
+    prepare_process(config.runtime)
 
 
 def _execute(stages: Stages) -> None:
@@ -139,6 +138,8 @@ def _execute(stages: Stages) -> None:
 def _write_environment(stages: Stages) -> None:
     device = stages.tokenizer.device
     backends = kernels_of(stages.config.runtime, device)
+    if told := scan_in_words(stages.config, device):
+        note_once(told)
     write_json(stages.run.path / layout.ENV, describe(backends) | {"device": str(device)})
 
 
@@ -153,8 +154,7 @@ def follow(store: Store, should_stop: ShouldStop) -> None:
     while (message := team.hear()) != distributed.LEAVE:
         kind = next(kind for kind in ("train", "sample", "evaluate") if kind in message)
         config = from_dict(RunConfig, message[kind])
-        if config.runtime.threads:
-            torch.set_num_threads(config.runtime.threads)
+        prepare_process(config.runtime)
         stages = Stages(config, store, Watch(should_stop=should_stop), RunDirectory(Path(message["run"])))
         if kind == "train":
             stages.train.take_part(message["tokens"])

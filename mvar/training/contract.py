@@ -25,6 +25,8 @@ class Objective(ABC):
     """
 
     module: nn.Module  # what is trained; its parameters and buffers are what checkpoints hold
+    tokens: int = 0  # that a step of the whole batch predicts; 0: not told
+    flops: int = 0  # of that step, forward and backward; 0: not told
     wants_metrics: bool = True  # set by the loop: whether this step is logged, and `loss` must give metrics at all
 
     def units(self) -> Sequence[nn.Module]:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mvar import cost
 from mvar.config import TrainConfig
 from mvar.tokenizer.quantizer import ResidualQuantizer
 from mvar.training.contract import DataOrder, Objective, Tensors
@@ -41,6 +42,8 @@ class GeneratorObjective(Objective):
         self.labels = np.asarray(cache.labels, np.int64)
         self.order = DataOrder(len(cache.tokens), train.batch_size, seed)
         self.lengths = list(model.schedule.lengths)
+        self.tokens = train.batch_size * model.schedule.num_tokens
+        self.flops = cost.train_flops(model.config, model.space, train.batch_size)
         num_bytes = 4 * model.space.code_channels * (model.schedule.num_tokens - self.lengths[0]) * len(cache.tokens)
         self.inputs = self._all_inputs() if num_bytes <= INPUTS_LIMIT else None
 

@@ -9,10 +9,8 @@ A step whose loss or gradient is not finite is skipped: weights and optimizer st
 that by itself; `skips.SkippedSteps` counts at logged steps and ends a training that makes no more progress.
 """
 
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from mvar import layout
 from mvar.config import OptimConfig, RuntimeConfig, identity
@@ -30,12 +29,14 @@ from mvar.training.distributed import open_fabric
 from mvar.training.feed import Feed
 from mvar.training.kept import Kept
 from mvar.training.metrics_log import MetricsLog, is_logged, is_observed
+from mvar.training.numerics import prepare_process, reproducible
 from mvar.training.optimizer import Schedule, build_adamw
 from mvar.training.running_means import RunningMeans
 from mvar.training.saving import Checkpoints, take
 from mvar.training.shares import local, whole
 from mvar.training.skips import SkippedSteps, TrainingDiverged
 from mvar.training.strategies import Sharded, num_parts, strategy_of
+from mvar.training.throughput import throughput
 
 # The official code's loss scaling for fp16.
 FP16_INIT_SCALE, FP16_GROWTH_INTERVAL, FP16_MAX_SCALE = 2.0**11, 1000, 2.0**15
@@ -66,8 +67,9 @@ def fit(
     """Train `objective.module` in place, going on from the newest checkpoint in `directory/checkpoints`.
 
     Tensors of metrics go to `directory/metrics.jsonl` every `runtime.log_every` steps: the values of that step, before
-    its update; names that end in `_s` or `_ms` are times, all others are reproducible. A finished training only
-    loads its weights. Afterwards the module is in evaluation mode, on the training device.
+    its update; names that end in `_s` or `_ms` are times, `train/mfu` and `train/peak_mib` are a GPU's, all others
+    are reproducible. A finished training only loads its weights. Afterwards the module is in evaluation mode, on the
+    training device.
 
     Args:
         objective: module, batches and loss.
@@ -87,8 +89,7 @@ def fit(
             checkpoint is kept.
         UserError: a checkpoint of another configuration, a batch that does not divide, a disk that is full.
     """
-    if runtime.threads:
-        torch.set_num_threads(runtime.threads)
+    prepare_process(runtime)
     training = _Training(objective, optim, Path(directory), runtime, seed)
     training.observe = observe or dict
     training.means = means or training.means
@@ -96,7 +97,7 @@ def fit(
         raise UserError("runtime.strategy: fsdp keeps no running means of the weights (train.ema); allowed: ddp")
     start = training.restore()
     try:
-        with _reproducible(training.device):
+        with reproducible(runtime, training.device):
             finished, step = training.run(start, progress, should_stop)
         training.checkpoints.close()
         training.sharing.close()
@@ -135,6 +136,8 @@ class _Training:
         self.means = RunningMeans(self.module, (), optim.batch_size)
         self.cadence = [[0, runtime.log_every]]  # see `metrics_log.logged_steps`
         self.skips = SkippedSteps(optim.steps)
+        # elsewhere looking at a step's loss means waiting for it
+        self.looks_each_step = self.device.type == "cpu" and self.fabric.world_size == 1
         self.unchecked: list[tuple[int, Tensor, Tensor]] = []  # steps whose loss and norm no one has looked at yet
 
     # Resuming ------------------------------------------------------------------------------------------------------
@@ -220,11 +223,10 @@ class _Training:
             self.log = MetricsLog(self.directory, start, self.runtime.tensorboard, self.cadence)
         model = self.sharing.wrapped()
         model.train()
-        look_each_step = self.device.type == "cpu" and self.fabric.world_size == 1  # elsewhere looking means waiting
         logged, logged_s = start, self.train_s
         with Feed(self.objective, self._part, range(start, steps), self.runtime.num_workers, self.device) as feed:
             for step in range(start, steps):
-                if should_stop and (look_each_step or step % every == 0) and self._any(should_stop()):
+                if should_stop and (self.looks_each_step or step % every == 0) and self._any(should_stop()):
                     self.save(step)
                     return False, step
                 done = step + 1
@@ -232,7 +234,7 @@ class _Training:
                 clock = time.perf_counter()
                 outcome = self._step(model, step, feed)
                 self.means.update(done)
-                if look_each_step:
+                if self.looks_each_step:
                     self._look()
                 self.train_s += time.perf_counter() - clock
                 if has_row:
@@ -270,17 +272,26 @@ class _Training:
         accumulate = self.accumulate
         losses, metrics = [], []
         for micro in range(accumulate):
-            first_row, rows = feed.next()
+            with record_function("mvar::data"):
+                first_row, rows = feed.next()
             self._seed_torch(step, first_row)
             with (
                 self.sharing.alone(model, is_last=micro == accumulate - 1),
                 torch.autocast(self.device.type, dtype=self.half, enabled=self.half is not None),
+                record_function("mvar::loss"),
             ):
                 loss, found = model(rows, step)
             self.sharing.backward(self.scaler.scale(loss / accumulate if accumulate > 1 else loss))
             losses.append(loss.detach())
             metrics.append(found)
         loss = losses[0] if accumulate == 1 else torch.stack(losses).mean()
+        with record_function("mvar::optimizer"):
+            norm = self._update(loss)
+        self.unchecked.append((step, loss, norm))
+        return _Outcome(loss, norm, metrics, lr, decay)
+
+    def _update(self, loss: Tensor) -> Tensor:
+        """The optimizer's part of a step; returns the gradient's norm."""
         self._spoil_gradient(loss)
         self.scaler.unscale_(self.optimizer)
         norm = whole(nn.utils.clip_grad_norm_(self.parameters, self.optim.clip_norm))
@@ -290,11 +301,11 @@ class _Training:
         self.optimizer.step()
         if self.scaler.is_enabled():
             self.scaler.update()
-            if self.scaler.get_scale() > FP16_MAX_SCALE:
-                self.scaler.update(FP16_MAX_SCALE)
+            scale = self.scaler._get_scale_async()  # get_scale() would wait for the device
+            assert scale is not None
+            scale.clamp_(max=FP16_MAX_SCALE)
         self.optimizer.zero_grad(set_to_none=True)
-        self.unchecked.append((step, loss, norm))
-        return _Outcome(loss, norm, metrics, lr, decay)
+        return norm
 
     def _seed_torch(self, step: int, first_row: int) -> None:
         """Seed what the forward pass draws: differs from step to step. Modules that draw for the whole batch and take
@@ -340,7 +351,9 @@ class _Training:
         if is_observed(done, self.optim.steps, self.runtime.log_every, self.runtime.likelihood_points):
             self.sharing.gather()
             row |= self.observe() if self.log else {}
-        row |= {"train/step_ms": (self.train_s - logged_s) / (done - logged) * 1e3, "train/elapsed_s": self.train_s}
+        step_s = (self.train_s - logged_s) / (done - logged)
+        row |= {"train/step_ms": step_s * 1e3, "train/elapsed_s": self.train_s}
+        row |= throughput(self.objective, step_s, self.device, self.optim.precision, self.fabric.world_size)
         if self.log:
             self.log.write(row)
 
@@ -365,21 +378,3 @@ class _Outcome:
     metrics: list[dict[str, Tensor]]  # one a micro-batch
     lr: float
     decay: float
-
-
-@contextmanager
-def _reproducible(device: torch.device) -> Iterator[None]:
-    """On GPUs: deterministic kernels where there are any, without which a resumed training would drift."""
-    if device.type != "cuda":
-        yield
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    deterministic: Any = torch.utils.deterministic  # its one attribute is set behind the back of type checkers
-    was, fill = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    deterministic.fill_uninitialized_memory = False
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(was)
-        deterministic.fill_uninitialized_memory = fill

@@ -16,13 +16,15 @@ import torch
 from mamba_ssm_driver import tensors
 
 from mvar.kernels.causal_conv import causal_conv
-from mvar.kernels.scan_torch import Scanned, scan
+from mvar.kernels.scan import _scan_fla
+from mvar.kernels.scan_plain import Scanned
+from mvar.kernels.scan_torch import scan
 
 CAST = "i_t_int64 = i_t.to(tl.int64)"
-SCANS = [  # batch, length, heads, head size, state size, with a state before, kernel's chunk
-    (2, 64, 2, 16, 16, False, 32),
-    (2, 45, 2, 16, 16, True, 32),
-    (1, 9, 1, 32, 16, True, 16),
+SCANS = [  # batch, length, heads, head size, state size, with a state before
+    (2, 64, 2, 16, 16, False),
+    (2, 45, 2, 16, 16, True),
+    (1, 9, 1, 32, 16, True),
 ]
 CONVOLUTIONS = [(2, 37, 24, False), (1, 5, 16, True)]  # batch, length, channels, with what was before
 
@@ -47,26 +49,14 @@ class Patched:
         return importlib.util.spec_from_file_location(name, self.path) if name == "fla.ops.common.chunk_h" else None
 
 
-def scanned(sizes, chunk, dtype):
+def scanned(sizes, dtype):
     """Outputs and final state of both, of values that are rounded to `dtype` first."""
-    from fla.ops.simple_gla import chunk_simple_gla
-
     values = {name: value.detach() for name, value in tensors(*sizes).items()}
     x, b, c = (values[name].to(dtype) for name in ("x", "B", "C"))
-    heads, state = x.shape[2], values.get("state")
-    y, final = chunk_simple_gla(
-        c[:, :, None].expand(-1, -1, heads, -1).contiguous(),
-        b[:, :, None].expand(-1, -1, heads, -1).contiguous(),
-        (x * values["dt"][..., None]).to(dtype),
-        values["dt"] * values["A"],
-        scale=1.0,
-        initial_state=None if state is None else state.mT.contiguous(),
-        output_final_state=True,
-        chunk_size=chunk,
-    )
-    y = y.float() + x.float() * values["D"][:, None]
-    ours = scan(Scanned(*(t.float() for t in (x, values["dt"], values["A"], b, c, values["D"])), state), chunk, True)
-    return {"y": (y, ours[0]), "state": (final.mT, ours[1])}
+    state = values.get("state")
+    y, final = _scan_fla(Scanned(x, values["dt"], values["A"], b, c, values["D"], state), None, True)
+    ours = scan(Scanned(*(t.float() for t in (x, values["dt"], values["A"], b, c, values["D"])), state), None, True)
+    return {"y": (y, ours[0]), "state": (final, ours[1])}
 
 
 def convolved(batch, length, channels, has_tail, dtype):
@@ -88,7 +78,7 @@ def main():
     found = {}
     with torch.no_grad():
         for dtype in (torch.float32, torch.bfloat16):
-            cases = [scanned(sizes, chunk, dtype) for *sizes, chunk in SCANS]
+            cases = [scanned(sizes, dtype) for sizes in SCANS]
             cases += [convolved(*sizes, dtype) for sizes in CONVOLUTIONS]
             found[str(dtype)] = [
                 {n: ((a.float() - b).abs().max() / b.abs().max()).item() for n, (a, b) in case.items()}

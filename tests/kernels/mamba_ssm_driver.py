@@ -13,7 +13,7 @@ import interpreted  # noqa: F401  before Triton
 import torch
 
 from mvar.kernels.scan import _scan_mamba_ssm
-from mvar.kernels.scan_torch import Scanned
+from mvar.kernels.scan_plain import Scanned
 from mvar.kernels.scan_torch import scan as scan_torch
 
 CASES = [  # batch, length, heads, head size, state size, with a state before, kernel's chunk

@@ -39,6 +39,9 @@ def test_split_anywhere(length, width, cuts, activation):
         outputs.append(y)
     torch.testing.assert_close(torch.cat(outputs, 1), expected, rtol=1e-12, atol=1e-12)
     assert torch.equal(tail, F.pad(x, (0, 0, width - 1, 0))[:, length:])
+    y, left = module.plain(x, weight, bias, torch.zeros_like(tail), activation)  # what is compiled
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(left, tail)
 
 
 @pytest.mark.parametrize("activation", [None, "silu"])
@@ -77,3 +80,34 @@ def test_bf16_adds_up_in_fp32():
 def test_tail_does_not_hold_the_inputs():
     x, weight, bias, _ = draw(batch=1, length=50)
     assert causal_conv(x, weight, bias)[1].untyped_storage().nbytes() == 3 * 6 * 8
+
+
+def test_causal_conv1d_is_given_what_it_wants(monkeypatch):
+    """Layouts, the tail before and the tail left, with a stand-in that has the kernel's signature: in any split."""
+
+    def kernel(x, weight, bias, initial_states=None, activation=None):
+        assert x.stride(1) == 1 and x.stride(0) % 8 == x.stride(2) % 8 == 0
+        before = x.new_zeros(*x.shape[:2], weight.shape[1] - 1) if initial_states is None else initial_states
+        return reference(x.mT, weight[:, None], bias, before.mT, activation).mT
+
+    monkeypatch.setattr(module.optional, "causal_conv1d", lambda: kernel)
+    monkeypatch.setattr(module, "_fits_package", lambda x, weight: True)
+    x, weight, bias, tail = draw(length=9, channels=8)
+    wide = torch.cat([x, x[..., :3]], -1)[..., :8]  # rows of 11: no multiple of 8
+    for first in (None, tail):
+        expected, left = causal_conv(x, weight, bias, first, "silu", "torch")
+        for cut in (1, 2, 6):
+            start, middle = causal_conv(wide[:, :cut], weight, bias, first, "silu")
+            end, last = causal_conv(wide[:, cut:], weight, bias, middle, "silu")
+            torch.testing.assert_close(torch.cat([start, end], 1), expected)
+            assert torch.equal(last, left)
+
+
+def test_causal_conv1d_is_left_alone_where_it_has_no_kernel(monkeypatch):
+    class OnGpu:
+        is_cuda, dtype = True, torch.float32
+
+    monkeypatch.setattr(module.optional, "causal_conv1d", lambda: print)
+    fits = [module._fits_package(OnGpu, torch.empty(c, 1, k)) for c, k in ((8, 4), (8, 2), (8, 5), (8, 1), (12, 4))]
+    assert fits == [True, True, False, False, False]
+    assert not module._fits_package(torch.empty(1, 1, 8), torch.empty(8, 1, 4))

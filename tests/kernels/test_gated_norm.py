@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mvar.kernels.gated_norm import gated_rms_norm
+from mvar.kernels.gated_norm import gated_rms_norm, plain
 
 
 def reference(y, z, weight, eps):
@@ -20,7 +20,8 @@ def draw(dtype=torch.float64):
 @pytest.mark.parametrize("eps", [1e-5, 1.0])
 def test_definition_and_gradients(eps):
     leaves = [t.requires_grad_() for t in draw()]
-    torch.testing.assert_close(gated_rms_norm(*leaves, eps), reference(*leaves, eps), rtol=1e-12, atol=1e-12)
+    for norm in (gated_rms_norm, plain):
+        torch.testing.assert_close(norm(*leaves, eps), reference(*leaves, eps), rtol=1e-12, atol=1e-12)
     assert torch.autograd.gradcheck(lambda *t: gated_rms_norm(*t, eps), leaves)
 
 

@@ -1,10 +1,13 @@
 """The chunked scan against the recurrence that it computes."""
 
+from functools import partial
 from itertools import pairwise
 
+import fla_core
 import pytest
 import torch
 import torch.nn.functional as F
+from fake_gpu import Kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -111,6 +114,21 @@ def test_gradients_equal_the_recurrence(length, step):
     expected = gradients(recurrence, inputs, weights)
     for name, got in gradients(ssd_scan, inputs, weights).items():
         assert relative(got, expected[name]) < 1e-10 or (got - expected[name]).abs().max() < 1e-12, name
+
+
+@pytest.mark.parametrize("optional", [set(), {"D", "state"}])
+@pytest.mark.parametrize("length", [1, 64, 150])
+def test_the_reference_equals_the_recurrence(length, optional):
+    """What is compiled: outputs, final state and gradients, also where a step forgets all that was."""
+    for step in (0.01, 10.0):
+        inputs = {k: v for k, v in draw(2, length, 2, 3, 4, step=step).items() if k not in {"D", "state"} - optional}
+        plain = partial(ssd_scan, backend="plain")
+        expected = recurrence(**inputs)
+        torch.testing.assert_close(plain(**inputs), expected, rtol=1e-10, atol=1e-10)
+        weights = tuple(torch.sin(torch.arange(o.numel(), dtype=o.dtype)).view_as(o) for o in expected)
+        got, expected = gradients(plain, inputs, weights), gradients(recurrence, inputs, weights)
+        for name in inputs:
+            torch.testing.assert_close(got[name], expected[name], rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("optional", [(), ("D",), ("state",), ("D", "state")])
@@ -329,25 +347,53 @@ def test_forced_backend_that_cannot_run_here():
         ssd_scan(**draw(1, 3, 1, 2, 2), backend="mamba_ssm")
 
 
-def test_forced_backend_that_is_missing(monkeypatch):
-    class OnGpu:
-        is_cuda, dtype, device = True, torch.float32, torch.device("cuda")
-
-    monkeypatch.setattr(scan, "_mamba_ssm_kernel", lambda: None)
-    with pytest.raises(UserError, match="'mamba_ssm' is not installed; allowed: pip install mamba-ssm"):
-        scan.choose_backend("mamba_ssm", OnGpu())
-    assert scan.choose_backend("auto", OnGpu()) == "torch"
+class OnGpu:
+    is_cuda, dtype, device = True, torch.float32, torch.device("cuda")
 
 
-def test_mamba_ssm_backend_calls_the_kernel(monkeypatch):
-    """The kernel's arguments and results, with a stand-in that has its signature and computes the recurrence."""
+@pytest.mark.parametrize("name", ["mamba_ssm", "fla"])
+def test_forced_backend_that_is_missing(name):
+    with Kernels("mamba_chunk_scan_combined", "chunk_simple_gla"):
+        with pytest.raises(UserError, match=f"'{name}' is not installed; allowed: pip install ") as found:
+            scan.choose_backend(name, OnGpu())
+        assert "\n" not in str(found.value)
 
-    def kernel(x, dt, A, B, C, chunk_size, D=None, initial_states=None, return_final_states=False):
-        assert B.shape[2] == C.shape[2] == 1 and return_final_states
-        return recurrence(x, dt, A, B[:, :, 0], C[:, :, 0], D, initial_states)
 
-    monkeypatch.setattr(scan, "_mamba_ssm_kernel", lambda: kernel)
-    monkeypatch.setattr(scan, "choose_backend", lambda backend, x: "mamba_ssm")
+def test_auto_takes_what_is_there_and_knows_why():
+    both = ("mamba_chunk_scan_combined", "chunk_simple_gla")
+    for missing, name, why in (
+        ((), "mamba_ssm", "it is installed"),
+        (both[:1], "fla", "mamba_ssm not installed"),
+        (both, "torch", "neither mamba_ssm nor fla is installed; faster: pip install fla-core"),
+    ):
+        with Kernels(*missing):
+            assert scan.choose_backend("auto", OnGpu()) == (name, why)
+            assert scan.choose_backend("auto", torch.empty(0)).name == "torch"
+            assert scan.choose_backend("torch", OnGpu()).name == "torch"
+
+
+def linear_attention(q, k, v, g, scale, initial_state=None, output_final_state=False, state_v_first=False):
+    """fla-core's own reference, with the arguments of its kernel."""
+    assert state_v_first
+    state = None if initial_state is None else initial_state.mT
+    y, final = fla_core.reference("simple_gla", "naive_recurrent_simple_gla")(q, k, v, g, scale, state)
+    return y, final.mT if output_final_state else None
+
+
+def mamba_scan(x, dt, A, B, C, chunk_size, D=None, initial_states=None, return_final_states=False):
+    """The recurrence, with the arguments of mamba-ssm's kernel."""
+    assert B.shape[2] == C.shape[2] == 1 and return_final_states
+    return recurrence(x, dt, A, B[:, :, 0], C[:, :, 0], D, initial_states)
+
+
+@pytest.mark.parametrize("optional", [set(), {"D", "state"}])
+@pytest.mark.parametrize("name, kernel", [("mamba_ssm", mamba_scan), ("fla", linear_attention)])
+def test_packages_kernels_are_given_what_they_want(monkeypatch, name, kernel, optional):
+    """Arguments and results, with a stand-in that has the kernel's signature and computes what it does."""
+    found = {"mamba_ssm": "mamba_ssm_scan", "fla": "fla_scan"}[name]
+    monkeypatch.setattr(f"mvar.kernels.optional.{found}", lambda: kernel)
+    monkeypatch.setattr(scan, "choose_backend", lambda backend, x: scan.Choice(name))
     inputs = draw(2, 20, 2, 3, 4, dtype=torch.float32)
+    inputs = {k: v for k, v in inputs.items() if k not in {"D", "state"} - optional}
     for got, expected in zip(ssd_scan(**inputs), recurrence(**inputs), strict=True):
         torch.testing.assert_close(got, expected)

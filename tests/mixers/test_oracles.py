@@ -11,7 +11,7 @@ from mvar.errors import UserError
 from mvar.kernels.attention import attend
 from mvar.mixers import window
 from mvar.mixers.base import Chosen
-from mvar.mixers.scan_orders import scan_paths
+from mvar.mixers.scan_orders import scan_tables
 from mvar.scales import PATCH_SIDES, ScaleSchedule
 
 CONFIG = ModelConfig(depth=2, width=16, num_heads=2, mamba=MambaConfig(d_state=8, headdim=8))
@@ -204,11 +204,11 @@ def test_a_scan_in_another_order_is_raster_over_permuted_tokens(schedule, order)
 
 def test_the_order_of_scans_is_made_once_a_span_and_serves_gradients():
     schedule, mixer = ScaleSchedule((1, 2, 3, 6)), make("mamba:scan_order=both")
-    scan_paths.cache_clear()
+    scan_tables.cache_clear()
     with torch.inference_mode():
         mixer(tokens(schedule), schedule.span())
     mixer(tokens(schedule), schedule.span())[0].sum().backward()
-    assert scan_paths.cache_info().misses == 1
+    assert scan_tables.cache_info().misses == 1
 
 
 def heads(x):

@@ -1,0 +1,21 @@
+"""What GPUs can do at best, by the makers' data sheets: for plans, and for the share of it that a training reaches."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+# Dense bf16 FLOP/s of a card's matrix units.
+CARDS = {"a100": 312e12, "h100": 989e12, "h200": 989e12, "b200": 2250e12, "l40s": 362e12, "rtx4090": 165e12}
+FP32_SHARE = 0.5  # of the bf16 rate, by TF32
+
+
+def rate_of(device: "torch.device", precision: str) -> float | None:
+    """FLOP/s of a device; None of a CPU and of a card that is not in the table."""
+    import torch
+
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device).lower().replace(" ", "")
+    card = next((card for card in CARDS if card in name), None)
+    return None if card is None else CARDS[card] * (FP32_SHARE if precision == "fp32" else 1)

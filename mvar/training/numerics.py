@@ -1,0 +1,36 @@
+"""How a GPU computes, by the runtime's settings: fp32 products in TF32, and kernels that give the same bits twice."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from mvar.config import RuntimeConfig
+
+
+def prepare_process(runtime: RuntimeConfig) -> None:
+    """Threads, and the precision of products; of the whole process, until the next call."""
+    if runtime.threads:
+        torch.set_num_threads(runtime.threads)
+    on_gpu = runtime.device != "cpu" and torch.cuda.is_available()
+    torch.set_float32_matmul_precision("high" if on_gpu and runtime.tf32 else "highest")
+
+
+@contextmanager
+def reproducible(runtime: RuntimeConfig, device: torch.device) -> Iterator[None]:
+    """On GPUs: deterministic kernels where there are any, without which a resumed training would drift."""
+    if device.type != "cuda" or not runtime.deterministic:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    deterministic: Any = torch.utils.deterministic  # its one attribute is set behind the back of type checkers
+    was, fill = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was)
+        deterministic.fill_uninitialized_memory = fill

@@ -1,0 +1,36 @@
+"""How fast a training goes: tokens a second, the share of the device's rate that it reaches, its peak memory."""
+
+from typing import Protocol
+
+import torch
+
+from mvar.training.cards import rate_of
+
+MIB = 2**20
+
+
+class Work(Protocol):
+    """What says how much work a step is."""
+
+    tokens: int
+    flops: int
+
+
+def throughput(work: Work, seconds: float, device: torch.device, precision: str, processes: int) -> dict[str, float]:
+    """Values of a metrics row; what cannot be told of a device is left out.
+
+    Args:
+        work: of a step of all processes.
+        seconds: of a step.
+        device: of this process.
+        precision: of the training.
+        processes: that share a step, on devices of one kind.
+    """
+    row: dict[str, float] = {}
+    if work.tokens and seconds > 0:
+        row["train/tokens_per_s"] = work.tokens / seconds
+    if (rate := rate_of(device, precision)) and work.flops and seconds > 0:
+        row["train/mfu"] = work.flops / (seconds * processes * rate)
+    if device.type == "cuda":
+        row["train/peak_mib"] = torch.cuda.max_memory_allocated(device) / MIB
+    return row

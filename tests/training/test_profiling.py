@@ -1,0 +1,69 @@
+"""`mvar profile`: time by part and a trace; and how fast a training goes, in its metrics and in `mvar status`."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mvar.cli import main
+from mvar.commands.status_table import Row, _speed
+from mvar.training import cards
+from mvar.training.throughput import throughput
+
+TINY = (
+    "--set model.depth=2 model.width=16 model.num_heads=2 model.mamba.headdim=8 model.mamba.d_state=8 "
+    "model.pattern=intra+mamba train.batch_size=4 runtime.threads=1"
+)
+
+
+@pytest.mark.slow
+def test_a_profile_has_every_part_of_a_step(tmp_path, capsys):
+    trace = tmp_path / "trace.json"
+    assert main(["profile", "smoke", *TINY.split(), "--steps", "2", "--trace", str(trace), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    parts = {"attention", "scan", "mlp", "norms and gates", "embeddings", "head", "loss", "optimizer", "data", "other"}
+    assert found["parts"].keys() == parts
+    assert all(spent > 0 for spent in found["parts"].values())
+    assert 0.5 * found["step_ms"] < sum(found["parts"].values()) < 1.05 * found["step_ms"]
+    assert found["parts"]["scan"] > found["parts"]["mlp"]  # its backward pass is counted with it
+    assert found["throughput"].keys() == {"train/tokens_per_s"}  # a CPU's rate is not known
+    names = {event["name"] for event in json.loads(trace.read_text())["traceEvents"]}
+    assert {"mvar::scan", "mvar::optimizer", "mvar::data"} <= names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["smok"], "config: 'smok' is unknown"),
+        (["smoke", "--steps", "0"], "steps: 0; allowed: 1 or more"),
+        (["smoke", "--trace", "nowhere/t.json"], "trace: nowhere is no directory; allowed"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, arguments, line):
+    assert main(["profile", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert line in said and said.count("\n") == 1
+
+
+def test_speed_of_a_gpu(monkeypatch):
+    """Half of an H100's rate, on two of them; on a card that is not known no share is told."""
+    work, device = SimpleNamespace(tokens=1000, flops=int(989e12)), torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**20)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    wanted = {"train/tokens_per_s": 1000.0, "train/mfu": 0.5, "train/peak_mib": 3.0}
+    assert throughput(work, 1.0, device, "bf16", 2) == wanted
+    assert throughput(work, 1.0, device, "fp32", 2)["train/mfu"] == 1.0  # by TF32
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA GeForce RTX 4090")
+    assert cards.rate_of(device, "bf16") == cards.CARDS["rtx4090"]
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Another")
+    assert throughput(work, 1.0, device, "bf16", 2).keys() == {"train/tokens_per_s", "train/peak_mib"}
+    assert throughput(work, 2.0, torch.device("cpu"), "bf16", 1) == {"train/tokens_per_s": 500.0}
+
+
+def test_status_tells_what_is_known():
+    row = Row("a", False, "running", tokens_per_s=12345.6, mfu=0.412, peak_mib=60000.0)
+    assert _speed(row) == "12,346 tokens/s, MFU 41%, 62.9 GB"
+    assert (
+        _speed(Row("a", False, "running", tokens_per_s=10.0)) == "10 tokens/s" and _speed(Row("a", True, "done")) == ""
+    )

@@ -1,0 +1,95 @@
+"""Between logged steps the host waits for nothing on the device, and batches come in copies that nobody waits for."""
+
+import types
+
+import pytest
+import torch
+from fake_gpu import WAITS
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mvar.config import ModelConfig, RuntimeConfig, TokenizerConfig, TokenSpace, TrainConfig
+from mvar.tokenizer.model import Tokenizer
+from mvar.training import numerics
+from mvar.training.feed import Feed
+from mvar.training.generator import GeneratorObjective
+from mvar.training.loop import _Training
+from mvar.transformer import ScaleTransformer
+
+
+class Waits(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in WAITS:
+            self.seen.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_nothing_is_read_between_logged_steps(tmp_path, monkeypatch, precision):
+    """The loop's own steps; on a CPU it looks at every loss, because that costs nothing there."""
+    tokenizer = Tokenizer(TokenizerConfig(patch_sides=(1, 2), vocab_size=8, width=8, channel_multipliers=(1, 2)), 1)
+    space = TokenSpace((1, 2), 8, tokenizer.config.code_channels, 3)
+    model = ScaleTransformer(ModelConfig(width=16, depth=2, num_heads=2, drop_path=0.2), space)
+    cache = types.SimpleNamespace(labels=[0, 1, 2, 0], tokens=torch.randint(8, (4, 5)).numpy())
+    train = TrainConfig(steps=7, batch_size=2, precision=precision)
+    objective = GeneratorObjective(model, tokenizer.quantize, cache, train, 0)
+    runtime = RuntimeConfig(device="cpu", log_every=3, checkpoint_every=10)
+    training = _Training(objective, train, tmp_path, runtime, 0)
+    training.looks_each_step = False
+    by_step, waits = [], Waits()
+    lists = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda values: waits.seen.append("tolist") or lists(values))
+    with waits:
+        training.run(0, lambda done, steps: by_step.append(len(waits.seen)), None)
+    training.close()
+    new = [after - before for before, after in zip([0, *by_step], by_step, strict=False)]
+    assert [count > 0 for count in new] == [True, False, True, False, False, True, True]
+
+
+class Rows:
+    """A tensor as the feed sees it."""
+
+    def __init__(self, number, log):
+        self.number, self.log, self.pinned = number, log, False
+
+    def pin_memory(self):
+        self.pinned = True
+        return self
+
+    def to(self, device, non_blocking=False):
+        assert self.pinned and non_blocking and device.type == "cuda"
+        self.log.append(f"copied {self.number}")
+        return self
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_for_a_gpu_are_pinned_and_copied_ahead(workers):
+    log = []
+    objective = types.SimpleNamespace(load=lambda rows: rows)
+    with Feed(objective, lambda step: [(0, (Rows(step, log),))], range(3), workers, torch.device("cuda")) as feed:
+        for step in range(3):
+            first, (rows,) = feed.next()
+            assert (first, rows.number) == (0, step)
+            log.append(f"worked on {step}")
+        with pytest.raises(StopIteration):
+            feed.next()
+    assert log == ["copied 0", "copied 1", "worked on 0", "copied 2", "worked on 1", "worked on 2"]
+
+
+def test_precision_of_products_is_a_setting_of_gpus(monkeypatch):
+    before = torch.get_float32_matmul_precision()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for device, tf32, wanted in (("auto", True, "high"), ("auto", False, "highest"), ("cpu", True, "highest")):
+        numerics.prepare_process(RuntimeConfig(device=device, tf32=tf32))
+        assert torch.get_float32_matmul_precision() == wanted
+    torch.set_float32_matmul_precision(before)
+
+
+def test_so_are_deterministic_kernels():
+    for device, wanted, expected in (("cuda", True, True), ("cuda", False, False), ("cpu", True, False)):
+        with numerics.reproducible(RuntimeConfig(deterministic=wanted), torch.device(device)):
+            assert torch.are_deterministic_algorithms_enabled() is expected
+    assert not torch.are_deterministic_algorithms_enabled()
