@@ -107,6 +107,7 @@ def extract(
     group: Group = ALONE,
     spatial: bool = False,
     heed: Heed = nothing,
+    keep: bool = True,
 ) -> Extracted:
     """Features and logits of a set, and the statistics of its spatial features; empty in all processes but the first.
 
@@ -118,6 +119,7 @@ def extract(
         group: the processes that share the work; all of them call this.
         spatial: whether statistics of spatial features are wanted.
         heed: see `Heed`.
+        keep: whether features and logits are wanted; without it they have no rows.
 
     Raises:
         UserError: spatial features of an extractor that has none.
@@ -128,9 +130,9 @@ def extract(
     for found in in_rounds(
         images.__getitem__, len(images), batch_size, lambda batch: call(batch), progress, group, heed
     ):
-        kept = kept or [torch.empty(len(images), *part.shape[1:], dtype=part.dtype) for part in found[:2]]
+        kept = kept or [torch.empty(keep * len(images), *part.shape[1:], dtype=part.dtype) for part in found[:2]]
         stop = done + len(found[0])
-        for whole, part in zip(kept, found, strict=False):
+        for whole, part in zip(kept if keep else (), found, strict=False):
             whole[done:stop] = part
         done = stop
         if spatial:

@@ -1,5 +1,6 @@
 """Differences paired by seed, what sampling seeds are worth, and the tables and laws that rest on them."""
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -9,12 +10,19 @@ import pytest
 from scipy import stats
 
 from mvar import shipped
-from mvar.analysis.compare import Difference, check_comparable, difference, new_images_interval, sampling_sd
+from mvar.analysis.compare import (
+    Difference,
+    check_comparable,
+    difference,
+    heldout_images,
+    new_images_interval,
+    sampling_sd,
+)
 from mvar.analysis.differences import differences_table
 from mvar.analysis.power_law import MIN_POINTS, fit_law
 from mvar.analysis.records import load_records
 from mvar.analysis.summary import _at_chance, _blind
-from mvar.analysis.tables import sweep_table
+from mvar.analysis.tables import _copies_line, sweep_table
 from mvar.errors import UserError
 from mvar.presets import DIGITS
 from mvar.runs.experiment import find_experiment
@@ -234,6 +242,16 @@ def test_new_images_are_in_the_interval_as_often_as_it_says(heldout, count):
     shares = (rng.exponential(size=(4000, count)) <= thresholds[:, None]).mean(1)
     low, high = new_images_interval(below / heldout, heldout, count)
     assert 0.94 <= ((low <= shares) & (shares <= high)).mean() <= 0.975
+
+
+def test_a_file_of_reference_does_not_tell_how_many_heldout_images_there_are():
+    """Its number of images is another one than the threshold of near-copies rests on: no interval is made of it."""
+    found = rows({0: 1.0}, **{"eval/copy_rate_heldout": 0.05, "num_images": 1000})
+    for reference, count in (({}, 450), ({"reference.sha256": "a"}, 0)):
+        found["settings"] = json.dumps({"reference.num_images": 450} | reference)
+        assert heldout_images(found) == count
+        assert ("beta-binomial" in _copies_line(found)) == bool(count)
+    assert _copies_line(found).endswith("than the nearest 5.0% of held-out images do.")
 
 
 def test_where_reciting_is_not_seen_the_report_says_so():

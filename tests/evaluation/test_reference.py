@@ -65,6 +65,16 @@ def test_statistics_are_of_all_images_and_precision_is_against_those_of_the_file
     assert found["eval/fid"] != pytest.approx(few["eval/fid"], rel=1e-3)
 
 
+def test_spatial_statistics_alone_keep_no_features(extractor):
+    """Of a finished run that is asked for sFID nothing else is held; what asks for features later has them too."""
+    real, fake = draw(300, 0), draw(100, 1)
+    parts = Parts(samples=lambda: (fake, None), reference=lambda: real, extractor=lambda: extractor)
+    inputs, wanted = Inputs(CONFIG, parts, spatial=True, features=False), measured(fake, real, extractor)
+    assert compute("sfid", METRICS.find("sfid")(), inputs) == {"eval/sfid": wanted["eval/sfid"]}
+    assert [len(found.features) + len(found.logits) for found in inputs._extracted] == [0, 0]
+    assert compute("fid", METRICS.find("fid")(), inputs) == {"eval/fid": wanted["eval/fid"]}
+
+
 def test_means_of_float32_as_adm_has_them(extractor, tmp_path):
     real, path = draw(300, 0), tmp_path / "reference.npz"
     write_reference(path, real, extractor)

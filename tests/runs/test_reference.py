@@ -1,6 +1,7 @@
 """A run against a file of reference: its digest in the row, copies by held-out images; samples for other evaluators."""
 
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +29,8 @@ def test_a_run_against_a_file_of_its_own_held_out_images(store, tmp_path):
     run = store.run(CONFIG.run_id)
     ours, found = (run.evaluations()[config.evaluation_id] for config in (CONFIG, asked))
     assert found["reference"] == {"file": path.name, "sha256": file_digest(path), "num_images": 450}
+    page = (Path(__file__).parents[2] / "results" / "README.md").read_text()
+    assert [key for key in (*found, *found["reference"], *ours["reference"]) if f"`{key}`" not in page] == []
     shared = {key: value for key, value in found["metrics"].items() if key != "eval/sfid"}
     assert shared == pytest.approx(ours["metrics"], rel=1e-6) and found["metrics"]["eval/sfid"] > 0
     assert execute(override(CONFIG, {"evaluation.also": "sfid"}), store) == DONE

@@ -7,7 +7,10 @@ import pytest
 from tiny_runs import CONFIG
 
 from mvar.config import override
+from mvar.data.splits import load_images
+from mvar.evaluation.extractors.contract import kind_of
 from mvar.evaluation.metrics.contract import every_metric
+from mvar.evaluation.reference import write_reference
 from mvar.runs import pipeline
 from mvar.runs.stages.contract import Watch
 from mvar.runs.states import Stopped
@@ -21,21 +24,22 @@ OF_FEATURES = {
 }
 
 
-def take_part(root, rank, world, stops):
+def take_part(config, root, rank, world, stops):
     """One of the processes; the last one is asked to stop where `stops`."""
     with distributed.joined(rank, world, rank, world, root / "meeting.json"):
         if rank:
             pipeline.follow(Store(root), lambda: stops)
             return
         try:
-            Stages(ASKED, Store(root), Watch()).evaluate.run()
+            Stages(config, Store(root), Watch()).evaluate.run()
         except Stopped:
             assert stops
 
 
-def measure(root, world, stops=False):
+def measure(config, root, world, stops=False):
     context = multiprocessing.get_context("fork")
-    group = [context.Process(target=take_part, args=(root, r, world, stops), daemon=True) for r in range(world)]
+    ranks = range(world)
+    group = [context.Process(target=take_part, args=(config, root, r, world, stops), daemon=True) for r in ranks]
     for process in group:
         process.start()
     for process in group:
@@ -43,18 +47,34 @@ def measure(root, world, stops=False):
     assert [process.exitcode for process in group] == [0] * world
 
 
+def check_alike(config, store, stops=False):
+    """What one process measures, two measure, over gloo: to 1e-9, and on one machine the very same."""
+    run = store.run(config.run_id)
+    Stages(config, store, Watch()).evaluate.run()
+    alone = run.evaluations()[config.evaluation_id]
+    (run.path / "eval.json").unlink()
+    measure(config, store.root, 2, stops)
+    if stops:
+        assert "eval/fid" not in run.evaluations().get(config.evaluation_id, {"metrics": {}})["metrics"]
+        Stages(config, store, Watch()).evaluate.run()
+    found = run.evaluations()[config.evaluation_id]
+    assert found["metrics"] == pytest.approx(alone["metrics"], rel=1e-9)
+    assert json.dumps(found["metrics"]) == json.dumps(alone["metrics"])
+    assert set(found["metrics"]) > OF_FEATURES
+    return found
+
+
 @pytest.mark.parametrize("stops", [False, True])
 def test_the_number_of_processes_does_not_matter(store, stops):
     """Eight batches, the last one smaller; what one of two processes stops one process finishes."""
-    run = store.run(CONFIG.run_id)
-    Stages(ASKED, store, Watch()).evaluate.run()
-    alone = run.evaluations()[CONFIG.evaluation_id]
-    (run.path / "eval.json").unlink()
-    measure(store.root, 2, stops)
-    if stops:
-        assert "eval/fid" not in run.evaluations().get(CONFIG.evaluation_id, {"metrics": {}})["metrics"]
-        Stages(ASKED, store, Watch()).evaluate.run()
-    found = run.evaluations()[CONFIG.evaluation_id]
-    assert found["metrics"] == pytest.approx(alone["metrics"], rel=1e-9)
-    assert json.dumps(found["metrics"]) == json.dumps(alone["metrics"])  # on one machine the very same
-    assert set(found["metrics"]) > OF_FEATURES
+    check_alike(ASKED, store, stops)
+
+
+@pytest.mark.slow
+def test_nor_does_it_against_a_file_of_reference(store, tmp_path):
+    path = tmp_path / "reference.npz"
+    extractor = kind_of(CONFIG).load(store.stage("extractor", CONFIG.extractor_id).path)
+    write_reference(path, load_images(CONFIG.data, "heldout"), extractor, keep=100)
+    config = override(ASKED, {"evaluation.reference": str(path)})
+    pipeline.execute(config, store)  # draws its images
+    assert check_alike(config, store)["reference"]["num_images"] == 100

@@ -64,6 +64,7 @@ class Inputs:
         device: where large products are computed.
         spatial: whether spatial features are going to be asked for: they are then made in one pass with the others.
         together: opened with `spatial` while features are made: the processes that share that, and what they heed.
+        features: whether features are going to be asked for; statistics of spatial ones alone keep none in memory.
     """
 
     def __init__(
@@ -73,8 +74,9 @@ class Inputs:
         device: torch.device | str = "cpu",
         spatial: bool = False,
         together: Together = lambda spatial: alone(),
+        features: bool = True,
     ) -> None:
-        self.config, self.device, self._with_spatial = config, device, spatial
+        self.config, self.device, self._with_spatial, self._keep = config, device, spatial, features
         self._together = together
         self._parts = parts
         self._allowed: frozenset[str] | None = None
@@ -183,7 +185,7 @@ class Inputs:
         wanted = self._with_spatial, self._with_spatial and self._reference.spatial is None
         extractor = self._extractor  # before others are called: they would wait for one that cannot
         with self._together(self._with_spatial) as (group, heed):
-            shared: dict[str, Any] = {"group": group, "heed": heed}
+            shared: dict[str, Any] = {"group": group, "heed": heed, "keep": self._keep}
             found = extract(extractor, samples, progress=first, spatial=wanted[0], **shared)
             return found, extract(extractor, reference, progress=second, spatial=wanted[1], **shared)
 
@@ -193,6 +195,9 @@ class Inputs:
 
     @cached_property
     def _features(self) -> Features:
+        if not self._keep:  # statistics of spatial ones may be there
+            self._keep = True
+            self.__dict__.pop("_extracted", None)
         samples, reference = self._extracted
         return Features(samples.features, samples.logits, reference.features, reference.logits)
 

@@ -91,8 +91,8 @@ class EvaluateStage(RunStage):
         """
         self.watch.check()
         names, errors = self._missing(), {}
-        spatial = any("spatial" in METRICS.find(name).needs for name in names)
-        record, inputs = self._record(), self._inputs(spatial)
+        needs = {needed for name in names for needed in METRICS.find(name).needs}
+        record, inputs = self._record(), self._inputs("spatial" in needs, "features" in needs)
         for name, report in zip(names, shares(self.watch.heed(self.name), len(names)), strict=True):
             self.watch.check()
             try:
@@ -128,7 +128,7 @@ class EvaluateStage(RunStage):
             with atomic_write(self.directory.path / layout.ERROR) as file:
                 file.write("".join(traceback.format_exception(error)).encode(errors="replace"))
 
-    def _inputs(self, spatial: bool) -> Inputs:
+    def _inputs(self, spatial: bool, features: bool = True) -> Inputs:
         data = self.config.data
         parts = Parts(
             samples=self._samples,
@@ -139,7 +139,9 @@ class EvaluateStage(RunStage):
             tokens=self._tokens,
             extractor=self._extractor,
         )
-        return Inputs(self.config.evaluation, parts, resolve_device(self.config.runtime), spatial, self._together)
+        return Inputs(
+            self.config.evaluation, parts, resolve_device(self.config.runtime), spatial, self._together, features
+        )
 
     @contextmanager
     def _together(self, spatial: bool) -> Iterator[tuple[Group, Heed]]:
