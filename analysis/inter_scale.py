@@ -5,7 +5,7 @@ python analysis/inter_scale.py --results results
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,11 +45,16 @@ class Model:
     by_cfg: Mapping[float, pd.DataFrame]
     asked: float
 
-    def own_cfg(self, seed: int | None) -> float | None:
-        """The guidance of the lowest mean FID on one sampling seed."""
+    def own_cfg(self, seed: int | None, among: Collection[float]) -> float | None:
+        """The guidance of the lowest mean FID on one sampling seed; None where a value was not evaluated on it."""
+        found = self.fids(seed)
+        there = {cfg: found[cfg] for cfg in among if cfg in found}
+        return min(there, key=lambda cfg: there[cfg]) if among and len(there) == len(among) else None
+
+    def fids(self, seed: int | None) -> dict[float, float]:
+        """Mean FID on one sampling seed, by guidance."""
         fids = {cfg: kit.aggregate(_of_seeds(rows, [seed]), FID) for cfg, rows in self.by_cfg.items()}
-        there = {cfg: fid.mean for cfg, fid in fids.items() if fid}
-        return min(there, key=lambda cfg: there[cfg]) if seed is not None and len(there) > 1 else None
+        return {cfg: fid.mean for cfg, fid in sorted(fids.items()) if fid}
 
     @cached_property
     def seeds(self) -> set[int]:
@@ -57,9 +62,9 @@ class Model:
         return {int(seed) for rows in self.by_cfg.values() for seed in rows["sample_seed"]}
 
     def measured(self, key: str, cfg: float | None, seeds: list[int]) -> kit.Measured | None:
-        """A metric at one guidance, of some sampling seeds."""
+        """A metric at one guidance, of some sampling seeds; likelihood hangs on none."""
         rows = self.by_cfg.get(cfg) if cfg is not None else None
-        return None if rows is None else kit.aggregate(_of_seeds(rows, seeds), key)
+        return None if rows is None else kit.aggregate(rows if key == NLL else _of_seeds(rows, seeds), key)
 
     def costs(self, sides: tuple[int, ...]) -> dict[str, int]:
         """What an image takes at another schedule, of the config alone: state in fp32, unguided FLOPs."""
@@ -121,20 +126,28 @@ def chosen_and_reported(models: list[Model]) -> tuple[int | None, list[int]]:
     return (seeds[0], seeds[1:]) if len(seeds) > 1 else (None, seeds)
 
 
+def cfgs_of_all(models: list[Model], seed: int | None) -> list[float]:
+    """The values of guidance that each model with several was evaluated at: the choice is the same for all."""
+    found = [set(model.fids(seed)) for model in models] if seed is not None else []
+    shared = set.intersection(*several) if (several := [values for values in found if len(values) > 1]) else set()
+    return sorted(shared) if len(shared) > 1 else []
+
+
 def comparison(models: list[Model], manifest: kit.Manifest) -> kit.Table:
     """Every model: likelihood, FID as asked and at its own guidance, each with a verdict against M-VAR."""
     chosen_on, reported = chosen_and_reported(models)
+    among = cfgs_of_all(models, chosen_on)
     rows: list[dict[str, Any]] = []
     pairs: dict[tuple[str, str], tuple[kit.Measured, kit.Measured]] = {}
     reference = next((model for model in of_preset(models) if model.axes["pattern"] == MVAR), None)
     for model in models:
-        cfg = model.own_cfg(chosen_on)
+        cfg = model.own_cfg(chosen_on, among)
         row: dict[str, Any] = {"label": model.label, "own_cfg": cfg}
         scores = {"nll": (NLL, model.asked), "fid": (FID, model.asked), "own_fid": (FID, cfg)}
         for name, (key, at) in scores.items():
             row[name] = model.measured(key, at, reported)
             theirs = reference and reference.measured(
-                key, reference.own_cfg(chosen_on) if name == "own_fid" else reference.asked, reported
+                key, reference.own_cfg(chosen_on, among) if name == "own_fid" else reference.asked, reported
             )
             if model is not reference and row[name] and theirs:
                 pairs[model.label, name] = row[name], theirs
@@ -157,21 +170,21 @@ def comparison(models: list[Model], manifest: kit.Manifest) -> kit.Table:
         Column("own_fid_verdict", "FID at its own cfg is", is_text=True),
     ]
     title = f"Between scales, each against {MVAR}: {manifest.title}"
-    return kit.Table(f"{manifest.name}-own", title, shown, rows, ids, reading=_reading(models, chosen_on))
+    return kit.Table(f"{manifest.name}-own", title, shown, rows, ids, reading=_reading(among, chosen_on))
 
 
-def _reading(models: list[Model], chosen_on: int | None) -> list[str]:
+def _reading(among: list[float], chosen_on: int | None) -> list[str]:
     told = [
         f"Verdicts are against {MVAR} at the preset's width, by t-tests paired by training seed, p corrected by Holm's "
         "method over the table. Inconclusive is not equal: the seeds do not tell which is better."
     ]
-    if chosen_on is None or all(len(model.by_cfg) < 2 for model in models):
+    if not among:
         return [*told, "A model's own guidance wants evaluations at two values or more, on two sampling seeds or more."]
-    values = sorted({cfg for model in models for cfg in model.by_cfg})
     return [
         *told,
-        f"A model's own guidance is that of the lowest mean FID on sampling seed {chosen_on}, of {len(values)} values "
-        f"({', '.join(f'{value:g}' for value in values)}); all numbers here are of other sampling seeds.",
+        f"A model's own guidance is that of the lowest mean FID on sampling seed {chosen_on}, of the {len(among)} "
+        f"values that all with several have ({', '.join(f'{value:g}' for value in among)}); all FIDs here are of other "
+        "sampling seeds.",
     ]
 
 
@@ -342,10 +355,11 @@ def results_figure(models: list[Model], manifest: kit.Manifest, directory: Path)
         UserError: no evaluation to draw.
     """
     chosen_on, reported = chosen_and_reported(models)
+    among = cfgs_of_all(models, chosen_on)
     scores = {
         "held-out NLL ↓ (bits per token)": lambda m: m.measured(NLL, m.asked, reported),
         "FID ↓ as asked": lambda m: m.measured(FID, m.asked, reported),
-        "FID ↓ at its own guidance": lambda m: m.measured(FID, m.own_cfg(chosen_on), reported),
+        "FID ↓ at its own guidance": lambda m: m.measured(FID, m.own_cfg(chosen_on, among), reported),
     }
     there = {label: of for label, of in scores.items() if any(map(of, models))}
     name = f"inter_scale-{manifest.tag}"

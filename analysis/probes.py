@@ -20,6 +20,7 @@ from mvar import analysis as kit
 
 HALF = "_half_width"  # of the interval over images, beside a value
 BASE = "global"  # layers of the model that others are compared with
+NEITHER = {"better": "lower", "worse": "higher"}  # words of a value of which neither is good
 MAX_PANELS = 6  # side by side
 
 
@@ -179,6 +180,7 @@ class Compared:
     run_ids: list[list[str]] = field(default_factory=list)
     pairs: dict[Any, tuple[kit.Measured, kit.Measured]] = field(default_factory=dict)
     shown: dict[tuple[int, str], Any] = field(default_factory=dict)  # by row and value, a key of `pairs`
+    tested: int = 0  # comparisons with two seeds or more
 
     def add(self, row: dict[str, Any], both: dict[str, tuple[kit.Measured, kit.Measured]]) -> None:
         """A row and its pairs of values by name; nothing where no seed has both."""
@@ -188,26 +190,31 @@ class Compared:
             return
         for name in known:
             ours, theirs = both[name]
+            if not ours.paired(theirs).any():  # nothing is compared, as where all scales are given and nothing is drawn
+                row[f"{name}_verdict"] = "the same"
+                continue
             key = row["model"], row["minus"], name, ours.by_seed, theirs.by_seed  # NLL is the same at any guidance
             self.pairs[key], self.shown[len(self.rows), name] = both[name], key
         self.rows.append(row | known | {"n": max(difference.n for difference in known.values())})
         self.run_ids.append(sorted({run for difference in known.values() for run in difference.run_ids}))
 
-    def judge(self, higher: set[str]) -> dict[tuple[int, str], kit.Verdict]:
-        """A verdict on each value of each row, corrected over all comparisons; in the rows too.
-
-        `higher`: names of values of which more is better.
-        """
+    def judge(self, values: dict[str, Shown]) -> dict[tuple[int, str], str]:
+        """A word on each value of each row, corrected over all comparisons; the rows get it with its p."""
+        higher = {name for name, shown in values.items() if shown.better == "higher"}
         decided = kit.judge(self.pairs, [key for key in self.pairs if key[2] in higher])
-        found = {at: decided[key] for at, key in self.shown.items()}
-        for (row, name), verdict in found.items():
-            self.rows[row][f"{name}_verdict"] = verdict.told
+        found = {}
+        for (row, name), key in self.shown.items():
+            word = decided[key].word if values[name].better else NEITHER.get(decided[key].word, decided[key].word)
+            self.rows[row][f"{name}_verdict"] = decided[key].told.replace(decided[key].word, word, 1)
+            found[row, name] = word
+        self.tested = sum(verdict.p is not None for verdict in decided.values())
         return found
 
 
 def models_table(name: str, kind: type[Probe], models: list[ProbedModel]) -> kit.Table | None:
-    """Every model minus the one that it is compared with, case by case; None where nothing is better or worse."""
-    judged, cases = [v for v in kind.values if v.better], cases_of(kind, models)
+    """Every model minus the one that it is compared with, case by case; None where no two models share all else."""
+    judged = [v for v in kind.values if v.better or (v.is_plotted and v.name != kind.axis)]
+    cases = cases_of(kind, models)
     fields, compared = varying(kind, cases.values()), Compared()
     for model, base in against(models):
         for key, case in cases.items():
@@ -217,7 +224,7 @@ def models_table(name: str, kind: type[Probe], models: list[ProbedModel]) -> kit
             compared.add({"model": model.name, "minus": base.name, **told}, both)
     if not compared.rows:
         return None
-    found = compared.judge({v.name for v in judged if v.better == "higher"})
+    found = compared.judge({v.name: v for v in judged})
     heads = [Column("model", "model", is_text=True), Column("minus", "minus", is_text=True)]
     heads += [Column(f"case_{f.name}", f.label, is_text=True) for f in fields]
     for v in (v for v in judged if any(name == v.name for _, name in found)):
@@ -229,24 +236,24 @@ def models_table(name: str, kind: type[Probe], models: list[ProbedModel]) -> kit
     return kit.Table(f"probe-{name}-models", title, heads, compared.rows, compared.run_ids, reading=told)
 
 
-def models_reading(judged: list[Shown], compared: Compared, found: dict[tuple[int, str], kit.Verdict]) -> list[str]:
+def models_reading(judged: list[Shown], compared: Compared, found: dict[tuple[int, str], str]) -> list[str]:
     """What a verdict is, and how many there are of each pair of models and value."""
-    tested = sum(verdict.p is not None for verdict in {compared.shown[at]: v for at, v in found.items()}.values())
     lines = [
         "Differences are paired over the training seeds that both models have; in brackets the 95 % interval over "
-        "them, each by itself. Better and worse are verdicts of paired t-tests at 5 %, p corrected by Holm's method "
-        f"over those of this table's {len(compared.pairs)} comparisons that have two pairs or more ({tested}); all "
-        "else is inconclusive, which is not equal. FID of one seed is one number: nothing follows from a difference "
-        "of two."
+        "them, each by itself. Better and worse (lower and higher, of a value of which neither is good) are verdicts "
+        "of paired t-tests at 5 %, p corrected by Holm's method over those of this table's "
+        f"{len(compared.pairs)} comparisons that have two pairs or more ({compared.tested}); all else is inconclusive, "
+        "which is not equal. FID of one seed is one number: nothing follows from a difference of two."
     ]
     for pair in dict.fromkeys((row["model"], row["minus"]) for row in compared.rows):
         for v in judged:
             words = Counter(
-                verdict.word
-                for (row, name), verdict in found.items()
+                word
+                for (row, name), word in found.items()
                 if name == v.name and (compared.rows[row]["model"], compared.rows[row]["minus"]) == pair
             )
-            counts = ", ".join(f"{word} in {words[word]}" for word in ("better", "worse", "inconclusive"))
+            order = ("better", "worse") if v.better else NEITHER.values()
+            counts = ", ".join(f"{word} in {words[word]}" for word in (*order, "inconclusive"))
             if words:
                 what = f"{kit.prose(pair[0])} against {kit.prose(pair[1])}, {kit.prose(v.label)}"
                 lines.append(f"{what}: {counts} of {words.total()} rows.")

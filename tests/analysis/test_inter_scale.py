@@ -1,5 +1,6 @@
 """Between scales: which models are asked for, of which size, and what the report says of each at its own guidance."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -79,7 +80,21 @@ def test_each_is_compared_at_its_own_guidance_on_other_images():
     assert found["global"]["own_fid"].mean == pytest.approx(3.001)  # on the images that did not choose it
     assert found["intra+markov"]["own_fid_verdict"].startswith(BETTER)
     assert "own_fid_verdict" not in found["intra+mamba"] and found["intra+mamba"]["fid"].mean == pytest.approx(2.001)
-    assert "on sampling seed 0, of 2 values (0, 1.5)" in table.reading[1]
+    assert "on sampling seed 0, of the 2 values that all with several have (0, 1.5)" in table.reading[1]
+
+
+def test_a_value_that_not_all_have_is_chosen_by_none():
+    more = {**FIDS, "mamba": {**FIDS["mamba"], 0.5: (0.1, 0.1)}, "markov": {1.5: (1, 1)}}
+    table = SCRIPT.comparison(models(**more), MANIFEST)
+    found = {row["label"].split(",")[0]: row["own_cfg"] for row in table.rows}
+    assert found["intra+mamba"] == 0.0 and found["intra+markov"] is None and found["intra"] == 1.5
+
+
+def test_likelihood_hangs_on_no_sampling_seed():
+    (made, *_) = models(**FIDS)
+    first = {cfg: found[found["sample_seed"] == 0] for cfg, found in made.by_cfg.items()}
+    one = dataclasses.replace(made, by_cfg=first)
+    assert one.measured(SCRIPT.FID, 1.5, [1]) is None and one.measured(SCRIPT.NLL, 1.5, [1]).n == 3
 
 
 def test_without_a_second_guidance_nothing_is_chosen():

@@ -1,8 +1,10 @@
 """The tables of probes: rows over seeds, sentences no stronger than their intervals."""
 
+import pandas as pd
 import pytest
 
-from mvar import shipped
+from mvar import Shown, shipped
+from mvar.analysis.compare import Measured
 from mvar.analysis.records import load_records
 from mvar.config import override
 
@@ -55,8 +57,8 @@ def test_models_are_compared_over_seeds_and_verdicts_are_corrected_over_the_tabl
     assert all(row["change_verdict"].startswith("better (p") for row in rows)
     noise = [row for row in table.rows if row["model"].startswith("intra")]
     assert all(row["change_verdict"].startswith("inconclusive (p") for row in noise)
-    # 6 rows, of which 2 comparisons a value differ: the three cases of a run have one value here
-    assert "this table's 4 comparisons that have two pairs or more (4)" in table.reading[0]
+    # 6 rows of three values; likelihood and FID are the same in all runs, the change in all cases of a run
+    assert "this table's 2 comparisons that have two pairs or more (2)" in table.reading[0]
     assert any(line.endswith("better in 3, worse in 0, inconclusive in 0 of 3 rows.") for line in table.reading)
 
 
@@ -70,3 +72,15 @@ def test_one_seed_or_other_data_decide_nothing(results):
     assert probes.compared_with(first) == probes.compared_with(second)
     assert probes.compared_with(first) != probes.compared_with(override(second, {"train.steps": 7}))
     assert probes.compared_with(first) != probes.compared_with(override(second, {"evaluation.reference": "x.npz"}))
+
+
+def test_a_value_of_which_neither_is_good_is_lower_or_higher():
+    compared = probes.Compared()
+    low, high = (pd.Series({seed: value + 1e-3 * seed * value for seed in range(4)}) for value in (1.0, 2.0))
+    for model, ours, theirs in (("a", low, high), ("b", high, low), ("c", low, low)):
+        pair = Measured.of(ours), Measured.of(theirs)
+        compared.add({"model": model, "minus": "base"}, {"share": pair, "bits": pair})
+    words = compared.judge({"share": Shown("share", "share"), "bits": Shown("bits", "bits", better="lower")})
+    assert words == {(0, "share"): "lower", (1, "share"): "higher", (0, "bits"): "better", (1, "bits"): "worse"}
+    assert compared.rows[2]["share_verdict"] == "the same" and compared.tested == len(compared.pairs) == 4
+    assert compared.rows[0]["share_verdict"].startswith("lower (p ")

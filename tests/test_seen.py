@@ -1,0 +1,83 @@
+"""What pages say they have seen: every number of a table or sentence is one of the report's tables in `docs/seen`."""
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[1] / "docs"
+DECIMAL = re.compile(r"(?<![\w.])[-+]?\d+\.\d+(?![\w.]*\d)")
+PROBES = ("prefix", "reach", "state", "corruption")
+SECTIONS = {  # page -> heading of the section, and the tables that it rests on
+    "knockout.md": ("Seen on the demo", ["table1b-digits"]),
+    "mixers.md": ("Between scales", ["inter_scale-digits-own"]),
+    "probes.md": (
+        "Seen on the demo",
+        [
+            f"probe-{name}{among}-digits"
+            for name in ("prefix", "reach", "state", "corruption")
+            for among in ("", "-models")
+        ],
+    ),
+}
+
+
+def section(page, heading):
+    """The text under a heading, without blocks of code."""
+    text = (DOCS / page).read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    assert text, f"{page} has no section {heading!r}"
+    return re.sub("```.*?```", "", text, flags=re.DOTALL)
+
+
+def stored(names):
+    """Rows of stored tables: texts, and numbers, those in verdicts too; and what the report says below them."""
+    rows = []
+    for name in names:
+        with (DOCS / "seen" / f"{name}.csv").open() as file:
+            for row in csv.DictReader(file):
+                cells = [value for key, value in row.items() if key != "run_ids" and value]
+                numbers = [float(n) for cell in cells for n in re.findall(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?", cell)]
+                rows.append(([cell for cell in cells if not re.fullmatch(r"[-+\d.e]+", cell)], numbers))
+        told = (DOCS / "seen" / f"{name}.txt").read_text()
+        rows.append(([], [float(number) for number in DECIMAL.findall(told)]))
+    return rows
+
+
+def is_one_of(text, numbers):
+    """Whether a decimal is one of the numbers, or 100 times one, rounded to as many places."""
+    half = 0.500001 * 10.0 ** -len(text.partition(".")[2])
+    return any(abs(abs(factor * number) - abs(float(text))) <= half for number in numbers for factor in (1, 100))
+
+
+def wrong_numbers(text, rows):
+    """Decimals of a section that no stored row has: of a row of a table, those that name what it names."""
+    found = []
+    for line in text.splitlines():
+        names = re.findall("`([^`]+)`", line) if line.startswith("|") else []
+        about = [
+            numbers
+            for texts, numbers in rows
+            if all(any(t == name or t.startswith(f"{name},") for t in texts) for name in names)
+        ]
+        numbers = [number for part in about for number in part]
+        found += [text for text in DECIMAL.findall(line) if not is_one_of(text, numbers)]
+    return found
+
+
+@pytest.mark.parametrize("page", SECTIONS)
+def test_numbers_of_a_page_are_those_of_stored_tables(page):
+    heading, names = SECTIONS[page]
+    assert wrong_numbers(section(page, heading), stored(names)) == []
+
+
+def test_another_number_or_anothers_is_found():
+    rows = [(["global, digits", "own", "worse (p = 0.049)"], [0.4288, 0.69, 0.049]), (["intra", "own"], [0.1])]
+    assert wrong_numbers("| `global` | `own` | 0.429, 69.0 % | worse (p = 0.049) |\nIt is 0.43.", rows) == []
+    assert wrong_numbers("| `global` | 0.428 | 69.1 % |", rows) == ["0.428", "69.1"]
+    assert wrong_numbers("| `intra` | 0.429 |", rows) == ["0.429"] and wrong_numbers("It is 0.44.", rows) == ["0.44"]
+
+
+def test_stored_tables_are_all_used():
+    used = {name for _, names in SECTIONS.values() for name in names}
+    assert used == {path.stem for path in (DOCS / "seen").glob("*.csv")}
