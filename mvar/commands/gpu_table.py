@@ -17,6 +17,8 @@ from mvar.runs.gpus import Machine
 from mvar.runs.request import Request, unique
 from mvar.runs.store import Store
 
+ASSUMED_MFU = 0.4  # the default of --mfu
+
 
 @dataclass(frozen=True)
 class OnGpus:
@@ -94,10 +96,11 @@ def print_on(runs: Sequence[OnGpus], machine: Machine, mfu: float) -> None:
         f"{len(runs)} runs, {flops:.3g} training FLOPs, {hours:,.0f} GPU-hours, {hours / machine.gpus:,.0f} hours on "
         f"{machine.gpus} GPUs, {disk:,.0f} GB of checkpoints, weights and images"
     )
+    share = "assumed, not measured" if mfu == ASSUMED_MFU else "as given, not measured here"
     say(
-        f"assumed, not measured: {mfu:.0%} of {machine.flops_per_s('bf16') / 1e12:,.0f} TFLOP/s a card (fp32: half); "
+        f"{share}: {mfu:.0%} of {machine.flops_per_s('bf16') / 1e12:,.0f} TFLOP/s a card (fp32: half); "
         f"training alone, no sampling. Peaks are counted; limit {machine.limit_gb:.1f} of "
-        f"{machine.memory_gb:g} GB. Settings are set by --set"
+        f"{machine.memory_gb:g} GB. Settings are taken where runtime says auto, else set by --set"
     )
 
 

@@ -60,7 +60,7 @@ class Plan(Run, Answer):
     """GPUs, as COUNTxCARD-MEMORYgb (8xh100-80gb), or a profile that says what its GPUs are. Then the table has
     peak memory of a training step, the settings that fit, GPU-hours and disk; exit code 2 where nothing fits a run."""
     mfu: float = 0.4
-    """With --on: the share of the cards' rate that GPU-hours assume."""
+    """With --on: the share of the cards' rate that GPU-hours assume, or that was measured."""
 
     def execute(self, arguments: list[str]) -> int:
         """Print it; returns the exit code."""

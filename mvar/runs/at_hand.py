@@ -9,6 +9,7 @@ from mvar.errors import UserError, counted, warn_once
 from mvar.runs.gpu_plan import GB, Choices, fewest, gpus_needed, settle, smallest, told_nearest
 from mvar.runs.gpus import Machine
 from mvar.training.distributed import current_team, resolve_device
+from mvar.training.strategies import num_parts
 
 
 def machine_here(gpus: int) -> Machine:
@@ -29,6 +30,7 @@ def settled(config: RunConfig) -> RuntimeConfig:
         return runtime.closed()
     team = current_team()
     machine = machine_here(team.world if team else 1)
+    num_parts(runtime, config.train, machine.gpus)  # what is set must divide
     found = settle(config, machine, Choices.of(config, machine.gpus))
     if not found:
         raise no_room(config, machine)

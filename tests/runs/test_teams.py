@@ -108,8 +108,11 @@ def test_too_little_memory_and_processes_that_do_not_divide_are_a_line_each(monk
     assert line.startswith("mvar: error: runtime: global does not fit 1 GPU of 0 GB: ") and "such GPUs would do" in line
     assert not (tmp_path / "runs").exists()
     on_gpus(monkeypatch, 80, 3)
-    with pytest.raises(UserError, match=r"train\.batch_size: 32 images do not divide into 3 GPUs; allowed: a divisor"):
+    with pytest.raises(UserError, match="batch_size: 32 does not divide into 3 processes x accumulate 1; allowed"):
         settled(SMALL)
+    on_gpus(monkeypatch, 80, 4)
+    with pytest.raises(UserError, match="micro_batch: 16 images in 4 processes do not divide batch_size 32; allowed"):
+        settled(override(SMALL, {"runtime.micro_batch": "16"}))
 
 
 def test_on_gpus_a_training_takes_several_workers_and_what_is_trained_one(monkeypatch, store):
