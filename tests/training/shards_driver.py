@@ -85,6 +85,19 @@ def saved_of(folder: Path, kept: str) -> dict:
     return {"whole": whole, "shared": shared - sum(weight.numel() * 4 for weight in needed)}
 
 
+def step_over(directory: Path, rank: int) -> None:
+    """A shard that is damaged, which the second process alone looks through, is so for both."""
+    objective, optim, runtime = wide("fsdp")
+    training = loop._Training(objective, optim, directory, runtime, seed=3)
+    found = training.checkpoints.newest()
+    assert found and found.step == 1
+    if not rank:
+        (found.path / "__0_0.distcp").write_bytes(b"cut")
+    torch.distributed.barrier()
+    assert training.checkpoints.newest() is None
+    training.checkpoints.close()
+
+
 def go_on(folder: Path) -> None:
     for name, strategies in LEGS.items():
         start = STEPS if name == "alone" else 0
@@ -106,6 +119,7 @@ if __name__ == "__main__":
         announce(rank, 2, port)
         go_on(folder)
         measure(folder, rank)
+        step_over(folder / "wide-fsdp", rank)
     except BaseException:
         traceback.print_exc()
         os._exit(1)
