@@ -349,8 +349,8 @@ class _Training:
         if self.skips.total:
             row["train/skipped_steps"] = self.skips.total
         if is_observed(done, self.optim.steps, self.runtime.log_every, self.runtime.likelihood_points):
-            self.sharing.gather()
-            row |= self.observe() if self.log else {}
+            with self.sharing.gathered():
+                row |= self.observe() if self.log else {}
         step_s = (self.train_s - logged_s) / (done - logged)
         row |= {"train/step_ms": step_s * 1e3, "train/elapsed_s": self.train_s}
         row |= throughput(self.objective, step_s, self.device, self.optim.precision, self.fabric.world_size)

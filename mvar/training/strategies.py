@@ -2,7 +2,8 @@
 
 import copy
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -76,12 +77,12 @@ class Whole:
         """While a micro-batch is computed whose gradients stay with their process until the last one's."""
         return self._fabric.no_backward_sync(model, enabled=not is_last)
 
-    def gather(self) -> None:
-        """Bring the weights of now into the module that the objective came with."""
+    def gathered(self) -> AbstractContextManager[Any]:
+        """While the module that the objective came with has the weights of now, on the device, in the first process."""
+        return nullcontext()
 
     def close(self) -> None:
-        """The objective has the module again that it came with, with the weights of now."""
-        self.gather()
+        """The objective has the module again that it came with, with the weights of now, on the device."""
 
 
 class Sharded(Whole):
@@ -113,7 +114,17 @@ class Sharded(Whole):
     def alone(self, model: Any, is_last: bool) -> AbstractContextManager[Any]:
         return nullcontext()
 
-    def gather(self) -> None:
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        self._gather()
+        if self._fabric.is_global_zero:
+            self._own.to(self._fabric.device)
+        try:
+            yield
+        finally:
+            self._own.cpu()
+
+    def _gather(self) -> None:
         now = self._objective.module.state_dict()
         found = {name: self._of_all(value) for name, value in now.items()}
         if self._fabric.is_global_zero:
@@ -125,7 +136,7 @@ class Sharded(Whole):
         return value.cpu() if self._fabric.is_global_zero else None
 
     def close(self) -> None:
-        self.gather()
+        self._gather()
         self._objective.module = self._own.to(self._fabric.device)
         for tensor in (*self._own.parameters(), *self._own.buffers()):
             torch.distributed.broadcast(tensor.data, 0)

@@ -85,6 +85,11 @@ def saved_of(folder: Path, kept: str) -> dict:
     return {"whole": whole, "shared": shared - sum(weight.numel() * 4 for weight in needed)}
 
 
+def weighed(module):
+    """Observes the module that a training was begun with: how large its weights are."""
+    return lambda: {"train/weights": sum(float(p.detach().square().sum()) for p in module.parameters())}
+
+
 def step_over(directory: Path, rank: int) -> None:
     """A shard that is damaged, which the second process alone looks through, is so for both."""
     objective, optim, runtime = wide("fsdp")
@@ -105,7 +110,9 @@ def go_on(folder: Path) -> None:
             objective, optim, runtime = generator(2 if strategy == "ddp" else 1)
             runtime = runtime.model_copy(update={"strategy": strategy})
             start += STEPS
-            stopped = fit(objective, optim, folder / name, runtime, seed=3, should_stop=at(start, start - STEPS))
+            stop = at(start, start - STEPS)
+            look = weighed(objective.module)
+            stopped = fit(objective, optim, folder / name, runtime, seed=3, should_stop=stop, observe=look)
             assert (stopped.step, stopped.finished) == (start, False)
             assert newest_first(folder / name / "checkpoints")[0].is_dir()
 

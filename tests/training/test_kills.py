@@ -12,7 +12,7 @@ import pytest
 import torch
 from kill_driver import generator
 from process_driver import CASES, train
-from shards_driver import LEGS, STEPS, wide
+from shards_driver import LEGS, STEPS, weighed, wide
 from toy_objective import rows_of, weights_of
 
 from mvar.training.checkpoint import load_latest
@@ -89,19 +89,21 @@ def test_checkpoints_of_one_process_and_of_several_go_on_as_each_other(tmp_path)
     """
     asked = iter(range(STEPS + 1))
     objective, optim, runtime = generator(2)
-    assert not fit(
-        objective, optim, tmp_path / "alone", runtime, seed=3, should_stop=lambda: next(asked) == STEPS
-    ).finished
+    stop, look = (lambda: next(asked) == STEPS), weighed(objective.module)
+    assert not fit(objective, optim, tmp_path / "alone", runtime, seed=3, should_stop=stop, observe=look).finished
     objective, optim, runtime = wide("ddp")
     assert fit(objective, optim, tmp_path / "wide", runtime, seed=3).finished
     run_script("shards_driver.py", tmp_path, free_port())
     objective, optim, runtime = generator(2)
-    assert fit(objective, optim, tmp_path / "whole", runtime, seed=3).finished
+    assert fit(objective, optim, tmp_path / "whole", runtime, seed=3, observe=weighed(objective.module)).finished
     for name in LEGS:
         objective, optim, runtime = generator(2)
-        assert fit(objective, optim, tmp_path / name, runtime, seed=3).finished
+        look = weighed(objective.module)
+        assert fit(objective, optim, tmp_path / name, runtime, seed=3, observe=look).finished
         np.testing.assert_allclose(weights_of(tmp_path / name), weights_of(tmp_path / "whole"), rtol=0, atol=5e-7)
-        assert len(rows_of(tmp_path / name)) == len(rows_of(tmp_path / "whole"))
+        for row, other in zip(rows_of(tmp_path / name), rows_of(tmp_path / "whole"), strict=True):
+            assert row == pytest.approx(other, rel=1e-5)
+        assert sum("train/weights" in row for row in rows_of(tmp_path / name)) > 1
     for path in tmp_path.glob("held-*.json"):  # a restore: at most 1.3 times a process's share
         for told in json.loads(path.read_text()).values():
             assert told["share"] <= told["held"] <= 1.3 * told["share"], path.name
