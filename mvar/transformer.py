@@ -72,7 +72,7 @@ class DropPath(nn.Module):
 class BlockState(NamedTuple):
     """What a layer carries from the coarser scales to the finer ones."""
 
-    modulation: list[tuple[Tensor, ...]]  # gates, scales, shifts: the class alone decides them
+    modulation: Tensor | None  # (B, 1, 3, chunks, D), gates, scales, shifts: the class alone decides; None: not yet
     mixers: list[Any]  # the state of every mixer, in order
 
 
@@ -112,7 +112,8 @@ class Block(nn.Module):
 
         Args:
             x: `(B, L, D)`.
-            condition: `(B, D)`; with shared AdaLN the shared modulation `(B, 1, chunks, D)`. Not read with a state.
+            condition: `(B, D)`; with shared AdaLN the shared modulation `(B, 1, chunks, D)`. Not read where a coarser
+                scale has left a state.
             span: the scales that `x` holds.
             state: as the coarser scales left it; None where there are none.
         """
@@ -133,9 +134,9 @@ class Block(nn.Module):
         self, x: Tensor, condition: Tensor, span: Span, drops: list[Tensor | None], state: BlockState | None = None
     ) -> tuple[Tensor, BlockState]:
         """The layer, given what stochastic depth multiplies each branch by; without random numbers of its own."""
-        if state is None:
-            state = BlockState(self._modulation(condition), [None] * len(self.mixer_names))
-        gates, scales, shifts = state.modulation
+        state = state or BlockState(None, [None] * len(self.mixer_names))
+        modulation = self._modulation(condition) if state.modulation is None else state.modulation
+        gates, scales, shifts = (part.unbind(2) for part in modulation.unbind(2))
         new_states = []
         mixers = zip(self.mixers(), state.mixers, strict=True)
         for i, count in enumerate(self.branches):
@@ -144,7 +145,7 @@ class Block(nn.Module):
             x = self._add(x, reduce(torch.add, outputs), gates[i], drops[i])
             new_states += left
         y = self.ffn(modulate(x, scales[-1], shifts[-1]))
-        return self._add(x, y, gates[-1], drops[-1]), state._replace(mixers=new_states)
+        return self._add(x, y, gates[-1], drops[-1]), BlockState(modulation, new_states)
 
     def _add(self, x: Tensor, branch: Tensor, gate: Tensor, drop: Tensor | None) -> Tensor:
         if self.drop_path is None:
@@ -152,16 +153,14 @@ class Block(nn.Module):
         branch = branch * gate
         return x + (branch if drop is None else branch * drop.to(branch.dtype))
 
-    def _modulation(self, condition: Tensor) -> list[tuple[Tensor, ...]]:
+    def _modulation(self, condition: Tensor) -> Tensor:
         branches = self.num_branches
         if not self.config.shared_adaln:
-            chunks = self.ada_lin(condition).view(condition.shape[0], 1, 3, branches, -1)
-        else:
-            # A layer with fewer branches than the widest one takes the first chunks, and the last for its feed-forward
-            shared = condition.view(condition.shape[0], 1, 3, -1, condition.shape[-1])
-            shared = torch.cat((shared[:, :, :, : branches - 1], shared[:, :, :, -1:]), dim=3)
-            chunks = shared + self.ada_gss.view(1, 1, 3, branches, -1)
-        return [part.unbind(2) for part in chunks.unbind(2)]
+            return self.ada_lin(condition).view(condition.shape[0], 1, 3, branches, -1)
+        # A layer with fewer branches than the widest one takes the first chunks, and the last for its feed-forward
+        shared = condition.view(condition.shape[0], 1, 3, -1, condition.shape[-1])
+        shared = torch.cat((shared[:, :, :, : branches - 1], shared[:, :, :, -1:]), dim=3)
+        return shared + self.ada_gss.view(1, 1, 3, branches, -1)
 
     def init_weights(self, std: float) -> None:
         """Initialise as the official code does: gates small, output projections shrunk by `1 / sqrt(2 depth)`.
@@ -263,7 +262,7 @@ class ScaleTransformer(nn.Module):
             inputs: `(B, L', C)`, the tokenizer's input of every scale of the span but scale 0, which starts from the
                 class alone.
             span: the scales; None for the whole image.
-            state: what the call for the coarser scales returned.
+            state: what the call for the coarser scales returned; before the first one None, or what `prepared` gave.
             before_head: maps what the head is given, `(B, L, D)`, first; guidance joins the two halves of a batch so.
 
         Returns:
@@ -275,13 +274,23 @@ class ScaleTransformer(nn.Module):
         condition = self.class_emb(labels)
         x = self.embed(condition, inputs, span)
         modulation = condition
-        if self.config.shared_adaln and state is None:
+        if self.config.shared_adaln and span.first == 0:
             modulation = self.shared_ada_lin(condition).view(len(labels), 1, -1, self.config.width)
         new_state = []
         for block, block_state in zip(self.blocks, state or [None] * len(self.blocks), strict=True):
             x, block_state = with_kept(self.kept, block, x, modulation, span, block_state)
             new_state.append(block_state)
         return self.logits(x, condition, before_head), new_state
+
+    def prepared(self, batch: int, dtype: torch.dtype) -> list[BlockState]:
+        """States before the first scale, with memory for what mixers fill in place.
+
+        Args:
+            batch: images, the half without a class included.
+            dtype: of the activations.
+        """
+        where = (batch, self.schedule, dtype, self.pos_1LC.device)
+        return [BlockState(None, [mixer.prepared(*where) for mixer in block.mixers()]) for block in self.each_block()]
 
     def embed(self, condition: Tensor, inputs: Tensor, span: Span) -> Tensor:
         """Token embeddings `(B, L, D)` of a span: class or code features, plus level and position."""

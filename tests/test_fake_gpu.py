@@ -7,6 +7,7 @@ import sys
 import types
 import warnings
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch
@@ -36,6 +37,7 @@ from mvar.presets import PRESETS
 from mvar.registries import MIXERS
 from mvar.runs import environment
 from mvar.sampling import generate
+from mvar.sampling.graphs import Graphs
 from mvar.tokenizer.model import Tokenizer
 from mvar.training import generator
 from mvar.transformer import ScaleTransformer
@@ -68,12 +70,12 @@ def train_step(model, tokenizer):
     return loss, metrics, launches
 
 
-def draw(model, tokenizer):
+def draw(model, tokenizer, precision="fp32", graphs=None):
     """Pixels from labels, up to what is copied to the host."""
     labels = torch.zeros(2, dtype=torch.long, device="cuda")
-    settings = SampleConfig(cfg_scale=1.5, top_k=5, top_p=0.9)
+    settings = SampleConfig(cfg_scale=1.5, top_k=5, top_p=0.9, precision=precision)
     with Launches() as launches:
-        drawn = generate(model, tokenizer.quantize, labels, [0, 1], settings, check=False)
+        drawn = generate(model, tokenizer.quantize, labels, [0, 1], settings, check=False, graphs=graphs)
         pixels = to_uint8(tokenizer.decode(drawn.latent))
     return drawn, pixels, launches
 
@@ -93,16 +95,16 @@ def on_fake_gpu(pattern, precision, runtime=RuntimeConfig(), head_dim=8):
         warnings.simplefilter("error")  # reading a data pointer is a warning
         model.to_empty(device="cuda").train(), tokenizer.to_empty(device="cuda").eval()
         if any(text in pattern for text in CONSTANTS) or runtime.attention_backend == "flash_attn":
-            train_step(model, tokenizer), draw(model, tokenizer)
+            train_step(model, tokenizer), draw(model, tokenizer, precision)
         loss, metrics, training = train_step(model, tokenizer)
         model.eval()
-        drawn, pixels, sampling = draw(model, tokenizer)
+        drawn, pixels, sampling = draw(model, tokenizer, precision)
     assert loss.is_cuda and loss.dtype == torch.float32 and loss.grad_fn is not None
     assert all(value.is_cuda for value in metrics.values())
     assert drawn.tokens.is_cuda and pixels.is_cuda and pixels.dtype == torch.uint8
     assert not training.waits
     # one copy of random numbers, before the first product of the first scale
-    assert [name for _, name in sampling.waits] == ["_to_copy"] and sampling.waits[0][0] < 10
+    assert [name for _, name in sampling.waits] == ["copy_"] and sampling.waits[0][0] < 10
     return training, sampling
 
 
@@ -116,6 +118,28 @@ def test_training_and_sampling_stay_on_the_gpu_and_wait_for_nothing(name):
 @pytest.mark.parametrize("name", [*NAMES, "intra+mamba", "mamba:scan_order=both"])
 def test_so_do_other_precisions(name, precision):
     on_fake_gpu(name, precision)
+
+
+@pytest.mark.parametrize("pattern", ["global", "intra+mamba"])
+def test_replays_of_graphs_are_all_that_a_batch_launches_beside_a_few_copies(pattern):
+    """Recorded steps launch nothing of their own: a call for each scale, and the same few operators for any depth."""
+    replayed = []
+
+    def record(steps):
+        for step in steps:
+            step()  # as a capture does: what is launched goes into the graph
+        return [partial(replayed.append, scale) for scale in range(len(steps))]
+
+    model, tokenizer = build(pattern, RuntimeConfig(scan_backend="torch"))
+    with fake_gpu("fp32"), kept_constants():
+        model.to_empty(device="cuda").eval(), tokenizer.to_empty(device="cuda").eval()
+        with patch.object(tokenizer, "decode", lambda latent: latent):
+            graphs = Graphs(record)
+            eager, recording, replaying = (draw(model, tokenizer, "bf16", graphs)[2] for _ in range(3))
+    scales = len(TOKENIZER.patch_sides)
+    assert replayed == [*range(scales)] * 2
+    assert [name for _, name in replaying.waits] == ["copy_"]
+    assert recording.total > eager.total - 10 and replaying.total < 12 < eager.total / 10
 
 
 @pytest.mark.slow

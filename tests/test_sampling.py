@@ -20,9 +20,9 @@ from mvar.registries import KINDS, register
 from mvar.sampling import (
     balanced_labels,
     draw,
+    drawing,
     filter_logits,
     generate,
-    generation,
     guide,
     smallest_kept,
     smooth_probabilities,
@@ -135,7 +135,7 @@ def test_tokens_of_the_official_random_stream(case, monkeypatch):
         probabilities = logits.where(logits >= smallest, -torch.inf).softmax(-1).flatten(0, 1)
         return torch.multinomial(probabilities, 1, replacement=True, generator=stream).view(logits.shape[:2])
 
-    monkeypatch.setattr(generation, "draw", official_draw)
+    monkeypatch.setattr(drawing, "draw", official_draw)
     config = SampleConfig(cfg_scale=float(cfg), top_k=int(k), top_p=float(p))
     tokens = generate(model, quantizer, labels, range(len(labels)), config).tokens
     assert torch.equal(tokens, expected[key])

@@ -1,7 +1,7 @@
 """The sections of what a trained model is used for: how images are drawn, and what is measured on them."""
 
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, model_validator
 
@@ -44,6 +44,10 @@ class SampleConfig(Extensible):
         default=1, ge=1, description="Rejection sampling: of so many images a classifier's favourite is kept; 1: off."
     )
     seed: int = Field(default=0, ge=0, description="Numbers the set of images.")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32",
+        description="Of the generator as it draws (autocast); its head and the tokenizer are always fp32.",
+    )
 
     @property
     def acceptance_rate(self) -> float:

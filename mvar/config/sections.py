@@ -258,6 +258,11 @@ class RuntimeConfig(Config):
         description="On a GPU: kernels that give the same bits twice, where there are any; else a resumed run drifts.",
     )
     tensorboard: bool = Field(default=False, description="Write metrics for TensorBoard too.")
+    cuda_graphs: bool = Field(
+        default=False,
+        description="On a GPU: record how a batch of images is drawn, a graph a scale, and replay it for those that "
+        "follow. Elsewhere it does nothing.",
+    )
     attention_backend: Literal["auto", "torch", "flash_attn"] = Field(
         default="auto",
         description="Kernel of attention; auto: torch's own choice; flash_attn: of bf16 and fp16, torch's of fp32.",

@@ -8,6 +8,7 @@ does not work.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -26,7 +27,13 @@ def fake_gpu(precision: str = "fp32") -> Iterator[None]:
 
     was, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), _FusedAttention():
+        with (
+            FakeTensorMode(allow_non_fake_inputs=True),
+            _FusedAttention(),
+            # else `torch.autocast` asks for the driver
+            patch.object(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
+            patch.object(torch.cuda, "is_bf16_supported", lambda: True),
+        ):
             torch.set_autocast_enabled("cuda", precision in HALF)
             torch.set_autocast_dtype("cuda", HALF.get(precision, dtype))
             yield

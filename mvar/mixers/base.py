@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -45,11 +46,26 @@ class Mixer(nn.Module, ABC):
         Args:
             x: `(B, L, D)`, the tokens of the span.
             span: the scales that `x` holds.
-            state: what `forward` returned for the scales before `span.first`; None when there are none.
+            state: what `forward` returned for the scales before `span.first`, which stays as it is; None when there are
+                none (or what `prepared` gave).
 
         Returns:
             The mixed tokens `(B, L, D)`, and the state for the scales that follow (None if none is needed).
         """
+
+    def prepared(self, batch: int, schedule: ScaleSchedule, dtype: torch.dtype, device: torch.device) -> Any:
+        """A state before the first scale with memory for all of them, which `forward` is given and fills in place.
+
+        None, the default: `forward` is given none, makes what it returns, and who samples copies that to one place
+        (`mvar.mixers.room`). Worth it for a state that grows by what each scale adds.
+
+        Args:
+            batch: images, the half without a class included.
+            schedule: the scales.
+            dtype: of the activations.
+            device: of the tokens.
+        """
+        return None
 
     @abstractmethod
     def init_weights(self, std: float) -> None:

@@ -16,7 +16,7 @@ from mvar.mixers.scale_attention import ScaleAttention
 from mvar.scales import ScaleSchedule, Span
 
 
-@dataclass
+@dataclass(frozen=True)
 class KeyValueState:
     """Keys and values `(B, H, L, head_dim)` of all scales, allocated once; the first `filled` tokens are known."""
 
@@ -25,24 +25,29 @@ class KeyValueState:
     filled: int = 0
 
     @classmethod
-    def allocate(cls, like: Tensor, num_tokens: int) -> "KeyValueState":
-        """Room for a whole image, with the batch, heads, type and device of `like` `(B, H, L, head_dim)`.
+    def allocate(
+        cls, batch: int, num_heads: int, num_tokens: int, head_dim: int, dtype: torch.dtype, device: torch.device
+    ) -> "KeyValueState":
+        """Room for a whole image.
 
         Token by token in memory, as projections write them: appending then copies whole rows.
         """
-        batch, heads, _, head_dim = like.shape
-        keys, values = (like.new_empty(batch, num_tokens, heads, head_dim).transpose(1, 2) for _ in range(2))
+        shape = (batch, num_tokens, num_heads, head_dim)
+        keys, values = (torch.empty(shape, dtype=dtype, device=device).transpose(1, 2) for _ in range(2))
         return cls(keys, values)
 
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the tokens that follow; returns the keys and values of all tokens so far."""
-        start, self.filled = self.filled, self.filled + k.shape[2]
+    def append(self, k: Tensor, v: Tensor) -> "KeyValueState":
+        """With the tokens that follow, in the same memory unless gradients are wanted."""
+        start, filled = self.filled, self.filled + k.shape[2]
         if k.requires_grad:  # autograd refuses buffers that a later step overwrites, so gradients pay for a copy
-            self.keys = torch.cat((self.keys[:, :, :start], k), dim=2)
-            self.values = torch.cat((self.values[:, :, :start], v), dim=2)
-        else:
-            self.keys[:, :, start : self.filled] = k
-            self.values[:, :, start : self.filled] = v
+            keys, values = (torch.cat((t[:, :, :start], n), 2) for t, n in ((self.keys, k), (self.values, v)))
+            return KeyValueState(keys, values, filled)
+        self.keys[:, :, start:filled] = k
+        self.values[:, :, start:filled] = v
+        return KeyValueState(self.keys, self.values, filled)
+
+    def known(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of all tokens so far."""
         return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
 
 
@@ -58,11 +63,21 @@ class GlobalAttention(ScaleAttention):
             raise ValueError(f"the span starts at token {span.start}; the state holds {state.filled if state else 0}")
         q, k, v = self.project(x)
         if state is None and not span.is_last:
-            state = KeyValueState.allocate(k, span.schedule.num_tokens)
+            state = self.prepared(len(k), span.schedule, k.dtype, k.device)
         if state is not None:
-            k, v = state.append(k, v)
+            state = state.append(k, v)
+            k, v = state.known()
         y = attend(q, k, v, span, backend=self.runtime.attention_backend, severed=self.severed)
         return self.merge(y), None if span.is_last else state
+
+    def prepared(
+        self, batch: int, schedule: ScaleSchedule, dtype: torch.dtype, device: torch.device
+    ) -> KeyValueState | None:
+        """See `Mixer.prepared`: keys and values of every token; none where no scale follows the first."""
+        if schedule.num_scales == 1:
+            return None
+        heads = self.config.num_heads
+        return KeyValueState.allocate(batch, heads, schedule.num_tokens, self.config.width // heads, dtype, device)
 
     @classmethod
     def visible(cls, settings: None, schedule: ScaleSchedule) -> NDArray[np.bool_]:

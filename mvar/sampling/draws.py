@@ -27,30 +27,23 @@ def smooth_probabilities(logits: Tensor, gumbel: Tensor, ratio: float) -> Tensor
 class ImageStreams:
     """One stream of random numbers an image, so that an image does not depend on its batch.
 
+    Numbers are made on the host. Those of all scales at once are the same as scale after scale, unless Gumbel noise is
+    drawn between them.
+
     Args:
         seeds: an image's each.
-        device: where the numbers are wanted.
-        ahead: uniform numbers an image that are made and copied at once; the same as one after another.
     """
 
-    def __init__(self, seeds: Sequence[int | tuple[int, ...]], device: torch.device, ahead: int = 0) -> None:
+    def __init__(self, seeds: Sequence[int | tuple[int, ...]]) -> None:
         self._streams = [np.random.default_rng(seed) for seed in seeds]
-        self._device = device
-        self._ahead = self._uniform(ahead)
 
     def uniform(self, count: int) -> Tensor:
         """`(B, count)` fp64 numbers in [0, 1)."""
-        if not self._ahead.shape[1]:
-            return self._uniform(count)
-        numbers, self._ahead = self._ahead[:, :count], self._ahead[:, count:]
-        return numbers
-
-    def _uniform(self, count: int) -> Tensor:
-        return torch.from_numpy(np.stack([s.random(count) for s in self._streams])).to(self._device)
+        return torch.from_numpy(np.stack([s.random(count) for s in self._streams]))
 
     def gumbel(self, *shape: int) -> Tensor:
         """`(B, *shape)` fp64 standard Gumbel noise."""
-        return torch.from_numpy(np.stack([s.gumbel(size=shape) for s in self._streams])).to(self._device)
+        return torch.from_numpy(np.stack([s.gumbel(size=shape) for s in self._streams]))
 
 
 def draw(logits: Tensor, uniform: Tensor, kept: Tensor | None = None) -> Tensor:

@@ -32,6 +32,7 @@ from mvar.runs.stages.reject import LabelScore, RejectStage
 from mvar.runs.stages.train import TrainStage
 from mvar.runs.states import Stopped
 from mvar.sampling import balanced_labels, generate, keep_best
+from mvar.sampling.graphs import Graphs
 from mvar.tokenizer.model import Tokenizer
 from mvar.training import distributed
 from mvar.transformer import ScaleTransformer
@@ -46,11 +47,12 @@ def draw_images(
     seeds: list[tuple[int, int]],
     config: RunConfig,
     score: LabelScore | None = None,
+    graphs: Graphs | None = None,
 ) -> np.ndarray:
     """Draw and decode one image a label, `(B, H, W, channels)` uint8; with a `score`, the best of the candidates."""
 
     def draw(streams: list[tuple[int, ...]]) -> np.ndarray:
-        drawn = generate(model, tokenizer.quantize, labels, streams, config.sample, check=False)
+        drawn = generate(model, tokenizer.quantize, labels, streams, config.sample, check=False, graphs=graphs)
         pixels = tokenizer.decode(drawn.latent).cpu()
         drawn.check()
         return np.ascontiguousarray(to_uint8(pixels).permute(0, 2, 3, 1).numpy())
@@ -194,6 +196,7 @@ class SampleStage(RunStage):
         Returns early, in all processes after the same round, where one was asked to stop.
         """
         config, score = self.config, self.reject.load()
+        graphs = Graphs.of(config.runtime, model.pos_1LC.device)
         count, size, labels = self._count, config.runtime.sample_batch, self._labels
         with distributed.together(config.runtime) as group:
             while done < count and not group.any(self.watch.should_stop()):
@@ -204,7 +207,7 @@ class SampleStage(RunStage):
                 batch = torch.zeros(size, *self._image_shape, dtype=torch.uint8)
                 if start < stop:
                     seeds = [(config.sample.seed, i) for i in range(start, stop)]
-                    images = draw_images(model, tokenizer, labels[start:stop], seeds, config, score)
+                    images = draw_images(model, tokenizer, labels[start:stop], seeds, config, score, graphs)
                     batch[: stop - start] = torch.from_numpy(images)
                 seconds = group.sum(time.perf_counter() - began)
                 parts = group.gather(batch)

@@ -1,0 +1,152 @@
+"""Steps of sampling: recorded and replayed, numbers for all of them at once, and half precision."""
+
+from functools import partial
+
+import pytest
+import torch
+from probed_models import PATTERNS, SPACE, model_of, quantizer
+
+from mvar.config import RunConfig, RuntimeConfig, SampleConfig, override
+from mvar.errors import UserError
+from mvar.mixers.room import tensors_in
+from mvar.sampling import generate
+from mvar.sampling.draws import ImageStreams
+from mvar.sampling.graphs import Graphs, record_cuda
+
+CONFIG = SampleConfig(cfg_scale=1.5, top_p=0.9)
+
+
+def addresses(drawing):
+    """Of everything that a step reads or writes."""
+    own = [value for value in vars(drawing).values() if isinstance(value, torch.Tensor)]
+    states = [t for scale in sorted(drawing._states) for t in tensors_in(drawing._states[scale])]
+    return [t.data_ptr() for t in (*own, *states)]
+
+
+class Recorder:
+    """In place of CUDA graphs: a replay runs the same step again, and finds everything where it was."""
+
+    def __init__(self):
+        self.recorded = self.replayed = 0
+
+    def __call__(self, steps):
+        self.recorded += 1
+        return [partial(self.replay, step) for step in steps]
+
+    def replay(self, step):
+        drawing = step.func.__self__
+        before = addresses(drawing)
+        step()
+        assert addresses(drawing) == before
+        self.replayed += 1
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_replays_draw_other_images_at_the_same_addresses(pattern):
+    """Batch after batch what is drawn without them, to the bit; results of before stay as they are."""
+    model, codes, recorder, found, expected = model_of(pattern), quantizer(), Recorder(), [], []
+    graphs = Graphs(recorder)
+    for batch in range(4):
+        labels, seeds = torch.tensor([batch % 3, 2]), [(batch, 0), (batch, 1)]
+        found.append(generate(model, codes, labels, seeds, CONFIG, graphs=graphs))
+        expected.append(generate(model, codes, labels, seeds, CONFIG))
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.tokens, other.tokens) and torch.equal(one.latent, other.latent)
+    assert len({tuple(one.tokens.flatten().tolist()) for one in found}) == 4
+    assert (recorder.recorded, recorder.replayed) == (1, 3 * len(SPACE.patch_sides))
+
+
+def test_what_is_drawn_once_is_not_recorded():
+    """A last batch that is smaller, other settings; nor where steps need the host."""
+    model, codes, recorder = model_of("global").float(), quantizer().float(), Recorder()
+    graphs = Graphs(recorder)
+    draw = partial(generate, model, codes, graphs=graphs)
+    two = torch.tensor([0, 1])
+    for count in (2, 1):
+        draw(two[:count], range(count), CONFIG)
+    for fields in ({"more_smooth": True}, {"top_k": 3}, {"precision": "bf16"}):
+        draw(two, [0, 1], override(CONFIG, fields))
+    for _ in range(2):
+        draw(two, [0, 1], CONFIG, prefix=torch.zeros(2, 1, dtype=torch.long))
+        draw(two, [0, 1], CONFIG, on_logits=lambda *_: None)
+    assert not recorder.recorded
+    latents = []
+    for _ in range(3):  # told of each scale, as it was then
+        draw(two, [0, 1], CONFIG, on_latent=lambda scale, latent: latents.append((scale, latent)))
+    assert recorder.recorded == 1
+    assert all(torch.equal(latents[i][1], latents[i + 3][1]) and latents[i][0] == i % 3 for i in range(6))
+
+
+def test_graphs_are_for_gpus_that_are_asked_for_them():
+    assert Graphs.of(RuntimeConfig(cuda_graphs=True), "cpu") is None
+    assert Graphs.of(RuntimeConfig(), "cuda") is None
+    assert Graphs.of(RuntimeConfig(cuda_graphs=True), "cuda") is not None
+
+
+def test_a_step_that_cannot_be_recorded_is_one_line(monkeypatch):
+    class Capture:
+        def __init__(self, graph, pool):
+            pass
+
+        def __enter__(self):
+            pass
+
+        def __exit__(self, *error):
+            pass
+
+    def waits():
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", type("Graph", (), {"replay": lambda self: None}))
+    monkeypatch.setattr(torch.cuda, "graph", Capture)
+    assert len(record_cuda([lambda: None] * 3)) == 3
+    with pytest.raises(UserError, match=r"^runtime.cuda_graphs: a step .*capturing\); allowed here: false$"):
+        record_cuda([waits])
+
+
+@pytest.mark.parametrize("counts", [(1, 4, 9), (14,), (5, 9)])
+def test_numbers_of_all_scales_at_once_are_those_of_scale_after_scale(counts):
+    seeds = [3, (7, 1), (7, 2, 5)]
+    whole, streams = ImageStreams(seeds).uniform(14), ImageStreams(seeds)
+    assert torch.equal(whole, torch.cat([streams.uniform(count) for count in counts], 1))
+    assert whole.dtype == torch.float64 and (whole >= 0).all() and (whole < 1).all()
+
+
+def test_half_precision_moves_as_many_tokens_as_its_logits_say():
+    """Both precisions draw with the same number of each token, so a token differs where that number falls between the
+    two cumulative distributions. That probability is known from the logits, and numbers are independent: how many
+    tokens differ is a sum of independent draws. Coarser scales are given, so that both see the same."""
+    model, codes, images = model_of("intra+mamba").float(), quantizer().float(), 64
+    labels, seeds = torch.arange(images) % 3, range(images)
+    plain, logits = SampleConfig(cfg_scale=1.5, top_p=0), {}
+    half = override(plain, {"precision": "bf16"})
+
+    def see(precision, scale, found):
+        logits.setdefault((precision, scale), found.clone())
+
+    whole = generate(model, codes, labels, seeds, plain, on_logits=partial(see, "fp32")).tokens
+    assert torch.equal(generate(model, codes, labels, seeds, override(plain, {"precision": "fp32"})).tokens, whole)
+    differ, expected, variance = 0, 0.0, 0.0
+    for scale, span in enumerate(model.schedule.steps()):
+        prefix = whole[:, : span.start] if scale else None
+        tokens = generate(
+            model, codes, labels, seeds, half, on_logits=partial(see, f"bf16 {scale}"), prefix=prefix
+        ).tokens
+        differ += int((tokens != whole)[:, span.start : span.stop].sum())
+        one, other = (logits[name, scale].double().softmax(-1).cumsum(-1) for name in ("fp32", f"bf16 {scale}"))
+        lower, upper = (torch.nn.functional.pad(f[..., :-1], (1, 0)) for f in (one, other))
+        shared = (torch.minimum(one, other) - torch.maximum(lower, upper)).clamp_min(0).sum(-1)
+        expected += float((1 - shared).sum())
+        variance += float((shared * (1 - shared)).sum())
+        assert logits[f"bf16 {scale}", scale].dtype == torch.float32
+    assert 5 < expected < 0.1 * whole.numel()  # bf16 it is, and nearly all tokens stay
+    assert abs(differ - expected) < 4 * variance**0.5
+
+
+def test_precision_is_a_part_of_the_evaluation_that_fp32_leaves_out():
+    plain = RunConfig()
+    half = override(plain, {"sample.precision": "bf16"})
+    assert half.evaluation_id != plain.evaluation_id and half.run_id == plain.run_id
+    assert override(plain, {"sample.precision": "fp32"}).evaluation_id == plain.evaluation_id
+    assert override(plain, {"runtime.cuda_graphs": True}).evaluation_id == plain.evaluation_id
