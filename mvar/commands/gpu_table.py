@@ -12,7 +12,7 @@ from mvar.commands.console import wide_console
 from mvar.config import RunConfig
 from mvar.errors import OK, USER_ERROR, complain, counted, say
 from mvar.escaping import rich_text
-from mvar.runs.gpu_plan import Setting, disk_gb, gpu_hours, gpus_needed, settle, smallest, told_nearest
+from mvar.runs.gpu_plan import Setting, disk_gb, fewest, gpu_hours, gpus_needed, opened, settle, smallest, told_nearest
 from mvar.runs.gpus import Machine
 from mvar.runs.request import Request, unique
 from mvar.runs.store import Store
@@ -28,7 +28,8 @@ class OnGpus:
     pattern: str
     parameters: int
     training_flops: int
-    setting: Setting | None  # None: nothing fits
+    fits_on: int | None  # the fewest of these GPUs that do, eight images each if that can be: what `mvar run` gives it
+    setting: Setting | None  # of all of them; None: nothing fits
     gpu_hours: float | None
     disk_gb: float
     least_gb: float  # the least that a step takes of a card here
@@ -68,6 +69,7 @@ def _on(config: RunConfig, store: Store, machine: Machine, mfu: float) -> OnGpus
         pattern=config.model.pattern,
         parameters=num_params(config.model, config.token_space),
         training_flops=train_flops(config.model, config.token_space, config.train.steps * config.train.batch_size),
+        fits_on=fewest(opened(config), machine, range(1, machine.gpus + 1)),
         setting=setting,
         gpu_hours=gpu_hours(config, machine, setting, mfu) if setting else None,
         disk_gb=disk_gb(config),
@@ -79,15 +81,22 @@ def _on(config: RunConfig, store: Store, machine: Machine, mfu: float) -> OnGpus
 def print_on(runs: Sequence[OnGpus], machine: Machine, mfu: float) -> None:
     """The table, its sums, and what is assumed."""
     table = Table("run", "pattern")
-    for column in ("parameters", "training FLOPs", "peak GB", "GPU-hours", "disk GB"):
+    for column in ("parameters", "training FLOPs", "fits on", "peak GB", "GPU-hours", "disk GB"):
         table.add_column(column, justify="right")
-    table.add_column("fits with")
+    table.add_column(f"on {machine.gpus} GPUs with")
     for run in runs:
         peak, hours, fits = "-", "-", _nearest(run, machine)
         if run.setting:
             peak, hours = f"{run.setting.peak_gb:.1f}", f"{run.gpu_hours:,.0f}"
             fits = run.setting.fields.replace("runtime.", "")
-        told = (f"{run.parameters:,}", f"{run.training_flops:.3g}", peak, hours, f"{run.disk_gb:,.0f}")
+        told = (
+            f"{run.parameters:,}",
+            f"{run.training_flops:.3g}",
+            str(run.fits_on or "-"),
+            peak,
+            hours,
+            f"{run.disk_gb:,.0f}",
+        )
         table.add_row(rich_text(run.name), rich_text(run.pattern), *told, fits)
     wide_console().print(table)
     hours, disk = sum(run.gpu_hours or 0 for run in runs), sum(run.disk_gb for run in runs)
@@ -100,7 +109,7 @@ def print_on(runs: Sequence[OnGpus], machine: Machine, mfu: float) -> None:
     say(
         f"{share}: {mfu:.0%} of {machine.flops_per_s('bf16') / 1e12:,.0f} TFLOP/s a card (fp32: half); "
         f"training alone, no sampling. Peaks are counted; limit {machine.limit_gb:.1f} of "
-        f"{machine.memory_gb:g} GB. Settings are taken where runtime says auto, else set by --set"
+        f"{machine.memory_gb:g} GB. Where runtime says auto, a run has what the plan says for the GPUs that it is given"
     )
 
 

@@ -117,6 +117,12 @@ def gpus_needed(config: RunConfig, machine: Machine) -> int | None:
     return next((gpus for gpus in counts if smallest(config, gpus).peak / GB <= machine.limit_gb), None)
 
 
+def opened(config: RunConfig) -> RunConfig:
+    """The run with all of how its steps are made left open."""
+    open_fields = {"strategy": "auto", "micro_batch": "auto", "checkpoint_activations": "auto", "accumulate": 1}
+    return config.model_copy(update={"runtime": config.runtime.model_copy(update=open_fields)})
+
+
 def fewest(config: RunConfig, machine: Machine, counts: Iterable[int]) -> int | None:
     """The fewest of a machine's GPUs that a run fits on with what it leaves open, `SMALL` images a GPU if that can be.
 

@@ -1,5 +1,6 @@
 """Memory of a step, counted without values: as a real step on the CPU keeps it, and what a machine fits."""
 
+import json
 import re
 
 import pytest
@@ -100,6 +101,9 @@ def test_plan_says_what_fits_and_what_does_not(capsys, tmp_path):
     assert main([*words, "--on", "2xh100-80gb"]) == 0
     shown = capsys.readouterr()
     assert "micro_batch=16" in shown.out and "assumed, not measured: 40%" in shown.out + shown.err
+    assert main([*words, "--on", "4xh100-80gb", "--json"]) == 0
+    (run,) = json.loads(capsys.readouterr().out)["runs"]
+    assert run["fits_on"] == 1 and run["setting"]["micro_batch"] == 8 and run["gpus_needed"] is None
     assert main([*words, "--on", "3xh100-80gb"]) == USER_ERROR
     assert "32 images do not divide into 3 GPUs" in capsys.readouterr().err
     assert main([*words, "--on", "2xh1-80gb"]) == main([*words, "--on", "2xh100-80gb", "--mfu", "2"]) == USER_ERROR
