@@ -78,7 +78,7 @@ class RunIndex:
 
     def runs(self, key: str) -> list[Entry]:
         """The runs of a key: what is finished first, then the oldest."""
-        found = [entry for entry in self._entries if entry.key == key and key]
+        found = [entry for entry in self._entries if entry.key == key and key and self._is_there(entry)]
         return sorted(found, key=self._rank) if len(found) > 1 else found
 
     def run(self, key: str) -> Entry | None:
@@ -101,9 +101,13 @@ class RunIndex:
         """The folder of the first stored config with equal canonical values of all of the sections."""
         wanted = {name: digest(canonical[name], 16) for name in sections}
         for entry in self._entries:
-            if all(entry.sections.get(name) == value for name, value in wanted.items()):
+            if all(entry.sections.get(name) == value for name, value in wanted.items()) and self._is_there(entry):
                 return self._root / entry.folder
         return None
+
+    def _is_there(self, entry: Entry) -> bool:
+        """Whether the folder was not removed after the index was made."""
+        return (self._root / entry.folder / layout.CONFIG).is_file()
 
     def _rank(self, entry: Entry) -> tuple[bool, float]:
         folder = self._root / entry.folder

@@ -1,6 +1,7 @@
 """The store: status, locks, identity, and what is said of damaged files."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -44,6 +45,14 @@ def test_runtime_is_not_identity(tmp_path):
     store = Store(tmp_path)
     finish(store, CONFIG)
     assert store.is_done(override(CONFIG, {"runtime.threads": 7, "runtime.log_every": 1}))
+
+
+def test_a_run_that_was_removed_a_moment_ago_is_none(tmp_path):
+    store = Store(tmp_path)
+    store.run(CONFIG.run_id).write_config(CONFIG)
+    assert store.index.run(CONFIG.key)  # kept for a while
+    shutil.rmtree(store.run(CONFIG.run_id).path)
+    assert store.as_stored(CONFIG) == CONFIG and store.run_of(CONFIG).path == store.run(CONFIG.run_id).path
 
 
 def test_status_keeps_what_it_is_not_told(tmp_path):
