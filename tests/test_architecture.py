@@ -193,6 +193,7 @@ def test_files_and_functions_are_small_and_say_what_they_are(path):
             assert node.end_lineno - node.lineno < 60, f"{node.name} is too long"
 
 
+@pytest.mark.slow
 def test_importing_the_library_needs_nothing_optional():
     heavy = [
         "mamba_ssm",

@@ -10,6 +10,7 @@ import torch
 from explored import explored_runs
 
 from mvar.analysis import style
+from mvar.analysis.report import write_report
 from mvar.config import override
 from mvar.files import write_json
 from mvar.presets import PRESETS
@@ -244,6 +245,14 @@ def everything(tmp_path_factory):
     made.sweep("layers")
     made.sweep("mixers", seeds=(0, 1, 2))
     return made
+
+
+@pytest.fixture(scope="session")
+def whole(everything):
+    """The report of everything: where it is, its text, and how its making was told. Not to be changed."""
+    calls: list[tuple] = []
+    path = write_report(everything.root, lambda *call: calls.append(call))
+    return path, path.read_text(), calls
 
 
 @pytest.fixture(scope="session")

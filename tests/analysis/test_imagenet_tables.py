@@ -80,6 +80,7 @@ def test_contradictions_stand_on_their_cells():
     }
 
 
+@pytest.mark.slow
 def test_runs_of_the_published_recipe_stand_on_the_printed_row(results, tmp_path):
     results.sweep("mixers", seeds=(0, 1), preset="imagenet256-d16")
     table, refused = imagenet_table(load_records(results.root), TABLE2)

@@ -125,7 +125,7 @@ def words(figure):
     return " | ".join(text.get_text() for text in figure.findobj(Text) if text.get_text())
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_drawings_say_what_they_show(tmp_path, channels):
     model, tokenizer = small(channels)
     labels, inputs = torch.tensor([0, 3, 1]), torch.randn(3, 13, 4)

@@ -12,7 +12,6 @@ from mvar.analysis.compare import Measured
 from mvar.analysis.document import Bullets, Section, Text, document_to_markdown
 from mvar.analysis.page import document_to_html
 from mvar.analysis.render import Note, Table
-from mvar.analysis.report import write_report
 from mvar.runs.columns import Column
 
 CHROMIUM = next(
@@ -55,9 +54,9 @@ TABLE = Table(
 )
 
 
-@pytest.fixture(scope="module")
-def page(everything):
-    return write_report(everything.root).with_suffix(".html")
+@pytest.fixture
+def page(whole):
+    return whole[0].with_suffix(".html")
 
 
 def test_cells_lead_to_their_runs(tmp_path):

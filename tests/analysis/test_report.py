@@ -18,13 +18,6 @@ from mvar.analysis.tables import sweep_table
 from mvar.config import override
 
 
-@pytest.fixture(scope="module")
-def whole(everything):
-    calls = []
-    path = write_report(everything.root, lambda *call: calls.append(call))
-    return path, path.read_text(), calls
-
-
 def test_all_of_it_is_there(whole, everything):
     path, text, calls = whole
     assert path == everything.root / "report" / "report.md"

@@ -66,6 +66,7 @@ def strange(fabricated, tmp_path_factory):
     return results.root / "report"
 
 
+@pytest.mark.slow
 def test_nothing_of_the_markdown_is_live(strange):
     text = (strange / "report.md").read_text()
     html = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(text)
@@ -95,6 +96,7 @@ class Page(HTMLParser):
         self.handlers += [name for name, _ in attributes if name.startswith("on")]
 
 
+@pytest.mark.slow
 def test_nothing_of_the_page_is_live(strange):
     text = (strange / "report.html").read_text()
     page = Page(text)
@@ -108,6 +110,7 @@ def test_nothing_of_the_page_is_live(strange):
     assert "&lt;script&gt;" in text  # shown
 
 
+@pytest.mark.slow
 def test_links_lead_to_files_whatever_their_names(strange):
     from urllib.parse import unquote
 
@@ -118,6 +121,7 @@ def test_links_lead_to_files_whatever_their_names(strange):
     assert any("run%20" in target for target in page.targets)
 
 
+@pytest.mark.slow
 def test_nothing_of_the_latex_is_live(strange):
     paths = list((strange / "tables").glob("*.tex"))
     assert all(re.fullmatch(r"[A-Za-z0-9._+-]+", path.name) for path in paths)
@@ -132,6 +136,7 @@ def test_nothing_of_the_latex_is_live(strange):
             assert not command or command[0] in LATEX, line
 
 
+@pytest.mark.slow
 def test_nothing_of_the_csv_is_computed_and_every_text_comes_back(strange):
     for path in (strange / "tables").glob("*.csv"):
         with path.open(newline="") as file:
@@ -144,6 +149,7 @@ def test_nothing_of_the_csv_is_computed_and_every_text_comes_back(strange):
     assert labels == [escaping.spreadsheet(label) for label in BAD]
 
 
+@pytest.mark.slow
 def test_counts_of_runs_stay_exact_beside_runs_that_lack_them(strange):
     with (strange / "tables" / "runs.csv").open(newline="") as file:
         counts = [row["eval/count"] for row in csv.DictReader(file)]
@@ -161,6 +167,7 @@ def test_a_problem_is_one_line_whatever_its_text(strange, capsys):
     assert not re.search(r"[\x00-\x1f\x7f-\x9f]", "".join(said))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_status_shows_it_on_any_terminal(strange, encoding):
     import os
@@ -175,12 +182,14 @@ def test_status_shows_it_on_any_terminal(strange, encoding):
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", shown)
 
 
+@pytest.mark.slow
 def test_figures_of_it_are_drawn(strange):
     problems = (strange / "report.md").read_text().split("## Problems")[1]
     assert "figure" not in problems
     assert len(list((strange / "figures").glob("loss-*.pdf"))) == 1
 
 
+@pytest.mark.slow
 def test_tables_of_commands_show_it(strange, capsys):
     from mvar.commands.attention import show
     from mvar.commands.evaluation_table import print_evaluation

@@ -43,6 +43,7 @@ def test_a_file_of_the_last_report_that_this_one_lacks_is_deleted(reported):
     assert set(files) == there and all(file_digest(report / name) == digest for name, digest in files.items())
 
 
+@pytest.mark.slow
 def test_files_of_the_user_stay(reported):
     results, report = reported
     own = [report / "tables" / "mine.csv", report / "figures" / "mine.png", report / "notes.md", report / "tables/.x"]
@@ -68,7 +69,10 @@ def test_without_a_list_nothing_is_deleted(reported):
     assert before <= {path.name for path in (report / "tables").iterdir()}
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"files": []}', b'{"files": {"tables/x": 3}}', b"\xff"])
+STRANGE = (b"", b"[]", b'{"files": []}', b'{"files": {"tables/x": 3}}', b"\xff")
+
+
+@pytest.mark.parametrize("content", [b"{", *(pytest.param(x, marks=pytest.mark.slow) for x in STRANGE)])
 def test_a_damaged_list_deletes_nothing_and_is_made_anew(reported, content):
     results, report = reported
     (report / layout.REPORT_FILES).write_bytes(content)
@@ -109,6 +113,7 @@ def test_a_linked_folder_of_the_report_is_refused_and_untouched(results, tmp_pat
     assert [path.name for path in theirs.iterdir()] == ["x.csv"] and (theirs / "x.csv").read_text() == "theirs"
 
 
+@pytest.mark.slow
 def test_linked_files_of_the_report_are_replaced(reported, tmp_path):
     results, report = reported
     theirs = tmp_path / "theirs"
