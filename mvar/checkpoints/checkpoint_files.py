@@ -33,6 +33,7 @@ MAX_MODELS = 32
 MAX_DEPTH = 16  # mappings inside one another
 MAX_INDEX_BYTES = 16 << 20
 MAX_NAME_BYTES = 255  # of a file, on the file systems that there are
+SHARDS_INDEX = ".metadata"  # torch.distributed.checkpoint's name
 CHOICE = "#"  # `file.pth#ema`: which of a file's models
 
 
@@ -82,6 +83,8 @@ def read_checkpoint(path: Path | str, kind: Kind, weights: str = "") -> Checkpoi
     path, choice = split_choice(path)
     if not path.is_file():
         what = " (a directory)" if path.is_dir() else ""
+        if (path / SHARDS_INDEX).is_file():
+            what = " (a folder of several processes' shards: mvar export RUN --step N makes a file of it)"
         raise UserError(f"checkpoint: no file {str(path)!r}{what}; allowed: a .pth or .safetensors file")
     content, header, num_bytes = _read(path)
     dicts = _state_dicts(content, header)

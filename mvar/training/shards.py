@@ -17,13 +17,13 @@ from torch import Tensor
 
 from mvar import layout
 from mvar.artefacts import note_all, read_record, record_problem
+from mvar.checkpoints.checkpoint_files import SHARDS_INDEX
 from mvar.checkpoints.pickles import objects_of, read_pickle
 from mvar.errors import UserError
 from mvar.files import atomic_write, file_digest
 from mvar.training.kept import Kept, begun, keep_newest, remove, step_of
 from mvar.training.shares import is_shared
 
-INDEX = ".metadata"  # torch's name
 INDEXED = re.compile(
     r"torch\.distributed\.checkpoint\.metadata\.((Tensor|Bytes|Chunk)StorageMetadata|Metadata(Index)?|StorageMeta"
     r"|TensorProperties|_MEM_FORMAT_ENCODING)|torch\.distributed\.checkpoint\.filesystem\._StorageInfo"
@@ -101,7 +101,7 @@ class Writing:
         rest = folder / layout.CHECKPOINT_REST
         with atomic_write(rest) as file:
             file.write(self._rest.getbuffer())
-        digests = {path.name: file_digest(path) for path in (rest, folder / INDEX)}
+        digests = {path.name: file_digest(path) for path in (rest, folder / SHARDS_INDEX)}
         note_all(folder, {name: sha256 for part in (digests, *written) for name, sha256 in part.items()})
         if self._path.exists():  # could not be read: its steps were done again
             remove(self._path)
@@ -210,10 +210,10 @@ def _sizes(path: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    with open(path / INDEX, "rb") as file:
+    with open(path / SHARDS_INDEX, "rb") as file:
         foreign = [name for name in objects_of(file) if not INDEXED.fullmatch(name)]
     if foreign:
-        raise UserError(f"{INDEX} holds Python objects ({foreign[0][:80]}), which could run code")
+        raise UserError(f"{SHARDS_INDEX} holds Python objects ({foreign[0][:80]}), which could run code")
     found = FileSystemReader(path).read_metadata().state_dict_metadata
     tensors = {name: value for name, value in found.items() if isinstance(value, TensorStorageMetadata)}
     return {name: (value.size, value.properties.dtype) for name, value in tensors.items()}

@@ -151,6 +151,13 @@ def test_a_kill_before_the_folder_has_its_name_loses_nothing(tmp_path, group, mo
     assert not list(tmp_path.glob(".step_*"))
 
 
+def test_who_takes_a_folder_for_a_file_is_told_how_to_get_one(tmp_path, group, capsys):
+    path = write(tmp_path, 1, group)
+    assert main(["inspect", str(path)]) == USER_ERROR
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "a folder of several processes' shards: mvar export RUN --step N makes a file of it" in line
+
+
 def test_repair_finds_what_is_missing(tmp_path, group, capsys):
     path = write(tmp_path / "runs" / "r" / "checkpoints", 2, group)
     (path / "__0_0.distcp").unlink()
