@@ -12,7 +12,7 @@ PARITY := mamba-ssm==2.3.2.post1 einops==0.8.2
 # Every worker imports torch: without cached bytecode each spends seconds on compiling it anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo notebooks test lint format docs clean
+.PHONY: demo notebooks test lint format docs gpu clean
 
 demo: $(VENV)/core
 	$(BIN)/mvar run $(SWEEPS) --preset $(PRESET) --sample-seeds $(SAMPLE_SEEDS) --results $(RESULTS)
@@ -37,6 +37,11 @@ docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(VENV)/dev
 	$(BIN)/mkdocs build --quiet --strict
 	@echo "documentation: build/docs/index.html"
+
+# What only a GPU shows. OFFICIAL, OFFICIAL_MVAR: checkouts of the official code to sample beside.
+gpu: $(VENV)/dev
+	$(BIN)/python -m benchmarks.gpu $(if $(OFFICIAL),--official $(OFFICIAL)) \
+		$(if $(OFFICIAL_MVAR),--official-mvar $(OFFICIAL_MVAR)) $(GPU_OPTIONS)
 
 format: $(VENV)/dev
 	$(BIN)/ruff format .

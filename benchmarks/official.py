@@ -23,6 +23,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def check(settings: Settings) -> dict[str, Path]:
 
 
 def stand_ins(settings: Settings, name: str) -> dict[str, types.ModuleType]:
-    """What the official code imports and a CPU has not: what is needed of it, in torch."""
+    """What the official code imports and is not there, or wants a GPU: what is needed of it, in torch."""
     hub = types.ModuleType("huggingface_hub")
     vars(hub)["PyTorchModelHubMixin"] = type("PyTorchModelHubMixin", (), {})
     if name == "VAR":
@@ -111,7 +112,9 @@ def stand_ins(settings: Settings, name: str) -> dict[str, types.ModuleType]:
     flash, ssm = types.ModuleType("flash_attn"), types.ModuleType("mamba_ssm")
     vars(flash).update(flash_attn_func=whole, flash_attn_varlen_func=by_scale, flash_attn_qkvpacked_func=None)
     vars(ssm)["Mamba2"] = OfficialMamba.of(settings.schedule)
-    return {"huggingface_hub": hub, "flash_attn": flash, "mamba_ssm": ssm}
+    kernels = {"flash_attn": flash, "mamba_ssm": ssm}
+    there = [found for found in kernels if torch.cuda.is_available() and find_spec(found)]
+    return {"huggingface_hub": hub} | {found: module for found, module in kernels.items() if found not in there}
 
 
 class OfficialMamba(Mamba2):

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from benchmarks import attention, machine, mixers, official, sampling, scan, statistics, submit
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import table as gpu_table
 from mvar import shipped
 from mvar.errors import UserError
 from mvar.mixers.base import inter_scale_mixers
@@ -274,3 +276,68 @@ def test_attention_in_place_of_flash_attn_stays_within_scales():
     scan = official.OfficialMamba.of(settings.schedule)(d_model=64, d_state=8, d_conv=4, expand=2)
     x = torch.randn(2, 30, 64)
     torch.testing.assert_close(scan(x[:, :14]), scan(x)[:, :14])
+
+
+# GPU ----------------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_gpu_the_gpu_benchmark_is_a_rehearsal_or_nothing(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match=r"gpu: there is none here; allowed: .* --tiny"):
+        gpu.main(gpu.Settings(out=tmp_path))
+    with pytest.raises(UserError, match=r"official: .*var.py is not there"):
+        gpu.main(gpu.Settings(tiny=True, out=tmp_path, official=tmp_path))
+    with pytest.raises(UserError, match="official-mvar: given without --official"):
+        gpu.main(gpu.Settings(tiny=True, out=tmp_path, official_mvar=tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_was_not_measured_is_a_dash():
+    parts = {
+        "sampling": [
+            {"model": "M-VAR", "batch": 1, "times_the_official": None, "aim": 3.0},
+            {"model": "M-VAR", "batch": 8, "times_the_official": 2.0, "aim": None},
+        ],
+        "training": [{"model": "VAR", "mfu": None}, {"said": "CUDA out of memory", "holds": False}],
+    }
+    machine = {"gpu": "none", "cpu": "a CPU", "torch": "2"}
+    text = gpu_table.as_markdown({"machine": machine, "settings": {"tiny": True}, "parts": parts})
+    assert "none (a CPU), torch 2: a rehearsal at a tiny size" in text
+    assert "| M-VAR, batch 1: times as fast as the official code | 3 | - |" in text
+    assert (
+        "| VAR: MFU of a training step | 0.5 | - |" in text
+        and "| - | - | NO |" in text
+        and "- CUDA out of memory\n" in text
+    )
+
+
+def test_a_part_of_the_gpu_benchmark_that_fails_is_a_row():
+    def rows(settings):
+        yield {"model": "VAR"}
+        raise RuntimeError("CUDA out of memory\nTried to allocate")
+
+    found = list(gpu.measured(rows, gpu.Settings()))
+    assert found == [{"model": "VAR"}, {"said": "RuntimeError: CUDA out of memory", "holds": False}]
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_is_rehearsed_to_its_end(tmp_path):
+    """As a command: its second process imports it."""
+    command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--repeats", "1", "--batches", "1", "2"]
+    done = subprocess.run([*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    [document] = tmp_path.glob("gpu-*-tiny.json")
+    found = json.loads(document.read_text())["parts"]
+    assert set(found) == {"parity", "replay", "sampling", "training", "processes"}
+    parity = found["parity"]
+    assert {row["mixer"] for row in parity} == set(MIXERS.names())
+    assert all(row.get("holds", "said" in row) for rows in found.values() for row in rows)
+    assert {row["back_end"] for row in parity if "said" not in row} >= {"torch", "plain"}
+    assert {row["batch"] for row in found["replay"]} == {1, 2} == {row["batch"] for row in found["sampling"]}
+    assert all(row["tokens_that_differ"] == 0 and row["replayed_s"] > 0 for row in found["replay"])
+    assert all(row["times_the_official"] is None for row in found["sampling"])
+    assert [row["model"] for row in found["training"]] == ["VAR", "M-VAR"]
+    page = document.with_suffix(".md").read_text()
+    assert page.count("| - |") > 4 and all(f"## {title}" in page for title in gpu_table.TITLES.values())
+    assert str(tmp_path) not in document.read_text() + page

@@ -35,6 +35,20 @@ def test_the_demo_has_other_sweeps_and_presets():
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_what_a_gpu_shows_is_beside_the_checkouts_that_are_named():
+    for given, asked in (
+        ([], []),
+        (
+            ["OFFICIAL=a", "OFFICIAL_MVAR=b", "GPU_OPTIONS=--tiny"],
+            ["--official", "a", "--official-mvar", "b", "--tiny"],
+        ),
+    ):
+        printed = subprocess.run(["make", "-n", "gpu", *given], cwd=ROOT, capture_output=True, text=True).stdout
+        command = printed.replace("\\\n", " ").split("-m benchmarks.gpu")[1]
+        assert command.split() == asked
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 def test_notebooks_open_on_the_demos_runs():
     printed = subprocess.run(["make", "-n", "notebooks", "RESULTS=r"], cwd=ROOT, capture_output=True, text=True).stdout
     assert "mvar run mixers --preset digits --results r" in printed and ".[notebooks]" in printed

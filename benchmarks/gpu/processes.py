@@ -1,0 +1,78 @@
+"""Two processes: what they sum, share out and gather is right, by NCCL where there are two GPUs, else by gloo."""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from benchmarks.gpu.settings import Settings, wait
+from mvar.files import write_json
+
+WORLD = 2
+
+
+def rows(settings: Settings) -> Iterator[dict[str, Any]]:
+    """One row; none on a machine with a single GPU."""
+    gpus = torch.cuda.device_count()
+    if gpus == 1:
+        yield {"said": "one GPU; NCCL needs two"}
+        return
+    backend, size = ("nccl", 1 << 26) if gpus else ("gloo", 1 << 12)
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_process, args=(folder, backend, size, settings.repeats), nprocs=WORLD)
+        yield json.loads((Path(folder) / "found.json").read_text())
+
+
+def _process(rank: int, folder: str, backend: str, size: int, repeats: int) -> None:
+    device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
+    if backend == "nccl":
+        torch.cuda.set_device(device)
+    else:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store", WORLD)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=WORLD)
+    try:
+        found = {"backend": backend, "processes": WORLD} | _sums(rank, size, device, repeats) | _gradients(rank, device)
+    finally:
+        dist.destroy_process_group()
+    if not rank:
+        found["holds"] = found["sums_are_right"] and found["gradient_error"] < 1e-5
+        write_json(Path(folder) / "found.json", found)
+
+
+def _sums(rank: int, size: int, device: torch.device, repeats: int) -> dict[str, Any]:
+    """A sum over both, shared out and gathered again; and what the sum moves, GB a second."""
+    values = torch.arange(size, device=device, dtype=torch.float32) % 7 * (rank + 1)
+    wanted = torch.arange(size, device=device, dtype=torch.float32) % 7 * 3
+    total = values.clone()
+    dist.all_reduce(total)
+    part, whole = torch.empty(size // WORLD, device=device), torch.empty(size, device=device)
+    dist.reduce_scatter_tensor(part, values) if device.type == "cuda" else part.copy_(total.chunk(WORLD)[rank])
+    dist.all_gather_into_tensor(whole, part)
+    began = time.perf_counter()
+    for _ in range(repeats):
+        dist.all_reduce(values)
+    wait(device)
+    rate = values.numel() * values.itemsize * repeats / (time.perf_counter() - began) / 1e9
+    right = torch.equal(total, wanted) and torch.equal(whole, wanted)
+    return {"sums_are_right": right, "all_reduce_gb_per_s": rate}
+
+
+def _gradients(rank: int, device: torch.device) -> dict[str, Any]:
+    """Gradients of a batch that two processes share (DDP), against those of one that has it all."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 4)).to(device)
+    x = torch.randn(8, 16, device=device)
+    wanted = torch.autograd.grad(model(x).square().mean(), list(model.parameters()))
+    shared = nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    shared(x.chunk(WORLD)[rank]).square().mean().backward()
+    pairs = zip((p.grad for p in model.parameters()), wanted, strict=True)
+    return {"gradient_error": max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs if a is not None)}

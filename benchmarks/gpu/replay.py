@@ -1,0 +1,66 @@
+"""Replays of CUDA graphs against steps that are run: equal tokens, seconds a batch."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.settings import PATTERNS, Settings, timed
+from mvar.sampling import generate
+from mvar.sampling.graphs import Graphs, record_cuda
+from mvar.tokenizer.quantizer import ResidualQuantizer
+from mvar.transformer import ScaleTransformer
+
+
+def models(settings: Settings, name: str) -> tuple[ScaleTransformer, ResidualQuantizer]:
+    """A generator with random weights, and the quantizer it draws with, on the device."""
+    config = settings.config(name)
+    torch.manual_seed(0)
+    model = ScaleTransformer.empty(config.model, config.token_space, config.runtime)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.02)
+    return model.to(settings.device).eval(), ResidualQuantizer(config.tokenizer).to(settings.device).eval()
+
+
+def graphs(settings: Settings) -> Graphs:
+    """CUDA graphs; without a GPU the same steps run again in their place."""
+    return Graphs(record_cuda if settings.device.type == "cuda" else list)
+
+
+def rows(settings: Settings) -> Iterator[dict[str, Any]]:
+    """A row a model and size of a batch."""
+    for name in PATTERNS:
+        model, quantizer = models(settings, name)
+        sample = settings.config(name).sample
+        for size in settings.batches[:2]:
+            recorded = graphs(settings)
+            wrong = 0
+            for batch in range(4):  # the first is run, the second recorded
+                labels, seeds = torch.arange(size) + batch, [(batch, i) for i in range(size)]
+                labels = labels.to(settings.device) % model.space.num_classes
+                found = generate(model, quantizer, labels, seeds, sample, graphs=recorded).tokens
+                wrong += int((found != generate(model, quantizer, labels, seeds, sample).tokens).sum())
+            taken = timed(
+                settings,
+                {
+                    "eager": lambda m=model, q=quantizer, n=size: draw(settings, m, q, n),
+                    "replayed": lambda m=model, q=quantizer, n=size, g=recorded: draw(settings, m, q, n, g),
+                },
+            )
+            yield {"model": name, "batch": size, "tokens_that_differ": wrong, "holds": wrong == 0} | {
+                f"{what}_s": value for what, value in taken.items()
+            }
+
+
+def draw(
+    settings: Settings,
+    model: ScaleTransformer,
+    quantizer: ResidualQuantizer,
+    size: int,
+    recorded: Graphs | None = None,
+) -> None:
+    """So many images, up to their latent; the result is not looked at, which would wait for the device."""
+    labels = torch.arange(size, device=settings.device) % model.space.num_classes
+    sample = settings.config("VAR").sample  # of any
+    generate(model, quantizer, labels, range(size), sample, check=False, graphs=recorded)
