@@ -197,16 +197,23 @@ class _Runner:
             self._waiting.remove(task)
             self._display.begin(task)
             what = (task.kind, task.config.model_dump(mode="json"), str(self._store.root.absolute()), task.run)
-            if len(numbers) == 1:
-                first, *others = [self._submit(numbers[0], workers.work, *what)]
-            else:
-                meeting = os.path.join(self._meetings.name, f"{len(self._waiting)}.json")
-                ranks = enumerate(numbers)
-                first, *others = [
-                    self._submit(n, workers.work_together, rank, len(numbers), meeting, *what) for rank, n in ranks
-                ]
+            first, *others = [
+                self._submit(n, *call) for n, call in zip(numbers, self._calls(numbers, what), strict=True)
+            ]
             self._running[first] = (numbers, task)
             self._followers |= dict.fromkeys(others, first)
+
+    def _calls(self, numbers: list[int], what: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        """What each of some workers is to do of a task; several get to see the GPUs of all of them."""
+        if len(numbers) == 1:
+            return [(workers.work, *what)]
+        for number in numbers:
+            self._dismiss(number)
+            place = self._places[number]
+            seen = {GPU: ",".join(self._places[n][GPU] for n in numbers)} if GPU in place else {}
+            self._pools[number] = self._new_pool(number, place | seen)
+        meeting = os.path.join(self._meetings.name, f"{len(self._waiting)}.json")
+        return [(workers.work_together, rank, len(numbers), meeting, *what) for rank in range(len(numbers))]
 
     def _idle(self, count: int) -> list[int]:
         """So many workers that have nothing to do, on as many GPUs; empty where there are not that many."""
@@ -222,13 +229,12 @@ class _Runner:
 
     def _pool(self, number: int) -> ProcessPoolExecutor:
         """The pool of one worker; a pool each, so that one worker's death leaves the others alone."""
-        pool = self._pools[number]
-        if pool is None:
-            threads = int(self._places[number]["OMP_NUM_THREADS"])
-            arguments = (self._board, number, threads, self._places[number], os.getpid())
-            pool = ProcessPoolExecutor(1, self._context, initializer=workers.start, initargs=arguments)
-            self._pools[number] = pool
+        pool = self._pools[number] = self._pools[number] or self._new_pool(number, self._places[number])
         return pool
+
+    def _new_pool(self, number: int, environment: Mapping[str, str]) -> ProcessPoolExecutor:
+        arguments = (self._board, number, int(environment["OMP_NUM_THREADS"]), environment, os.getpid())
+        return ProcessPoolExecutor(1, self._context, initializer=workers.start, initargs=arguments)
 
     def _is_ready(self, task: Task) -> bool:
         """Whether what it needs is there, and no other worker is in its run's directory: it would wait for that one."""

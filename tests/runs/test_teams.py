@@ -3,6 +3,7 @@
 import multiprocessing
 import shutil
 import sys
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
@@ -123,6 +124,32 @@ def test_on_gpus_a_training_takes_several_workers_and_what_is_trained_one(monkey
     trained = {task.config.seed: runner.gpus_of(tasks, places)[task.key] for task in tasks if task.kind == RUN}
     assert trained == {1: 2, 0: 1}
     assert set(runner.gpus_of(tasks, [{}, {}]).values()) == {1}
+
+
+def test_the_workers_of_a_team_see_the_gpus_of_all_of_them(monkeypatch, store):
+    """And they are new ones: a worker that has seen its own GPU alone cannot see another."""
+    made, sent = [], []
+
+    class Pool:
+        _processes = None
+
+        def __init__(self, count, context, initializer, initargs):
+            made.append(self)
+            self.number, self.seen = initargs[1], initargs[3].get(runner.GPU)
+
+        def submit(self, call, *arguments):
+            sent.append((self.seen, call.__name__, arguments[:2]))
+            return Future()
+
+    monkeypatch.setattr(runner, "ProcessPoolExecutor", Pool)
+    tasks = tasks_of([override(CONFIG, {"seed": seed}) for seed in (1, 2)], store)
+    places = [{runner.GPU: gpu, "OMP_NUM_THREADS": "1"} for gpu in "347"]
+    found = runner._Runner(tasks, store, places, SimpleNamespace(begin=lambda task: None), {tasks[0].key: 2})
+    for number in range(3):
+        found._pool(number)
+    found._dispatch()
+    assert sent == [("3,4", "work_together", (0, 2)), ("3,4", "work_together", (1, 2)), ("7", "work", sent[2][2])]
+    assert [(pool.number, pool.seen) for pool in made] == [(0, "3"), (1, "4"), (2, "7"), (0, "3,4"), (1, "3,4")]
 
 
 class Killing(Lines):
