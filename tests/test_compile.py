@@ -59,11 +59,10 @@ def test_a_layer_is_one_graph(dynamo, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kept", ["none", "selective", "full"])
-def test_is_compiled_once_a_kind_of_layer(dynamo, kept):
+def test_is_compiled_once_a_kind_of_layer(dynamo):
     """Whatever the rates of stochastic depth; sampling and evaluation compile nothing. Gradients as in eager."""
-    model = build("3*intra+mamba:scan_order=snake 1*window", 4, compile=True, checkpoint_activations=kept)
-    wanted = step(build("3*intra+mamba:scan_order=snake 1*window", 4))
+    pattern = "3*mamba:scan_order=snake 1*window"
+    model, wanted = build(pattern, 4, compile=True), step(build(pattern, 4))
     for _ in range(3):
         got = step(model)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
@@ -79,14 +78,16 @@ def test_is_compiled_once_a_kind_of_layer(dynamo, kept):
 
 @pytest.mark.slow
 def test_it_keeps_what_is_asked_for(dynamo):
-    saved = {}
+    """And gradients stay what they are."""
+    saved, wanted = {}, step(build("intra", 1))
     for kept in ("none", "selective", "full"):
-        model = build("intra", 2, 0.0, compile=True, checkpoint_activations=kept)
+        model = build("intra", 1, compile=True, checkpoint_activations=kept)
+        torch.testing.assert_close(step(model), wanted, rtol=1e-4, atol=1e-6)
         count = Saved(model)
         with count.counting():
             model(torch.arange(4) % 3, torch.randn(4, 13, 4))
         saved[kept] = count.total
-    assert saved["full"] < 0.5 * saved["selective"] < 0.5 * saved["none"]
+    assert saved["full"] < 0.7 * saved["selective"] < 0.7 * saved["none"]
 
 
 @pytest.mark.slow
@@ -99,11 +100,9 @@ def test_inductor_on_a_cpu_equals_eager(dynamo, name):
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-7)
 
 
-class Lookup(torch.nn.Module):
-    """A mixer that reads a value."""
-
-    def forward(self, x, span, state=None):
-        return x * x.sum().item(), None
+def chosen_by_a_value(x, span, state=None):
+    """What a mixer must not do."""
+    return (x if x.sum() > 0 else -x), None
 
 
 @pytest.mark.slow
@@ -111,7 +110,7 @@ def test_what_cannot_be_compiled_is_one_line(dynamo):
     from torch._inductor.exc import InvalidCxxCompiler
 
     model = build("global", 1, compile=True)
-    model.blocks[0].attn.forward = Lookup().forward
+    model.blocks[0].attn.forward = chosen_by_a_value
     with pytest.raises(UserError, match=r"^runtime.compile: a layer cannot be one graph .*; allowed: false") as found:
         step(model)
     assert "\n" not in str(found.value)
