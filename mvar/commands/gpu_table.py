@@ -10,14 +10,52 @@ from rich.table import Table
 from mvar.cluster.profiles import SUFFIXES, load_profile, profile_names
 from mvar.commands.console import wide_console
 from mvar.config import RunConfig
-from mvar.errors import OK, USER_ERROR, complain, counted, say
+from mvar.errors import OK, USER_ERROR, UserError, complain, counted, say
 from mvar.escaping import rich_text
+from mvar.files import read_json
 from mvar.runs.gpu_plan import Setting, disk_gb, fewest, gpu_hours, gpus_needed, opened, settle, smallest, told_nearest
 from mvar.runs.gpus import Machine
 from mvar.runs.request import Request, unique
 from mvar.runs.store import Store
 
-ASSUMED_MFU = 0.4  # the default of --mfu
+ASSUMED = 0.4  # of a card's rate, by models of this size with torch's kernels
+
+
+@dataclass(frozen=True)
+class Share:
+    """Of the cards' rate, what training reaches (MFU); and how that is known."""
+
+    mfu: float
+    told: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Share":
+        """A number, or the file that `make gpu` has written, whose lowest counts; empty: what is assumed.
+
+        Raises:
+            UserError: no share, or a file without one.
+        """
+        allowed = "allowed: above 0, up to 1, or the JSON file of `make gpu`"
+        if Path(text).suffix == ".json":
+            try:
+                result = read_json(text)
+                found = [row["mfu"] for row in result["parts"]["training"] if row.get("mfu")]
+                machine = str(result["machine"]["gpu"])
+                share = cls(float(min(found)), f"measured on {machine}")
+            except FileNotFoundError:
+                raise UserError(f"mfu: no file {text!r}; {allowed}") from None
+            except (KeyError, TypeError, ValueError, AttributeError):
+                raise UserError(f"mfu: {text} has no training that was measured on a GPU; {allowed}") from None
+        else:
+            try:
+                share = (
+                    cls(float(text), "as given, not measured here") if text else cls(ASSUMED, "assumed, not measured")
+                )
+            except ValueError:
+                raise UserError(f"mfu: {text!r:.60} is no share; {allowed}") from None
+        if not 0 < share.mfu <= 1:
+            raise UserError(f"mfu: {share.mfu:g} is no share; {allowed}")
+        return share
 
 
 @dataclass(frozen=True)
@@ -78,7 +116,7 @@ def _on(config: RunConfig, store: Store, machine: Machine, mfu: float) -> OnGpus
     )
 
 
-def print_on(runs: Sequence[OnGpus], machine: Machine, mfu: float) -> None:
+def print_on(runs: Sequence[OnGpus], machine: Machine, share: Share) -> None:
     """The table, its sums, and what is assumed."""
     table = Table("run", "pattern")
     for column in ("parameters", "training FLOPs", "fits on", "peak GB", "GPU-hours", "disk GB"):
@@ -105,9 +143,8 @@ def print_on(runs: Sequence[OnGpus], machine: Machine, mfu: float) -> None:
         f"{len(runs)} runs, {flops:.3g} training FLOPs, {hours:,.0f} GPU-hours, {hours / machine.gpus:,.0f} hours on "
         f"{machine.gpus} GPUs, {disk:,.0f} GB of checkpoints, weights and images"
     )
-    share = "assumed, not measured" if mfu == ASSUMED_MFU else "as given, not measured here"
     say(
-        f"{share}: {mfu:.0%} of {machine.flops_per_s('bf16') / 1e12:,.0f} TFLOP/s a card (fp32: half); "
+        f"{share.told}: {share.mfu:.0%} of {machine.flops_per_s('bf16') / 1e12:,.0f} TFLOP/s a card (fp32: half); "
         f"training alone, no sampling. Peaks are counted; limit {machine.limit_gb:.1f} of "
         f"{machine.memory_gb:g} GB. Where runtime says auto, a run has what the plan says for the GPUs that it is given"
     )

@@ -59,8 +59,9 @@ class Plan(Run, Answer):
     on: Word = ""
     """GPUs, as COUNTxCARD-MEMORYgb (8xh100-80gb), or a profile that says what its GPUs are. Then the table has
     peak memory of a training step, the settings that fit, GPU-hours and disk; exit code 2 where nothing fits a run."""
-    mfu: float = 0.4
-    """With --on: the share of the cards' rate that GPU-hours assume, or that was measured."""
+    mfu: Word = ""
+    """With --on: the share of the cards' rate that GPU-hours rest on, 0.4 where none is given; or the JSON file that
+    `make gpu` has measured it to."""
 
     def execute(self, arguments: list[str]) -> int:
         """Print it; returns the exit code."""
@@ -75,17 +76,17 @@ class Plan(Run, Answer):
         return OK
 
     def _on_gpus(self) -> int:
-        from mvar.commands.gpu_table import exit_code_of, machine_of, print_on, runs_on
+        from mvar.commands.gpu_table import Share, exit_code_of, machine_of, print_on, runs_on
         from mvar.runs.store import Store
 
-        if not 0 < self.mfu <= 1:
-            raise UserError(f"mfu: {self.mfu} is no share; allowed: above 0, up to 1")
-        machine = machine_of(self.on)
-        runs = runs_on(self.requests(), Store(self.results), machine, self.mfu)
+        share, machine = Share.parse(self.mfu), machine_of(self.on)
+        runs = runs_on(self.requests(), Store(self.results), machine, share.mfu)
         if self.json:
-            self.answer({"on": self.on, "mfu": self.mfu, "runs": [run.to_json() for run in runs]})
+            self.answer(
+                {"on": self.on, "mfu": share.mfu, "mfu_is": share.told, "runs": [run.to_json() for run in runs]}
+            )
         else:
-            print_on(runs, machine, self.mfu)
+            print_on(runs, machine, share)
         return exit_code_of(runs, machine)
 
 

@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks import memory
 from mvar.cli import main
+from mvar.commands.gpu_table import Share
 from mvar.config import MambaConfig, ModelConfig, RuntimeConfig, TokenSpace, override
 from mvar.errors import USER_ERROR, UserError
 from mvar.presets import PRESETS
@@ -118,6 +119,19 @@ def test_plan_says_what_is_nearest_where_nothing_fits(capsys, tmp_path):
     assert line.startswith("mvar: error: on: 1 of 1 run do not fit; ")
     needed = int(re.fullmatch(r".* needs [\d.]+ GB a GPU at least, limit 22\.8; (\d+) such GPUs would do", line)[1])
     assert needed > 2 and main([*names, *wide, "--on", f"{needed}xrtx4090-24gb"]) == 0
+
+
+def test_a_share_of_the_rate_is_assumed_given_or_measured(tmp_path):
+    assert Share.parse("") == Share(0.4, "assumed, not measured")
+    assert Share.parse("0.55").mfu == 0.55 and "as given" in Share.parse("0.55").told
+    path = tmp_path / "gpu-x.json"
+    rows = [{"model": "VAR-d16", "mfu": 0.51}, {"model": "M-VAR-d16", "mfu": 0.37}, {"said": "Error", "holds": False}]
+    path.write_text(json.dumps({"machine": {"gpu": "H100"}, "parts": {"training": rows}}))
+    assert Share.parse(str(path)) == Share(0.37, "measured on H100")
+    path.write_text(json.dumps({"machine": {"gpu": None}, "parts": {"training": [{"mfu": None}]}}))
+    for text in (str(path), str(tmp_path / "none.json"), "0", "1.5", "nan", "half"):
+        with pytest.raises(UserError, match=r"mfu: .*allowed: above 0, up to 1, or the JSON file of `make gpu`"):
+            Share.parse(text)
 
 
 def test_plan_takes_the_gpus_of_a_profile(capsys, tmp_path, monkeypatch):
