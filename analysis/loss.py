@@ -20,14 +20,14 @@ def draw(page: kit.Writer, manifest: kit.Manifest, table: kit.Table) -> None:
 
 
 def loss_figure(records: kit.Records, manifest: kit.Manifest, directory: Path, problems: list[str]) -> kit.Figure:
-    """Training loss over steps, one colour a mixer."""
+    """Training loss over steps, one line a training, one colour a mixer."""
     name = f"loss-{manifest.tag}"
     trained = set(records.table.loc[records.table["state"] == DONE, "run_id"])
     most = 0  # seeds of a line
     with kit.canvas(directory, name, 2.7, width=kit.COLUMN) as (_, axes):
         ax = axes[0, 0]
-        for cell in manifest.cells:
-            run_ids = [run_id for run_id in cell.run_ids if run_id in trained]
+        for label, asked in manifest.trainings.items():
+            run_ids = [run_id for run_id in asked if run_id in trained]
             curves = [
                 kit.training_curve(records.store.run(run_id), "train/loss", problems, records.cache)
                 for run_id in run_ids
@@ -40,7 +40,7 @@ def loss_figure(records: kit.Records, manifest: kit.Manifest, directory: Path, p
                 ax.plot(curve["step"], curve["value"], color=colour, alpha=0.2, linewidth=0.6)
             mean = pd.Series(pd.concat(curves).groupby("step")["value"].mean())
             smooth = pd.Series(mean.rolling(max(1, len(mean) // SMOOTHING), min_periods=1, center=True).mean())
-            ax.plot(smooth.index, smooth, color=colour, linewidth=1.5, label=kit.figure_text(cell.label))
+            ax.plot(smooth.index, smooth, color=colour, linewidth=1.5, label=kit.figure_text(label))
             most = max(most, len(curves))
         if not most:
             raise UserError(f"figure {name}: no training loss to draw")

@@ -4,7 +4,7 @@ python analysis/overfitting.py --results results
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ COLUMNS = (
     Column("at", "at step", "", 0),
     columns.SEEDS,
 )
-Curves = dict[str, dict[str, pd.DataFrame]]  # row -> set -> steps (index) by seeds (columns)
+Curves = dict[str, dict[str, pd.DataFrame]]  # training -> set -> steps (index) by seeds (columns)
 
 
 def draw(page: kit.Writer, manifest: kit.Manifest, table: kit.Table) -> None:
@@ -36,19 +36,21 @@ def draw(page: kit.Writer, manifest: kit.Manifest, table: kit.Table) -> None:
 
 
 def curves(records: kit.Records, manifest: kit.Manifest, problems: list[str]) -> Curves:
-    """What finished runs logged of both sets, by row; rows without are left out."""
+    """What finished runs logged of both sets, by training; those without are left out."""
     trained = set(records.table.loc[records.table["state"] == DONE, "run_id"])
     found: Curves = {}
-    for cell in manifest.cells:
-        logged = {split: _of_seeds(records, cell, trained, split, problems) for split in SETS}
+    for label, run_ids in manifest.trainings.items():
+        logged = {split: _of_seeds(records, run_ids, trained, split, problems) for split in SETS}
         if all(not table.empty for table in logged.values()):
-            found[cell.label] = logged
+            found[label] = logged
     return found
 
 
-def _of_seeds(records: kit.Records, cell: Any, trained: set[str], split: str, problems: list[str]) -> pd.DataFrame:
+def _of_seeds(
+    records: kit.Records, run_ids: Sequence[str], trained: set[str], split: str, problems: list[str]
+) -> pd.DataFrame:
     key, by_seed = f"{split}/nll_bits_per_token", {}
-    for run_id in cell.run_ids:
+    for run_id in run_ids:
         if run_id in trained:
             curve = kit.training_curve(records.store.run(run_id), key, problems, records.cache)
             if not curve.empty:
@@ -58,7 +60,7 @@ def _of_seeds(records: kit.Records, cell: Any, trained: set[str], split: str, pr
 
 def overfitting_table(found: Curves, records: kit.Records, manifest: kit.Manifest) -> kit.Table:
     """Both likelihoods at the end of training, what lies between them, and where the held-out one was lowest."""
-    rows, run_ids, pairs = [], [], {}
+    rows, run_ids, pairs, of = [], [], {}, manifest.trainings
     for label, sets in found.items():
         train, heldout = (kit.Measured.of(sets[split].iloc[-1]) for split in SETS)
         gap = kit.Measured.of(sets["heldout"].iloc[-1] - sets["train"].iloc[-1])
@@ -66,7 +68,7 @@ def overfitting_table(found: Curves, records: kit.Records, manifest: kit.Manifes
         at: Any = means.idxmin()
         row = {"label": label, "train": train, "heldout": heldout, "gap": gap, "n": sets["heldout"].shape[1]}
         rows.append(row | {"lowest": kit.Measured.of(sets["heldout"].loc[at]), "at": int(at)})
-        run_ids.append(_run_ids(label, manifest))
+        run_ids.append(sorted(of[label]))
         if train and heldout:
             pairs[label] = heldout, train
     verdicts = kit.judge(pairs)
@@ -75,10 +77,6 @@ def overfitting_table(found: Curves, records: kit.Records, manifest: kit.Manifes
     title = f"Overfitting: {manifest.title}"
     name = f"overfitting-{manifest.tag}"
     return kit.Table(name, title, COLUMNS, rows, run_ids, reading=_reading(found, records, manifest))
-
-
-def _run_ids(label: str, manifest: kit.Manifest) -> list[str]:
-    return sorted(run_id for cell in manifest.cells if cell.label == label for run_id in cell.run_ids)
 
 
 def _reading(found: Curves, records: kit.Records, manifest: kit.Manifest) -> list[str]:
@@ -95,8 +93,9 @@ def _reading(found: Curves, records: kit.Records, manifest: kit.Manifest) -> lis
     if risen:
         told = ", ".join(kit.prose(label) for label in risen)
         lines.append(
-            f"The mean held-out NLL was lowest before the end of training for {told}: from there on training images "
-            "were learnt at the cost of unseen ones, as far as the steps that were logged show it."
+            f"The mean held-out NLL was lowest before the end of training for {told}, as far as the steps that were "
+            "logged show it: learning training images at the cost of unseen ones looks like this. The step is picked "
+            "by these same numbers, so that a small rise after it may be chance: no verdict is given on it."
         )
     else:
         lines.append("The mean held-out NLL of every row is lowest at the end of training.")
@@ -116,10 +115,11 @@ def overfitting_figure(found: Curves, records: kit.Records, manifest: kit.Manife
     name = f"overfitting-{manifest.tag}"
     if not found:
         raise UserError(f"figure {name}: no likelihood over steps to draw")
+    of = manifest.trainings
     with kit.canvas(directory, name, 3.0) as (figure, axes):
         ax = axes[0, 0]
         for label, sets in found.items():
-            run_id = next(run_id for run_id in _run_ids(label, manifest) if run_id in records.configs)
+            run_id = next(run_id for run_id in of[label] if run_id in records.configs)
             look = kit.mixer_look(records.configs[run_id].model.pattern)
             for split, (words, line) in SETS.items():
                 mean, spread = sets[split].mean(axis=1), sets[split].std(axis=1, ddof=1)

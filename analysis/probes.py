@@ -172,6 +172,9 @@ def against(models: list[ProbedModel]) -> list[tuple[ProbedModel, ProbedModel]]:
     return found
 
 
+SMALL = "too small to count"
+
+
 @dataclass
 class Compared:
     """Rows of a table of differences, and the comparisons in them, each once however many rows show it."""
@@ -181,6 +184,7 @@ class Compared:
     pairs: dict[Any, tuple[kit.Measured, kit.Measured]] = field(default_factory=dict)
     shown: dict[tuple[int, str], Any] = field(default_factory=dict)  # by row and value, a key of `pairs`
     tested: int = 0  # comparisons with two seeds or more
+    left_out: list[str] = field(default_factory=list)  # a sentence on seeds without a partner
 
     def add(self, row: dict[str, Any], both: dict[str, tuple[kit.Measured, kit.Measured]]) -> None:
         """A row and its pairs of values by name; nothing where no seed has both."""
@@ -201,13 +205,15 @@ class Compared:
     def judge(self, values: dict[str, Shown]) -> dict[tuple[int, str], str]:
         """A word on each value of each row, corrected over all comparisons; the rows get it with its p."""
         higher = {name for name, shown in values.items() if shown.better == "higher"}
-        decided = kit.judge(self.pairs, [key for key in self.pairs if key[2] in higher])
+        counts = {key: kit.COUNTS for key in self.pairs if key[2] == "fid"}
+        decided = kit.judge(self.pairs, [key for key in self.pairs if key[2] in higher], counts)
         found = {}
         for (row, name), key in self.shown.items():
             word = decided[key].word if values[name].better else NEITHER.get(decided[key].word, decided[key].word)
             self.rows[row][f"{name}_verdict"] = decided[key].told.replace(decided[key].word, word, 1)
-            found[row, name] = word
+            found[row, name] = SMALL if decided[key].outcome == SMALL else word
         self.tested = sum(verdict.p is not None for verdict in decided.values())
+        self.left_out = kit.left_out(decided.values())
         return found
 
 
@@ -243,7 +249,9 @@ def models_reading(judged: list[Shown], compared: Compared, found: dict[tuple[in
         "them, each by itself. Better and worse (lower and higher, of a value of which neither is good) are verdicts "
         "of paired t-tests at 5 %, p corrected by Holm's method over those of this table's "
         f"{len(compared.pairs)} comparisons that have two pairs or more ({compared.tested}); all else is inconclusive, "
-        "which is not equal. FID of one seed is one number: nothing follows from a difference of two."
+        "which is not equal. FID of one seed is one number: nothing follows from a difference of two. One of FID "
+        f"counts from {kit.COUNTS:.1%} of the other model's on.",
+        *compared.left_out,
     ]
     for pair in dict.fromkeys((row["model"], row["minus"]) for row in compared.rows):
         for v in judged:
@@ -253,7 +261,8 @@ def models_reading(judged: list[Shown], compared: Compared, found: dict[tuple[in
                 if name == v.name and (compared.rows[row]["model"], compared.rows[row]["minus"]) == pair
             )
             order = ("better", "worse") if v.better else NEITHER.values()
-            counts = ", ".join(f"{word} in {words[word]}" for word in (*order, "inconclusive"))
+            small = [SMALL] if words[SMALL] else []
+            counts = ", ".join(f"{word} in {words[word]}" for word in (*order, *small, "inconclusive"))
             if words:
                 what = f"{kit.prose(pair[0])} against {kit.prose(pair[1])}, {kit.prose(v.label)}"
                 lines.append(f"{what}: {counts} of {words.total()} rows.")

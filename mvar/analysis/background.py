@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from mvar import layout
 from mvar.analysis.compare import Measured
-from mvar.analysis.records import Records
+from mvar.analysis.records import Records, shared_settings
 from mvar.analysis.render import Table
 from mvar.checkpoints.warm_start import Start
 from mvar.config import RunConfig
@@ -36,8 +38,28 @@ FLOORS = {
 }
 FLOORS_ARE = (
     "What real images, and reconstructions of real images, score by the same measures. They are marks to read a table "
-    "by and no bounds: a generator may score below one by chance, or with another number of images."
+    "by and no bounds: a generator may score below one by chance, or with another number of images. Their reference is "
+    "the held-out images."
 )
+
+
+def other_references(rows: pd.DataFrame) -> list[str]:
+    """What evaluations are compared with in place of the held-out images as the data have them, in words."""
+    found = []
+    for _, same in rows.groupby("settings", sort=False):
+        settings = shared_settings(same)
+        if settings.get("reference.sha256"):
+            found.append(f"the statistics of {markdown(str(settings.get('reference.file')))}")
+        elif factor := settings.get("reference.resize_factor"):
+            found.append(f"held-out images resized to {factor:g} times their size")
+    return list(dict.fromkeys(found))
+
+
+def floors_are(records: Records) -> str:
+    """What the floors are, and which FIDs they are no floors of."""
+    others = other_references(records.done)
+    told = f" FIDs against {' or '.join(others)} have other floors, which are not measured." if others else ""
+    return f"{FLOORS_ARE}{told}"
 
 
 def data_lines(records: Records, problems: list[str]) -> list[str]:
@@ -53,9 +75,11 @@ def data_lines(records: Records, problems: list[str]) -> list[str]:
             told = "sizes not known here"
         told += _reading(config, records, problems)
         side, colours = data.image_size, "grey" if data.channels == 1 else "colour"
+        others = other_references(records.done.loc[records.done["data"] == data.name])
+        against = f"the held-out images, which nothing was trained on{', or, where a table says so, ' * bool(others)}"
         lines.append(
             f"**{data.name}**: {told}, {data.num_classes:,} classes, {side} × {side} px, {colours}. Every metric is "
-            "against the held-out images, which nothing was trained on."
+            f"against {against}{' or '.join(others)}."
         )
     return lines
 

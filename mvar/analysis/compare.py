@@ -145,6 +145,16 @@ def heldout_images(rows: pd.DataFrame) -> int:
     return max(1, min(counts) - (int(both) if both > 0 else 0))
 
 
+def chosen_and_reported(seeds: Collection[int]) -> tuple[int | None, list[int]]:
+    """The sampling seed that a model's best setting is chosen on, and those whose numbers are reported.
+
+    None is for choosing where there is one alone: chosen and reported on the same images, the best would look better
+    than it is.
+    """
+    there = sorted(seeds)
+    return (there[0], there[1:]) if len(there) > 1 else (None, there)
+
+
 def sampling_sd(rows: pd.DataFrame, column: str) -> float | None:
     """Standard deviation over sampling seeds within a trained run, pooled over runs; None with one set of images a run.
 

@@ -37,6 +37,13 @@ class AskedCell:
     command: str = ""  # that makes it
 
 
+def in_common(labels: Sequence[str]) -> str:
+    """What rows of one training are called together: `VAR` of `VAR, cfg 0` and `VAR, cfg 1.5`; of one row its name."""
+    others = [set(label.split(", ")) for label in labels[1:]]
+    parts = [part for part in labels[0].split(", ") if all(part in other for other in others)]
+    return ", ".join(parts) or f"{labels[0]} and {len(labels) - 1} more"
+
+
 @dataclass(frozen=True)
 class Manifest:
     """A sweep that was asked for. `name` is its file's, e.g. `mixers-digits-steps`."""
@@ -95,6 +102,15 @@ class Manifest:
     def tag(self) -> str:
         """What figures are named after: the setting where the sweep is ours, of one's own the whole name."""
         return self.setting if self.grid is None and self.sweep in shipped.names("experiments") else self.name
+
+    @property
+    def trainings(self) -> dict[str, tuple[str, ...]]:
+        """The runs of each training by its name; rows that one training is sampled for in several ways are one."""
+        alike: dict[tuple[str, ...], list[str]] = {}
+        for cell in self.cells:
+            if cell.run_ids:
+                alike.setdefault(cell.run_ids, []).append(cell.label)
+        return {in_common(labels): run_ids for run_ids, labels in alike.items()}
 
     @property
     def asking(self) -> str:

@@ -19,6 +19,7 @@ from mvar.files import read_json
 from mvar.runs.columns import Column
 
 DAY = re.compile(r"^\d{4}-\d\d-\d\d")
+LIFTED = "Their samples are above, on the first screen of this report."
 NAME = "Ablations of sequence mixers"
 KEYS = ("fid", "paper_fid", "nll", "n")
 VERDICT = Column("fid_verdict", "FID beside the baseline's", is_text=True)
@@ -67,17 +68,25 @@ def picture(sections: Sequence[Section], manifest: Manifest) -> Figure | None:
     """Samples of a request's rows; else the first figure that belongs to it."""
     figures = [block for section in sections for block in section.blocks if isinstance(block, Figure)]
     of_it = [figure for figure in figures if manifest.name in figure.name or figure.name.endswith(manifest.tag)]
-    samples = [figure for figure in of_it if figure.name.startswith("samples-")]
+    samples = [figure for figure in figures if figure.name == f"samples-{manifest.name}"]
     return next(iter([*samples, *of_it]), None)
 
 
+def lift(figure: Figure, sections: Sequence[Section]) -> None:
+    """Leave a sentence where a figure stood that the report opens with: it is shown once."""
+    for section in sections:
+        section.blocks = [Text(LIFTED) if block is figure else block for block in section.blocks]
+
+
 def opening(records: Records, tables: Tables, used: pd.DataFrame, sections: Sequence[Section]) -> list[Block]:
-    """The blocks above "What was run"."""
+    """The blocks above "What was run"; the figure among them is taken out of its section."""
     blocks: list[Block] = date_line(records, used)
     found = overview(tables)
     if found is None:
         return blocks
     manifest, table = found
     figure = picture(sections, manifest)
+    if figure:
+        lift(figure, sections)
     about = Text(f"{markdown(manifest.artefact)}, {markdown(manifest.title)}, in short:")
     return [*blocks, about, table, *([figure] if figure else [])]

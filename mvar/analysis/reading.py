@@ -3,55 +3,45 @@
 from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations, pairwise
-from typing import Any
 
 from mvar.analysis.compare import Measured
-from mvar.analysis.verdicts import BETTER, INCONCLUSIVE, WORSE, Verdict, judge, left_out, p_text
+from mvar.analysis.family import Family, Row, along, ordered
+from mvar.analysis.verdicts import BETTER, INCONCLUSIVE, SMALL, WORSE, Verdict, left_out, p_text
 from mvar.escaping import markdown
 
-Row = dict[str, Any]  # of `tables`: label, fid, nll, copy_rate (`Measured` or absent), paper_fid
 
-
-def trend_reading(rows: Sequence[Row]) -> list[str]:
+def trend_reading(rows: Sequence[Row], family: Family) -> list[str]:
     """Sentences on a metric along an axis (Figure 5): from first to last row, and step by step."""
-    measured = [row for row in rows if isinstance(row.get("fid"), Measured)]
+    measured = along(rows)
     printed = [row for row in rows if row.get("paper_fid") is not None]
     if len(measured) < 2:
         return ["Fewer than two points are measured: there is no trend to state."]
     first, last = measured[0], measured[-1]
-    verdicts = _trend_verdicts(measured)
-    whole = verdicts["fid"]
+    whole = _of(family, "fid", last, first)
     lines = [_change("FID", first, last, "fid", whole)]
     if len(printed) >= 2:
         start, end = printed[0]["paper_fid"], printed[-1]["paper_fid"]
         lines.append(f"In the paper it {_direction(start, end)} from {start:.2f} to {end:.2f}: {_agrees(rows, whole)}.")
-    steps = [verdict for name, verdict in verdicts.items() if isinstance(name, int)]
-    if steps:
-        counts = Counter(verdict.word for verdict in steps)
+    steps = [_of(family, "fid", after, before) for before, after in pairwise(measured)]
+    if len(steps) > 1:  # of two rows the one step is the whole
+        counts = Counter(verdict.outcome for verdict in steps)
+        small = f"{counts[SMALL]} {SMALL}, " if counts[SMALL] else ""
         lines.append(
-            f"Step by step ({len(steps)}; Holm's correction over the {len(verdicts)} comparisons here): "
-            f"{counts[BETTER]} better, {counts[WORSE]} worse, {counts[INCONCLUSIVE]} inconclusive; the paper calls the "
-            "improvement consistent."
+            f"Step by step ({len(steps)}): {counts[BETTER]} better, {counts[WORSE]} worse, {small}"
+            f"{counts[INCONCLUSIVE]} inconclusive; the paper calls the improvement consistent."
         )
     if all(isinstance(row.get("nll"), Measured) for row in (first, last)):
-        likelihood = verdicts["nll"]
+        likelihood = _of(family, "nll", last, first)
         lines.append(_change("Held-out NLL", first, last, "nll", likelihood))
         lines += _opposition(whole, likelihood)
     if all(isinstance(row.get("copy_rate"), Measured) for row in (first, last)):
         a, b = (row["copy_rate"].text(1, 100) for row in (first, last))
         lines.append(f"Near-copies of training images: {a} % at {_name(first)}, {b} % at {_name(last)}.")
-    return lines
+    return [*lines, *left_out([whole, *steps]), family.told]
 
 
-def _trend_verdicts(measured: Sequence[Row]) -> dict[str | int, Verdict]:
-    """From the first row to the last (`fid`, `nll`) and step by step (0, 1, ...), corrected over all of it."""
-    first, last = measured[0], measured[-1]
-    pairs: dict[str | int, tuple[Measured, Measured]] = {"fid": (last["fid"], first["fid"])}
-    if all(isinstance(row.get("nll"), Measured) for row in (first, last)):
-        pairs["nll"] = last["nll"], first["nll"]
-    if len(measured) > 2:  # of two rows the one step is the whole
-        pairs |= {number: (b["fid"], a["fid"]) for number, (a, b) in enumerate(pairwise(measured))}
-    return judge(pairs)
+def _of(family: Family, metric: str, row: Row, other: Row) -> Verdict:
+    return family.verdict(metric, row["label"], other["label"])
 
 
 def _agrees(rows: Sequence[Row], whole: Verdict) -> str:
@@ -60,12 +50,14 @@ def _agrees(rows: Sequence[Row], whole: Verdict) -> str:
         return "an end point is not measured here, so the two are not compared"
     if whole.word == INCONCLUSIVE:
         return "whether it does here is inconclusive"
+    if whole.outcome == SMALL:
+        return f"here it changes by less than {whole.smallest:.3f}, the smallest difference that counts"
     return "the direction agrees" if whole.word == BETTER else "the direction does not agree"
 
 
 def _opposition(fid: Verdict, nll: Verdict) -> list[str]:
     """What FID and likelihood say together, where both are more than chance."""
-    if (fid.word, nll.word) == (BETTER, WORSE):
+    if (fid.outcome, nll.word) == (BETTER, WORSE):
         return [
             "Samples come closer to the reference in features while unseen images become less likely, which is what "
             "fitting the training images more closely looks like: see the near-copies."
@@ -82,50 +74,36 @@ def _change(name: str, first: Row, last: Row, key: str, verdict: Verdict) -> str
     return f"{name}: {a.text(2)} ({_name(first)}), {b.text(2)} ({_name(last)}); the last is {verdict.told}."
 
 
-def order_reading(rows: Sequence[Row]) -> list[str]:
+def order_reading(rows: Sequence[Row], family: Family) -> list[str]:
     """Sentences on an order (Tables 5 and 6): each pair of rows, as measured and as printed."""
-    both = [row for row in rows if isinstance(row.get("fid"), Measured) and row.get("paper_fid") is not None]
-    if len(both) < 2:
+    theirs = ordered(rows)
+    if len(theirs) < 2:
         return ["Fewer than two rows are measured: there is no order to state."]
-    ours = sorted(both, key=lambda row: row["fid"].mean)
-    theirs = sorted(both, key=lambda row: row["paper_fid"])
-    lines = [f"FID, lowest mean first: here {_names(ours)}; in the paper {_names(theirs)}.", *_pairs(theirs)]
-    if all(isinstance(row.get("nll"), Measured) for row in both):
-        by_nll = sorted(both, key=lambda row: row["nll"].mean)
+    ours = sorted(theirs, key=lambda row: row["fid"].mean)
+    lines = [f"FID, lowest mean first: here {_names(ours)}; in the paper {_names(theirs)}.", *_pairs(theirs, family)]
+    if all(isinstance(row.get("nll"), Measured) for row in theirs):
+        by_nll = sorted(theirs, key=lambda row: row["nll"].mean)
         lines.append(f"Held-out NLL, lowest mean first: {_names(by_nll)}.")
         if by_nll != ours:
             lines.append(
-                "That is not FID's order: a low FID alone does not say which model predicts new images better."
+                "These are orders of means, and no verdicts: where they differ, a low FID alone does not say which "
+                "model predicts new images better."
             )
-    return lines
+    return [*lines, family.told]
 
 
-def _pairs(in_paper_order: Sequence[Row]) -> list[str]:
+def _pairs(in_paper_order: Sequence[Row], family: Family) -> list[str]:
     """Which pairs are better or worse, as the paper has them or the other way, and which are inconclusive."""
-    pairs = list(combinations(in_paper_order, 2))  # the first of each is the better one in the paper
-    verdicts = judge({number: (a["fid"], b["fid"]) for number, (a, b) in enumerate(pairs)})
-    names: dict[str, list[str]] = {BETTER: [], WORSE: [], INCONCLUSIVE: []}
-    for (a, b), verdict in zip(pairs, verdicts.values(), strict=True):
-        names[verdict.word].append(f"{_name(a)} / {_name(b)}")
-    told = (
-        f"Of {len(pairs)} pairs (paired by seed, Holm's correction), {len(names[BETTER])} are ordered as in the paper"
-    )
-    against = f", {len(names[WORSE])} the other way" + (f" ({'; '.join(names[WORSE])})" if names[WORSE] else "")
-    told += f"{against}, {len(names[INCONCLUSIVE])} inconclusive"
-    if names[WORSE]:
-        end = "the order does not agree with the paper's"
-    elif names[INCONCLUSIVE]:
-        end = "the order is inconclusive"
-    else:
-        end = "the order agrees with the paper's"
-    lines = [f"{told}: {end}."]
-    resolved = [
-        f"{_name(a)} / {_name(b)} (p {p_text(v.p)})"
-        for (a, b), v in zip(pairs, verdicts.values(), strict=True)
-        if v.p is not None and v.word != INCONCLUSIVE
-    ]
-    if resolved:
-        lines.append(f"Those that are ordered: {'; '.join(resolved)}.")
+    verdicts: dict[str, Verdict] = {}
+    for better, other in combinations(in_paper_order, 2):  # the first of each is the better one in the paper
+        verdicts[f"{_name(better)} / {_name(other)}"] = _of(family, "fid", better, other)
+    names: dict[str, list[str]] = {BETTER: [], WORSE: [], SMALL: [], INCONCLUSIVE: []}
+    for name, verdict in verdicts.items():
+        names[verdict.outcome].append(name)
+    lines = [f"{_counted(names, family)}: {_end(names)}."]
+    if ordered_ones := [*names[BETTER], *names[WORSE]]:
+        told = (f"{name} (p {p_text(p)})" for name in verdicts if name in ordered_ones and (p := verdicts[name].p))
+        lines.append(f"Those that are ordered: {'; '.join(told)}.")
     lines += left_out(verdicts.values())
     if any(verdict.p is None for verdict in verdicts.values()):
         lines.append("With one seed, or none in common, a pair is inconclusive: --seeds 3 trains three.")
@@ -136,6 +114,30 @@ def _pairs(in_paper_order: Sequence[Row]) -> list[str]:
             "in 80 % of trials, after correction."
         )
     return lines
+
+
+def _counted(names: dict[str, list[str]], family: Family) -> str:
+    """How many pairs there are of each outcome."""
+    total = sum(map(len, names.values()))
+    against = f" ({'; '.join(names[WORSE])})" if names[WORSE] else ""
+    small = f"{len(names[SMALL])} differ by less than counts, {family.counts:.1%} ({'; '.join(names[SMALL])}), "
+    return (
+        f"Of {total} pair{'s' * (total != 1)} of FIDs (paired by seed, Holm's correction), {len(names[BETTER])} are "
+        f"ordered as in the paper, {len(names[WORSE])} the other way{against}, {small if names[SMALL] else ''}"
+        f"{len(names[INCONCLUSIVE])} inconclusive"
+    )
+
+
+def _end(names: dict[str, list[str]]) -> str:
+    if names[WORSE]:
+        return "the order does not agree with the paper's"
+    if names[INCONCLUSIVE]:
+        return "the order is inconclusive"
+    return (
+        "the order agrees with the paper's, as far as differences count"
+        if names[SMALL]
+        else ("the order agrees with the paper's")
+    )
 
 
 def _names(rows: Sequence[Row]) -> str:

@@ -106,7 +106,7 @@ def load_records(root: Path | str, cache: ReadCache | None = None, allow_empty: 
         if not allow_empty:
             raise UserError(error)
         problems.append(error)
-    table = frame(rows, columns=None if rows else EMPTY)
+    table = _with_defaults(frame(rows, columns=None if rows else EMPTY))
     renamed = _renamed(configs)
     manifests = read_manifests(
         store,
@@ -234,6 +234,17 @@ def shared_settings(rows: pd.DataFrame) -> dict[str, Any]:
     settings = json.loads(str(rows["settings"].iloc[0]))
     names = rows[FILE].dropna().unique() if FILE in rows else ()
     return settings | ({FILE: ", ".join(sorted(map(str, names)))} if len(names) else {})
+
+
+def _with_defaults(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with settings of the sampling that some evaluations say for all: a later field at its default is not
+    stored, and is no empty cell (EMA 0 beside EMA 1000)."""
+    for name in SampleConfig.model_fields:
+        column = f"sample.{name}"
+        if column in table and isinstance(default := identity.pinned(SampleConfig, name), int | float | str):
+            evaluated = table["evaluation_id"].notna()
+            table[column] = table[column].where(table[column].notna() | ~evaluated, default)
+    return table
 
 
 def _execution(record: Mapping[str, Any]) -> str:

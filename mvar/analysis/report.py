@@ -112,7 +112,7 @@ class _Report(Writer):
         self.add(Bullets([*lines, *(f"**Machine**: {line}." for line in machines), *made]))
         self.floors = self.attempt("floors", background.floor_rows, self.records, self.problems) or []
         if self.floors:
-            what = Text(background.FLOORS_ARE)
+            what = Text(background.floors_are(self.records))
             self.section("Floors", what, level=3)
             self.table(background.floors_table(self.floors))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from mvar.analysis.background import other_references
 from mvar.analysis.compare import Difference, Measured, heldout_images, new_images_interval
 from mvar.analysis.document import Block, Bullets, Text
 from mvar.analysis.manifests import Manifest
@@ -47,7 +48,7 @@ def summary(
         Bullets([*_findings(tables), *headlines[:MAX_SCORES]], "Main finding"),
     ]
     if floors:
-        blocks.append(Bullets(_floor_lines(floors), "Floors"))
+        blocks.append(Bullets(_floor_lines(floors, other_references(used)), "Floors"))
     warnings = [*_warnings(records, tables, used, num_problems), *_blind(floors)]
     if warnings:
         blocks.append(Bullets(warnings, "Warnings"))
@@ -143,7 +144,7 @@ def _verdict(row: dict[str, Any], key: str, decimals: int) -> str:
     return f" (difference {found.text(decimals)}{seeds}: {verdict})"
 
 
-def _floor_lines(floors: Sequence[dict[str, Any]]) -> list[str]:
+def _floor_lines(floors: Sequence[dict[str, Any]], others: Sequence[str]) -> list[str]:
     names = {
         "floor/fid_reconstruction_heldout": "reconstructed held-out images (rFID)",
         "floor/fid_reconstruction_train": "reconstructed training images",
@@ -154,7 +155,8 @@ def _floor_lines(floors: Sequence[dict[str, Any]]) -> list[str]:
         if row["key"] in names:
             images = f" ({row['images']})" if row["images"] else ""
             groups.setdefault(row["data"], []).append(f"{names[row['key']]} {row['value']:.2f}{images}")
-    return [f"FID on {about}: {', '.join(values)}." for about, values in groups.items()]
+    told = f" No floors of the FIDs here against {' or '.join(others)}." if others else ""
+    return [f"FID on {about}, against held-out images: {', '.join(values)}.{told}" for about, values in groups.items()]
 
 
 def _warnings(records: Records, tables: Tables, used: pd.DataFrame, num_problems: int) -> list[str]:

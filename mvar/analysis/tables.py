@@ -18,8 +18,9 @@ from mvar.analysis.compare import (
     sampling_sd,
     training_sd,
 )
+from mvar.analysis.family import Family, Row, family_of
 from mvar.analysis.manifests import AskedCell, Manifest, Missing
-from mvar.analysis.reading import Row, order_reading, trend_reading
+from mvar.analysis.reading import order_reading, trend_reading
 from mvar.analysis.records import Records, shared_settings
 from mvar.analysis.render import Note, Table
 from mvar.analysis.versions import missing_versions, newest, notes, only, other_settings
@@ -34,11 +35,11 @@ KEYS = {
     **{name: f"eval/{name}" for name in ("copy_rate", "kid", "kid_se", "precision", "recall")},
     **{name: name for name in ("train_s", "sample_s")},
 }
-SENTENCES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
+SENTENCES: dict[str, Callable[[Sequence[Row], Family], list[str]]] = {
     "pairs": order_reading,
     "trend": trend_reading,
-    "sizes": lambda rows: [],
-    "nothing": lambda rows: [],
+    "sizes": lambda rows, family: [],
+    "nothing": lambda rows, family: [],
 }
 PAPERS_REFERENCE = (
     "The paper's FID and IS: 50,000 images against the reference statistics that ADM has of ImageNet, by Inception's "
@@ -85,7 +86,7 @@ def sweep_table(records: Records, manifest: Manifest) -> Table:
         rows=rows,
         run_ids=[sorted(set(found["run_id"])) for _, found in cells],
         notes=[*contradictions(manifest.artefact, rows), *notes([rows for _, rows in cells], whole, keys)],
-        reading=_reading(manifest, found, rows),
+        reading=_reading(manifest, found, rows, family_of(manifest, cells)),
         missing=[
             *(missing_lines([m for m in records.missing if m.sweep == manifest.name]) + _unasked(manifest)),
             *missing_versions(pd.concat(whole), manifest.command, measured),
@@ -164,11 +165,11 @@ def _seeds(rows: Sequence[dict[str, Any]]) -> list[int]:
     return sorted({row["n"] for row in rows if "n" in row})
 
 
-def _reading(manifest: Manifest, found: pd.DataFrame, rows: list[dict[str, Any]]) -> list[str]:
+def _reading(manifest: Manifest, found: pd.DataFrame, rows: list[dict[str, Any]], family: Family) -> list[str]:
     if found.empty:
         return ["Nothing is measured yet."]
-    lines = [_seeds_line(_seeds(rows)), *_sampling_line(found), _settings_line(found, _has_printed(rows))]
-    lines += SENTENCES[manifest.experiment.compares](rows)
+    lines = [_seeds_line(_seeds(rows)), _sampling_line(found), _settings_line(found, _has_printed(rows))]
+    lines += SENTENCES[manifest.experiment.compares](rows, family)
     lines += manifest.experiment.notes
     if manifest.mode == "budget":
         lines.append(
@@ -183,26 +184,24 @@ def _reading(manifest: Manifest, found: pd.DataFrame, rows: list[dict[str, Any]]
     return lines
 
 
-def _sampling_line(found: pd.DataFrame) -> list[str]:
-    """What drawing other images is worth, apart from training again; nothing with one set of images a run."""
-    sd, sets = sampling_sd(found, "eval/fid"), found.groupby("run_id")["sample_seed"].nunique().max()
-    if sd is None:
-        return []
-    training = _training(found)
-    return [
-        f"Up to {sets} sets of images a run (sampling seeds), averaged before seeds are compared. Over sampling seeds "
-        f"of one training FID has a standard deviation of {sd:.2f}: what drawing other images is worth.{training}"
-    ]
-
-
-def _training(found: pd.DataFrame) -> str:
-    """What training again is worth, beside that."""
-    sd, seeds = training_sd(found, "eval/fid"), ""
-    line = "" if sd is None else f" Over training seeds it has one of {sd:.2f} with that taken out."
-    if sd is None:
-        seeds = "training seed, "
-    rest = f"{seeds}tokenizer, feature extractor, split of the data; their choice is in no interval here."
-    return f"{line} Not varied: {rest}"
+def _sampling_line(found: pd.DataFrame) -> str:
+    """What drawing other images is worth, apart from training again; and what was not varied."""
+    sd, training = sampling_sd(found, "eval/fid"), training_sd(found, "eval/fid")
+    each = (("run_id", "sample_seed"), ("row", "seed"))
+    sets, seeds = (max(len(set(values)) for _, values in found.groupby(by)[of]) for by, of in each)
+    line = "One set of images a run: what drawing other images is worth is not known."
+    if sets > 1:
+        line = f"Up to {sets} sets of images a run (sampling seeds), averaged before seeds are compared."
+    if sd is not None:
+        line += (
+            f" Over sampling seeds of one training FID has a standard deviation of {sd:.2f}: what drawing other images "
+            "is worth."
+        )
+    if training is not None:
+        line += f" Over training seeds it has one of {training:.2f} with that taken out."
+    fixed = [name for name, count in (("sampling seed", sets), ("training seed", seeds)) if count == 1]
+    rest = ", ".join([*fixed, "tokenizer", "feature extractor", "split of the data"])
+    return f"{line} Not varied: {rest}; their choice is in no interval here."
 
 
 def _seeds_line(seeds: list[int]) -> str:

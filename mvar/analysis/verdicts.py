@@ -2,12 +2,12 @@
 
 A pair of rows is compared on the differences of the training seeds that both have: a paired t-test, with n - 1 degrees
 of freedom. Holm's correction over the table keeps the chance of a single false verdict in it at `ALPHA`, whatever the
-truth is of the others. One seed is inconclusive.
+truth is of the others. One seed is inconclusive. A difference may surely be there, and still be too small to count.
 """
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, TypeVar
 
@@ -21,6 +21,8 @@ MOST_SEEDS = 1000
 LARGE_SHIFT = 30.0  # of t: the power there is above 0.98 with any number of seeds; scipy's function is NaN from 36 on
 K = TypeVar("K", bound=Hashable)  # what a comparison is called
 BETTER, WORSE, INCONCLUSIVE = "better", "worse", "inconclusive"
+SMALL = "too small to count"
+REVERSED = {BETTER: WORSE, WORSE: BETTER, INCONCLUSIVE: INCONCLUSIVE}
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,9 @@ class Verdict:
         p: of the t-test, Holm's correction applied; None with fewer than two pairs.
         n: pairs of training seeds.
         left_out: seeds that only one of the two has.
-        needed: seeds at which a difference of this size and scatter would be found in 80 % of such tables, by the
-            strictest step of Holm's correction; None where that cannot be said.
+        sd: sample standard deviation of the differences; None with fewer than two pairs.
+        level: of the strictest step of Holm's correction.
+        smallest: the smallest difference that counts; None where every one does.
     """
 
     word: str
@@ -42,14 +45,34 @@ class Verdict:
     p: float | None
     n: int
     left_out: int = 0
-    needed: int | None = None
+    sd: float | None = None
+    level: float = ALPHA
+    smallest: float | None = None
+
+    @property
+    def needed(self) -> int | None:
+        """Seeds at which a difference of this size and scatter would be found in 80 % of such tables, by the strictest
+        step of Holm's correction; None where that cannot be said."""
+        return None if self.sd is None else seeds_needed(self.mean, self.sd, self.level)
+
+    @property
+    def outcome(self) -> str:
+        """The word, or `SMALL` for a difference that is there and below the smallest that counts."""
+        is_small = self.smallest is not None and abs(self.mean) < self.smallest
+        return SMALL if is_small and self.word != INCONCLUSIVE else self.word
+
+    @property
+    def reversed(self) -> "Verdict":
+        """Of the second row against the first."""
+        return replace(self, word=REVERSED[self.word], mean=-self.mean)
 
     @property
     def told(self) -> str:
         """For a table or a sentence: the word with p, or with what is missing."""
         if self.p is None:
             return f"{INCONCLUSIVE}: {'one seed' if self.n else 'no seed in common'}, two or more are needed"
-        return f"{self.word} (p {p_text(self.p)})"
+        small = f", {SMALL}" if self.outcome == SMALL else ""
+        return f"{self.word} (p {p_text(self.p)}){small}"
 
 
 def p_text(p: float) -> str:
@@ -88,25 +111,31 @@ def holm(p: np.ndarray) -> np.ndarray:
     return np.take_along_axis(corrected, np.argsort(order, -1), -1)
 
 
-def judge(pairs: Mapping[K, tuple[Measured, Measured]], higher_is_better: Sequence[K] = ()) -> dict[K, Verdict]:
+def judge(
+    pairs: Mapping[K, tuple[Measured, Measured]],
+    higher_is_better: Collection[K] = (),
+    counts: Mapping[K, float] | None = None,
+) -> dict[K, Verdict]:
     """A verdict on the first of each pair, corrected over all of them.
 
     Args:
         pairs: name -> the two rows' values.
         higher_is_better: the pairs whose larger value is the better one.
+        counts: name -> the smallest difference that counts, as a share of the second's mean; every one does elsewhere.
     """
     found = {name: differences(*pair) for name, pair in pairs.items()}
     tested = [name for name, (paired, _) in found.items() if len(paired) > 1]
     corrected = dict(zip(tested, holm(np.array([float(t_test(found[name][0])) for name in tested])), strict=True))
-    verdicts = {}
+    shares, verdicts = counts or {}, {}
     for name, (paired, left_out) in found.items():
         mean = float(paired.mean()) if len(paired) else math.nan
         p = float(corrected[name]) if name in corrected else None
         word = INCONCLUSIVE
         if p is not None and p < ALPHA:
             word = BETTER if (mean > 0) == (name in higher_is_better) else WORSE
-        needed = seeds_needed(mean, float(paired.std(ddof=1)), ALPHA / len(tested)) if p is not None else None
-        verdicts[name] = Verdict(word, mean, p, len(paired), left_out, needed)
+        sd = float(paired.std(ddof=1)) if p is not None else None
+        smallest = shares[name] * abs(pairs[name][1].mean) if name in shares else None
+        verdicts[name] = Verdict(word, mean, p, len(paired), left_out, sd, ALPHA / max(1, len(tested)), smallest)
     return verdicts
 
 

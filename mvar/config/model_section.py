@@ -87,6 +87,11 @@ class ModelConfig(Extensible):
         if not isinstance(values, Mapping):
             return values
         values = dict(values)
+        if "replacement" in values and "replace" not in values and not is_lenient(info):
+            raise ValueError(
+                "model.replacement: given without model.replace, it replaces nothing; allowed: beside model.replace, "
+                "which says which layers"
+            )
         rule, replacement = values.pop("replace", "none"), values.pop("replacement", "intra+mamba")
         depth = values.get("depth", cls.model_fields["depth"].default)
         with suppress(ValidationError):  # 8.0 and "8" are whole numbers to the field itself

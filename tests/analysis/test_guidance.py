@@ -18,7 +18,7 @@ from mvar.runs.experiment import find_experiment
 from mvar.runs.grid import Axis, Grid
 
 SCRIPT = shipped.load(shipped.find("analysis", "guidance"))
-MANIFEST = SimpleNamespace(name="guidance-x", title="x")
+MANIFEST = SimpleNamespace(name="guidance-x", title="x", tag="x", experiment=find_experiment("guidance"))
 
 
 def rows(fid, sets=3, seeds=4):
@@ -51,6 +51,30 @@ def test_the_best_is_chosen_on_images_that_are_not_reported():
     for row in table.rows:
         assert row["M-VAR eval/fid verdict"].startswith(BETTER) and row["M-VAR eval/kid verdict"].startswith(WORSE)
     assert "on sampling seed 0, whose numbers are in no cell here" in table.reading[0]
+
+
+def test_verdicts_say_what_counts_what_is_left_out_and_how_many_seeds_it_takes():
+    """M-VAR is 0.5 % below VAR, surely; and only the first has seed 3."""
+    found = {"VAR": {at(0.0): rows((1.0, 1.0))}, "M-VAR": {at(0.0): rows((0.995, 0.995), seeds=3)}}
+    found["M-VAR"][at(0.0)]["eval/fid"] += [0.001, 0, 0, 0, 0.001, 0, 0, 0, 0]
+    table = SCRIPT.comparison(found, at(1.5), MANIFEST)
+    row, text = table.rows[0], " ".join(table.reading)
+    assert row["M-VAR eval/fid verdict"].startswith(BETTER)
+    assert row["M-VAR eval/fid verdict"].endswith("too small to count") and row["M-VAR eval/fid needed"] == 3
+    assert "too small" not in row["M-VAR eval/kid verdict"]  # what counts is said of FID alone
+    assert "Seeds that only one of two rows has are left out" in text and "counts from 1.3% of VAR's on" in text
+    keys = [column.key for column in table.columns]
+    assert {"M-VAR eval/fid needed", "M-VAR eval/kid needed"} <= set(keys)
+
+
+def test_the_figure_is_of_the_seeds_that_are_reported(tmp_path, monkeypatch):
+    """The best of sampling seed 0 was chosen there: neither table nor figure averages it in."""
+    drawn = []
+    monkeypatch.setattr(SCRIPT.kit, "band", lambda ax, xs, values, **look: drawn.append((xs, values)))
+    found = SCRIPT.guidance_figure(FOUND, at(1.5), MANIFEST, tmp_path)
+    means = {cfg: value.mean for cfg, value in zip(*drawn[0], strict=True)}  # VAR's
+    assert means == pytest.approx({0.0: 2.0015, 0.5: 3.0015, 1.5: 1.5015})
+    assert "Sampling seed 0, on which the best is chosen, is left out." in found.caption
 
 
 def test_choosing_flatters_nobody():

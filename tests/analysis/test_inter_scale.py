@@ -68,7 +68,7 @@ FIDS = {
     "mamba": {0.0: (1, 1), 1.5: (2, 2)},
     "markov": {0.0: (4, 4), 1.5: (0.5, 0.5)},
 }
-MANIFEST = SimpleNamespace(name="inter_scale-x", title="x", tag="x")
+MANIFEST = SimpleNamespace(name="inter_scale-x", title="x", tag="x", experiment=find_experiment("inter_scale"))
 
 
 def test_each_is_compared_at_its_own_guidance_on_other_images():
@@ -80,6 +80,9 @@ def test_each_is_compared_at_its_own_guidance_on_other_images():
     assert found["global"]["own_fid"].mean == pytest.approx(3.001)  # on the images that did not choose it
     assert found["intra+markov"]["own_fid_verdict"].startswith(BETTER)
     assert "own_fid_verdict" not in found["intra+mamba"] and found["intra+mamba"]["fid"].mean == pytest.approx(2.001)
+    shown = {column.key for column in table.columns}
+    for name in ("nll", "fid", "own_fid"):  # each with its verdict and the seeds that it needs
+        assert {name, f"{name}_verdict", f"{name}_needed"} <= shown and found["intra"][f"{name}_verdict"]
     assert "on sampling seed 0, of the 2 values that all with several have (0, 1.5)" in table.reading[1]
 
 

@@ -84,3 +84,18 @@ def test_a_value_of_which_neither_is_good_is_lower_or_higher():
     assert words == {(0, "share"): "lower", (1, "share"): "higher", (0, "bits"): "better", (1, "bits"): "worse"}
     assert compared.rows[2]["share_verdict"] == "the same" and compared.tested == len(compared.pairs) == 4
     assert compared.rows[0]["share_verdict"].startswith("lower (p ")
+
+
+def test_a_difference_of_fid_that_is_too_small_to_count_is_said():
+    """1 % lower, surely: as a count of rows it is neither better nor inconclusive; of another value it counts."""
+    ours, theirs = (Measured.of(pd.Series([fid, fid + 1e-3, fid - 1e-3, fid + 2e-3])) for fid in (0.99, 1.0))
+    fewer = Measured.of(pd.Series([1.0, 1.001, 0.999]))
+    found = probes.Compared()
+    found.add({"model": "m", "minus": "g"}, {"fid": (ours, theirs), "change": (ours, fewer)})
+    shown = [Shown("fid", "FID", 2, better="lower"), Shown("change", "change", 2, better="lower")]
+    words = found.judge({one.name: one for one in shown})
+    assert found.rows[0]["fid_verdict"] == "better (p below 0.001), too small to count"
+    assert words == {(0, "fid"): "too small to count", (0, "change"): "better"}
+    text = " ".join(probes.models_reading(shown, found, words))
+    assert "FID: better in 0, worse in 0, too small to count in 1, inconclusive in 0 of 1 rows." in text
+    assert "change: better in 1, worse in 0, inconclusive in 0 of 1 rows." in text and "are left out" in text

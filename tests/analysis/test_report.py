@@ -3,19 +3,26 @@
 import io
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from mvar import cli, shipped
+from mvar.analysis.background import FLOORS_ARE, data_lines, floor_rows, floors_are, other_references
 from mvar.analysis.compare import new_images_interval
+from mvar.analysis.document import Section
 from mvar.analysis.grids import first_of_each_class, read_samples, tile
+from mvar.analysis.opening import lift, picture
 from mvar.analysis.records import load_records
 from mvar.analysis.render import cell_text
 from mvar.analysis.report import write_report
+from mvar.analysis.style import Figure
+from mvar.analysis.summary import _floor_lines
 from mvar.analysis.tables import sweep_table
 from mvar.config import override
+from mvar.presets import PRESETS
 
 
 def test_all_of_it_is_there(whole, everything):
@@ -42,10 +49,21 @@ def test_the_first_screen_says_what_was_run_and_found(whole, everything):
         and "Attention, digits" in first
     )
     assert "FID on digits" in first and "real training images 0.22" in first
+    picture = "](figures/samples-mixers-digits-steps.png)"
+    assert picture in first and whole[1].count(picture) == 1 and "Their samples are above" in whole[1]
     assert "Rows of one seed" in first and "layers (digits, equal steps)" in first
     assert "is biased upwards" in first
     low, high = new_images_interval(0.05, 450, 1000)  # held-out and drawn images
     assert f"near-copies of training images than new images would have ({low:.1%} to {high:.1%}, 95 %)" in first
+
+
+def test_the_first_screen_shows_samples_of_its_own_rows():
+    """Not those of a grid of the same setting, which may stand before."""
+    figures = [Figure(f"samples-{name}-digits-steps", "", "") for name in ("guidance-demo", "mixers")]
+    sections, of = [Section("a", figures)], SimpleNamespace(name="mixers-digits-steps", tag="digits-steps")
+    assert picture(sections, of) is figures[1]
+    lift(figures[1], sections)
+    assert sections[0].blocks[0] is figures[0] and figures[1] not in sections[0].blocks
 
 
 @pytest.mark.slow
@@ -82,7 +100,21 @@ def test_runs_csv_has_guidance_and_every_other_setting_of_sampling(results):
     results.run(override(config, {"sample.cfg_scale": 2.5}))
     written = pd.read_csv(write_report(results.root).parent / "tables" / "runs.csv")
     assert sorted(set(written["sample.cfg_scale"])) == [1.5, 2.5]
+    assert "sample.ema" not in written  # nobody asked for one
     assert {"sample.top_k", "sample.top_p", "sample.more_smooth"} <= set(written.columns)
+
+
+def test_a_setting_at_its_default_is_no_empty_cell(results):
+    """EMA 0 is not stored, and stands in `runs.csv` beside EMA 1000; a run without evaluation has none."""
+    config = override(PRESETS["digits"], {"train.ema": (1000,)})
+    for ema in (0, 1000):
+        one = override(config, {"sample.ema": ema})
+        results.run(one) if not ema else None
+        results.store.run(one.run_id).add_evaluation(one.evaluation_id, results.evaluation(one))
+    results.run(other := override(config, {"seed": 3}))
+    (results.store.run(other.run_id).path / "eval.json").unlink()
+    table = load_records(results.root).table
+    assert sorted(table["sample.ema"].dropna()) == [0, 1000] and len(table) == 3
 
 
 def test_nothing_run_yet_of_what_was_asked_for(results):
@@ -127,6 +159,23 @@ def test_floors_extractor_machine_and_sizes_are_told(whole):
     )
     assert re.search(r"\*\*digits\*\*: 1,3\d\d training and 4\d\d held-out images, 10 classes, 8 × 8 px", text)
     assert "**Machine**: a CPU, 2 CPUs" in text and "PyTorch 2.15.0" in text
+
+
+def test_another_reference_is_said_beside_the_floors(results):
+    """Floors are against held-out images: what FIDs are against in their place is named, and has none."""
+    _, configs = results.sweep("mixers")
+    records = load_records(results.root)
+    assert floors_are(records) == FLOORS_ARE and "resized" not in data_lines(records, [])[0]
+    for told in ({"file": "of_adm.npz", "sha256": "0" * 64}, {"split": "heldout", "resize_factor": 1.0}):
+        record = results.evaluation(configs[0])
+        record["reference"] = {**told, "num_images": 450}
+        results.store.run(configs[0].run_id).add_evaluation(next(iter(told)), record)
+    records = load_records(results.root)
+    others = ["the statistics of of_adm.npz", "held-out images resized to 1 times their size"]
+    assert sorted(other_references(records.done)) == sorted(others)
+    assert all(one in text for one in others for text in (floors_are(records), data_lines(records, [])[0]))
+    (line,) = _floor_lines(floor_rows(records, []), others)
+    assert "FID on digits, against held-out images: " in line and f"here against {' or '.join(others)}." in line
 
 
 def test_every_link_is_relative_and_leads_somewhere(whole):

@@ -100,6 +100,11 @@ def test_differences_of_a_sweep(results):
     assert "If all rows scattered equally, a difference of FID would have an interval of ±" in text
     assert "(pooled over all rows, 6 degrees of freedom, 3 seeds)" in text
     assert all(row["fid_verdict"] == "better (p below 0.001)" for row in table.rows)
+    keys = {column.key for column in table.columns}
+    assert {"fid_needed", "nll_needed"} <= keys and all("nll_needed" in row for row in table.rows)
+    whole = sweep_table(records, records.manifests[0])
+    family = next(line for line in whole.reading if line.startswith("Better and worse"))
+    assert family in table.reading[0] and "of all 9 comparisons" in family  # six FIDs of pairs, three NLLs
 
 
 def test_rejection_is_compared_with_every_image_of_the_same_model(results):
@@ -139,6 +144,10 @@ def test_sampling_seeds_of_a_request_are_one_row(results):
     one = table_of_seed(records, 0)
     (line,) = [line for line in one.reading if "Up to 2 sets of images a run" in line]
     assert "Over training seeds" not in line and "Not varied: training seed, tokenizer, feature extractor" in line
+    records.table = records.table[records.table["sample_seed"] == 0]
+    reading = " ".join(sweep_table(records, records.manifests[0]).reading)
+    assert "One set of images a run: what drawing other images is worth is not known." in reading
+    assert "Not varied: sampling seed, training seed, tokenizer, feature extractor, split of the data;" in reading
 
 
 def table_of_seed(records, seed):

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,8 @@ import pytest
 
 from mvar import shipped
 from mvar.analysis.compare import Measured
+from mvar.analysis.family import Family, order_pairs, trend_pairs
+from mvar.analysis.manifests import in_common
 from mvar.analysis.reading import order_reading, trend_reading
 from mvar.analysis.records import load_records
 from mvar.analysis.render import Note, Table, si, to_csv, to_latex, to_markdown
@@ -22,7 +25,7 @@ from mvar.errors import UserError
 from mvar.presets import DIGITS, model_size
 from mvar.probes.attention_mass import uniform_share
 from mvar.runs.columns import Column
-from mvar.runs.experiment import paper_rows
+from mvar.runs.experiment import COUNTS, paper_rows
 from mvar.scales import PATCH_SIDES, ScaleSchedule
 
 PAPER = shipped.folder("experiments") / "paper"
@@ -230,8 +233,18 @@ def row(label, fid, paper=None, sd=None, nll=None):
     return found | ({} if nll is None else {"nll": Measured.of(pd.Series(nll + noise))})
 
 
+def order(*rows, counts=COUNTS):
+    """What is said of an order."""
+    return " ".join(order_reading(rows, Family.of(rows, order_pairs(rows), counts)))
+
+
+def trend(*rows, counts=COUNTS):
+    """What is said of a trend."""
+    return " ".join(trend_reading(rows, Family.of(rows, trend_pairs(rows), counts)))
+
+
 def test_order_agrees():
-    text = " ".join(order_reading([row("A", 1.0, 3.0, 0.1), row("B", 2.0, 4.0, 0.1), row("C", 3.0, 5.0, 0.1)]))
+    text = order(row("A", 1.0, 3.0, 0.1), row("B", 2.0, 4.0, 0.1), row("C", 3.0, 5.0, 0.1))
     assert "3 are ordered as in the paper, 0 the other way, 0 inconclusive: the order agrees with the paper's." in text
     assert "Those that are ordered: A / B (p below 0.001); A / C (p below 0.001); B / C (p below 0.001)." in text
     assert "left out" not in text
@@ -240,51 +253,73 @@ def test_order_agrees():
 def test_a_seed_without_a_partner_is_left_out_and_that_is_said():
     one, other = row("A", 1.0, 3.0, 0.1), row("B", 2.0, 4.0, 0.1)
     other["fid"] = Measured.of(pd.Series(dict(other["fid"].by_seed[:-1])))
-    text = " ".join(order_reading([one, other]))
+    text = order(one, other)
     assert "Seeds that only one of two rows has are left out of their comparison." in text
+    assert "Seeds that only one of two rows has are left out" in trend(one, other)
 
 
 def test_one_seed_orders_nothing():
-    text = " ".join(order_reading([row("A", 1.0, 3.0), row("B", 2.0, 4.0), row("C", 3.0, 5.0)]))
+    text = order(row("A", 1.0, 3.0), row("B", 2.0, 4.0), row("C", 3.0, 5.0))
     assert "0 are ordered as in the paper, 0 the other way, 3 inconclusive: the order is inconclusive." in text
     assert "With one seed, or none in common, a pair is inconclusive: --seeds 3 trains three." in text
 
 
 def test_order_does_not_agree_and_names_the_pairs():
-    text = " ".join(order_reading([row("A", 3.0, 3.0, 0.1), row("B", 2.0, 4.0, 0.1), row("C", 4.0, 5.0, 0.1)]))
+    text = order(row("A", 3.0, 3.0, 0.1), row("B", 2.0, 4.0, 0.1), row("C", 4.0, 5.0, 0.1))
     assert "2 are ordered as in the paper, 1 the other way (A / B), 0 inconclusive: the order does not agree" in text
     assert "With one seed" not in text and "here B, A, C; in the paper A, B, C" in text
 
 
 def test_a_difference_within_the_scatter_is_inconclusive():
-    text = " ".join(order_reading([row("A", 1.0, 3.0, 0.5), row("B", 1.1, 4.0, 0.5)]))
+    text = order(row("A", 1.0, 3.0, 0.5), row("B", 1.1, 4.0, 0.5))
     assert "0 are ordered as in the paper, 0 the other way, 1 inconclusive: the order is inconclusive" in text
     assert "seeds to be found in 80 % of trials" in text
 
 
 def test_order_of_likelihood_is_told_apart():
-    text = " ".join(order_reading([row("A", 1.0, 3.0, 0.1, 2.5), row("B", 2.0, 4.0, 0.1, 2.0)]))
-    assert "Held-out NLL, lowest mean first: B, A." in text and "not FID's order" in text
+    text = order(row("A", 1.0, 3.0, 0.1, 2.5), row("B", 2.0, 4.0, 0.1, 2.0))
+    assert "Held-out NLL, lowest mean first: B, A." in text and "These are orders of means, and no verdicts" in text
+
+
+def test_differences_of_fid_that_are_too_small_to_count_order_nothing():
+    """B is surely above A, by 1 %: less than counts by default, and enough where an experiment says so."""
+    rows = [row("A", 1.0, 3.0, 0.001), row("B", 1.01, 4.0, 0.001), row("C", 2.0, 5.0, 0.001)]
+    text = order(*rows)
+    assert "2 are ordered as in the paper, 0 the other way, 1 differ by less than counts, 1.3% (A / B), 0 incon" in text
+    assert "the order agrees with the paper's, as far as differences count." in text
+    assert "Those that are ordered: A / C (p below 0.001); B / C (p below 0.001)." in text
+    assert "3 are ordered as in the paper" in order(*rows, counts=0.005)
+
+
+def test_a_trend_that_is_too_small_to_count_agrees_with_nothing():
+    rows = [row("0", 2.0, 3.55, 1e-3, 3.0), row("4", 1.99, None, 1e-3), row("8", 1.98, 3.07, 1e-3, 3.5)]
+    text = trend(*rows)
+    assert "the last is better (p below 0.001), too small to count." in text
+    assert "here it changes by less than 0.026, the smallest difference that counts." in text
+    assert "Step by step (2): 0 better, 0 worse, 2 too small to count, 0 inconclusive" in text
+    assert "Samples come closer" not in text and "direction" not in text
+    text = trend(*rows, counts=1e-4)
+    assert "the direction agrees" in text and "2 better, 0 worse, 0 incon" in text and "Samples come closer" in text
 
 
 @pytest.mark.parametrize(("end", "verdict"), [(1.0, "the direction agrees"), (3.0, "the direction does not agree")])
 def test_trend(end, verdict):
-    text = " ".join(trend_reading([row("0", 2.0, 3.55, 0.1), row("4", 1.5, None, 0.1), row("8", end, 3.07, 0.1)]))
+    text = trend(row("0", 2.0, 3.55, 0.1), row("4", 1.5, None, 0.1), row("8", end, 3.07, 0.1))
     assert f"In the paper it falls from 3.55 to 3.07: {verdict}." in text
     steps = "2 better, 0 worse" if end == 1.0 else "1 better, 1 worse"
-    assert f"Step by step (2; Holm's correction over the 3 comparisons here): {steps}, 0 inconclusive" in text
+    assert f"Step by step (2): {steps}, 0 inconclusive" in text and "of all 3 comparisons" in text
 
 
 def test_trend_with_one_seed_is_not_claimed():
-    text = " ".join(trend_reading([row("0", 2.0, 3.55), row("8", 1.0, 3.07)]))
+    text = trend(row("0", 2.0, 3.55), row("8", 1.0, 3.07))
     assert "the last is inconclusive: one seed, two or more are needed." in text
     assert "whether it does here is inconclusive" in text and "agrees" not in text
 
 
 def test_trend_without_an_end_point_is_not_compared():
     rows = [{"label": "0", "paper_fid": 3.55}, row("4", 1.5), row("8", 1.0, 3.07)]
-    assert "an end point is not measured here" in " ".join(trend_reading(rows))
-    assert trend_reading(rows[:2]) == ["Fewer than two points are measured: there is no trend to state."]
+    assert "an end point is not measured here" in trend(*rows)
+    assert trend(*rows[:2]) == "Fewer than two points are measured: there is no trend to state."
 
 
 def test_no_mixer_wins(everything):
@@ -367,6 +402,23 @@ def test_overfitting_is_a_table_and_a_sentence(everything, tmp_path):
     assert (row["lowest"].mean, row["at"]) == (pytest.approx(4.02), 160) and len(table.run_ids[0]) == 3
     assert "lowest before the end of training for VAR, 1 (intra-only)" in table.reading[1]
     assert script.overfitting_figure(found, records, manifest, tmp_path).name == "overfitting-digits-steps"
+
+
+def test_one_training_that_is_sampled_in_several_ways_is_one_row_and_one_line(everything, tmp_path):
+    records = load_records(everything.root)
+    manifest = records.sweeps("mixers")[0]
+    cells = [replace(cell, label=f"{cell.label}, cfg {cfg}") for cell in manifest.cells for cfg in (0, 1.5)]
+    names = [cell.label for cell in manifest.cells]
+    several = replace(manifest, cells=tuple(cells))
+    script = shipped.load(shipped.find("analysis", "overfitting"))
+    found = script.curves(records, several, [])
+    rows = script.overfitting_table(found, records, several).rows
+    assert [row["label"] for row in rows] == names == list(several.trainings)
+    assert rows == script.overfitting_table(script.curves(records, manifest, []), records, manifest).rows
+    keys = ["eval/nll_bits_scale_00", "eval/nll_bits_scale_01"]
+    script = shipped.load(shipped.find("analysis", "likelihood"))
+    assert list(script._lines(records, several, keys)) == list(script._lines(records, manifest, keys)) == names
+    assert in_common(["cfg 0", "cfg 1"]) == "cfg 0 and 1 more"  # nothing in common
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from mvar.config import Config, ModelConfig, RunConfig, from_dict, identity, ove
 from mvar.config.mixer_settings import read_settings, write_settings
 from mvar.errors import UserError
 from mvar.registries import MIXERS
+from mvar.runs.grid import Grid, read_grid
 
 BASE = override(RunConfig(), {"model.mamba.d_state": 16, "model.mamba.headdim": 32})
 
@@ -78,6 +79,18 @@ def test_what_the_section_says_already_is_left_out():
     assert model(pattern="4*windowed:3 4*windowed", **{"windowed.k": 4}).pattern == "4*windowed:3 4*windowed"
     assert model(pattern="mamba:16").pattern == "mamba" and model(pattern="mamba:64").pattern == "mamba:64"
     assert model(replacement="windowed:3", replace="first:2").pattern == "2*windowed 6*global"
+
+
+def test_a_replacement_that_replaces_nothing_is_refused():
+    """Alone it says nothing of which layers; with a rule that says none of them it is one cell of many."""
+    with pytest.raises(
+        UserError, match=r"model\.replacement: given without model\.replace, it replaces nothing; allowed"
+    ):
+        model(replacement="intra")
+    assert model(replacement="intra", replace="none").pattern == "global"
+    axes = read_grid(["model.replacement=intra,mamba", "model.replace=first:2"], BASE)
+    cells = Grid("x", axes).experiment().cells(BASE)
+    assert [cell.config.model.pattern for cell in cells] == ["2*intra 6*global", "2*mamba 6*global"]
 
 
 SAME = [
