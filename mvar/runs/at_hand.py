@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 
 from mvar.config import RunConfig, RuntimeConfig
-from mvar.errors import UserError, counted, warn_once
+from mvar.errors import UserError, counted, note_once
 from mvar.runs.gpu_plan import GB, Choices, fewest, gpus_needed, settle, smallest, told_nearest
 from mvar.runs.gpus import Machine
 from mvar.training.distributed import current_team, resolve_device
@@ -35,7 +35,7 @@ def settled(config: RunConfig) -> RuntimeConfig:
     if not found:
         raise no_room(config, machine)
     told = counted(machine.gpus, "GPU")
-    warn_once(f"runtime: auto is {found.fields}: {found.peak_gb:.1f} of {machine.memory_gb:.1f} GB of {told} by count")
+    note_once(f"runtime: auto is {found.fields}: {found.peak_gb:.1f} of {machine.memory_gb:.1f} GB of {told} by count")
     values = {"strategy": found.strategy, "checkpoint_activations": found.kept}
     return runtime.model_copy(update={**values, "micro_batch": found.micro_batch, "accumulate": 1})
 
