@@ -37,6 +37,7 @@ PATTERNS = {"VAR": "global", "M-VAR": "intra+mamba"}
 CLASSES = 1000
 UNPRINTED = {(256, 32), (256, 36)}  # resolutions and depths whose presets are ours: no recipe is printed
 RECIPE, PUBLISHED = "published recipe", "published weights"
+PREPARED = ("resize_factor", "pad_px", "hflip")  # of images; where they lie does not matter
 SIZE = ("depth", "width", "num_heads", "pattern", "mlp_ratio", "shared_adaln")  # what makes a model the published one
 
 
@@ -48,11 +49,13 @@ class Ours:
     training: str  # RECIPE, PUBLISHED or so many steps
     identity: str
     candidates: int
+    tokens: str  # `train.tokens`
 
     def label(self, which: "Artefact") -> str:
         """Of a row of its own."""
         best = f", best of {self.candidates}" if which.rejection else ""
-        return f"{self.model}, {self.training}{best}"
+        cached = " on cached crops" if self.training == RECIPE and self.tokens == "cache" else ""
+        return f"{self.model}, {self.training}{cached}{best}"
 
 
 @dataclass(frozen=True)
@@ -197,15 +200,20 @@ def _measured(records: kit.Records, which: Artefact) -> dict[Ours, pd.DataFrame]
         name = _name(config, which.resolution)
         if name and (candidates > 1) == which.rejection:
             identity = digest(config.identity() | {"seed": None})
-            groups.setdefault(Ours(name, _training(config, which), identity, candidates), []).append(number)
-    ordered = sorted(groups, key=lambda ours: (ours.model, ours.training != RECIPE, ours.candidates, ours.identity))
+            ours = Ours(name, _training(config, which), identity, candidates, config.train.tokens)
+            groups.setdefault(ours, []).append(number)
+
+    def order(ours: Ours) -> tuple[Any, ...]:
+        return ours.model, ours.training != RECIPE, ours.candidates, ours.tokens != "online", ours.identity
+
+    ordered = sorted(groups, key=order)
     return {ours: done.loc[groups[ours]] for ours in ordered}
 
 
 def _name(config: RunConfig, resolution: int) -> str | None:
     """The paper's name of a run's model, None for any other data or model."""
     data, model = config.data, config.model
-    if (data.name, data.num_classes, data.image_size) != ("imagefolder", CLASSES, resolution):
+    if (data.num_classes, data.image_size, data.channels) != (CLASSES, resolution, 3):
         return None
     names = [name for name, pattern in PATTERNS.items() if pattern == model.pattern]
     name = f"{names[0]}-d{model.depth}" if names else None
@@ -219,8 +227,15 @@ def _training(config: RunConfig, which: Artefact) -> str:
     preset = PRESETS.get(f"imagenet{which.resolution}-d{config.model.depth}")
     if (which.resolution, config.model.depth) in UNPRINTED:
         return f"{config.train.steps:,} steps"
-    recipe = preset and override(preset, {"model.pattern": config.model.pattern, "seed": config.seed})
-    return RECIPE if recipe and recipe.identity() == config.identity() else f"{config.train.steps:,} steps"
+    return RECIPE if preset and is_training_of(config, preset) else f"{config.train.steps:,} steps"
+
+
+def is_training_of(config: RunConfig, preset: RunConfig) -> bool:
+    """Whether a run is a preset's training: from whatever source the images come, on fresh or on cached crops."""
+    same = {"model.pattern": config.model.pattern, "seed": config.seed, "train.tokens": config.train.tokens}
+    recipe = override(preset, same).model_copy(update={"data": config.data})
+    is_prepared = all(getattr(config.data, name) == getattr(preset.data, name) for name in PREPARED)
+    return is_prepared and recipe.identity() == config.identity()
 
 
 def _values(measured: pd.DataFrame) -> dict[str, Any]:

@@ -178,15 +178,21 @@ SMOKE = DIGITS.model_copy(
     }
 )
 
+IMAGENET: dict[str, RunConfig] = {
+    **{f"imagenet256-d{depth}": imagenet(depth, 256) for depth in (12, 16, 20, 24, 30, 32, 36)},
+    "imagenet512-d24": imagenet(24, 512),
+    "imagenet512-d36": imagenet(36, 512),
+    "imagenet1024-d24": imagenet(24, 1024),  # VAR's schedule; no recipe is printed: that of 256 px
+}
+
 PRESETS: dict[str, RunConfig] = {
     "digits": DIGITS,
     "smoke": SMOKE,
     "fashion32-small": FASHION32_SMALL,
     "imagefolder64": IMAGEFOLDER64,
-    **{f"imagenet256-d{depth}": imagenet(depth, 256) for depth in (12, 16, 20, 24, 30, 32, 36)},
-    "imagenet512-d24": imagenet(24, 512),
-    "imagenet512-d36": imagenet(36, 512),
-    "imagenet1024-d24": imagenet(24, 1024),  # VAR's schedule; no recipe is printed: that of 256 px
+    **IMAGENET,
+    # VAR's own way: every epoch another crop of an image, not flipped
+    **{f"{name}-online": override(config, {"train.tokens": "online"}) for name, config in IMAGENET.items()},
 }
 
 

@@ -32,10 +32,14 @@ SECTIONS = {
 
 
 def all_ids() -> dict[str, dict[str, list[str]]]:
-    """Ids of every cell of every sweep on every preset; the reason where a sweep does not fit a preset."""
+    """Ids of every cell of every sweep on every preset; the reason where a sweep does not fit a preset.
+
+    Of presets on fresh crops, which differ in one field, one sweep.
+    """
     found: dict[str, dict[str, list[str]]] = {}
     for preset, config in PRESETS.items():
-        for name, sweep in ((name, find_experiment(name)) for name in experiment_names()):
+        names = ["mixers"] if config.train.tokens == "online" else experiment_names()
+        for name, sweep in ((name, find_experiment(name)) for name in names):
             try:
                 cells = sweep.cells(config)
             except UserError as error:

@@ -104,9 +104,14 @@ class RunConfig(Config):
         return digest({"schema_version": self.schema_version, **hashed})
 
     @property
+    def cached_crops(self) -> int:
+        """Random crops of a training image that the token cache holds; 0 where only held-out tokens are needed."""
+        return self.train.crops if self.train.steps and self.train.tokens == "cache" else 0
+
+    @property
     def tokens_id(self) -> str:
-        """Identity of the token cache: data, tokenizer and number of crops; 0 where only held-out tokens are needed."""
-        return digest([self.tokenizer_id, self.train.crops if self.train.steps else 0])
+        """Identity of the token cache: data, tokenizer and number of crops."""
+        return digest([self.tokenizer_id, self.cached_crops])
 
     @property
     def extractor_id(self) -> str:

@@ -183,6 +183,11 @@ class TrainConfig(OptimConfig):
         default=0.0, ge=0, lt=1, description="Share of the target that is spread over all codes."
     )
     crops: int = Field(default=1, ge=1, description="Random crops of an image that the token cache holds.")
+    tokens: Literal["cache", "online"] = Field(
+        default="cache",
+        description="Where tokens come from; cache: made once, of crops random crops an image; online: of another "
+        "random crop each epoch, encoded while the generator is trained.",
+    )
     ema: tuple[PositiveInt, ...] = Field(
         default=(),
         description="Half-lives, in images, of running means of the weights that are kept beside them; none: off. "
@@ -198,6 +203,8 @@ class TrainConfig(OptimConfig):
     def _check_steps(self) -> Self:
         if not self.steps and not self.init_from:
             raise ValueError("train.steps: 0; allowed: 1 or more, 0 only with train.init_from")
+        if self.tokens == "online" and self.crops != 1:
+            raise ValueError(f"train.crops: {self.crops} of a cache, beside train.tokens=online; allowed: 1")
         if self.ema and not self.steps:
             raise ValueError("train.ema: a mean over no step; allowed: none with train.steps=0")
         if list(self.ema) != sorted(set(self.ema)):

@@ -60,6 +60,10 @@ class ImageSet:
         """Digest of the data (`Pictures.fingerprint`); preparation is not in it."""
         return self.pictures.fingerprint(self.indices)
 
+    def crop(self, i: int, crop: int, seed: int) -> np.ndarray:
+        """Random crop number `crop` of image i, of those that `seed` stands for; as `image`."""
+        return self.image(i, np.random.default_rng([seed, i, crop]))
+
     def image(self, i: int, rng: np.random.Generator | None) -> np.ndarray:
         """Image i, prepared: uint8 `(ch, H, W)`.
 

@@ -16,10 +16,11 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor
 
 from mvar import layout
 from mvar.data.crops import ImageSet, to_float
-from mvar.data.prefetch import Prefetched
+from mvar.data.rounds import ALONE, Heed, Sharing, Together, alone, in_rounds, nothing
 from mvar.errors import UserError, quoted, warn_once
 from mvar.escaping import one_line
 from mvar.files import atomic_write, known_digest, read_json, write_json
@@ -28,6 +29,7 @@ from mvar.rows import Rows
 from mvar.tokenizer.model import Tokenizer
 
 SCHEMA_VERSION = 1
+BATCH_SIZE = 128  # images a call of the tokenizer
 ADOPTED_ROWS, ADOPTED_SHARE = 64, 0.9
 MAX_META_BYTES = 1 << 20
 
@@ -55,14 +57,15 @@ def build_token_cache(
     crops: int,
     seed: int,
     ids: dict[str, Any],
-    batch_size: int = 128,
+    batch_size: int = BATCH_SIZE,
     num_workers: int = 0,
     progress: Progress | None = None,
+    together: Together = alone,
 ) -> TokenCache:
     """Write the tokens of `crops` random crops an image, or go on where a killed build was.
 
-    A crop is drawn from (seed, image, crop) alone, so neither resuming nor the batch size changes it. A complete cache
-    is opened, not built.
+    A crop is drawn from (seed, image, crop) alone, so neither resuming nor the batch size changes it; nor does the
+    number of processes, which share whole batches. A complete cache is opened, not built.
 
     Args:
         directory: the cache's folder.
@@ -74,6 +77,8 @@ def build_token_cache(
         batch_size: images a call of the tokenizer.
         num_workers: threads that decode images; 0 decodes between batches.
         progress: called with (rows done, rows in all).
+        together: opened with the rows that are done, while others are encoded: the processes that share that, which
+            all go through `token_rounds` from there.
 
     Raises:
         UserError: an unreadable image; a complete cache in `directory` with other ids or another shape.
@@ -93,7 +98,7 @@ def build_token_cache(
     if (directory / layout.META).exists():
         return _open_existing(directory, plan)
     with _rows(directory, plan, images) as rows:
-        _fill(rows, plan, images, tokenizer, batch_size, num_workers, progress)
+        _fill(rows, plan, images, tokenizer, batch_size, num_workers, progress, together)
         _finish(rows, directory, plan, images)
     return open_token_cache(directory, ids, verify=False)  # its digests were computed just now
 
@@ -292,35 +297,67 @@ def _fill(
     batch_size: int,
     num_workers: int,
     progress: Progress | None,
+    together: Together,
 ) -> None:
     total, dtype = plan["shape"][0], np.dtype(plan["dtype"])
-    device = next(tokenizer.parameters()).device
     if progress:
         progress(rows.done, total)
-    left = range(rows.done, total)
-    for pixels in prepared_batches(images, plan["crops"], plan["seed"], left, batch_size, num_workers):
-        tokens = tokenizer.encode(to_float(torch.from_numpy(pixels).to(device)))
-        rows.append(tokens.cpu().numpy().astype(dtype).tobytes(), is_last=rows.done + len(pixels) == total)
-        if progress:
-            progress(rows.done, total)
+    if rows.done == total:
+        return
+    with together(rows.done) as (group, heed):
+        for tokens in token_rounds(
+            images,
+            tokenizer,
+            plan["crops"],
+            plan["seed"],
+            batch_size=batch_size,
+            num_workers=num_workers,
+            done=rows.done,
+            group=group,
+            heed=heed,
+        ):
+            rows.append(tokens.numpy().astype(dtype).tobytes(), is_last=rows.done + len(tokens) == total)
+            if progress:
+                progress(rows.done, total)
+
+
+def token_rounds(
+    images: ImageSet,
+    tokenizer: Tokenizer,
+    crops: int,
+    seed: int,
+    *,
+    batch_size: int = BATCH_SIZE,
+    num_workers: int = 0,
+    done: int = 0,
+    group: Sharing = ALONE,
+    heed: Heed = nothing,
+) -> Iterator[Tensor]:
+    """Tokens int64 `(<= batch_size, L)` of the rows of a cache, batch by batch in order; in other processes than the
+    first nothing.
+
+    Args:
+        images, tokenizer, crops, seed, batch_size, num_workers: as for `build_token_cache`.
+        done: rows that are there already.
+        group: the processes that share the work; all of them use this up.
+        heed: what all heed before each round.
+    """
+    device = next(tokenizer.parameters()).device
+
+    def load(row: int) -> Tensor:
+        return torch.tensor(_load(images, crops, seed, row))  # a copy: sources may give read-only views
+
+    def encode(pixels: Tensor) -> tuple[Tensor]:
+        return (tokenizer.encode(to_float(pixels.to(device))),)
+
+    total = len(images) * max(crops, 1)
+    for (tokens,) in in_rounds(load, total, batch_size, encode, group, None, heed, done, num_workers):
+        yield tokens
 
 
 def _load(images: ImageSet, crops: int, seed: int, row: int) -> np.ndarray:
     image, crop = divmod(row, max(crops, 1))
-    return images.image(image, np.random.default_rng([seed, image, crop]) if crops else None)
-
-
-def prepared_batches(
-    images: ImageSet, crops: int, seed: int, rows: range, batch_size: int, num_workers: int
-) -> Iterator[np.ndarray]:
-    """Prepared images of the rows of a cache, uint8 `(<= batch_size, ch, H, W)` a batch; with threads, one ahead."""
-
-    def load(row: int) -> np.ndarray:
-        return _load(images, crops, seed, row)
-
-    with Prefetched(load, rows, num_workers, depth=batch_size) as loaded:
-        for start in range(0, len(rows), batch_size):
-            yield np.stack([next(loaded) for _ in rows[start : start + batch_size]])
+    return images.crop(image, crop, seed) if crops else images.image(image, None)
 
 
 def _finish(rows: Rows, directory: Path, plan: dict[str, Any], images: ImageSet) -> None:

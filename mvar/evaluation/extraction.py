@@ -1,14 +1,11 @@
-"""Features of whole image sets, batch by batch, by all processes of a job: no set is in memory at any time.
+"""Features of whole image sets, batch by batch, by all processes of a job (`mvar.data.rounds`): no set is in memory at
+any time. The first process adds them up.
 
 What a metric needs all features for (KID, precision, recall) has them whole; what needs their mean and covariance alone
 takes `statistics_of`, which keeps none.
-
-A round gives each process one batch; the first process gathers them in order and adds them up. Batches and order do
-not depend on how many processes there are, and so no number does.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,27 +13,15 @@ import torch
 from scipy.linalg.blas import dsyrk  # pyright: ignore[reportAttributeAccessIssue]  made when it is imported
 from torch import Tensor
 
+from mvar.data.rounds import ALONE, Heed, Sharing, in_rounds, nothing
 from mvar.errors import UserError
 from mvar.evaluation.extractor import Extractor
 from mvar.evaluation.fidelity import Statistics
 from mvar.evaluation.images import Images
 from mvar.progress import Progress
-from mvar.training.distributed import Group
 
 BATCH_SIZE = 64
 BLOCK_ROWS = 1024  # whose products are taken at once
-ALONE = Group(0, 1, "cpu")
-Heed = Callable[[], None]  # called by all processes before each round; what it raises it raises in all of them
-
-
-def nothing() -> None:
-    """Heeds nothing."""
-
-
-@contextmanager
-def alone() -> Iterator[tuple[Group, Heed]]:
-    """One process, which nobody stops."""
-    yield ALONE, nothing
 
 
 @dataclass(frozen=True)
@@ -104,7 +89,7 @@ def extract(
     images: Images,
     batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
-    group: Group = ALONE,
+    group: Sharing = ALONE,
     spatial: bool = False,
     heed: Heed = nothing,
     keep: bool = True,
@@ -128,7 +113,7 @@ def extract(
     kept: list[Tensor] = []  # features and logits, each of all images from the first batch on: none is held twice
     moments, done = Moments(), 0
     for found in in_rounds(
-        images.__getitem__, len(images), batch_size, lambda batch: call(batch), progress, group, heed
+        images.__getitem__, len(images), batch_size, lambda batch: call(batch), group, progress, heed
     ):
         kept = kept or [torch.empty(keep * len(images), *part.shape[1:], dtype=part.dtype) for part in found[:2]]
         stop = done + len(found[0])
@@ -156,48 +141,3 @@ def statistics_of(extractor: Extractor, batches: Iterable[Tensor], spatial: bool
         for one, rows in zip(moments, (features, *maps), strict=True):
             one.add(rows)
     return [one.statistics() for one in moments]
-
-
-def in_rounds(
-    item: Callable[[int], Tensor],
-    count: int,
-    batch_size: int,
-    work: Callable[[Tensor], tuple[Tensor, ...]],
-    progress: Progress | None = None,
-    group: Group = ALONE,
-    heed: Heed = nothing,
-) -> Iterator[tuple[Tensor, ...]]:
-    """What `work` makes of the batches of a set, in order, on the CPU; in other processes than the first nothing.
-
-    Args:
-        item: one row of the set by its number.
-        count: rows of the set, one or more.
-        batch_size: rows of a batch; the last one may have fewer.
-        work: tensors with a row for each row of a batch, all of them of the same types and shapes.
-        progress: called with rows done and in all.
-        group: the processes that share the work; all of them use this iterator up.
-        heed: see `Heed`.
-    """
-    done = 0
-    while done < count:
-        heed()
-        start = min(done + group.rank * batch_size, count)
-        stop = min(start + batch_size, count)
-        numbers = range(start, stop) if start < stop else range(1)  # one without a batch learns the shapes, no more
-        found = work(torch.stack([item(i) for i in numbers]))
-        until = min(done + group.world * batch_size, count)
-        columns = [_gathered(group, part, batch_size) for part in found]
-        for begin, *parts in zip(range(done, until, batch_size), *columns, strict=False):
-            yield tuple(part[: min(batch_size, count - begin)] for part in parts)
-        done = until
-        if progress:
-            progress(done, count)
-
-
-def _gathered(group: Group, part: Tensor, rows: int) -> list[Tensor]:
-    """Every process's rows, of one number, as collectives want it."""
-    if group.world == 1:
-        return [part.cpu()]
-    padded = part.new_zeros(rows, *part.shape[1:])
-    padded[: len(part)] = part
-    return group.gather(padded)

@@ -76,14 +76,7 @@ class Stages:
     def tokens(self) -> TokenStage:
         """The token cache."""
         config, directory = self.config, self.store.stage("tokens", self.config.tokens_id)
-        return TokenStage(
-            directory,
-            self.watch,
-            self.tokenizer,
-            config.tokenizer_id,
-            crops=config.train.crops,
-            splits=("train", "heldout") if config.train.steps else ("heldout",),
-        )
+        return TokenStage(directory, self.watch, config, self.tokenizer)
 
     @cached_property
     def extractor(self) -> ExtractorStage:

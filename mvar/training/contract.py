@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 # Streams of random numbers are seeded by (seed, step or epoch, stream): no two purposes share one. None is 0, because
 # numpy does not tell (1, 2, 0) from (1, 2).
-BATCH_STREAM, BEFORE_STEP_STREAM, FORWARD_STREAM, ORDER_STREAM = 1, 2, 3, 4
+BATCH_STREAM, BEFORE_STEP_STREAM, FORWARD_STREAM, ORDER_STREAM, CROP_STREAM = 1, 2, 3, 4, 5
 
 Tensors = tuple[Tensor, ...]  # tensors that share their first dimension: images of a batch
 
@@ -27,6 +27,7 @@ class Objective(ABC):
     module: nn.Module  # what is trained; its parameters and buffers are what checkpoints hold
     tokens: int = 0  # that a step of the whole batch predicts; 0: not told
     flops: int = 0  # of that step, forward and backward; 0: not told
+    decodes: bool = False  # whether `load` decodes pictures: worth processes of their own, where there are workers
     wants_metrics: bool = True  # set by the loop: whether this step is logged, and `loss` must give metrics at all
 
     def units(self) -> Sequence[nn.Module]:
@@ -40,7 +41,8 @@ class Objective(ABC):
     def load(self, rows: Tensors) -> Tensors:
         """Turn a slice of `batch` into the tensors that `loss` gets, e.g. read image files.
 
-        Called by threads ahead of time where `runtime.num_workers` is not 0, so it must not change the objective.
+        Called ahead of time where `runtime.num_workers` is not 0, by threads, or by processes where it `decodes`: so it
+        must not change the objective.
         """
         return rows
 
@@ -79,15 +81,21 @@ class DataOrder:
         self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
         self._epoch, self._permutation = -1, np.empty(0, np.int64)
 
+    def epochs(self, step: int) -> np.ndarray:
+        """The epoch that each item of a step's batch is of, `(batch_size,)` int64."""
+        return self._positions(step)[0]
+
     def rows(self, step: int) -> np.ndarray:
         """Item numbers of a step's batch, `(batch_size,)` int64."""
-        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs, offsets = np.divmod(positions, self.num_items)
+        epochs, offsets = self._positions(step)
         rows = np.empty(self.batch_size, np.int64)
         for epoch in np.unique(epochs):
             inside = epochs == epoch
             rows[inside] = self._permuted(int(epoch))[offsets[inside]]
         return rows
+
+    def _positions(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.divmod(np.arange(step * self.batch_size, (step + 1) * self.batch_size), self.num_items)
 
     def _permuted(self, epoch: int) -> np.ndarray:
         if epoch != self._epoch:

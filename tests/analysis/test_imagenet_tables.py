@@ -129,6 +129,17 @@ def test_another_guidance_is_told(results):
     assert "sample.cfg_scale `2` (published: `1.5`)" in reproduced_line(results, "VAR-d16")
 
 
+def test_fresh_crops_stand_on_the_printed_row_wherever_the_images_lie(results):
+    """Cached crops then have a row of their own; pictures that are prepared otherwise are no published training."""
+    flat = {"data.name": "ilsvrc", "data.ilsvrc.devkit": "kit"}
+    results.run(cached := override(D16, flat))
+    results.run(fresh := override(PRESETS["imagenet256-d16-online"], flat))
+    table, _ = imagenet_table(load_records(results.root), TABLE2)
+    ids = dict(zip((row["label"] for row in table.rows), table.run_ids, strict=True))
+    assert ids["VAR-d16"] == [fresh.run_id] and ids["VAR-d16, published recipe on cached crops"] == [cached.run_id]
+    assert not SCRIPT.is_training_of(override(fresh, {"data.hflip": True}), D16)
+
+
 def test_another_recipe_is_a_row_of_its_own(results):
     results.run(override(D16, {"train.steps": 1000}))
     table, _ = imagenet_table(load_records(results.root), TABLE2)

@@ -16,11 +16,12 @@ import torch
 from toy_objective import RUNTIME, Toy, assert_identical, split, toy_optim
 
 from mvar.config import DataConfig, MambaConfig, ModelConfig, OptimConfig, TokenizerConfig, TokenSpace, TrainConfig
+from mvar.data.online import FreshCrops
 from mvar.data.splits import load_images
 from mvar.data.tokens import TokenCache
 from mvar.tokenizer.model import Tokenizer
 from mvar.training.distributed import open_fabric
-from mvar.training.generator import GeneratorObjective
+from mvar.training.generator import GeneratorObjective, OnlineObjective
 from mvar.training.loop import fit
 from mvar.training.optimizer import build_adamw
 from mvar.training.tokenizer import TokenizerObjective
@@ -52,6 +53,19 @@ def generator(parts=1, precision="fp32", pattern="intra+mamba", width=16):
     return GeneratorObjective(model, tokenizer.quantize, cache, optim, seed=2), optim, split(parts)
 
 
+def online(workers=2):
+    """Three epochs of 20 digits, decoded by processes, which a kill leaves behind."""
+    torch.manual_seed(1)
+    config = TOKENIZER.model_copy(update={"channel_multipliers": (1, 1, 1)})
+    images = load_images(DataConfig(image_size=16), "train")
+    images.indices, images.labels = images.indices[:20], images.labels[:20]
+    sizes = {"depth": 2, "width": 16, "num_heads": 2}
+    model = ScaleTransformer(ModelConfig(drop_path=0.3, **sizes), TokenSpace((1, 2, 4), 16, 4, 10))
+    optim = TrainConfig(steps=7, batch_size=8, base_lr=0.1, label_dropout=0.3, tokens="online")
+    crops = FreshCrops(images, Tokenizer(config, 1).eval(), seed=9)
+    return OnlineObjective(model, crops, optim, seed=2), optim, RUNTIME.model_copy(update={"num_workers": workers})
+
+
 def tokenizer():
     torch.manual_seed(1)
     objective = TokenizerObjective(Tokenizer(TOKENIZER, 1), load_images(DataConfig(), "train"), TOKENIZER)
@@ -65,6 +79,7 @@ CASES = {
     "toy-accumulated-bf16": (lambda: toy(4, "bf16"), [("loss", 10), ("loss", 7)]),
     "generator": (generator, [("loss", 2), ("rename", 2), ("loss", 1)]),
     "generator-accumulated-bf16": (lambda: generator(2, "bf16"), [("loss", 11), ("before", 1)]),
+    "online": (online, [("loss", 3), ("rename", 1), ("loss", 1)]),
     "tokenizer": (tokenizer, [("loss", 1), ("before", 4), ("rename", 1)]),
 }
 

@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 
 import torch
-from kill_driver import generator, tokenizer
+from kill_driver import generator, online, tokenizer
 from toy_objective import Toy, split, toy_optim
 
 from mvar.training.loop import fit
@@ -43,6 +43,7 @@ CASES = {
     "generator-accumulated": lambda: generator(2),
     "generator-sharded": lambda: shared("fsdp"),
     "generator-sharded-accumulated": lambda: shared("fsdp", 2, checkpoint_activations="full"),
+    "online": lambda: online(workers=1),
     "tokenizer": tokenizer,
 }
 

@@ -19,7 +19,7 @@ from mvar.training.checkpoint import load_latest
 from mvar.training.loop import fit
 
 HERE = Path(__file__).parent
-KILLED = ["toy", "toy-accumulated-bf16", "generator", "generator-accumulated-bf16", "tokenizer"]
+KILLED = ["toy", "toy-accumulated-bf16", "generator", "generator-accumulated-bf16", "online", "tokenizer"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="the scripts fork")]
 

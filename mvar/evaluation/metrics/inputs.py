@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 
 from mvar.config import EvaluationConfig
+from mvar.data.rounds import Heed, Sharing, alone
 from mvar.errors import UserError
-from mvar.evaluation.extraction import Extracted, Heed, alone, extract
+from mvar.evaluation.extraction import Extracted, extract
 from mvar.evaluation.extractor import Extractor
 from mvar.evaluation.fidelity import Statistics, check_counts, statistics
 from mvar.evaluation.images import Images, check_same_size, in_turn
 from mvar.evaluation.metrics.contract import NEEDS, Metric, checked
 from mvar.evaluation.reference import Reference, fitting
 from mvar.progress import Progress
-from mvar.training.distributed import Group
 
 if TYPE_CHECKING:
     from mvar.tokenizer.quantizer import ResidualQuantizer
     from mvar.transformer import ScaleTransformer
 
-Together = Callable[[bool], AbstractContextManager[tuple[Group, Heed]]]
+Together = Callable[[bool], AbstractContextManager[tuple[Sharing, Heed]]]
 WHOLE = 1000  # how a metric's share of the progress is counted
 
 

@@ -9,10 +9,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from mvar import layout
-from mvar.config import Config, RunConfig, identity
+from mvar.config import Config, RunConfig, RuntimeConfig, identity
+from mvar.data.rounds import Heed
 from mvar.errors import UserError
 from mvar.files import atomic_write
 from mvar.progress import Progress
@@ -20,6 +21,8 @@ from mvar.runs.documents import write_document
 from mvar.runs.environment import at_one_piece
 from mvar.runs.states import DONE, FAILED, RUNNING, STOPPED, ShouldStop, Stopped
 from mvar.runs.store import Directory, RunDirectory, one_line
+from mvar.training import distributed
+from mvar.training.distributed import Group
 
 E = TypeVar("E", bound=Exception)
 REMEDY = "delete that file, then the command that made it, or needs it, makes it again from the last checkpoint"
@@ -67,6 +70,27 @@ class Watch:
     def under(self, stage: str) -> "Watch":
         """The same, of work that is a part of another stage and tells how far it is under that one's name."""
         return Watch(lambda _, done, total: self.tell(stage, done, total), self.should_stop)
+
+
+@contextmanager
+def all_together(runtime: RuntimeConfig, watch: Watch, call: Mapping[str, Any]) -> Iterator[tuple[Group, Heed]]:
+    """All processes of a job at one piece of work: one that is asked to stop stops all, at one point.
+
+    Args:
+        runtime: how work is done.
+        watch: who says when this process is to stop.
+        call: what the first process calls the others by; nothing is called by those.
+    """
+    team = distributed.current_team()
+    if team and not team.rank:
+        team.call(call)
+    with distributed.together(runtime) as group:
+
+        def heed() -> None:
+            if group.any(watch.should_stop()):
+                raise Stopped("asked to stop")
+
+        yield group, heed
 
 
 @contextmanager

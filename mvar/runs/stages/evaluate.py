@@ -5,8 +5,8 @@ has is not computed again. Images, weights and features are read where a metric 
 """
 
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,9 +15,9 @@ import numpy as np
 
 from mvar import cost, layout
 from mvar.config import RunConfig, identity
+from mvar.data.rounds import Heed
 from mvar.data.splits import load_images
 from mvar.errors import FAILURE, UserError, is_mistake
-from mvar.evaluation.extraction import Heed
 from mvar.evaluation.metrics.contract import Metric
 from mvar.evaluation.metrics.inputs import Inputs, Parts, compute, shares
 from mvar.evaluation.reference import Reference, reference_of
@@ -25,7 +25,7 @@ from mvar.files import atomic_write
 from mvar.progress import Progress
 from mvar.registries import METRICS
 from mvar.runs.measured import of_same_weights, recalled, settings_of, to_measure, with_metric
-from mvar.runs.stages.contract import RunStage
+from mvar.runs.stages.contract import RunStage, all_together
 from mvar.runs.stages.extractor import ExtractorStage
 from mvar.runs.stages.sample import SampleStage
 from mvar.runs.stages.tokens import TokenStage
@@ -33,7 +33,6 @@ from mvar.runs.stages.vectors import VectorStage
 from mvar.runs.states import Stopped
 from mvar.runs.store import one_line
 from mvar.sampling.methods import is_guided
-from mvar.training import distributed
 from mvar.training.distributed import Group, resolve_device
 
 
@@ -143,20 +142,10 @@ class EvaluateStage(RunStage):
             self.config.evaluation, parts, resolve_device(self.config.runtime), spatial, self._together, features
         )
 
-    @contextmanager
-    def _together(self, spatial: bool) -> Iterator[tuple[Group, Heed]]:
-        """All processes of the run, which the first one calls; one that is asked to stop stops all, at one point."""
-        team = distributed.current_team()
-        if team and not team.rank:
-            message = {"evaluate": self.config.model_dump(mode="json"), "spatial": spatial}
-            team.call({**message, "run": str(self.directory.path)})
-        with distributed.together(self.config.runtime) as group:
-
-            def heed() -> None:
-                if group.any(self.watch.should_stop()):
-                    raise Stopped("asked to stop")
-
-            yield group, heed
+    def _together(self, spatial: bool) -> AbstractContextManager[tuple[Group, Heed]]:
+        """All processes of the run, which the first one calls."""
+        call = {"evaluate": self.config.model_dump(mode="json"), "spatial": spatial, "run": str(self.directory.path)}
+        return all_together(self.config.runtime, self.watch, call)
 
     @cached_property
     def _reference(self) -> Reference:

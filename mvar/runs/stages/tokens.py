@@ -1,13 +1,15 @@
 """The token cache: of the training images random crops, of the held-out ones the central crop. Runs share it."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from mvar.config import Config
+from mvar.config import Config, RunConfig, RuntimeConfig
 from mvar.data.crops import ImageSet
+from mvar.data.rounds import Heed
 from mvar.data.sources.contract import Split
 from mvar.data.splits import load_images
 from mvar.data.tokens import (
@@ -17,10 +19,13 @@ from mvar.data.tokens import (
     check_token_cache,
     is_complete,
     open_token_cache,
+    token_rounds,
 )
-from mvar.runs.stages.contract import SharedStage
+from mvar.errors import UserError
+from mvar.runs.stages.contract import SharedStage, all_together
 from mvar.runs.stages.tokenizer import TokenizerStage
-from mvar.runs.states import DONE
+from mvar.runs.states import DONE, Stopped
+from mvar.training.distributed import Group
 
 
 @dataclass(frozen=True)
@@ -28,17 +33,18 @@ class TokenStage(SharedStage):
     """Writes a cache for each split, in a folder of the split's name.
 
     Args:
+        config: of a run that needs it.
         tokenizer: whose tokens they are.
-        tokenizer_id: of that tokenizer.
-        crops: random ones a training image.
-        splits: that are needed; a run without training steps does without `train`.
     """
 
+    config: RunConfig
     tokenizer: TokenizerStage
-    tokenizer_id: str
-    crops: int
-    splits: tuple[Split, ...]
     name = "tokens"
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """That are needed: a run without training steps, or on fresh crops, does without `train`."""
+        return ("train", "heldout") if self.config.cached_crops else ("heldout",)
 
     @property
     def origin(self) -> Mapping[str, Config]:
@@ -75,10 +81,37 @@ class TokenStage(SharedStage):
                 crops=self._num_crops(split),
                 seed=self.tokenizer.settings.seed,
                 ids=self._ids(split, images),
-                num_workers=self.tokenizer.runtime.num_workers,
+                num_workers=self._runtime.num_workers,
                 progress=self.watch.heed(self.name),
+                together=partial(self._together, split),
             )
         return {}
+
+    def take_part(self, split: Split, done: int) -> None:
+        """Encode another process's share of what the first one has called for, from row `done` on; it ends where all
+        stop."""
+        with suppress(Stopped), self._together(split, done) as (group, heed):
+            rounds = token_rounds(
+                self._images(split),
+                self.tokenizer.load(),
+                self._num_crops(split),
+                self.tokenizer.settings.seed,
+                num_workers=self._runtime.num_workers,
+                done=done,
+                group=group,
+                heed=heed,
+            )
+            for _ in rounds:
+                pass
+
+    def _together(self, split: Split, done: int) -> AbstractContextManager[tuple[Group, Heed]]:
+        """All processes of the job, which the first one calls."""
+        call = {"tokens": self.config.model_dump(mode="json"), "split": split, "done": done}
+        return all_together(self._runtime, self.watch, call)
+
+    @property
+    def _runtime(self) -> RuntimeConfig:
+        return self.tokenizer.runtime
 
     def open(self, split: Split) -> TokenCache:
         """The finished cache of a split; looked through and held against its images once.
@@ -86,6 +119,9 @@ class TokenStage(SharedStage):
         Raises:
             UserError: no finished cache, one of another tokenizer or of other images, or a damaged one.
         """
+        if split not in self.splits:
+            have = "the run has fresh crops (train.tokens=online), or no training"
+            raise UserError(f"split: {split}: no cache of it is kept, {have}; allowed: {', '.join(self.splits)}")
         if split not in self._checked:
             self._checked[split] = open_token_cache(self._path(split), self._ids(split, self._images(split)))
         return self._checked[split]
@@ -113,11 +149,13 @@ class TokenStage(SharedStage):
         return load_images(self.tokenizer.data, split)
 
     def _num_crops(self, split: Split) -> int:
-        return self.crops if split == "train" else 0  # 0: the central crop, as of every image that measures
+        return (
+            self.config.cached_crops if split == "train" else 0
+        )  # 0: the central crop, as of every image that measures
 
     def _ids(self, split: Split, images: ImageSet) -> dict[str, Any]:
         """What a cache must be made from; one from before the weights were recorded gets them, if it fits."""
-        ids = {"tokenizer_id": self.tokenizer_id, "data": images.fingerprint, "crops": self._num_crops(split)}
+        ids = {"tokenizer_id": self.config.tokenizer_id, "data": images.fingerprint, "crops": self._num_crops(split)}
         ids |= self.tokenizer.weights_id()
         if is_complete(self._path(split)):
             adopt_token_cache(self._path(split), images, self.tokenizer.load, ids)

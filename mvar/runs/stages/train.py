@@ -14,6 +14,7 @@ from mvar import layout
 from mvar.checkpoints.warm_start import Start, start_from
 from mvar.checkpoints.weights import load_weights, save_tensors
 from mvar.config import RuntimeConfig, identity
+from mvar.data.online import FreshCrops
 from mvar.data.splits import load_images
 from mvar.errors import UserError
 from mvar.evaluation.images import spread_indices
@@ -29,7 +30,8 @@ from mvar.runs.states import RUNNING, Stopped
 from mvar.runs.store import RunDirectory
 from mvar.tokenizer.model import Tokenizer
 from mvar.training import checkpoint, distributed
-from mvar.training.generator import GeneratorObjective
+from mvar.training.contract import CROP_STREAM
+from mvar.training.generator import GeneratorObjective, NextScale, OnlineObjective
 from mvar.training.kept import newest_first, step_of
 from mvar.training.loop import FitResult, fit
 from mvar.training.running_means import RunningMeans
@@ -74,7 +76,7 @@ class TrainStage(RunStage):
         if config.train.steps:
             team = distributed.current_team()
             if team:
-                checked = self.tokens.open("train").meta["ids"]
+                checked = None if self._is_online else self.tokens.open("train").meta["ids"]
                 run = str(self.directory.path)
                 shared = config.model_copy(update={"runtime": runtime})
                 team.call({"train": shared.model_dump(mode="json"), "run": run, "tokens": checked})
@@ -94,9 +96,11 @@ class TrainStage(RunStage):
         names = [str(name) for name in load_images(self.config.data, "train").class_names]
         return {"config": identity.as_document(self.config), "class_names": names}
 
-    def take_part(self, checked: dict[str, Any]) -> None:
-        """Train with the first process, which has called for it and has checked the tokens: those of these ids."""
-        self.tokens.take("train", checked)
+    def take_part(self, checked: dict[str, Any] | None) -> None:
+        """Train with the first process, which has called for it and has checked the tokens: those of these ids; None:
+        it trains on fresh crops."""
+        if checked is not None:
+            self.tokens.take("train", checked)
         runtime = self.config.runtime  # as the first process has decided
         self._fit(self._new_generator(runtime)[0], runtime)
 
@@ -116,9 +120,14 @@ class TrainStage(RunStage):
     def _likelihoods(self, model: ScaleTransformer) -> Observe:
         """What the log has of the likelihood of training and of held-out images, the same ones every time."""
         quantizer, sets = self.tokenizer.load().quantize, {}
-        for split in ("train", "heldout"):
+        limit = self.config.runtime.likelihood_images if self.config.runtime.likelihood_points else 0
+        if limit and self._is_online:
+            crops = self._fresh_crops()
+            rows = spread_indices(len(crops.images), limit)
+            sets["train"] = crops.first(rows.tolist()), crops.images.labels[rows]
+        for split in self.tokens.splits if limit else ():
             found = self.tokens.open(split)
-            rows = spread_indices(len(found.tokens), self.config.runtime.likelihood_images)
+            rows = spread_indices(len(found.tokens), limit)
             sets[split] = np.asarray(found.tokens[rows]), np.asarray(found.labels)[rows]
 
         def observe() -> dict[str, float]:
@@ -141,8 +150,7 @@ class TrainStage(RunStage):
     ) -> FitResult:
         """Train by the loop, together with the other processes where there are any."""
         config = self.config
-        tokenizer = self.tokenizer.load()
-        objective = GeneratorObjective(model, tokenizer.quantize, self.tokens.open("train"), config.train, config.seed)
+        objective = self._objective(model)
         with distributed.together(runtime):
             return fit(
                 objective,
@@ -155,6 +163,21 @@ class TrainStage(RunStage):
                 observe=observe,
                 means=means,
             )
+
+    @property
+    def _is_online(self) -> bool:
+        return self.config.train.tokens == "online"
+
+    def _objective(self, model: ScaleTransformer) -> NextScale:
+        train, seed = self.config.train, self.config.seed
+        if self._is_online:
+            return OnlineObjective(model, self._fresh_crops(), train, seed)
+        return GeneratorObjective(model, self.tokenizer.load().quantize, self.tokens.open("train"), train, seed)
+
+    def _fresh_crops(self) -> FreshCrops:
+        """The training images, and seeded crops of them: other ones than those of another seed's run."""
+        seed = np.random.SeedSequence((self.config.seed, CROP_STREAM)).generate_state(1, np.uint64)
+        return FreshCrops(load_images(self.config.data, "train"), self.tokenizer.load(), int(seed[0]))
 
     # Outputs ----------------------------------------------------------------------------------------------------------
 

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mvar import layout
 from mvar.config import Config, DataConfig
 from mvar.data.crops import ImageSet
+from mvar.data.rounds import in_rounds
 from mvar.data.sources.contract import find
 from mvar.data.splits import load_images
-from mvar.data.tokens import prepared_batches
 from mvar.errors import UserError
 from mvar.evaluation.copies import Vectors, compared
 from mvar.files import known_digest
@@ -67,10 +68,11 @@ class VectorStage(SharedStage):
         with Rows(
             folder / layout.VECTORS_PARTIAL, folder / layout.PROGRESS, self._plan, width, final=folder / layout.VECTORS
         ) as rows:
-            left = range(rows.done, total)
-            for pixels in prepared_batches(self._train, 0, 0, left, BATCH_SIZE, self.num_workers):
-                data = compared(torch.from_numpy(pixels)).numpy().tobytes()
-                rows.append(data, is_last=rows.done + len(pixels) == total)
+            rounds = in_rounds(
+                self._pixels, total, BATCH_SIZE, _compared, start=rows.done, num_workers=self.num_workers
+            )
+            for (found,) in rounds:
+                rows.append(found.numpy().tobytes(), is_last=rows.done + len(found) == total)
                 report(rows.done, total)
             write_document(folder / layout.META, {**self._plan, "sha256": rows.finish()})
             rows.forget()
@@ -100,11 +102,18 @@ class VectorStage(SharedStage):
     def _train(self) -> ImageSet:
         return load_images(self.data, "train")
 
+    def _pixels(self, i: int) -> Tensor:
+        return torch.tensor(self._train.image(i, None))
+
     @cached_property
     def _plan(self) -> dict[str, Any]:
         """What the rows are of."""
         width = compared(torch.zeros(1, *self._image_shape, dtype=torch.uint8)).shape[1]
         return {"data": self._train.fingerprint, "shape": [len(self._train), width]}
+
+
+def _compared(pixels: Tensor) -> tuple[Tensor]:
+    return (compared(pixels),)
 
 
 def _read(path: Path) -> dict[str, Any]:
