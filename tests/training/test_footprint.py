@@ -113,7 +113,7 @@ def test_plan_says_what_fits_and_what_does_not(capsys, tmp_path):
 def test_plan_says_what_is_nearest_where_nothing_fits(capsys, tmp_path):
     """Exit code 2, and the number of such cards that would do."""
     names = ["plan", "mixers", "--preset", "smoke", "--only", "VAR", "--results", str(tmp_path), "--set"]
-    wide = ["model.width=4096", "model.depth=24", "model.num_heads=8"]
+    wide = ["model.width=8192", "model.depth=4", "model.num_heads=8"]
     assert main([*names, *wide, "--on", "2xrtx4090-24gb"]) == USER_ERROR
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("mvar: error: on: 1 of 1 run do not fit; ")
