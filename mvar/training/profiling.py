@@ -57,7 +57,7 @@ def profiled(config: RunConfig, steps: int, trace: Path) -> Profile:
     Raises:
         UserError: a device that is not there, a batch that does not divide.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else it tells of its start, and of GPUs that are not there
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it tells of its start, and of GPUs that are not there
     device = torch.device(resolve_device(config.runtime))
     model, objective = _objective(config, steps + 3)
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
