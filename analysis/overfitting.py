@@ -116,6 +116,7 @@ def overfitting_figure(found: Curves, records: kit.Records, manifest: kit.Manife
     if not found:
         raise UserError(f"figure {name}: no likelihood over steps to draw")
     of = manifest.trainings
+    has_bands = any(sets[split].std(axis=1, ddof=1).notna().any() for sets in found.values() for split in SETS)
     with kit.canvas(directory, name, 3.0) as (figure, axes):
         ax = axes[0, 0]
         for label, sets in found.items():
@@ -135,8 +136,9 @@ def overfitting_figure(found: Curves, records: kit.Records, manifest: kit.Manife
         kit.legend_below(figure, ax, "held-out (solid), training (dashed)")
         kit.despine(ax)
     caption = (
-        "Likelihood of the same held-out images (solid) and training images (dashed) over training; bands: standard "
-        "deviation over seeds. Where the solid line turns up while the dashed one falls, the model overfits."
+        "Likelihood of the same held-out images (solid) and training images (dashed) over training"
+        + ("; bands: standard deviation over seeds" if has_bands else "")
+        + ". Where the solid line turns up while the dashed one falls, the model overfits."
     )
     return kit.Figure(name, f"Overfitting: {manifest.title}", caption)
 

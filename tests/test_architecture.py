@@ -49,6 +49,7 @@ LOOK_ALIKES = {
     ("attention", "an analysis, or its table's row"): ("attention_cost.py",),
     ("attention", "a kind of map"): ("probes.single_maps",),
     ("code", "a public name"): ("analysis",),
+    ("tensorboard", "a package, and who asks for it"): ("config.sections", "training.tracking"),
     ("code", "a field, of a message or a document"): ("cluster.snapshot", "cluster.submission"),
     ("grid.png", "a file of the user's own"): ("commands.sample",),
     ("knockout", "an analysis"): ("knockout.py",),
@@ -191,6 +192,11 @@ def test_files_and_functions_are_small_and_say_what_they_are(path):
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < 60, f"{node.name} is too long"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "mvar").rglob("*.js")), ids=lambda path: path.name)
+def test_scripts_of_pages_are_small_too(path):
+    assert len(path.read_text().splitlines()) <= 400
 
 
 @pytest.mark.slow

@@ -1,48 +1,83 @@
-"""The documentation: every command line in it is one that the command line takes; the README stays short."""
+"""The documentation: every command in it is run, at rehearsal size, and nothing is marked without need; the README
+stays short.
+"""
 
+import json
+import os
 import re
-import shlex
-from pathlib import Path
+import subprocess
+import sys
 
 import pytest
+from documented import DRY, PAGES, PARSED, ROOT, RUN, commands, name
 
 from mvar.cli import COMMANDS, parse
-from mvar.errors import UserError
+from mvar.errors import OK, USER_ERROR, UserError
 from mvar.registries import MIXERS
 
-ROOT = Path(__file__).parents[1]
-PAGES = [
-    ROOT / "README.md",
-    *(ROOT / "slurm").glob("*.md"),
-    *(ROOT / "results").glob("*.md"),
-    *sorted((ROOT / "docs").glob("*.md")),
-]
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LEAST = {"laptop.md": 20, "cluster.md": 6, "configuration.md": 5, "imagenet.md": 2}  # commands, so that none is missed
+WITH_COMMANDS = [name(page) for page in PAGES if any(command.how != PARSED for command in commands(page))]
 
 
-def commands(page: Path) -> list[str]:
-    """Lines of a page's blocks that call `mvar`, without their comments."""
-    blocks = [text for language, text in BLOCK.findall(page.read_text()) if language in ("", "sh", "bash", "console")]
-    lines = [line.strip() for block in blocks for line in block.splitlines()]
-    found = [line.removeprefix("$ ") for line in lines]
-    return [line for line in found if re.match(r"mvar +[a-z]", line) and not line.startswith("mvar: ")]
-
-
-def words(line: str) -> list[str]:
-    return shlex.split(line, comments=True)[1:]
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_command_line_is_one(page):
-    lines = commands(page)
-    assert len(lines) >= LEAST.get(page.name, 0)
-    for line in lines:
+    found = [command for command in commands(page) if command.words[0] == "mvar" and command.words[1:]]
+    assert len(found) >= LEAST.get(page.name, 0)
+    for command in found:
         try:
-            parsed = parse(words(line))
+            parsed = parse(command.words[1:])
         except (UserError, SystemExit) as error:
-            pytest.fail(f"{line}: {error}")
-        assert type(parsed) is COMMANDS[words(line)[0]]
+            pytest.fail(f"{command.line}: {error}")
+        assert type(parsed) is COMMANDS[command.words[1]]
+
+
+@pytest.fixture(scope="session")
+def rehearsed(tmp_path_factory):
+    """What every command did that is not marked as only parsed."""
+    script, here = str(ROOT / "tests/rehearse_docs.py"), tmp_path_factory.mktemp("rehearsal")
+    paths = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    words = [sys.executable, script, str(here), *WITH_COMMANDS]
+    done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.xdist_group("rehearsed documentation")
+@pytest.mark.parametrize("page", WITH_COMMANDS)
+def test_every_command_runs(page, rehearsed):
+    wanted = [command for command in commands(ROOT / page) if command.how in (RUN, DRY)]
+    done = [tuple(values) for values in rehearsed if values[0] == page]
+    assert [command.line for command in wanted] == [line for _, line, *_ in done]
+    for command, (_, line, code, said, _) in zip(wanted, done, strict=True):
+        assert code == (USER_ERROR if command.mistake else OK), f"{line}:\n{said}"
+        assert "Traceback" not in said
+        if mistake := command.mistake.removesuffix("...").rstrip(", "):
+            assert mistake in said
+
+
+@pytest.mark.parametrize(
+    "phrase",
+    [
+        "what keys cannot tell",
+        "ends in the same bytes",
+        "else the table is refused",
+        "two spellings of one model are",
+        "sentences in them are made",
+        "but slow ones and faults",
+        "generator that recites",
+    ],
+)
+def test_sentences_that_nobody_read_once_are_gone(phrase):
+    assert [name(page) for page in PAGES if phrase in " ".join(page.read_text().split())] == []
+
+
+def test_marks_are_few():
+    """A command that can be run is: what is only parsed needs something that no test has."""
+    found = [command for page in PAGES for command in commands(page)]
+    counts = {how: sum(command.how == how for command in found) for how in (RUN, DRY, PARSED)}
+    assert counts[RUN] > 2 * (counts[DRY] + counts[PARSED]), counts
 
 
 def test_the_readme_is_short():
@@ -52,7 +87,7 @@ def test_the_readme_is_short():
     assert text.index("make demo") < 4_000
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_to_files(page):
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     made = {"cli.md", "api.md", "run-directory.md", "profiles.md", "examples.md", "changelog.md"}

@@ -121,7 +121,7 @@ def test_a_log_that_is_a_link_goes_on_in_a_file_of_its_own(linked):
     link, target = linked
     target.write_text('{"step": 1}\n')
     link.rename(link.with_name("metrics.jsonl"))
-    log = MetricsLog(link.parent, step=1, tensorboard=False, cadence=[[0, 1]])
+    log = MetricsLog(link.parent, step=1, cadence=[[0, 1]])
     log.write({"step": 2})
     log.close()
     path = link.with_name("metrics.jsonl")

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from rich.console import Console
 from tiny_runs import CONFIG
-from untrained_runs import save_untrained
+from untrained_runs import finish_tokenizer, save_untrained
 
 from mvar import layout
 from mvar.cli import COMMANDS, GROUPS, main, parse
@@ -16,6 +16,7 @@ from mvar.commands.overview import EXAMPLES, overview
 from mvar.commands.status_table import Row, ago, evaluations, shortened, status_table
 from mvar.config import override
 from mvar.errors import OK, USER_ERROR
+from mvar.evaluation.metrics.contract import every_metric
 from mvar.runs.documents import write_document
 from mvar.runs.states import DONE, FAILED, MISSING, RUNNING
 from mvar.runs.store import Store
@@ -137,6 +138,30 @@ def test_one_document_is_all_that_stdout_gets(arguments, keys, store, capsys):
     weights = store.run(CONFIG.run_id).weights
     found = answer(capsys, *[str(weights) if word == "weights" else word for word in arguments])
     assert keys <= found.keys()
+
+
+def test_evaluate_for_programs(store, capsys):
+    """Of a run, and of several; what is kept already, so nothing is drawn."""
+    run = store.run(CONFIG.run_id)
+    finish_tokenizer(store, CONFIG)
+    metrics = {key: float(n) for n, key in enumerate(key for m in every_metric().values() for key in m.keys)}
+    evaluation = {"sample": CONFIG.sample.plain(), "evaluation": CONFIG.evaluation.plain()}
+    run.add_evaluation(CONFIG.evaluation_id, {"metrics": metrics, **evaluation})
+    found = answer(capsys, "evaluate", CONFIG.run_id)
+    assert found["run"] == CONFIG.run_id and found["evaluation_id"] == CONFIG.evaluation_id
+    assert found["metrics"] == metrics
+    rows = answer(capsys, "evaluate", CONFIG.run_id, "--grid", f"sample.cfg_scale={CONFIG.sample.cfg_scale}")
+    assert [row["metrics"] for row in rows] == [metrics]
+    assert [row["evaluation_id"] for row in rows] == [CONFIG.evaluation_id]
+
+
+def test_attention_for_programs(store, capsys):
+    """What attention.json has."""
+    finish_tokenizer(store, CONFIG)
+    drawn = ["--source", "self", "--images", "4", "--out", str(store.root / "there")]
+    found = answer(capsys, "attention", CONFIG.run_id, *drawn)
+    assert found == json.loads((store.root / "there/attention.json").read_text())
+    assert found["num_images"] == 4 and found["measured"]["source"] == "self"
 
 
 def test_doctor_for_programs(store, capsys):

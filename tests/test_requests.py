@@ -265,7 +265,7 @@ def test_durations(seconds, text):
 
 
 def planned(monkeypatch, capsys, root: Path, *words: str) -> list[str]:
-    monkeypatch.setattr("mvar.runs.plan.step_rate", lambda config: 1e6)  # FLOP/s
+    monkeypatch.setattr("mvar.runs.clock.step_rate", lambda config: 1e6)  # FLOP/s
     command = ["run", "mixers", "--preset", "smoke", "--dry-run", "--workers", "1", "--results", str(root), *words]
     assert main(command) == OK
     return capsys.readouterr().out.splitlines()

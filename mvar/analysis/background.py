@@ -23,8 +23,8 @@ from mvar.runs.documents import read_document
 FLOORS = {
     "floor/fid_reconstruction_heldout": "FID of reconstructed held-out images against the same images (rFID): what the "
     "tokenizer alone costs",
-    "floor/fid_reconstruction_train": "FID of reconstructed training images against held-out ones: what a generator "
-    "that recites its training tokens reaches",
+    "floor/fid_reconstruction_train": "FID of reconstructed training images against held-out ones: what a model "
+    "that only repeats its training images reaches",
     "floor/fid_real": "FID(real, real): training images against held-out ones, no tokenizer",
     "floor/fid_resplit": "FID(real, real) over other splits of the same sizes: its standard deviation is what the "
     "choice of held-out images is worth",
@@ -33,7 +33,8 @@ FLOORS = {
     "floor/recall_real": "recall of training images",
     "floor/copy_rate_reconstruction_heldout": "near-copies among reconstructed held-out images: new images seen "
     "through the tokenizer",
-    "floor/copy_rate_reconstruction_train": "near-copies among reconstructed training images: a generator that recites",
+    "floor/copy_rate_reconstruction_train": "near-copies among reconstructed training images: of a "
+    "model that only repeats them",
     "floor/psnr": "PSNR of reconstructed held-out images (dB)",
 }
 FLOORS_ARE = (

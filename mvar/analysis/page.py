@@ -20,6 +20,7 @@ from mvar.escaping import one_line, printable
 TEMPLATE = "page.html.jinja"
 LINKED = re.compile(rf'href="((?:{layout.TABLES}|{layout.FIGURES})/([^"/]+))"')
 KINDS = {".png": "image/png", ".pdf": "application/pdf", ".csv": "text/csv", ".tex": "application/x-tex"}
+SHORT_WORD = 14  # characters
 MAX_TOLD = 8  # run ids in a tooltip
 MAX_LINKS = 3  # run links in a row that are seen at once; the others unfold
 
@@ -36,12 +37,17 @@ def document_to_html(sections: Sequence[Section], directory: Path) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters["inline"] = inline.to_html
+    environment.filters |= {"inline": inline.to_html, "has_short_words": has_short_words}
     shown = [
         {"section": section, "blocks": [_shown(block, directory) for block in section.blocks]} for section in sections
     ]
     html = printable(environment.get_template(TEMPLATE).render(sections=shown, title=sections[0].title))
     return _with_files(html, directory)
+
+
+def has_short_words(text: str) -> bool:
+    """Whether a cell's text can be told to keep its words whole: a run's id, say, must break somewhere."""
+    return all(len(word) <= SHORT_WORD for word in text.split())
 
 
 def _shown(block: Any, directory: Path) -> dict[str, Any]:

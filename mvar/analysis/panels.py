@@ -1,11 +1,12 @@
 """A wide table in panels, one below another, each of which fits a page: none is cut, none has to scroll.
 
-Every panel begins with the table's first column. Neighbours under one heading, measured and printed, stay together.
+Every panel begins with the columns that tell the table's rows apart. Neighbours under one heading, measured and
+printed, stay together.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, takewhile
 
 from mvar.analysis.render import Table, cell_text, short
 from mvar.runs.columns import Column
@@ -25,20 +26,30 @@ class Panel:
 
 def panels(table: Table) -> list[Panel]:
     """A table's columns in panels that fit; the runs of its rows stand in the last one."""
-    first, *others = table.columns
-    taken, runs = width(table, first), _runs_width(table)
-    found: list[list[Column]] = [[first]]
+    begin = row_heads(table)
+    taken, runs = sum(width(table, column) for column in begin), _runs_width(table)
+    found, others = [[*begin]], table.columns[len(begin) :]
     left = PAGE - taken
     for unit in (list(group) for _, group in groupby(others, key=lambda column: column.heading)):
         needed = sum(width(table, column) for column in unit)
-        if needed > left and len(found[-1]) > 1:
-            found.append([first])
+        if needed > left and len(found[-1]) > len(begin):
+            found.append([*begin])
             left = PAGE - taken
         found[-1] += unit
         left -= needed
-    if runs > left and len(found[-1]) > 1:
-        found.append([first])
+    if runs > left and len(found[-1]) > len(begin):
+        found.append([*begin])
     return [Panel(columns, bool(runs) and columns is found[-1]) for columns in found]
+
+
+def row_heads(table: Table) -> Sequence[Column]:
+    """The fewest first columns of text that tell all rows apart; the first one where no number of them does."""
+    texts = sum(1 for _ in takewhile(lambda column: column.is_text, table.columns))
+    for count in range(1, texts + 1):
+        rows = {tuple(cell_text(column, row.get(column.key)) for column in table.columns[:count]) for row in table.rows}
+        if len(rows) == len(table.rows):
+            return table.columns[:count]
+    return table.columns[:1]
 
 
 def width(table: Table, column: Column) -> float:

@@ -204,14 +204,14 @@ def _many_copies(tables: Tables, used: pd.DataFrame) -> list[str]:
 
 
 def _blind(floors: Sequence[dict[str, Any]]) -> list[str]:
-    """Where the measure of near-copies would not see a generator that recites its training images."""
+    """Where the measure of near-copies would not see a model that only repeats its training images."""
     values: dict[str, dict[str, float]] = {}
     for row in floors:
         values.setdefault(row["data"], {})[row["key"]] = row["value"]
     reciting, new = (f"floor/copy_rate_reconstruction_{split}" for split in ("train", "heldout"))
     return [
         f"Near-copies on {markdown(data)} say nothing: training images seen through the tokenizer score "
-        f"{found[reciting]:.1%}, new ones {found[new]:.1%}. A generator that recites would not be seen."
+        f"{found[reciting]:.1%}, new ones {found[new]:.1%}. A model that only repeats them would not be seen."
         for data, found in values.items()
         if reciting in found and new in found and found[reciting] <= found[new]
     ]

@@ -52,6 +52,7 @@ def train(
         UserError: an unknown preset or field, a value that is not allowed, data or files that are not there.
         KeyboardInterrupt: it was interrupted; the same call goes on.
     """
+    preset = config if isinstance(config, str) else ""
     if isinstance(config, str):
         if config not in PRESETS:
             raise one_of("preset", config, PRESETS)
@@ -63,7 +64,7 @@ def train(
     check_launched(config, asked)
     store = Store(Path(results or results_directory()))
     data_sets = DataSets(store)
-    config = store.as_stored(data_sets.settled_config(config, asked))
+    config = store.as_stored(data_sets.settled_config(config, asked, preset))
     check_writable(store.root)
     restore(store, [config])
     run = store.run_of(config)

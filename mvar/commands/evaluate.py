@@ -157,7 +157,7 @@ class Evaluate(Asked, CheckpointFiles, Answer):
             from mvar.commands.evaluation_table import print_evaluation
 
             if self.json:
-                where = {"run": run.name, "evaluation": config.evaluation_id}
+                where = {"run": run.name, "evaluation_id": config.evaluation_id}
                 self.answer(where | run.evaluations()[config.evaluation_id])
             else:
                 print_evaluation(run, config)
@@ -232,7 +232,7 @@ class Evaluate(Asked, CheckpointFiles, Answer):
 def _document(label: str, run: "RunDirectory", config: "RunConfig") -> dict[str, Any]:
     """A row as JSON has it; without metrics where it was not evaluated."""
     record = run.evaluations().get(config.evaluation_id, {})
-    return {"row": label, "run": run.name, "evaluation": config.evaluation_id, **record}
+    return {"row": label, "run": run.name, "evaluation_id": config.evaluation_id, **record}
 
 
 def _cells(requests: "Sequence[Request]", store: "Store") -> "list[tuple[RunConfig, str]]":

@@ -27,7 +27,7 @@ class Explore(CheckpointFiles, InResults, Answer):
     It needs no server and fetches nothing. A mixer without attention maps shows its reach instead: how strongly a
     token's output depends on every token.
 
-    Example: `mvar explore digits --out explorer.html`
+    Example: `mvar explore digits-d8-w64-global --out explorer.html`
     """
 
     run: RunName = ""

@@ -1,6 +1,7 @@
 """What is asked for by every command that makes runs: sweeps, preset, seeds, settings, budget."""
 
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -195,9 +196,13 @@ class Sweeps(Asked):
 
         store = Store(self.results)
         data_sets = DataSets(store, self.dry_run)
-        requests = [data_sets.settled(request) for request in self.requests()]
+        asked = self.requests()
         if not self.dry_run:
             check_writable(self.results)
+        if "torch" not in sys.modules:  # seconds to load
+            told = ", ".join(dict.fromkeys(request.sweep.name for request in asked))
+            print(f"{told}: looking at what there is in {self.results}", file=sys.stderr, flush=True)
+        requests = [data_sets.settled(request) for request in asked]
         configs = unique(store.as_stored(config) for request in requests for config in request.configs())
         left = [config for config in configs if not store.is_done(config)]
         check_files(left, store, self.dry_run)

@@ -1,6 +1,6 @@
 """What `mvar plan` and `--dry-run` say: runs, their cost, and what is left to do."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,27 +35,37 @@ class Planned:
     """The runs of some sweeps, and what they take in all."""
 
     runs: tuple[PlannedRun, ...]
+    stages: Mapping[str, float]  # seconds of each shared stage that is left, by its name
     workers: int
     time_from: tuple[str, ...]  # what the estimates rest on
 
     @property
     def left_s(self) -> float:
-        """Seconds of all that is left, over all workers."""
+        """Seconds of all runs that are left, over all workers."""
         return sum(run.estimated_s or 0.0 for run in self.runs) / self.workers
+
+    @property
+    def stages_s(self) -> float:
+        """Seconds of the shared stages: over all workers, and no less than the longest way through them."""
+        order = ("tokenizer", "tokens", "floors")
+        ways = [sum(seconds for name, seconds in self.stages.items() if name.startswith(order)), *self.stages.values()]
+        return max(sum(self.stages.values()) / self.workers, *ways)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         runs = [vars(run) for run in self.runs]
         flops = sum(run.training_flops for run in self.runs)
-        told = {"workers": self.workers, "estimated_s": self.left_s, "time_from": self.time_from}
-        return {"runs": runs, "training_flops": flops, **told, "shared_stages_counted": False}
+        shared = {"shared_stages": dict(self.stages), "shared_stages_s": self.stages_s}
+        told = {"workers": self.workers, "estimated_s": self.left_s + self.stages_s, "time_from": self.time_from}
+        return {"runs": runs, "training_flops": flops, **told, **shared}
 
 
 def plan_of(requests: Sequence[Request], store: Store, num_workers: int | None) -> Planned:
     """What the runs of some sweeps are and take; one is trained once, however many evaluations of it are asked for."""
     from mvar.cost import num_params, train_flops
+    from mvar.runs.clock import Clock
     from mvar.runs.measured import to_measure
-    from mvar.runs.plan import Clock, sampling_flops
+    from mvar.runs.plan import OF_A_RUN, sampling_flops, tasks_of
     from mvar.runs.runner import worker_places
 
     cells = _labels(requests)
@@ -89,7 +99,9 @@ def plan_of(requests: Sequence[Request], store: Store, num_workers: int | None) 
                 estimated_s=seconds,
             )
         )
-    return Planned(tuple(runs), len(places), tuple(sorted(sources)))
+    shared = [task for task in tasks_of(configs, store) if task.kind not in OF_A_RUN]
+    stages = {task.key: clock.estimate_stage(task) for task in shared}
+    return Planned(tuple(runs), stages, len(places), tuple(sorted(sources)))
 
 
 def print_plan(requests: Sequence[Request], store: Store, num_workers: int | None) -> None:
@@ -107,9 +119,11 @@ def print_plan(requests: Sequence[Request], store: Store, num_workers: int | Non
     more = f", {evaluations} evaluations" if evaluations > len(plan.runs) else ""
     say(f"{counted(len(plan.runs), 'run')}{more}, {sum(run.training_flops for run in plan.runs):.3g} training FLOPs")
     if plan.left_s:
+        kinds = dict.fromkeys(name.partition("-")[0] for name in plan.stages)
+        shared = f" and {duration(plan.stages_s)} of shared stages ({', '.join(kinds)})" if kinds else ""
         say(
-            f"to do: about {duration(plan.left_s)} on {plan.workers} worker(s), shared stages (tokenizer, "
-            f"tokens, extractor) not counted; time from {', '.join(plan.time_from)}"
+            f"to do: about {duration(plan.left_s)} on {plan.workers} worker(s){shared}; "
+            f"time from {', '.join(plan.time_from)}"
         )
 
 

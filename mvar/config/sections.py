@@ -264,7 +264,13 @@ class RuntimeConfig(Config):
         default=True,
         description="On a GPU: kernels that give the same bits twice, where there are any; else a resumed run drifts.",
     )
-    tensorboard: bool = Field(default=False, description="Write metrics for TensorBoard too.")
+    tensorboard: bool = Field(default=False, description="The first version's tracking=tensorboard.")
+    tracking: Literal["none", "tensorboard", "trackio", "wandb"] = Field(
+        default="none", description="Tool that the rows of metrics.jsonl go to as well, where it is installed."
+    )
+    tracking_project: str = Field(
+        default="mvar", min_length=1, description="Project of trackio or wandb that runs are tracked in."
+    )
     cuda_graphs: bool = Field(
         default=False,
         description="On a GPU: record how a batch of images is drawn, a graph a scale, and replay it for those that "

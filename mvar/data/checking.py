@@ -152,19 +152,28 @@ def check_id(values: Any, decode: bool) -> str:
 
 def open_whole(config: DataConfig) -> tuple[DataConfig, OpenedSource]:
     """A data set, open, whatever its number of classes; and its config with that number."""
-    source = find(config.name)
+    if (count := count_classes(config)) != config.num_classes:
+        config = config.model_copy(update={"num_classes": count})
+        find(config.name).check(config, stored=True)
+    return config, open_source(config)
+
+
+def count_classes(config: DataConfig) -> int:
+    """How many classes a data set has, whatever its config says.
+
+    Raises:
+        UserError: as `DataSource.check`, of anything else.
+    """
     try:
-        source.check(config, stored=True)
-        return config, open_source(config)
+        find(config.name).check(config, stored=True)
+        return config.num_classes
     except OtherNumberOfClasses as error:
-        count = error.count
+        return error.count
     except UserError:  # the user's own may say it in words of its own
         count = len(_names(config)) if config.name in SOURCES.own else 0
         if count in (0, config.num_classes):
             raise
-    config = config.model_copy(update={"num_classes": count})
-    source.check(config, stored=True)
-    return config, open_source(config)
+        return count
 
 
 def _names(config: DataConfig) -> Sequence[str]:

@@ -8,17 +8,18 @@ training pictures of their size. What was looked at is said.
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from typing import Any, cast
 
 from mvar.config import DataConfig
 from mvar.data.crops import ImageSet
-from mvar.data.folders import FolderSource
+from mvar.data.folders import FolderSource, spelled
 from mvar.data.sources.contract import StoredPictures, find, open_source
 from mvar.data.splits import image_set
 
 SAMPLE = 4096  # pictures: half a minute to decode
+SHOWN_CLASSES = 6
 HELDOUT_SAMPLE, SAME_SIZE = 256, 64  # held-out files; training files of its size that each is compared with
 TRANSPARENT, ROTATED = "transparent pictures, put on white", "pictures turned as their EXIF orientation says"
 OVERLAP = "held-out images that are also training images, left out of the near-copies' threshold"
@@ -39,17 +40,18 @@ class Survey:
     overlap: int = 0  # held-out images that are training images too, of those that were compared
     compared: int = 0
     differs: dict[str, int] = field(default_factory=dict)  # what the first reading does otherwise; empty: nothing
+    class_names: tuple[str, ...] = ()  # by label; said, and not stored
 
     def document(self) -> dict[str, Any]:
         """As JSON values."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "class_names"}
 
     def line(self, config: DataConfig) -> str:
         """The summary in one line."""
         sampled = "" if self.looked_at == self.train + self.heldout else f" of {self.looked_at:,} looked at"
         parts = [
             f"{self.train:,} training and {self.heldout:,} held-out images of {self.classes:,} classes "
-            f"(labels in order of {config.class_order})",
+            f"(labels in order of {config.class_order}: {_labels(self.class_names)})",
             "modes " + ", ".join(f"{name} {count:,}" for name, count in sorted(self.modes.items())) + sampled,
             f"{self.links:,} links followed" if self.links else "",
             f"skipped {_counts(self.skipped)}" if self.skipped else "nothing skipped",
@@ -60,6 +62,12 @@ class Survey:
     def difference(self) -> str:
         """What the two readings do otherwise, as text."""
         return _counts(self.differs)
+
+
+def _labels(names: Sequence[str]) -> str:
+    """The first classes with their labels, and the last one."""
+    told = [f"{label} {spelled(name)}" for label, name in enumerate(names)]
+    return ", ".join(told if len(told) <= SHOWN_CLASSES else [*told[: SHOWN_CLASSES - 1], "...", told[-1]])
 
 
 def _counts(counted: Mapping[str, int]) -> str:
@@ -85,7 +93,7 @@ def survey(
     stamp = ":".join(source.stamp() for source in roots)
     for document in known:
         if document.get("stamp") == stamp and (found := _read(document)):
-            return found
+            return replace(found, class_names=tuple(roots[0].class_names))
     train, heldout = (image_set(config, opened, split) for split in ("train", "heldout"))
     skipped: Counter[str] = sum((source.listing.skipped for source in roots), Counter())
     differs: Counter[str] = sum((source.listing.differs for source in roots), Counter())
@@ -116,6 +124,7 @@ def survey(
         overlap=overlap,
         compared=compared,
         differs=dict(differs),
+        class_names=tuple(train.class_names),
     )
 
 

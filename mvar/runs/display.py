@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from mvar.escaping import one_line, rich_text
+from mvar.runs.pace import STALLED_S
 from mvar.runs.states import DONE, FAILED
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ class Display(Protocol):
     def end(self, task: "Task", outcome: "Outcome") -> None:
         """A task has ended."""
 
-    def overall(self, share: float, left_s: float | None) -> None:
-        """All tasks: the share of the work that is done, 0 to 1, and the seconds left if they are known."""
+    def overall(self, share: float, left_s: float | None, still_s: float = 0.0) -> None:
+        """All tasks: the share of the work that is done, 0 to 1, the seconds left if they are known, and for how many
+        seconds nothing has moved."""
 
     def close(self) -> None:
         """Nothing more follows."""
@@ -58,6 +60,13 @@ def duration(seconds: float) -> str:
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def left_text(left_s: float | None, still_s: float = 0.0) -> str:
+    """`, about 3 min 00 s left`; where that is not known and nothing moves, for how long."""
+    if left_s is not None:
+        return f", about {duration(left_s)} left"
+    return f", nothing has moved for {duration(still_s)}" if still_s >= STALLED_S else ""
 
 
 class Shown(Protocol):
@@ -142,12 +151,12 @@ class Lines:
         after = f" after {duration(outcome.seconds)}" if outcome.seconds else ""
         self._print(f"{outcome.state} {task.name}{after} ({self._ended} of {self._num_tasks}){reason}")
 
-    def overall(self, share: float, left_s: float | None) -> None:
+    def overall(self, share: float, left_s: float | None, still_s: float = 0.0) -> None:
         now = time.monotonic()
         if now - self._printed < LINE_INTERVAL_S:
             return
         self._printed = now
-        left = f", about {duration(left_s)} left" if left_s is not None else ""
+        left = left_text(left_s, still_s)
         running = "; ".join(text for text in self._running.values() if text)
         self._print(f"{share:.0%} done{left} | {running}")
 
@@ -183,8 +192,8 @@ class Bars:
         told = rich_text(f" {task.name}{after}{reason}", "default")
         self._progress.console.print(rich_text(outcome.state, style).append(" ").append_text(told))
 
-    def overall(self, share: float, left_s: float | None) -> None:
-        left = f", about {duration(left_s)} left" if left_s is not None else ""
+    def overall(self, share: float, left_s: float | None, still_s: float = 0.0) -> None:
+        left = left_text(left_s, still_s)
         note = f"{self._ended}/{self._num_tasks} tasks, {duration(time.monotonic() - self._began)}{left}"
         self._progress.update(self._all, completed=share, note=note)
 

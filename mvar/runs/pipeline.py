@@ -1,8 +1,8 @@
 """One run, from images to metrics: `execute(config, store)`, in any process, as often as one likes.
 
 Tokenizer, tokens, training, sampling, feature extractor, floors, evaluation. Each stage does what is missing and
-nothing else; after a kill at any point the next call goes on from what is on disk and ends in the same bytes (times
-aside). Where several processes make a run, the first one calls `execute` and the others `follow`.
+nothing else; after a kill at any point the next call goes on from what is on disk, and its files are those of a run
+without a kill, but for times. Where several processes make a run, the first one calls `execute`, the others `follow`.
 """
 
 import os

@@ -137,7 +137,9 @@ class _Runner:
         self._ended: dict[str, Outcome] = {}
         self.outcomes: dict[str, Outcome] = {}
         self._interrupts = 0
-        self._pace = Pace({task.key: task.flops for task in tasks}, len(places))
+        flops, kinds = {task.key: task.flops for task in tasks}, {task.key: task.kind for task in tasks}
+        self._pace = Pace(flops, len(places), kinds)
+        self._reached: dict[str, tuple[str, int, int]] = {}  # by running tasks, as last seen
         self._warnings = [0] * len(places)  # how many of each worker's were shown
         self._shown = time.monotonic()
 
@@ -303,15 +305,15 @@ class _Runner:
             for line in told[self._warnings[number] :]:
                 warn_once(line)  # bars on a terminal make room for it
             self._warnings[number] = len(told)
-        shares = {}
+        shares, reached = {}, {}
         for (number, *_), task in self._running.values():
-            stage, done, total = self._board.read(number)
+            stage, done, total = reached[task.key] = self._board.read(number)
             self._display.advance(task, stage, done, total)
             shares[task.key] = task_share(task, stage, done, total)
         now = time.monotonic()
-        self._pace.advance(now - self._shown, shares)
-        self._shown = now
-        self._display.overall(self._pace.share, self._pace.left_s())
+        self._pace.advance(now - self._shown, shares, reached != self._reached)
+        self._shown, self._reached = now, reached
+        self._display.overall(self._pace.share, self._pace.left_s(), self._pace.still_s)
 
 
 def task_share(task: Task, stage: str, done: int, total: int) -> float:

@@ -11,8 +11,8 @@ import torch
 from mvar import cost
 from mvar.config import RunConfig
 from mvar.errors import warn
+from mvar.runs.clock import PROBE_FLOPS
 from mvar.runs.display import duration
-from mvar.runs.plan import PROBE_FLOPS
 from mvar.training.distributed import resolve_device
 from mvar.transformer import Block
 

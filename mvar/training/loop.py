@@ -37,6 +37,7 @@ from mvar.training.shares import local, whole
 from mvar.training.skips import SkippedSteps, TrainingDiverged
 from mvar.training.strategies import Sharded, num_parts, strategy_of
 from mvar.training.throughput import throughput
+from mvar.training.tracking import open_trackers
 
 # The official code's loss scaling for fp16.
 FP16_INIT_SCALE, FP16_GROWTH_INTERVAL, FP16_MAX_SCALE = 2.0**11, 1000, 2.0**15
@@ -220,7 +221,8 @@ class _Training:
         if start == steps:
             return True, start
         if self.fabric.is_global_zero:
-            self.log = MetricsLog(self.directory, start, self.runtime.tensorboard, self.cadence)
+            trackers = open_trackers(self.runtime, self.directory, start)
+            self.log = MetricsLog(self.directory, start, self.cadence, trackers)
         model = self.sharing.wrapped()
         model.train()
         logged, logged_s = start, self.train_s

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one flat JSON object a logged step; and TensorBoard beside it where it is asked for."""
+"""metrics.jsonl: one flat JSON object a logged step; trackers see the same rows."""
 
 import json
 import math
@@ -10,6 +10,7 @@ from typing import Any
 from mvar import layout
 from mvar.errors import UserError, warn
 from mvar.files import atomic_write, naming, own_file, read_json, write_json
+from mvar.training.tracking import Tracker
 
 Cadence = Sequence[Sequence[int]]  # (step, every) pairs: from that step on a row was written every so many
 
@@ -88,14 +89,10 @@ class MetricsLog:
     """Appends rows to `directory/metrics.jsonl`, after cutting it back to `step`.
 
     Rows that should be there by the cadence and are not are warned of, and recorded in `metrics_missing.json`.
-
-    Raises:
-        UserError: TensorBoard is asked for but not installed.
     """
 
-    def __init__(self, directory: Path, step: int, tensorboard: bool, cadence: Cadence) -> None:
-        self._path = directory / layout.METRICS
-        self._board = _open_board(directory / layout.TENSORBOARD, step) if tensorboard else None
+    def __init__(self, directory: Path, step: int, cadence: Cadence, trackers: Sequence[Tracker] = ()) -> None:
+        self._path, self._trackers = directory / layout.METRICS, trackers
         directory.mkdir(parents=True, exist_ok=True)
         wanted = logged_steps(cadence, step)
         missing = sorted(wanted - cut_rows(self._path, step))
@@ -117,9 +114,8 @@ class MetricsLog:
         with naming(self._path):
             self._file.write(text + "\n")
             self._file.flush()
-        if self._board:
-            for name, value in row.items():
-                self._board.add_scalar(name, value, row["step"])
+        for tracker in self._trackers:
+            tracker.log(row)
 
     def sync(self) -> None:
         """Force the rows to the disk: before a checkpoint, so that it is never ahead of its metrics."""
@@ -127,16 +123,8 @@ class MetricsLog:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the file, and the trackers."""
+        for tracker in self._trackers:
+            tracker.close()
         with naming(self._path):
             self._file.close()
-        if self._board:
-            self._board.close()
-
-
-def _open_board(directory: Path, step: int):
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError("runtime.tensorboard: true needs the package tensorboard; pip install tensorboard") from None
-    return SummaryWriter(str(directory), purge_step=step + 1)

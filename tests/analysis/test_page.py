@@ -4,13 +4,16 @@ import json
 import re
 import shutil
 import subprocess
+from base64 import b64decode
 from html import escape
 
 import pytest
+from browser import chromium, look
 
 from mvar.analysis.compare import Measured
 from mvar.analysis.document import Bullets, Section, Text, document_to_markdown
 from mvar.analysis.page import document_to_html
+from mvar.analysis.panels import panels
 from mvar.analysis.render import Note, Table
 from mvar.runs.columns import Column
 
@@ -74,6 +77,17 @@ def test_cells_lead_to_their_runs(tmp_path):
     assert 'id="first-one"' in html and 'href="#first-one"' in html
 
 
+def test_every_panel_tells_its_rows_apart():
+    """By the first column, and by a second one where that is needed."""
+    wide = [Column(f"m{n}", f"a heading of {n}", "measured") for n in range(9)]
+    heads = Column("size", "size", is_text=True), Column("part", "part", is_text=True)
+    rows = [{"size": size, "part": part} for size in ("small", "large") for part in ("inside", "between")]
+    for taken, needed in ((rows, 2), (rows[::2], 1), (rows[:1] * 2, 1)):
+        found = panels(Table("t", "T", (*heads, *wide), taken, [[]] * len(taken)))
+        assert len(found) > 1 and all(tuple(panel.columns[:needed]) == heads[:needed] for panel in found)
+        assert [c for panel in found for c in panel.columns[needed:]] == [*heads, *wide][needed:]
+
+
 def test_markdown_says_the_same(tmp_path):
     text = document_to_markdown([Section("First: one", [TABLE])])
     assert (
@@ -126,6 +140,44 @@ def test_no_table_is_cut_at_any_width(page, tmp_path):
     for width, (wide, scrolled, number, right) in zip(widths, json.loads(found[1]), strict=True):
         assert number > 300 and width - 20 <= wide <= width, (width, wide)
         assert scrolled <= wide and right <= wide, (width, scrolled, right)
+
+
+PRINTED = """
+const page = document.documentElement, wide = page.clientWidth;
+const all = what => [...document.querySelectorAll(what)].filter(part => part.offsetParent);
+const parts = all("td, th, img, code, pre"), seen = name => getComputedStyle(document.querySelector(name));
+const told = found => found.map(part => part.outerHTML.slice(0, 200));
+const hides = part => getComputedStyle(part).overflow !== "visible" &&
+  (part.scrollWidth > part.clientWidth + 1 || part.scrollHeight > part.clientHeight + 1);
+return {
+  wide, scrolled: page.scrollWidth, parts: parts.length,
+  cut: told(parts.filter(part => part.getBoundingClientRect().right > wide + 0.5)),
+  hidden: told(all("main *").filter(hides)),
+  dark: [...document.images].filter(image => image.currentSrc !== image.src).length,
+  nav: seen("nav").display, head: seen("thead").position, ground: seen("body").backgroundColor,
+};
+"""
+
+
+@pytest.mark.slow
+def test_nothing_is_cut_in_print_and_ink_is_dark(page, tmp_path):
+    """An A4 sheet within the margins of a print dialogue, also of a reader who prefers dark pages."""
+    with chromium(tmp_path) as driver:
+        look(driver, 718)
+        dark = {"name": "prefers-color-scheme", "value": "dark"}
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": [dark]})
+        driver.get(page.as_uri())
+        found = driver.execute_script(PRINTED)
+        sheet = {"printBackground": True, "paperWidth": 8.27, "paperHeight": 11.69}  # inches
+        pdf = b64decode(driver.execute_cdp_cmd("Page.printToPDF", sheet)["data"])
+    assert found["parts"] > 300 and found["scrolled"] <= found["wide"] == 718
+    assert not found["cut"] and not found["hidden"], (found["cut"][:3], found["hidden"][:3])
+    assert (found["nav"], found["head"]) == (
+        "none",
+        "static",
+    )  # heads again on each sheet, over no row
+    assert found["ground"] == "rgb(255, 255, 255)" and not found["dark"]
+    assert pdf.startswith(b"%PDF") and len(re.findall(rb"/Type\s*/Page\b", pdf)) > 3
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex on this machine")

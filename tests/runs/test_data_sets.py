@@ -14,8 +14,8 @@ from mvar.commands.run import Run
 from mvar.config import override
 from mvar.data import survey as survey_module
 from mvar.data.survey import survey
-from mvar.errors import USER_ERROR, UserError
-from mvar.presets import PRESETS
+from mvar.errors import USER_ERROR, UserError, begin_command
+from mvar.presets import OWN_IMAGES, PRESETS
 from mvar.runs.launch.datasets import DataSets
 from mvar.runs.store import Store
 
@@ -26,6 +26,7 @@ def noise(seed: int, channels: int = 3) -> Image.Image:
 
 @pytest.fixture
 def root(tmp_path) -> Path:
+    begin_command()  # what an earlier one of this process has said, and where, does not matter
     for label, name in enumerate(("cat", "dog")):
         (tmp_path / "data" / name).mkdir(parents=True)
         for i in range(6):
@@ -47,6 +48,31 @@ def base(root: Path):
     return override(PRESETS["imagefolder64"], {"data.root": str(root), "data.num_classes": "2"})
 
 
+@pytest.mark.parametrize("preset", sorted(OWN_IMAGES))
+def test_the_number_of_classes_of_ones_own_images_is_found(root, capsys, preset):
+    for label, name in enumerate(("owl", "2", "10")):
+        (root / name).mkdir()
+        for i in range(3):
+            noise(100 + 10 * label + i).save(root / name / f"{i}.png")
+    fields = (f"data.root={root}", "data.class_order=number")
+    asked = Run(sweeps=("mixers",), preset=preset, set=(fields,), results=root.parent / "results")
+    requests, configs, store = asked.planned()
+    assert {config.data.num_classes for config in configs} == {5}
+    assert requests[0].overrides["data.num_classes"] == "5"  # so that what is stored says it
+    assert "(labels in order of number: 0 '2', 1 '10', 2 'cat', 3 'dog', 4 'owl')" in capsys.readouterr().out
+    typed = Run(sweeps=("mixers",), preset=preset, set=((*fields, "data.num_classes=4"),), results=store.root)
+    with pytest.raises(UserError, match=r"num_classes: 4 does not fit .* which has 5 classes"):
+        typed.planned()
+    assert not list(store.root.glob("runs/*"))
+
+
+def test_a_published_recipe_says_how_many_classes_there_are(root):
+    fields = (f"data.root={root}", f"data.heldout_root={root}")
+    asked = Run(sweeps=("mixers",), preset="imagenet256-d12", set=(fields,), results=root.parent / "results")
+    with pytest.raises(UserError, match="num_classes: 1000 does not fit"):
+        DataSets(Store(asked.results)).check([asked.requests()[0].config])
+
+
 # Sound data ---------------------------------------------------------------------------------------------------------
 
 
@@ -57,7 +83,8 @@ def test_sound_data_keep_their_ids_and_are_told_in_one_line(root, capsys):
     assert "data.reading" not in requests[0].overrides
     out, err = capsys.readouterr()
     assert out == (
-        f"data: {root}: 10 training and 2 held-out images of 2 classes (labels in order of name); modes RGB 12; "
+        f"data: {root}: 10 training and 2 held-out images of 2 classes (labels in order of name: 0 'cat', "
+        "1 'dog'); modes RGB 12; "
         "skipped 1 no pictures by their names; 0 of 2 held-out images compared are also training images\n"
     )
     assert not err

@@ -175,7 +175,7 @@ class Course:
         forward = display.overall if display else lambda share, left_s: None
         display = display or SimpleNamespace(advance=lambda *_: None, end=lambda *_: None)
 
-        def overall(share, left_s):
+        def overall(share, left_s, still_s=0.0):
             self.shares.append(share)
             self.left_s.append(left_s)
             forward(share, left_s)
@@ -184,7 +184,7 @@ class Course:
         self.runner = _Runner(list(tasks), Store(tmp_path), [{}] * workers, shown)
 
     def begin(self, worker, task) -> None:
-        self.runner._running[Future()] = (worker, task)
+        self.runner._running[Future()] = ((worker,), task)
 
     def at(self, seconds: float, worker: int, stage: str, done: int, total: int) -> float | None:
         """What is said to be left, `seconds` after the last word."""
@@ -194,7 +194,7 @@ class Course:
         return self.left_s[-1]
 
     def end(self, worker) -> None:
-        (future,) = [f for f, (number, _) in self.runner._running.items() if number == worker]
+        (future,) = [f for f, ((number,), _) in self.runner._running.items() if number == worker]
         future.set_result(Outcome(DONE))
         self.runner._take(future)
 

@@ -2,7 +2,12 @@
 
 import pytest
 
-from mvar.runs.pace import Pace
+from mvar.config import override
+from mvar.presets import PRESETS
+from mvar.runs.display import left_text
+from mvar.runs.pace import STALLED_S, Pace
+from mvar.runs.plan import tasks_of
+from mvar.runs.store import Store
 
 
 def test_it_falls_as_work_proceeds_and_is_true_at_an_even_speed():
@@ -61,3 +66,37 @@ def test_work_without_a_formula_says_nothing_of_the_pace():
         pace.advance(1, {"a": second / 100})
     assert pace.left_s() == pytest.approx(50, rel=0.05)
     assert Pace({"extractor": 0.0}, 1).share == 1
+
+
+def test_each_kind_of_work_has_its_own_speed():
+    """A stage of ten times as many FLOPs a second makes the rest no faster."""
+    pace = Pace({"stage": 1000.0, "a": 100.0, "b": 100.0}, 1, {"stage": "tokenizer", "a": "run", "b": "run"})
+    for second in range(1, 101):
+        pace.advance(1, {"stage": second / 100})
+    pace.end("stage", done=True)
+    pace.advance(10, {"a": 0.0})
+    for second in range(1, 51):
+        pace.advance(1, {"a": second / 100})
+    assert pace.left_s() == pytest.approx(150, rel=0.05)
+
+
+def test_what_stands_still_has_no_time_left():
+    pace = Pace({"a": 1000.0}, 1)
+    for second in range(1, 101):
+        pace.advance(1, {"a": second / 1000})
+    assert left_text(pace.left_s(), pace.still_s).startswith(", about 15 min")
+    for _ in range(int(STALLED_S) + 60):
+        pace.advance(1, {"a": 0.1})
+    assert left_text(pace.left_s(), pace.still_s) == ", nothing has moved for 3 min 00 s"
+    pace.advance(1, {"a": 0.1}, moves=True)  # in a part whose work is not counted
+    assert pace.still_s == 0 and pace.left_s() == pytest.approx(900 * 281 / 100, rel=0.05)
+
+
+@pytest.mark.parametrize("preset", ["smoke", "fashion32-small"])
+def test_every_shared_stage_is_counted(preset, tmp_path, monkeypatch):
+    monkeypatch.setattr("mvar.runs.stage_costs.num_images", lambda config, store: (6000, 1000))
+    flops = {task.kind: task.flops for task in tasks_of([PRESETS[preset]], Store(tmp_path))}
+    assert all(flops[kind] > 0 for kind in ("tokenizer", "extractor", "tokens", "floors")), flops
+    longer = override(PRESETS[preset], {"evaluation.classifier_steps": 4 * PRESETS[preset].evaluation.classifier_steps})
+    more = {task.kind: task.flops for task in tasks_of([longer], Store(tmp_path))}
+    assert more["extractor"] == 4 * flops["extractor"] and more["tokenizer"] == flops["tokenizer"]

@@ -23,9 +23,10 @@ from mvar.commands.run import Run
 from mvar.config import RunConfig, RuntimeConfig, override
 from mvar.errors import FAILURE, INTERRUPTED, OK, USER_ERROR
 from mvar.presets import PRESETS
+from mvar.runs.clock import Clock
 from mvar.runs.display import Lines, duration
 from mvar.runs.pipeline import execute
-from mvar.runs.plan import RUN, Clock, sampling_flops, tasks_of
+from mvar.runs.plan import RUN, sampling_flops, tasks_of
 from mvar.runs.runner import Summary, _Runner, run_all, task_share, worker_places
 from mvar.runs.states import DONE, FAILED, STOPPED
 from mvar.runs.store import Store
@@ -51,7 +52,7 @@ class Recorder:
     def end(self, task, outcome) -> None:
         self.ended[task.name] = outcome.state
 
-    def overall(self, share, left_s) -> None:
+    def overall(self, share, left_s, still_s=0.0) -> None:
         self.shares.append(share)
 
     def close(self) -> None:

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import sys
 import tempfile
 from contextlib import nullcontext, suppress
 from functools import cache
@@ -366,21 +365,6 @@ def test_clipping_bounds_the_update(tmp_path):
 
     # Adam's first update is lr * g / (|g| + 1e-8): a gradient clipped far below 1e-8 hardly moves anything
     assert first_update(1e-12) < 1e-3 * first_update(1.0)
-
-
-def test_tensorboard(tmp_path, monkeypatch):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    runtime = RUNTIME.model_copy(update={"tensorboard": True})
-    fit(Toy(), toy_optim(), tmp_path / "with", runtime, seed=3)
-    events = EventAccumulator(str(tmp_path / "with" / "tensorboard"))
-    events.Reload()
-    logged = {e.step: e.value for e in events.Scalars("train/loss")}
-    assert logged == pytest.approx({row["step"]: row["train/loss"] for row in rows_of(tmp_path / "with")})
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(UserError, match=r"runtime\.tensorboard: .*pip install tensorboard"):
-        fit(Toy(), toy_optim(), tmp_path / "without", runtime, seed=3)
 
 
 def test_rows_are_json_of_one_line(tmp_path):

@@ -5,12 +5,13 @@ images, labels and pixels, so that sound data keep their ids; else the second. A
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mvar import layout
-from mvar.errors import UserError, warn
+from mvar.errors import UserError, say, warn
 from mvar.files import expand
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from mvar.runs.request import Request
     from mvar.runs.store import Store
 
-READING, ORDER = "data.reading", "data.class_order"
+READING, ORDER, CLASSES = "data.reading", "data.class_order", "data.num_classes"
 
 
 class DataSets:
@@ -37,21 +38,42 @@ class DataSets:
         self._order_is_asked = False
 
     def settled(self, request: "Request") -> "Request":
-        """A request with the reading that its data need."""
+        """A request with the reading that its data need, and the number of classes that they have (`OWN_IMAGES`)."""
         from mvar.config import override
 
-        self._order_is_asked |= ORDER in request.overrides
-        if READING in request.overrides or self._reading(request.config.data) == request.config.data.reading:
+        values = self._decided(request.config.data, request.overrides, request.preset)
+        if not values:
             return request
-        values = {READING: "2"}
         return replace(request, config=override(request.config, values), overrides={**request.overrides, **values})
 
-    def settled_config(self, config: "RunConfig", overrides: Iterable[str]) -> "RunConfig":
-        """A config of no request, a published checkpoint's say, with the reading that its data need."""
+    def settled_config(self, config: "RunConfig", overrides: Iterable[str], preset: str = "") -> "RunConfig":
+        """A config of no request, a published checkpoint's say, with the same."""
         from mvar.config import override
 
-        self._order_is_asked |= ORDER in overrides
-        return config if READING in overrides else override(config, {READING: self._reading(config.data)})
+        return override(config, self._decided(config.data, overrides, preset))
+
+    def _decided(self, data: "DataConfig", asked: Iterable[str], preset: str) -> dict[str, str]:
+        """Fields that the data decide, where they are not asked for and are other ones than the config's."""
+        from mvar.presets import OWN_IMAGES
+
+        asked, values = set(asked), {}
+        self._order_is_asked |= ORDER in asked
+        if preset in OWN_IMAGES and CLASSES not in asked:
+            count = self._num_classes(data)
+            values = {CLASSES: str(count)} if count != data.num_classes else {}
+            data = data.model_copy(update={"num_classes": count})
+        if READING not in asked and (reading := self._reading(data)) != data.reading:
+            values[READING] = str(reading)
+        return values
+
+    def _num_classes(self, data: "DataConfig") -> int:
+        """Of the data, where they are here; anything else that is wrong with them is said by `check`."""
+        from mvar.data.checking import count_classes
+        from mvar.data.sources.contract import find
+
+        with suppress(UserError):
+            return data.num_classes if find(data.name).missing(data) else count_classes(data)
+        return data.num_classes
 
     def check(self, configs: Iterable["RunConfig"]) -> None:
         """Look at the data of configs that are about to be made: say what they hold, and store it.
@@ -93,7 +115,7 @@ class DataSets:
                 self._write(config, found)
 
     def _say(self, data: "DataConfig", found: "Survey") -> None:
-        print(found.line(data))
+        say(found.line(data))
         if not found.differs:
             return
         root = expand(data.root or "")

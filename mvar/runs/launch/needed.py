@@ -1,4 +1,6 @@
-"""Files that a run will read, looked at before anything is launched: a missing one would end it after minutes."""
+"""Files and packages that a run will need, looked at before anything is launched: a missing one would end it after
+minutes.
+"""
 
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -38,6 +40,10 @@ def check_files(configs: "Iterable[RunConfig]", store: "Store", dry_run: bool = 
 
 def _check(config: "RunConfig", store: "Store", facts: "Callable[..., GeneratorFacts]") -> None:
     evaluation, tokenizer = config.evaluation, config.tokenizer.checkpoint
+    if not store.run_of(config).weights.is_file():
+        from mvar.training.tracking import check_tracking
+
+        check_tracking(config.runtime)
     if config.train.init_from and not store.run_of(config).weights.is_file():
         _check_start(config, facts)
     if tokenizer and not store.has_tokenizer(config):
