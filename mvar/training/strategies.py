@@ -99,7 +99,8 @@ class Sharded(Whole):
         # layers return views, of their modulation, and nothing writes into them
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
         self._objective, self._fabric, self._own = objective, fabric, objective.module
-        objective.module = copy.deepcopy(self._own).to(fabric.device)
+        # fully_shard moves what it shares out to the device itself, unit by unit: the whole never lies there
+        objective.module = copy.deepcopy(self._own)
         mesh = init_device_mesh(fabric.device.type, (fabric.world_size,))
         for unit in objective.units():
             fully_shard(unit, mesh=mesh)
