@@ -58,6 +58,7 @@ class EvaluateTokenizer(Plugged, InResults, Answer):
             raise UserError(f"rows: {self.rows}; allowed: 0 to 1,000")
         if self.rows:
             check_place("out", self.out)
+        from mvar.data.sources.contract import find
         from mvar.data.splits import load_images
         from mvar.evaluation.images import Images, spread_indices
         from mvar.evaluation.tokenizer_quality import after_each_scale, tokenizer_quality
@@ -79,12 +80,14 @@ class EvaluateTokenizer(Plugged, InResults, Answer):
             few = spread_indices(len(chosen), self.rows)
             pixels = next(chosen.subset(few).batches(len(few)))
             save_grid(self.out, after_each_scale(tokenizer, pixels))
-        told = {"data": config.data.name, "split": "all" if folder else split}
+        factor = config.data.resize_factor if find(config.data.name).resizes(config.data) else None
+        told = {"data": config.data.name, "split": "all" if folder else split, "resize_factor": factor}
         if self.json:
             by = config.extractor_id if extractor else None
             self.answer({"tokenizer": self.tokenizer, **told, "extractor_id": by, **asdict(found)})
         else:
-            name = f"{config.data.name}, {'all images' if folder else f'{split} images'}"
+            name = f"{config.data.name}, {'all' if folder else split} images"
+            name += f", resized to {factor:g} times the tokenizer's size and cropped" if factor not in (None, 1) else ""
             show(found, name, config.evaluation.extractor, lacking)
             if self.rows:
                 say(f"{self.out}: the image, then what is decoded after each scale")

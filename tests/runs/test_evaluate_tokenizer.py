@@ -57,7 +57,8 @@ def test_of_a_folder_of_pictures_and_as_a_table(store, tmp_path, capsys):
     words = ["--data", str(tmp_path / "pictures"), "--images", "5", "--out", str(tmp_path / "t.png")]
     assert main(["evaluate-tokenizer", CONFIG.run_id, *words, "--results", str(store.root)]) == OK
     out = capsys.readouterr().out
-    assert "5 images (imagefolder, all images): PSNR " in out and "no rFID: classifier is not trained" in out
+    assert "5 images (imagefolder, all images, resized to 1.125 times the tokenizer's size and cropped): PSNR " in out
+    assert "no rFID: classifier is not trained" in out
     assert "codes used" in out and "t.png: the image, then what is decoded after each scale" in out
 
 
@@ -87,6 +88,7 @@ def test_of_a_published_tokenizer_on_pictures(tmp_path, capsys):
     assert whole["psnr_db"] == pytest.approx(10 * np.log10(255**2 / error))
     assert whole["codes_used"] == len(tokens.unique()) and whole["sides"] == [1, 2, 3, 4]
     assert whole["num_images"] == 12 and whole["extractor_id"]
+    assert (cropped["resize_factor"], whole["resize_factor"]) == (1.125, 1.0)
     assert cropped["psnr_db"] != whole["psnr_db"]  # resized to 72 px and cut: a fifth of each picture is not looked at
     with Image.open(out) as picture:
         assert picture.size == (5 * (side + 2) + 2, 2 * (side + 2) + 2)
