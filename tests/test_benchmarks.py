@@ -332,7 +332,7 @@ def test_the_gpu_benchmark_is_rehearsed_to_its_end(tmp_path):
     assert set(found) == {"parity", "replay", "sampling", "training", "processes"}
     parity = found["parity"]
     assert {row["mixer"] for row in parity} == set(MIXERS.names())
-    assert all(row.get("holds", "said" in row) for rows in found.values() for row in rows)
+    assert all(row.get("holds") is not False for rows in found.values() for row in rows)
     assert {row["back_end"] for row in parity if "said" not in row} >= {"torch", "plain"}
     assert {row["batch"] for row in found["replay"]} == {1, 2} == {row["batch"] for row in found["sampling"]}
     assert all(row["tokens_that_differ"] == 0 and row["replayed_s"] > 0 for row in found["replay"])

@@ -1,6 +1,7 @@
-"""Replays of CUDA graphs against steps that are run: equal tokens, seconds a batch."""
+"""Replays of CUDA graphs against steps that are run: equal tokens, allocations, seconds a batch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from mvar.sampling import generate
 from mvar.sampling.graphs import Graphs, record_cuda
 from mvar.tokenizer.quantizer import ResidualQuantizer
 from mvar.transformer import ScaleTransformer
+
+OWN_ALLOCATIONS = 16  # of a replayed batch, whatever the model
 
 
 def models(settings: Settings, name: str) -> tuple[ScaleTransformer, ResidualQuantizer]:
@@ -41,16 +44,32 @@ def rows(settings: Settings) -> Iterator[dict[str, Any]]:
                 labels = labels.to(settings.device) % model.space.num_classes
                 found = generate(model, quantizer, labels, seeds, sample, graphs=recorded).tokens
                 wrong += int((found != generate(model, quantizer, labels, seeds, sample).tokens).sum())
-            taken = timed(
-                settings,
-                {
-                    "eager": lambda m=model, q=quantizer, n=size: draw(settings, m, q, n),
-                    "replayed": lambda m=model, q=quantizer, n=size, g=recorded: draw(settings, m, q, n, g),
-                },
-            )
-            yield {"model": name, "batch": size, "tokens_that_differ": wrong, "holds": wrong == 0} | {
-                f"{what}_s": value for what, value in taken.items()
-            }
+            runs = ways(settings, model, quantizer, size, recorded)
+            taken = timed(settings, runs)
+            made = {f"allocations_{what}": allocations(settings, run) for what, run in runs.items()}
+            # a replay has its memory already: what is left are its labels, its numbers and the copies that it returns
+            holds = wrong == 0 and (made["allocations_replayed"] or 0) <= OWN_ALLOCATIONS
+            row = {"model": name, "batch": size, "tokens_that_differ": wrong, **made, "holds": holds}
+            yield row | {f"{what}_s": value for what, value in taken.items()}
+
+
+def ways(
+    settings: Settings, model: ScaleTransformer, quantizer: ResidualQuantizer, size: int, recorded: Graphs
+) -> dict[str, Callable[[], None]]:
+    """What draws so many images, step by step and by replays."""
+    return {
+        "eager": partial(draw, settings, model, quantizer, size),
+        "replayed": partial(draw, settings, model, quantizer, size, recorded),
+    }
+
+
+def allocations(settings: Settings, run: Callable[[], None]) -> int | None:
+    """How many pieces of the device's memory a call takes; None of a CPU, where nobody counts."""
+    if settings.device.type != "cuda":
+        return None
+    before = torch.cuda.memory_stats()["allocation.all.allocated"]
+    run()
+    return torch.cuda.memory_stats()["allocation.all.allocated"] - before
 
 
 def draw(

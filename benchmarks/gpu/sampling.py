@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks import official as beside
-from benchmarks.gpu.replay import draw, graphs, models
+from benchmarks.gpu.replay import graphs, models, ways
 from benchmarks.gpu.settings import HALF, PATTERNS, Settings, timed
 from mvar.errors import UserError
 
@@ -26,10 +26,7 @@ def rows(settings: Settings) -> Iterator[dict[str, Any]]:
         model, quantizer = models(settings, name)
         for size in settings.batches:
             recorded = graphs(settings)
-            own: dict[str, Callable[[], Any]] = {
-                "eager": lambda m=model, q=quantizer, n=size: draw(settings, m, q, n),
-                "replayed": lambda m=model, q=quantizer, n=size, g=recorded: draw(settings, m, q, n, g),
-            }
+            own = ways(settings, model, quantizer, size, recorded)
             taken: dict[str, float | None] = {**timed(settings, own)}
             said = {}
             for what in ("official", "official, compiled"):

@@ -10,8 +10,8 @@ from benchmarks.gpu.replay import models
 from benchmarks.gpu.settings import HALF, PATTERNS, Settings, timed
 from mvar.config import RunConfig
 from mvar.cost import train_flops
+from mvar.runs.clock import gemm_rate
 from mvar.runs.gpu_plan import GB
-from mvar.runs.plan import gemm_rate
 from mvar.training.cards import rate_of
 from mvar.training.footprint import footprint
 from mvar.transformer import ScaleTransformer

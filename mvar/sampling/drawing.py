@@ -49,13 +49,12 @@ class Rooms:
     """
 
     def __init__(self, model: ScaleTransformer, batch: int, dtype: torch.dtype) -> None:
-        self.first = model.prepared(batch, dtype)
         self._rooms: list[tuple[Room, list[Room]]] = []
         for block in model.each_block():
-            mixers = [
-                batch * m.state_bytes(m.config, m.settings, model.schedule, dtype.itemsize) for m in block.mixers()
-            ]
-            self._rooms.append((Room(), [Room(num_bytes) for num_bytes in mixers]))
+            bytes_of_each = (
+                m.state_bytes(m.config, m.settings, model.schedule, dtype.itemsize) for m in block.mixers()
+            )
+            self._rooms.append((Room(), [Room(batch * num_bytes) for num_bytes in bytes_of_each]))
 
     def keep(self, left: list[BlockState], given: list[BlockState]) -> list[BlockState]:
         """The states that a step left, given those that it began with, at the same addresses for every batch."""
@@ -77,7 +76,8 @@ class Drawing:
         quantizer: of its tokenizer.
         batch: B.
         config: guidance, filters, precision.
-        once: no other batch follows: the memory of states is given back when the last scale has been through the model.
+        once: no other batch follows. States then stay where mixers made them, which saves a copy of each, and their
+            memory is given back when the last scale has been through the model.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Drawing:
         self.schedule = model.schedule
         steps, device = self.schedule.num_scales, model.pos_1LC.device
         self._strengths, self._filtered = guidance_weights(config, steps), kept_by(config, steps)
-        self._guided, self._once = any(self._strengths), once
+        self._guided = any(self._strengths)
         self._half = HALF.get(config.precision)
         side, codes = self.schedule.sides[-1], quantizer.embedding.weight.dtype
         shape = batch, self.schedule.num_tokens
@@ -103,8 +103,9 @@ class Drawing:
         self.latent = torch.empty(batch, model.space.code_channels, side, side, device=device, dtype=codes)
         self.sums = torch.zeros(steps + 1, device=device)  # of logits, and of the latent: finite where all are
         self.sound = torch.ones(steps, dtype=torch.bool, device=device)  # whether what was drawn is kept by the filter
-        self._rooms = Rooms(model, len(self._conditions), self._half or model.pos_1LC.dtype)
-        self._states = {0: self._rooms.first}  # scale -> what the coarser ones left
+        rows, dtype = len(self._conditions), self._half or model.pos_1LC.dtype
+        self._rooms = None if once else Rooms(model, rows, dtype)
+        self._states = {0: model.prepared(rows, dtype)}  # scale -> what the coarser ones left
         self._streams: ImageStreams | None = None
         self._given: list[Tensor] = []
         self._unseen: list[Tensor] = []  # inputs of scales that the model has not seen yet
@@ -181,10 +182,10 @@ class Drawing:
         guidance = partial(guide, weight=self._strengths[scale]) if self._guided else None
         with torch.autocast(inputs.device.type, self._half) if self._half else nullcontext():
             logits, left = self.model(self._conditions, inputs, span, state, before_head=guidance)
-        if not span.is_last:
+        if self._rooms is None:
+            self._states = {scale + 1: left}
+        elif not span.is_last:
             self._states[scale + 1] = self._rooms.keep(left, state)
-        elif self._once:
-            del self._rooms, self._states
         return logits[:, -span.schedule.lengths[scale] :]
 
     def _input(self, scale: int) -> Tensor:
