@@ -167,7 +167,8 @@ def test_every_field_is_there_once_and_takes_its_default_as_it_is_printed():
     for field in found:
         assert field.description and field.allowed
         if field.default is not None or field.name not in settings:
-            config = override(DIGITS, {field.name: typed(field.default)})
+            beside = {"model.replace": "none"} if field.name == "model.replacement" else {}  # alone it is refused
+            config = override(DIGITS, {field.name: typed(field.default), **beside})
             assert config.run_id == DIGITS.run_id and config.evaluation_id == DIGITS.evaluation_id, field.name
 
 
