@@ -292,7 +292,8 @@ def read_latency(path: Path = BENCHMARK) -> Latency | None:
         found = json.loads(path.read_text())
         machine = found["machine"]
         threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"
-        where = f"{machine['cpu']}, {threads}, torch {machine['torch']}"
+        clock = ", processor time" if found["settings"].get("processor_time") else ""
+        where = f"{machine['cpu']}, {threads}, torch {machine['torch']}{clock}"
         ms = {row["mixer"]: {int(at): float(taken) for at, taken in row["ms"].items()} for row in found["lengths"]}
         return Latency(where, int(found["settings"]["mixer_width"]), ms)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

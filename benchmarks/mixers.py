@@ -1,7 +1,7 @@
 """Speed of the gated mixers' kernels, and of every mixer between scales as an image grows.
 
 Run: `pip install -c constraints.txt -e ".[benchmarks,dev]"` once, then `python -m benchmarks.mixers --threads 1`.
-Everything is measured in turn within one process; the ratios are what counts.
+Everything is measured in turn within one process; the ratios are what counts. `--processor-time` beside other work.
 
 - ratio: seconds of a peer over ours. Of `gdn` the peer is the chunked torch path of Hugging Face transformers
   (Qwen3-Next), of `gla` the torch path of fla-core, which goes token by token: there is no other. The results are
@@ -12,6 +12,7 @@ Everything is measured in turn within one process; the ratios are what counts.
   the first 4 to 10 scales of the 512 px schedule. `crossing`: from which L on it takes less time than `global`.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -49,8 +50,14 @@ class Settings:
     mixer_width: int = 256  # of the mixers that go through an image
     repeats: int = 3
     threads: int = 0  # 0: torch's own choice
+    processor_time: bool = False  # of one thread: seconds that it computed, whatever else the machine does beside
     peer: bool = True  # --no-peer: without transformers and fla-core, the FLOP rate and the times by L alone
     out: Path = Path("benchmarks/results/mixers.json")
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """What seconds are taken of."""
+        return time.process_time if self.processor_time else time.perf_counter
 
 
 def load_peers() -> Peers:
@@ -113,7 +120,7 @@ def measure_kernel(settings: Settings, name: str, width: int, length: int, peers
         results = [function(*leaves) for function in functions.values()]
     torch.testing.assert_close(results[-1], results[0], rtol=1e-3, atol=1e-4)
     runs = {(who, what): run for who, function in functions.items() for what, run in passes(function, leaves).items()}
-    taken, gemm = with_gemm(lambda: seconds(runs, settings.repeats))
+    taken, gemm = with_gemm(lambda: seconds(runs, settings.repeats, settings.clock), settings.clock)
     rows = []
     for what, factor in (("forward", 1), ("forward + backward", 3)):
         own, other = taken["ours", what], taken.get(("peer", what))
@@ -141,7 +148,7 @@ def measure_lengths(settings: Settings) -> list[dict[str, Any]]:
         schedule = ScaleSchedule(sides[:count])
         x = torch.randn(1, schedule.num_tokens, config.width)
         runs = {name: lambda m=mixer, x=x, s=schedule: through(m, x, s) for name, mixer in mixers.items()}
-        for name, taken in seconds(runs, settings.repeats).items():
+        for name, taken in seconds(runs, settings.repeats, settings.clock).items():
             found[name][schedule.num_tokens] = 1e3 * taken
     return [{"mixer": n, "ms": ms, "crossing": crossing(ms, found["global"])} for n, ms in found.items()]
 
@@ -154,7 +161,8 @@ def crossing(ours: dict[int, float], dense: dict[int, float]) -> int | None:
 
 def show(result: dict[str, Any]) -> None:
     """Two tables."""
-    machine = f"{result['machine']['cpu']}, {result['machine']['threads']} threads"
+    timed = ", processor time" if result["settings"]["processor_time"] else ""
+    machine = f"{result['machine']['cpu']}, {result['machine']['threads']} threads{timed}"
     table = Table(title=f"Kernels, batch 1, {machine}")
     for number, column in enumerate(("mixer", "D", "L", "pass", "ours ms", "peer ms", "ratio", "FLOP rate / GEMM")):
         table.add_column(column, justify="right" if number > 3 else "left")
@@ -176,6 +184,8 @@ def show(result: dict[str, Any]) -> None:
 
 def main(settings: Settings) -> None:
     """Measure, show and write."""
+    if settings.processor_time and settings.threads != 1:
+        raise UserError(f"processor-time: threads {settings.threads}; allowed: with --threads 1")
     if settings.threads:
         torch.set_num_threads(settings.threads)
     peers = load_peers() if settings.peer else {}

@@ -209,7 +209,8 @@ def test_statistics_of_both_sides_are_the_same(tmp_path):
 def test_mixers_are_measured_without_their_peers(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(mixers, "PATCH_SIDES", {"256": (1, 2, 3), "512": (1, 2, 3, 4, 5)})
     out = tmp_path / "a.json"
-    mixers.main(mixers.Settings(widths=(64,), mixer_width=64, repeats=1, peer=False, out=out))
+    short = {"widths": (64,), "mixer_width": 64, "repeats": 1, "peer": False, "out": out}
+    mixers.main(mixers.Settings(**short))
     found = json.loads(out.read_text())
     assert [(row["mixer"], row["length"]) for row in found["kernels"][::2]] == [
         (n, k) for k in (14, 55) for n in ("gla", "gdn")
@@ -220,6 +221,8 @@ def test_mixers_are_measured_without_their_peers(tmp_path, capsys, monkeypatch):
     assert "through an image" in capsys.readouterr().out
     latency = shipped.load(shipped.find("analysis", "inter_scale")).read_latency(out)
     assert latency.lengths == [30, 55] and set(latency.ms) == set(inter_scale_mixers())
+    with pytest.raises(UserError, match="processor-time: threads 0; allowed: with --threads 1"):
+        mixers.main(mixers.Settings(processor_time=True, **short))
 
 
 def test_mixers_are_compared_with_their_peers_before_they_are_measured(tmp_path):

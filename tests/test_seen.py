@@ -1,6 +1,7 @@
 """What pages say they have seen: every number of a table or sentence is one of the report's tables in `docs/seen`."""
 
 import csv
+import json
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ DECIMAL = re.compile(r"(?<![\w.])[-+]?\d+\.\d+(?![\w.]*\d)")
 PROBES = ("prefix", "reach", "state", "corruption")
 SECTIONS = {  # page -> heading of the section, and the tables that it rests on
     "knockout.md": ("Seen on the demo", ["table1b-digits"]),
-    "mixers.md": ("Between scales", ["inter_scale-digits-own"]),
+    "mixers.md": ("Between scales", ["inter_scale-digits-own", "inter_scale-lengths-digits", "inter_scale-latency"]),
     "probes.md": (
         "Seen on the demo",
         [
@@ -76,6 +77,17 @@ def test_another_number_or_anothers_is_found():
     assert wrong_numbers("| `global` | `own` | 0.429, 69.0 % | worse (p = 0.049) |\nIt is 0.43.", rows) == []
     assert wrong_numbers("| `global` | 0.428 | 69.1 % |", rows) == ["0.428", "69.1"]
     assert wrong_numbers("| `intra` | 0.429 |", rows) == ["0.429"] and wrong_numbers("It is 0.44.", rows) == ["0.44"]
+
+
+def test_ratios_of_kernels_are_those_of_the_stored_benchmark():
+    found = json.loads((DOCS.parent / "benchmarks" / "results" / "mixers.json").read_text())["kernels"]
+    rows = {}
+    for row in found:
+        numbers = f"{row['ratio']:.1f}, {row['rate_over_gemm']:.2f}"
+        rows.setdefault((row["mixer"], row["width"], row["length"]), []).append(numbers)
+    text = section("performance.md", "Mixers")
+    for (mixer, width, length), cells in rows.items():
+        assert f"| `{mixer}` | {width} | {length:,} | {' | '.join(cells)} |" in text
 
 
 def test_stored_tables_are_all_used():

@@ -123,7 +123,7 @@ def test_crossings_are_where_a_state_of_fixed_size_is_the_smaller_one():
 def benchmark(**ms):
     rows = [{"mixer": name, "ms": dict(zip(("30", "66", "2240"), taken, strict=True))} for name, taken in ms.items()]
     machine = {"cpu": "a processor", "threads": 1, "torch": "2"}
-    return {"machine": machine, "settings": {"mixer_width": 256}, "lengths": rows}
+    return {"machine": machine, "settings": {"mixer_width": 256, "processor_time": True}, "lengths": rows}
 
 
 def test_latency_is_the_benchmarks_with_its_machine_and_its_crossings(tmp_path):
@@ -137,13 +137,19 @@ def test_latency_is_the_benchmarks_with_its_machine_and_its_crossings(tmp_path):
     assert list(found) == ["global", "mamba", "markov"]  # partners that are rows here
     assert found["mamba"]["ms crossing"] == "66" and found["markov"]["ms crossing"] == "none here"
     assert found["mamba"]["ms 2240"] == 3 and "ms crossing" not in found["global"]
-    assert "a processor, 1 thread, torch 2" in table.reading[0] and "width 256" in table.reading[0]
+    assert "a processor, 1 thread, torch 2, processor time" in table.reading[0] and "width 256" in table.reading[0]
     made = SCRIPT.lengths_figure(models(**FIDS), latency, MANIFEST, tmp_path)
     assert "Right, measured" in made.caption
     for damaged in ("{", "[]", json.dumps({"lengths": []}), json.dumps(benchmark(mamba=("x", 1, 1)))):
         path.write_text(damaged)
         with pytest.raises(UserError, match=r"mixers.json: .*; allowed: what `python -m benchmarks.mixers` writes"):
             SCRIPT.read_latency(path)
+
+
+def test_the_stored_benchmark_has_every_mixer_and_length():
+    latency = SCRIPT.read_latency()
+    assert set(latency.ms) == set(inter_scale_mixers())
+    assert latency.lengths == [sum(side**2 for side in sides) for sides in SCRIPT.LENGTHS]
 
 
 def test_crossings_are_said():
