@@ -53,7 +53,7 @@ def commands(page: Path) -> list[Documented]:
     found = []
     for marks, language, text in BLOCK.findall(page.read_text()):
         if language in ("", "sh", "bash", "console"):
-            found += _of_block(name(page), MARK.findall(marks), text.splitlines())
+            found += _of_block(name(page), MARK.findall(marks), text.replace("\\\n", " ").splitlines())
     return found
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -94,22 +95,27 @@ def torchvision(root: Path) -> dict:
 
 def ilsvrc(root: Path) -> dict:
     """The flat folder and a development kit, whose class numbers are in an order of its own."""
-    from scipy.io import savemat
-
     root.mkdir(parents=True)
     for i in range(20):
         (root / f"ILSVRC2012_val_{i + 1:08d}.png").write_bytes(png(PIXELS[i]))
-    kit = root.parent / f"{root.name}_devkit" / "data"
-    kit.mkdir(parents=True)
-    numbers = np.random.default_rng(1).permutation(10) + 1  # of each synset
+    kit = root.parent / f"{root.name}_devkit"
+    write_kit(kit, SYNSETS, LABELS)
+    return {"ilsvrc": {"devkit": str(kit)}}
+
+
+def write_kit(kit: Path, synsets: Sequence[str], labels: np.ndarray) -> None:
+    """A development kit, whose class numbers are in an order of its own, for flat pictures with these labels."""
+    from scipy.io import savemat
+
+    (kit / "data").mkdir(parents=True)
+    numbers = np.random.default_rng(1).permutation(len(synsets)) + 1  # of each synset
     fields = [("ILSVRC2012_ID", object), ("WNID", object), ("words", object), ("num_children", object)]
-    rows = [(int(number), SYNSETS[label], "a, b", 0) for label, number in enumerate(numbers)]
+    rows = [(int(number), synset, "a, b", 0) for synset, number in zip(synsets, numbers, strict=True)]
     rows.sort()
-    rows.append((11, "n99999999", "all of them", 10))  # a class of classes
-    savemat(kit / "meta.mat", {"synsets": np.array(rows, dtype=fields)[:, None]})
-    truth = "\n".join(str(numbers[label]) for label in LABELS) + "\n"
-    (kit / "ILSVRC2012_validation_ground_truth.txt").write_text(truth)
-    return {"ilsvrc": {"devkit": str(kit.parent)}}
+    rows.append((len(synsets) + 1, "n99999999", "all of them", len(synsets)))  # a class of classes
+    savemat(kit / "data/meta.mat", {"synsets": np.array(rows, dtype=fields)[:, None]})
+    truth = "\n".join(str(numbers[label]) for label in labels) + "\n"
+    (kit / "data/ILSVRC2012_validation_ground_truth.txt").write_text(truth)
 
 
 WRITERS = {

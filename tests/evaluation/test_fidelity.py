@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from random_inception import write_inception
 from torch import nn
 
 from mvar.config import EvaluationConfig, ModelConfig, TokenizerConfig, TokenSpace
@@ -335,15 +336,8 @@ def test_each_metric_is_what_torch_fidelity_computes_in_one_call(extractor):
 @pytest.fixture(scope="module")
 def inception_file(tmp_path_factory):
     """A file with the keys and shapes of torch-fidelity's Inception and random weights."""
-    from torch_fidelity import feature_extractor_inceptionv3 as module
-
     path = tmp_path_factory.mktemp("inception") / INCEPTION_FILE
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "load_state_dict_from_url", lambda *args, **kwargs: {})
-        patch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
-        patch.setattr(nn.init, "kaiming_uniform_", lambda weight, **kwargs: weight.data.normal_(0, 0.02))
-        network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
-    torch.save(network.state_dict(), path)
+    write_inception(path)
     return path
 
 
