@@ -235,7 +235,8 @@ def test_mixers_are_compared_with_their_peers_before_they_are_measured(tmp_path)
 
 
 def test_mixers_say_which_peer_is_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "transformers", None)
+    for name in ("transformers", "transformers.models.qwen3_next.modeling_qwen3_next"):  # it may be loaded already
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=r"peer: transformers is not installed.*\[benchmarks,dev\].*--no-peer"):
         mixers.load_peers()
     peer = type(sys)("transformers.models.qwen3_next.modeling_qwen3_next")
