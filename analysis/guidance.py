@@ -179,11 +179,11 @@ def _reading(models: list[str], chosen_on: int | None, reported: list[int], coun
 
 
 def looks(found: Found) -> dict[str, dict[str, Any]]:
-    """Colour, marker and label of each model: those of its layers, or of its number where several have the same."""
+    """Colour and marker of each model, by its layers, or by its number where several have the same; its name."""
     patterns = {model: str(next(iter(values.values()))["pattern"].iloc[0]) for model, values in found.items()}
     if len(set(patterns.values())) == len(patterns):
-        return {model: kit.mixer_look(pattern) for model, pattern in patterns.items()}
-    return {model: {"color": f"C{number}", "marker": "o", "label": model} for number, model in enumerate(patterns)}
+        return {m: kit.mixer_look(pattern) | {"label": kit.figure_text(m)} for m, pattern in patterns.items()}
+    return {m: {"color": f"C{n}", "marker": "o", "label": kit.figure_text(m)} for n, m in enumerate(patterns)}
 
 
 def guidance_figure(found: Found, asked: Setting, manifest: kit.Manifest, directory: Path) -> kit.Figure:

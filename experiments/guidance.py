@@ -59,9 +59,15 @@ def cells(config: RunConfig) -> list[Cell]:
     return found
 
 
-def unguided(cell: Any, cells: Sequence[Any]) -> Any:
-    """What a row is compared with: the same model without guidance."""
-    return next(c for c in cells if c.axes["model"] == cell.axes["model"] and not c.axes["cfg_scale"])
+def against(cell: Any, cells: Sequence[Any]) -> Any:
+    """What a row is compared with: the same model without guidance; one with another top-p, top-k or EMA with the same
+    model as asked, from which it differs in that alone."""
+    same = [other for other in cells if other.axes["model"] == cell.axes["model"]]
+    unguided = next(other for other in same if not other.axes["cfg_scale"])
+    usual = [other for other in same if all(other.axes[key] == unguided.axes[key] for key in SETTINGS[1:])]
+    if cell in usual:
+        return unguided
+    return next((other for other in usual if other.axes["cfg_scale"] == cell.axes.get("asked")), unguided)
 
 
 EXPERIMENT = Experiment(
@@ -69,7 +75,7 @@ EXPERIMENT = Experiment(
     "Guidance",
     "VAR and M-VAR with several strengths of guidance, top-p, top-k, running means of the weights",
     cells,
-    against=unguided,
+    against=against,
     compares="nothing",
     varied=[f"sample.{name}" for name in SETTINGS],
     figures=("guidance",),

@@ -102,10 +102,15 @@ def _reading(rows: Sequence[Mapping[str, Any]], family: Family, spread: Pooled |
         words: dict[str, list[str]] = {}
         for label, verdicts in told.items():
             if key in verdicts:
-                words.setdefault(verdicts[key].outcome, []).append(markdown(label))
+                words.setdefault(verdicts[key].outcome, []).append(_quoted(label))
         if words:
             order = [word for word in (BETTER, WORSE, SMALL, INCONCLUSIVE) if word in words]
             lines.append(
                 f"{name}, against the baseline: " + "; ".join(f"{w}: {', '.join(words[w])}" for w in order) + "."
             )
     return lines + left_out(verdict for verdicts in told.values() for verdict in verdicts.values())
+
+
+def _quoted(label: str) -> str:
+    """A row in a list of rows: in quotes where it has a comma of its own, as `VAR, cfg 0.5`."""
+    return f'"{markdown(label)}"' if "," in label else markdown(label)

@@ -71,6 +71,8 @@ def test_the_figure_is_of_the_seeds_that_are_reported(tmp_path, monkeypatch):
     """The best of sampling seed 0 was chosen there: neither table nor figure averages it in."""
     drawn = []
     monkeypatch.setattr(SCRIPT.kit, "band", lambda ax, xs, values, **look: drawn.append((xs, values)))
+    layers = {name: {s: r.assign(pattern=name) for s, r in of.items()} for name, of in FOUND.items()}
+    assert [look["label"] for look in SCRIPT.looks(layers).values()] == ["VAR", "M-VAR"]  # as the tables call them
     found = SCRIPT.guidance_figure(FOUND, at(1.5), MANIFEST, tmp_path)
     means = {cfg: value.mean for cfg, value in zip(*drawn[0], strict=True)}  # VAR's
     assert means == pytest.approx({0.0: 2.0015, 0.5: 3.0015, 1.5: 1.5015})
@@ -111,7 +113,10 @@ def test_cells_are_two_trainings_with_every_setting():
     assert asked in found and len(found) == len(cells) // 2
     assert all(sum(ours != theirs for ours, theirs in zip(one, asked, strict=True)) <= 1 for one in found)
     against = find_experiment("guidance").against
-    assert {against(cell, cells).label for cell in cells} == {"VAR, cfg 0", "M-VAR, cfg 0"}
+    found = {cell.label: against(cell, cells).label for cell in cells}
+    assert found["VAR, cfg 0.5"] == found["VAR, cfg 1.5"] == "VAR, cfg 0" and found["M-VAR, cfg 1"] == "M-VAR, cfg 0"
+    assert found["VAR, top-p 0.8"] == found["VAR, EMA 300"] == "VAR, cfg 1.5"  # as asked, but for the one setting
+    assert found["M-VAR, EMA 9000"] == "M-VAR, cfg 1.5"
 
 
 def test_a_grid_says_the_same_in_other_words():

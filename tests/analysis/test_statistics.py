@@ -125,6 +125,7 @@ def test_rejection_is_compared_with_every_image_of_the_same_model(results):
         ("M-VAR, best of 4", "M-VAR, every image"),
     ]
     assert [row["fid"].mean for row in found.rows] == pytest.approx([-1.1, -0.5])
+    assert any('"VAR, best of 4", "M-VAR, best of 4"' in line for line in found.reading)  # they have commas themselves
 
 
 def test_sampling_seeds_of_a_request_are_one_row(results):
