@@ -75,8 +75,7 @@ def prepare(folder: Path) -> None:
     for name in ("examples", "slurm", "analysis", "experiments"):
         shutil.copytree(ROOT / name, folder / name)
     shutil.copy(ROOT / "examples/mixer.py", folder / "my_mixer.py")
-    for profile in ("my.toml", "my-site.toml"):
-        (folder / profile).write_text('base = "cpu"\npartition = "main"\n')
+    (folder / "my.toml").write_text('base = "cpu"\npartition = "main"\n')
     given = re.search(r"cat run\.yaml\n(.*?)\$ ", (ROOT / "docs/configuration.md").read_text(), re.DOTALL)
     assert given
     (folder / "run.yaml").write_text(given[1].replace("steps: 40", "steps: 4"))
