@@ -42,8 +42,8 @@ SENTENCES: dict[str, Callable[[Sequence[Row], Family], list[str]]] = {
     "nothing": lambda rows, family: [],
 }
 PAPERS_REFERENCE = (
-    "The paper's FID and IS: 50,000 images against the reference statistics that ADM has of ImageNet, by Inception's "
-    "features."
+    "VAR's printed FID and IS: 50,000 images against the reference statistics that ADM has of ImageNet, by Inception's "
+    "features. M-VAR's: none of the three is published."
 )
 SHOWN = 12  # digits of a digest
 CONSTANTS = ("num_params", "train_flops", "sample_flops", "steps", "acceptance_rate")  # the same for every seed

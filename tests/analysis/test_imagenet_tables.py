@@ -11,10 +11,12 @@ from mvar import shipped
 from mvar.analysis.background import extractor_lines
 from mvar.analysis.records import load_records
 from mvar.analysis.render import to_markdown
-from mvar.analysis.reproduced import beside_printed, published_settings
+from mvar.analysis.reproduced import OF_EVALUATION, beside_printed, published_settings
+from mvar.analysis.tables import PAPERS_REFERENCE
 from mvar.config import override
 from mvar.presets import PRESETS
 
+ROOT = Path(__file__).parents[2]
 PAPER = shipped.folder("experiments") / "paper"
 SCRIPT = shipped.load(shipped.find("analysis", "imagenet"))
 ARTEFACTS, imagenet_table, figure2 = SCRIPT.ARTEFACTS, SCRIPT.imagenet_table, SCRIPT.figure2
@@ -93,7 +95,7 @@ def test_runs_of_the_published_recipe_stand_on_the_printed_row(results, tmp_path
     (ours,) = [line for line in table.reading if "held-out images of" in line]
     settings = json.loads(next(iter(load_records(results.root).done["settings"])))
     assert f"against {settings['reference.num_images']:,} held-out images" in ours
-    assert "The paper's FID and IS: 50,000 images against the reference statistics that ADM has of ImageNet" in ours
+    assert "VAR's printed FID and IS: 50,000 images against the reference statistics that ADM has of ImageNet" in ours
     assert figure2(table, tmp_path).caption.endswith("Filled: measured here.")
 
 
@@ -106,7 +108,21 @@ def test_a_row_that_reproduces_a_printed_one_says_how_far_off_it_is_and_what_dif
         "`VIRTUAL_imagenet256_labeled.npz`). Weights: published recipe."
     )
     told = reproduced_line(results, "M-VAR-d16")
-    assert "All 4 settings that are published are the same. Not published: evaluation.num_images, " in told
+    same = "All 4 settings that are published are the same. Not published: "
+    assert f"{same}evaluation.num_images, evaluation.extractor, reference.file." in told
+    assert told[told.index(same) :].split(" Weights: ")[0] in (ROOT / "docs/imagenet.md").read_text()
+    assert line[line.index("Other settings") :].split(" Weights: ")[0] in (ROOT / "docs/imagenet.md").read_text()
+
+
+def test_what_stands_under_the_tables_is_said_of_those_alone_that_publish_it():
+    """The line on the printed numbers' evaluation, and the settings of the rows that are said beside them."""
+    of_var, of_mvar = PAPERS_REFERENCE.split(" M-VAR's: ")
+    for table in ("Table 2", "Table 4"):
+        settings = published_settings(table, "VAR-d36")
+        assert f"VAR's printed FID and IS: {int(settings['evaluation.num_images']):,} images" in of_var
+        assert settings["evaluation.extractor"] in of_var.lower() and "VIRTUAL" in settings["reference.file"]
+        assert of_mvar == "none of the three is published."
+        assert not set(OF_EVALUATION) & published_settings(table, "M-VAR-d24").keys()
 
 
 def reproduced_line(results, model):

@@ -162,8 +162,8 @@ def test_the_number_of_images_and_the_bias_are_said(everything):
     table = sweep_table(records, records.sweeps("mixers")[0])
     assert table.caption.endswith(
         f"All metrics: {DIGITS.evaluation.num_images:,} images a set against 450 held-out images of digits, by "
-        "features of classifier. The paper's FID and IS: 50,000 images against the reference statistics that ADM has "
-        "of ImageNet, by Inception's features."
+        "features of classifier. VAR's printed FID and IS: 50,000 images against the reference statistics that ADM has "
+        "of ImageNet, by Inception's features. M-VAR's: none of the three is published."
     )
     assert any("its bias is upwards" in line for line in table.reading)
 
