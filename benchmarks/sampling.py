@@ -47,6 +47,9 @@ class PrefixRecompute(nn.Module):
         super().__init__()
         self.mixer = mixer
 
+    def prepared(self, *_: object) -> None:
+        """Nothing is allocated before the first scale."""
+
     def forward(self, x: Tensor, span: Span, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         prefix = x if state is None else torch.cat((state, x), dim=1)
         y, _ = self.mixer(prefix, span.schedule.span(0, span.last))

@@ -17,7 +17,6 @@ class ScaleSchedule:
     sides: tuple[int, ...]
     lengths: tuple[int, ...] = field(init=False, repr=False, compare=False)  # tokens of each scale, side_k squared
     offsets: tuple[int, ...] = field(init=False, repr=False, compare=False)  # scale k holds offsets[k] : offsets[k + 1]
-    levels: tuple[int, ...] = field(init=False, repr=False, compare=False)  # the scale of every token, L numbers
 
     def __post_init__(self) -> None:
         sides = tuple(self.sides)
@@ -29,7 +28,6 @@ class ScaleSchedule:
         lengths = tuple(side * side for side in sides)
         object.__setattr__(self, "lengths", lengths)
         object.__setattr__(self, "offsets", (0, *accumulate(lengths)))
-        object.__setattr__(self, "levels", tuple(k for k, length in enumerate(lengths) for _ in range(length)))
 
     @property
     def num_scales(self) -> int:
@@ -40,6 +38,11 @@ class ScaleSchedule:
     def num_tokens(self) -> int:
         """L, the tokens of all scales."""
         return self.offsets[-1]
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The scale of every token, L numbers; made when asked for: a file may claim a schedule of any length."""
+        return tuple(k for k, length in enumerate(self.lengths) for _ in range(length))
 
     def span(self, first: int = 0, last: int | None = None) -> "Span":
         """The scales `[first, last)`; without arguments the whole image."""

@@ -43,13 +43,12 @@ def test_the_yardstick_is_the_best_of_all_products(monkeypatch):
     clock = iter([0.0, 4.0, 10.0, 11.0, 20.0, 28.0, 30.0, 34.0])
     monkeypatch.setattr(machine, "GEMM_SIZES", (1, 2))
     monkeypatch.setattr(machine, "GEMM_REPEATS", 2)
-    monkeypatch.setattr(machine.time, "perf_counter", lambda: next(clock))
-    assert machine.gemm_flops_per_s() == max(2 * 1**3 / 1.0, 2 * 2**3 / 4.0)
+    assert machine.gemm_flops_per_s(lambda: next(clock)) == max(2 * 1**3 / 1.0, 2 * 2**3 / 4.0)
 
 
 def test_the_yardstick_is_the_better_of_before_and_after(monkeypatch):
     rates = iter([3.0, 5.0])
-    monkeypatch.setattr(machine, "gemm_flops_per_s", lambda: next(rates))
+    monkeypatch.setattr(machine, "gemm_flops_per_s", lambda clock: next(rates))
     assert machine.with_gemm(lambda: "measured") == ("measured", 5.0)
 
 

@@ -166,6 +166,8 @@ def count_classes(config: DataConfig) -> int:
     """
     try:
         find(config.name).check(config, stored=True)
+        if config.name in SOURCES.own:  # how many classes it has is known once it is open
+            open_source(config)
         return config.num_classes
     except OtherNumberOfClasses as error:
         return error.count

@@ -33,7 +33,7 @@ TABLES = {
     "cost": set(),
     "guidance": {f"guidance-digits-steps{end}" for end in ("", "-differences", "-pairs")},
     "imagenet": {"table2", "table3", "table4"},
-    "inter_scale": {f"inter_scale-digits-steps{end}" for end in ("", "-differences", "-own", "-lengths")},
+    "inter_scale": {f"inter_scale-digits-steps{end}" for end in ("", "-differences", "-own", "-lengths", "-latency")},
     "knockout": {"table1b"},
     "probes": {"probe-state"},
     "layers": {"layers-digits-steps", "layers-digits-steps-differences"},

@@ -68,7 +68,7 @@ class Rows:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_for_a_gpu_are_pinned_and_copied_ahead(workers):
     log = []
-    objective = types.SimpleNamespace(load=lambda rows: rows)
+    objective = types.SimpleNamespace(load=lambda rows: rows, decodes=False)
     with Feed(objective, lambda step: [(0, (Rows(step, log),))], range(3), workers, torch.device("cuda")) as feed:
         for step in range(3):
             first, (rows,) = feed.next()
