@@ -43,7 +43,9 @@ def test_what_a_gpu_shows_is_beside_the_checkouts_that_are_named():
             ["--official", "a", "--official-mvar", "b", "--tiny"],
         ),
     ):
-        printed = subprocess.run(["make", "--no-print-directory", "-n", "gpu", *given], cwd=ROOT, capture_output=True, text=True).stdout
+        printed = subprocess.run(
+            ["make", "--no-print-directory", "-n", "gpu", *given], cwd=ROOT, capture_output=True, text=True
+        ).stdout
         command = printed.replace("\\\n", " ").split("-m benchmarks.gpu")[1]
         assert command.split() == asked
 
