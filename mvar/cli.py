@@ -137,7 +137,7 @@ def parse(arguments: list[str]) -> Command:
         if leave.code in (0, None):
             raise
         _refuse_unknown(COMMANDS[name], rest)
-        raise UserError(_unboxed(complaint.getvalue())) from None
+        raise UserError(_plain(COMMANDS[name], _unboxed(complaint.getvalue()))) from None
 
 
 def _refuse_unknown(command: type, arguments: list[str]) -> None:
@@ -148,6 +148,20 @@ def _refuse_unknown(command: type, arguments: list[str]) -> None:
         option = argument.partition("=")[0]
         if option.startswith("--") and option.replace("_", "-") not in (*options, *HELP):
             raise one_of("option", option, options)
+
+
+def _plain(command: type, message: str) -> str:
+    """tyro's complaint; of arguments that are not given their names and texts."""
+    missing = re.split(r" \(required\) ?", re.sub(r"^Missing from mvar [\w-]+: ", "", message))[:-1]
+    if not missing:
+        return message
+    fields = dataclasses.fields(command)  # pyright: ignore[reportArgumentType]  commands are dataclasses
+    needed = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING][-len(missing) :]
+    texts = [re.sub(r"^(?:STR|\{[^}]*\}) ", "", text).rstrip(".") for text in missing]
+    told = [
+        f"{name}: not given; allowed: {text[0].lower()}{text[1:]}" for name, text in zip(needed, texts, strict=True)
+    ]
+    return "; ".join(told)
 
 
 def _unboxed(text: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mvar.commands.checkpoint import CheckpointFiles, check_unused, sampling_preset
-from mvar.commands.options import Answer, Labels, RunNames, Settings, Word
+from mvar.commands.options import Answer, RunNames, Settings, Values, Word
 from mvar.commands.outcome import conclude
 from mvar.commands.request import ONE, Asked
 from mvar.errors import FAILURE, OK, UserError, one_of, warn
@@ -37,7 +37,7 @@ class Evaluate(Asked, CheckpointFiles, Answer):
     runs: RunNames = ()
     """Run ids, unique beginnings of them, or runs' directories; or a sweep, or the name of a grid: all its runs.
     Several, or one with --guidance or --grid, are a table, which --name names."""
-    guidance: Labels = ""
+    guidance: Values = None
     """Values of sample.cfg_scale, e.g. 0,0.25,0.5,1,1.5,2.5: each run draws with each of them."""
     preset: Word = ""
     """Where sizes, data and recipe come from; default: digits, or what --config says, for a checkpoint imagenet256-d16
@@ -89,7 +89,7 @@ class Evaluate(Asked, CheckpointFiles, Answer):
         words = {"--config": self.config, "--grid": self.grid, "--name": self.name}
         if of_runs and self._is_table:
             words = {"--config": self.config}
-        elif self.guidance:
+        elif self.guidance is not None:
             raise UserError("guidance: of runs by their ids; allowed: RUN ..., elsewhere --grid sample.cfg_scale=0,1.5")
         allowed = "allowed: one of RUN, --checkpoint FILE, --config FILE, --grid with --name, --name"
         found = [name for name, value in given.items() if value and not (is_sweep and name == "RUN")]
@@ -109,7 +109,7 @@ class Evaluate(Asked, CheckpointFiles, Answer):
     @property
     def _is_table(self) -> bool:
         """Whether runs that are asked for by their ids are a table: several, or one with several settings."""
-        return len(self.runs) > 1 or bool(self.guidance or self.grid)
+        return len(self.runs) > 1 or self.guidance is not None or bool(self.grid)
 
     def _check_one(self, what: str, is_table: bool = False) -> None:
         """Refuse, beside a run or checkpoint, what tells which of several is meant; a table draws several sets."""
@@ -175,7 +175,7 @@ class Evaluate(Asked, CheckpointFiles, Answer):
         if len({found.root.resolve() for _, found in located}) > 1:
             raise UserError("run: the runs lie in several results directories; allowed: runs of one")
         grid = [axis for group in self.grid for axis in group]
-        grid += [f"sample.cfg_scale={self.guidance}"] if self.guidance else []
+        grid += [] if self.guidance is None else [f"sample.cfg_scale={self.guidance}"]
         if training := [axis for axis in grid if not axis.strip().startswith("sample.")]:
             raise UserError(f"grid: {training[0]} would be other runs; allowed: fields of sample.")
         if len(self.name) > 1:

@@ -1,11 +1,13 @@
 """`mvar evaluate-tokenizer`: what a tokenizer is worth, of a run or of a published checkpoint."""
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from mvar import layout
 from mvar.commands.checkpoint import CheckpointFiles
 from mvar.commands.options import Answer, Count, InResults, Numbers, Settings, Word
 from mvar.commands.plugged import Plugged
@@ -16,11 +18,12 @@ if TYPE_CHECKING:
     from mvar.config import RunConfig
     from mvar.evaluation.extractor import Extractor
     from mvar.evaluation.tokenizer_quality import TokenizerQuality
-    from mvar.runs.store import Store
+    from mvar.runs.store import RunDirectory, StageDirectory, Store
     from mvar.tokenizer.model import Tokenizer
 
 FILES = (".pth", ".pt", ".safetensors", ".json")  # what a checkpoint's name ends in; it may end in #MODEL too
 SECTIONS = ("data", "evaluation", "runtime")
+TOKENIZER = "tokenizer"  # the kind of its stage
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class EvaluateTokenizer(Plugged, InResults, Answer):
     """
 
     tokenizer: tyro.conf.Positional[str]
-    """A run, whose tokenizer is meant, or a checkpoint file: VAR's, M-VAR's, or one of this project."""
+    """A run, whose tokenizer is meant; a tokenizer of the results by its id, as reports have it, or by its folder; or a
+    checkpoint file: VAR's, M-VAR's, or one of this project."""
     data: Word = ""
     """A folder of class subfolders, all of whose images are used, or the name of a data source; default: the run's."""
     split: Literal["heldout", "train"] = "heldout"
@@ -56,6 +60,8 @@ class EvaluateTokenizer(Plugged, InResults, Answer):
         """Measure, print a table, write the picture; returns the exit code."""
         if self.rows < 0 or self.rows > 1000:
             raise UserError(f"rows: {self.rows}; allowed: 0 to 1,000")
+        if self.images < 0:
+            raise UserError(f"images: {self.images}; allowed: 1 or more, or 0 for all")
         if self.rows:
             check_place("out", self.out)
         from mvar.data.sources.contract import find
@@ -67,8 +73,7 @@ class EvaluateTokenizer(Plugged, InResults, Answer):
         from mvar.runs.store import Store
         from mvar.training.distributed import resolve_device
 
-        store = Store(self.results)
-        tokenizer, config, folder = self._opened(store)
+        tokenizer, config, folder, store = self._opened(Store(self.results))
         tokenizer = tokenizer.to(resolve_device(config.runtime)).eval()
         split = "heldout" if folder else self.split
         every = Images(load_images(config.data, split), "images")
@@ -93,19 +98,19 @@ class EvaluateTokenizer(Plugged, InResults, Answer):
                 say(f"{self.out}: the image, then what is decoded after each scale")
         return OK
 
-    def _opened(self, store: "Store") -> "tuple[Tokenizer, RunConfig, bool]":
-        """The tokenizer, data and evaluation as a config, and whether all images of a folder are meant."""
+    def _opened(self, store: "Store") -> "tuple[Tokenizer, RunConfig, bool, Store]":
+        """The tokenizer, data and evaluation as a config, whether all images of a folder are meant, and its results."""
         from mvar.config.parsing import parse_overrides
 
         given = dict(parse_overrides(setting for group in self.set for setting in group))
         if wrong := [name for name in given if name.partition(".")[0] not in SECTIONS]:
             raise UserError(f"set: {wrong[0]}; allowed: fields of {', '.join(SECTIONS)}")
         is_file = self.tokenizer.partition("#")[0].endswith(FILES) or Path(self.tokenizer).is_file()
-        tokenizer, config = self._of_file() if is_file else self._of_run(store)
+        tokenizer, config, store = (*self._of_file(), store) if is_file else self._of_results(store)
         values, folder = _data(self.data, given)
         if not (values or given) and not is_file:
-            return tokenizer, config, False
-        return tokenizer, _with_data(config, tokenizer, values | given), folder
+            return tokenizer, config, False, store
+        return tokenizer, _with_data(config, tokenizer, values | given), folder, store
 
     def _of_file(self) -> "tuple[Tokenizer, RunConfig]":
         from mvar.checkpoints.published import load_tokenizer
@@ -117,7 +122,10 @@ class EvaluateTokenizer(Plugged, InResults, Answer):
         found = load_tokenizer(self.tokenizer, patch_sides=sides, weights=self.weights)
         return found, RunConfig(evaluation=EvaluationConfig(extractor="inception"))
 
-    def _of_run(self, store: "Store") -> "tuple[Tokenizer, RunConfig]":
+    def _of_results(self, store: "Store") -> "tuple[Tokenizer, RunConfig, Store]":
+        """Of a run, or of a tokenizer by its own name; and the results that it lies in."""
+        from mvar.runs.stages.contract import Watch
+        from mvar.runs.stages.tokenizer import TokenizerStage
         from mvar.runs.store import Store
         from mvar.runs.wiring import Stages
 
@@ -125,11 +133,60 @@ class EvaluateTokenizer(Plugged, InResults, Answer):
             if getattr(self, name):
                 option = name.replace("_", "-")
                 raise UserError(f"{option}: a run has its own; allowed: --{option} with a checkpoint file")
-        run, store = Store.locate(store.root, self.tokenizer)
-        stage = Stages.of_run(store, run).tokenizer
+        if found := _stage_of(store, self.tokenizer):
+            store, directory, run = found
+            config = run.config() if run else _config_of(directory)
+            stage = TokenizerStage(directory, Watch(), config.data, config.tokenizer, config.evaluation, config.runtime)
+            name = directory.name
+        else:
+            run, store = Store.locate(store.root, self.tokenizer)
+            config, stage, name = run.config(), Stages.of_run(store, run).tokenizer, f"that of {run.name}"
         if not stage.is_done():
-            raise UserError(f"tokenizer: that of {run.name} is not there yet; allowed: a run whose tokenizer is made")
-        return stage.load(), run.config()
+            raise UserError(f"tokenizer: {name} is not there yet; allowed: a run whose tokenizer is made")
+        return stage.load(), config, store
+
+
+def _stage_of(store: "Store", name: str) -> "tuple[Store, StageDirectory, RunDirectory | None] | None":
+    """The tokenizer's folder that an id, its folder's name or path means, with its results and a run that has it.
+
+    None where there is no such folder.
+
+    Raises:
+        UserError: the folder of another stage.
+    """
+    from mvar.runs.store import Store
+
+    path = Path(name).resolve()
+    if path.parent.name == layout.STAGES and path.is_dir():
+        store, name = Store(path.parent.parent), path.name
+    kind, _, stage_id = name.rpartition("-")
+    stage = next((s for s in store.stages() if s.name == (name if kind else f"{TOKENIZER}-{name}")), None)
+    if stage is None:
+        return None
+    if kind not in ("", TOKENIZER):
+        raise UserError(f"tokenizer: {stage.path} is another stage; allowed: a run, a tokenizer's id or folder, a file")
+    for run in store.runs():
+        with suppress(UserError):
+            if run.stored().config.tokenizer_id == stage_id:
+                return store, stage, run
+    return store, stage, None
+
+
+def _config_of(stage: "StageDirectory") -> "RunConfig":
+    """What a tokenizer that no run has was made from; its features are the default ones."""
+    from mvar.config import DataConfig, RunConfig, TokenizerConfig, from_dict
+    from mvar.files import read_json
+
+    try:
+        document = read_json(stage.path / layout.CONFIG)
+        found = {"data": document["data"], "tokenizer": document["tokenizer"]}
+    except (OSError, KeyError, TypeError):
+        file = stage.path / layout.TOKENIZER
+        raise UserError(
+            f"tokenizer: what {stage.name} was made from is not known; allowed: {file} with --data"
+        ) from None
+    kinds = {"data": DataConfig, "tokenizer": TokenizerConfig}
+    return RunConfig().model_copy(update={n: from_dict(kinds[n], found[n], lenient=True) for n in found})
 
 
 def _data(name: str, given: dict[str, Any]) -> tuple[dict[str, Any], bool]:

@@ -17,6 +17,7 @@ Word = Annotated[str, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
 File = Annotated[str, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 Folder = Annotated[str, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
 Numbers = Annotated[str, tyro.conf.arg(metavar="N,N,...", help_behavior_hint="")]
+Values = Annotated[str | None, tyro.conf.arg(metavar="VALUE,...", help_behavior_hint="")]
 Labels = Annotated[str, tyro.conf.arg(metavar="NAME,...", help_behavior_hint="")]
 Count = Annotated[int, tyro.conf.arg(metavar="N", help_behavior_hint="")]  # 0: not given
 Number = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]

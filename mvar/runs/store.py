@@ -324,7 +324,7 @@ class Store:
 
     def fitting(self, name: str) -> list[RunDirectory]:
         """The runs that a name may mean: a path of a directory, an id, or a beginning of ids."""
-        if Path(name, layout.CONFIG).is_file():
+        if Path(name, layout.CONFIG).is_file() and Path(name).resolve().parent.name != layout.STAGES:
             return [RunDirectory(Path(name))]
         names = [run.name for run in self.runs()]
         matches = [n for n in names if n == name] or [n for n in names if n.startswith(name)]

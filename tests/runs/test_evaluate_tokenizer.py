@@ -1,6 +1,7 @@
 """`mvar evaluate-tokenizer` on a run's tokenizer, on the file that it is exported to, and on other images."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -46,6 +47,27 @@ def test_of_a_run_and_of_its_file(store, tmp_path, capsys):
     again = answer(capsys, str(file), "--data", "digits", "--set", share, "--rows", "0", *place)
     assert again["rfid"] is None and again["extractor_id"] is None
     assert {**again, **{name: found[name] for name in ("tokenizer", "rfid", "extractor_id")}} == found
+
+
+def test_of_a_tokenizer_by_its_own_names(store, tmp_path, capsys):
+    """Its id, which the report prints, its stage's name and its folder; features are those of a run that has it."""
+    of_results = ["--rows", "0", "--results", str(store.root), "--images", "40"]
+    stage = store.stage("tokenizer", CONFIG.tokenizer_id)
+    wanted = answer(capsys, CONFIG.run_id, *of_results)
+    for name in (CONFIG.tokenizer_id, stage.name):
+        assert answer(capsys, name, *of_results) == wanted | {"tokenizer": name}
+    folder = str(stage.path) + "/"  # wherever the results are that it lies in
+    elsewhere = [*of_results, "--results", str(tmp_path / "elsewhere")]
+    assert answer(capsys, folder, *elsewhere) == wanted | {"tokenizer": folder}
+    shutil.rmtree(store.root / "runs")  # no run has it any more: by the default features, which are not there
+    alone = answer(capsys, CONFIG.tokenizer_id, *of_results)
+    assert alone == wanted | {"rfid": None, "extractor_id": None, "tokenizer": CONFIG.tokenizer_id}
+    assert main(["evaluate", str(stage.path), *of_results[2:4]]) == USER_ERROR
+    told = capsys.readouterr().err
+    assert "is unknown" in told and "repair" not in told
+    (stage.path / "config.json").unlink()
+    assert main(["evaluate-tokenizer", CONFIG.tokenizer_id, *of_results]) == USER_ERROR
+    assert "is not known; allowed: " in capsys.readouterr().err
 
 
 def test_of_a_folder_of_pictures_and_as_a_table(store, tmp_path, capsys):
@@ -103,7 +125,11 @@ def test_of_a_published_tokenizer_on_pictures(tmp_path, capsys):
         ([CONFIG.run_id, "--data", "nowhere"], "data: 'nowhere' is no folder and no data source"),
         ([CONFIG.run_id, "--rows", "-1"], "rows: -1; allowed: 0 to 1,000"),
         (["vae.pth"], "data: not given; allowed for a checkpoint: a folder of class subfolders, or a data source"),
+        ([CONFIG.run_id, "--images", "-3"], "images: -3; allowed: 1 or more, or 0 for all"),
         (["nobody"], "run: 'nobody' is unknown"),
+        ([f"tokenizer-{CONFIG.extractor_id}"], "run: 'tokenizer-"),
+        ([f"extractor-{CONFIG.extractor_id}"], "is another stage; allowed: a run, a tokenizer's id or folder, a file"),
+        ([], "tokenizer: not given; allowed: a run, whose tokenizer is meant; "),
     ],
 )
 def test_mistakes_are_a_line(made, capsys, words, reason):

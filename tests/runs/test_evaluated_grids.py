@@ -145,6 +145,7 @@ def test_runs_of_several_seeds_and_patterns_are_rows_with_the_seeds_that_there_a
         (["RUN", "--guidance", "0,1", "--seeds", "3"], r"seeds: a run has its own"),
         (["RUN", "--guidance", "0,-1"], r"cfg_scale: -1.*allowed|cfg_scale: -1"),
         (["RUN", "--guidance", "0,0.0"], r"'0' and '0.0' are one value"),
+        (["RUN", "--guidance", ""], r"sample.cfg_scale: '' has an empty value"),
         (["RUN", "--guidance", "0,x"], r"cfg_scale: 'x'"),
         (["RUN", "--grid", "train.steps=4,9"], r"grid: train.steps=4,9 would be other runs; allowed: fields of sample"),
         (["RUN", "nope", "--guidance", "0"], r"run: 'nope' is unknown"),
