@@ -139,7 +139,13 @@ def comparison(found: Found, asked: Setting, manifest: kit.Manifest) -> kit.Tabl
     for (number, model, key), verdict in verdicts.items():
         rows[number] |= {f"{model} {key} verdict": verdict.told, f"{model} {key} needed": verdict.needed}
     title = f"Guidance, {' and '.join(models)}: {manifest.title}"
-    reading = [*_reading(models, chosen_on, reported, counts), *kit.left_out(verdicts.values())]
+    shown = [[value for row in rows for m in models if (value := row.get(f"{m} {key}"))] for key in (FID, SECOND)]
+    spreads = zip(map(kit.pooled, shown), (("FID", 1), ("KID (× 1000)", 1000)), strict=True)
+    reading = [
+        *_reading(models, chosen_on, reported, counts),
+        *(spread.told(*of) for spread, of in spreads if spread),
+        *kit.left_out(verdicts.values()),
+    ]
     return kit.Table(f"{manifest.name}-pairs", title, _columns(models), rows, run_ids, reading=reading)
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mvar.analysis.style import COLUMN, WIDTH, Figure, canvas, despine, mixer_look, page
     from mvar.analysis.style import MIXERS as MIXER_NAMES
     from mvar.analysis.tables import KEYS, cell_rows, contradictions, images_line
-    from mvar.analysis.verdicts import Verdict, judge, left_out, p_text
+    from mvar.analysis.verdicts import Verdict, judge, left_out, p_text, pooled
     from mvar.analysis.writer import Writer
     from mvar.escaping import code
     from mvar.escaping import figure as figure_text
@@ -64,7 +64,7 @@ _HOMES = {
     "mvar.analysis.reproduced": ("beside_printed",),
     "mvar.analysis.style": ("COLUMN", "MIXER_NAMES", "WIDTH", "Figure", "canvas", "despine", "mixer_look", "page"),
     "mvar.analysis.tables": ("KEYS", "cell_rows", "contradictions", "images_line"),
-    "mvar.analysis.verdicts": ("Verdict", "judge", "left_out", "p_text"),
+    "mvar.analysis.verdicts": ("Verdict", "judge", "left_out", "p_text", "pooled"),
     "mvar.analysis.writer": ("Writer",),
     "mvar.escaping": ("code", "figure_text"),
     "mvar.runs.experiment": ("COUNTS",),

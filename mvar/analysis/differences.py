@@ -31,6 +31,7 @@ COLUMNS = (
     Column("n", "pairs of seeds", "", 0),
 )
 KEYS = JUDGED | {"copy_rate": "eval/copy_rate", "recall": "eval/recall"}
+NAMES = {"fid": "FID", "nll": "held-out NLL"}  # in sentences
 Cells = Sequence[tuple[AskedCell, pd.DataFrame]]
 
 
@@ -46,7 +47,7 @@ def differences_table(records: Records, manifest: Manifest) -> Table | None:
     if not rows:
         return None
     title = f"{manifest.artefact} ({manifest.sweep}), differences from the baseline: {manifest.title}"
-    reading = _reading(rows, family, _spread(cells))
+    reading = _reading(rows, family, _spreads(cells))
     return Table(f"{manifest.name}-differences", title, COLUMNS, rows, run_ids, reading=reading)
 
 
@@ -80,34 +81,33 @@ def _verdicts(row: Mapping[str, Any], family: Family) -> dict[str, Verdict]:
     return {name: family.verdict(name, *labels) for name in JUDGED if family.has(name, *labels)}
 
 
-def _spread(cells: Cells) -> Pooled | None:
-    found = [aggregate(rows, KEYS["fid"]) for _, rows in cells if not rows.empty]
-    return pooled([value for value in found if value])
+def _spreads(cells: Cells) -> dict[str, Pooled]:
+    """The pooled interval of each metric that gets verdicts, where there is one."""
+    found = {}
+    for name, key in JUDGED.items():
+        values = (aggregate(rows, key) for _, rows in cells if not rows.empty)
+        found[name] = pooled([value for value in values if value])
+    return {name: spread for name, spread in found.items() if spread}
 
 
-def _reading(rows: Sequence[Mapping[str, Any]], family: Family, spread: Pooled | None) -> list[str]:
+def _reading(rows: Sequence[Mapping[str, Any]], family: Family, spreads: Mapping[str, Pooled]) -> list[str]:
     lines = [
         "Each difference is paired over the training seeds that both rows have. In brackets: the "
         f"{CONFIDENCE:.0%} interval by Student's t over the pairs, each by itself; none for one pair. {family.told}",
         f"A difference of FID counts from {family.counts:.1%} of the baseline's on. Seeds needed: at which one of the "
         "size and scatter seen here is found in 80 % of trials, by the strictest step of that correction.",
     ]
-    if spread:
-        lines.append(
-            f"If all rows scattered equally, a difference of FID would have an interval of ±{spread.half_width:.3f} "
-            f"(pooled over all rows, {spread.freedom} degrees of freedom, {spread.num_seeds} seeds)."
-        )
+    lines += [spread.told(NAMES[key]) for key, spread in spreads.items()]
     told = {row["label"]: _verdicts(row, family) for row in rows}
-    for key, name in (("fid", "FID"), ("nll", "Held-out NLL")):
+    for key, name in NAMES.items():
         words: dict[str, list[str]] = {}
         for label, verdicts in told.items():
             if key in verdicts:
                 words.setdefault(verdicts[key].outcome, []).append(_quoted(label))
         if words:
             order = [word for word in (BETTER, WORSE, SMALL, INCONCLUSIVE) if word in words]
-            lines.append(
-                f"{name}, against the baseline: " + "; ".join(f"{w}: {', '.join(words[w])}" for w in order) + "."
-            )
+            said = "; ".join(f"{word}: {', '.join(words[word])}" for word in order)
+            lines.append(f"{name[0].upper()}{name[1:]}, against the baseline: {said}.")
     return lines + left_out(verdict for verdicts in told.values() for verdict in verdicts.values())
 
 

@@ -186,14 +186,25 @@ class Pooled:
     freedom: int
     num_seeds: int
 
+    def told(self, name: str, factor: float = 1.0) -> str:
+        """A sentence on the differences of a metric, times a factor, which says what is assumed."""
+        return (
+            f"If all rows scattered equally, a difference of {name} would have an interval of "
+            f"±{self.half_width * factor:.3f} (pooled over all rows, {self.freedom} degrees of freedom, "
+            f"{self.num_seeds} seeds)."
+        )
+
 
 def pooled(rows: Sequence[Measured]) -> Pooled | None:
-    """The pooled interval over the seeds that all rows have; None with fewer than two of either."""
+    """The pooled interval over the seeds that all rows have; None with fewer than two of either.
+
+    Rows of the same numbers are one, as those of NLL are, which is the same at any guidance.
+    """
     from scipy.stats import t
 
-    if len(rows) < 2:
+    tables = [dict(numbers) for numbers in dict.fromkeys(row.by_seed for row in rows)]
+    if len(tables) < 2:
         return None
-    tables = [dict(row.by_seed) for row in rows]
     seeds = sorted(set.intersection(*(set(table) for table in tables)))
     if len(seeds) < 2:
         return None

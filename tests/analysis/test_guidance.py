@@ -51,6 +51,7 @@ def test_the_best_is_chosen_on_images_that_are_not_reported():
     for row in table.rows:
         assert row["M-VAR eval/fid verdict"].startswith(BETTER) and row["M-VAR eval/kid verdict"].startswith(WORSE)
     assert "on sampling seed 0, whose numbers are in no cell here" in table.reading[0]
+    assert sum("(pooled over all rows, 15 degrees of freedom, 4 seeds)" in line for line in table.reading) == 2
 
 
 def test_verdicts_say_what_counts_what_is_left_out_and_how_many_seeds_it_takes():

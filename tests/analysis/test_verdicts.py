@@ -119,6 +119,13 @@ def test_power_grows_with_the_effect_whatever_that_is(n):
     assert np.isfinite(found).all() and (np.diff(found) > -1e-9).all() and found[-1] > 0.98
 
 
+def test_the_pooled_interval_counts_the_same_numbers_once():
+    """NLL is the same at any guidance: six rows of two trainings are two."""
+    a, b = measured([1.0, 1.2, 1.1]), measured([2.0, 2.5, 1.9])
+    assert pooled([a, b, a, b, a, b]) == pooled([a, b]) and pooled([a, a]) is None and pooled([]) is None
+    assert "If all rows scattered equally, a difference of FID would have" in pooled([a, b]).told("FID")
+
+
 def measured(values, seeds=None) -> Measured:
     index = range(len(values)) if seeds is None else seeds
     return Measured.of(pd.Series(list(values), index=list(index), dtype=float))
