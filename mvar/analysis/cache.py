@@ -11,7 +11,7 @@ from typing import Any
 
 from mvar.files import atomic_write
 
-VERSION = 3  # of what the readers return; another one is read anew
+VERSION = 4  # of what the readers return; another one is read anew
 
 
 class ReadCache:

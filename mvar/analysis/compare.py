@@ -13,6 +13,8 @@ from mvar.errors import UserError
 from mvar.probes.interval import CONFIDENCE, t_factor
 
 DASH = "—"
+DUPLICATES = "eval/heldout_in_training"
+FIRST_READING = "first_reading"  # a column that says of rows with duplicates that the threshold counts them
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ def new_images_interval(share: float, heldout: int, count: int) -> tuple[float, 
 
 
 def heldout_images(rows: pd.DataFrame) -> int:
-    """The fewest held-out images that a threshold of near-copies rests on: those that are no training images.
+    """The fewest held-out images that a threshold of near-copies rests on: those that are no training images, and of
+    the first reading of data all.
 
     0 where samples are compared with a file: the count of a record is then that of the file's images.
     """
@@ -141,8 +144,21 @@ def heldout_images(rows: pd.DataFrame) -> int:
     if any("reference.sha256" in settings for settings in references):
         return 0
     counts = [int(settings["reference.num_images"]) for settings in references]
-    both: Any = rows["eval/heldout_in_training"].max() if "eval/heldout_in_training" in rows else 0
-    return max(1, min(counts) - (int(both) if both > 0 else 0))
+    return max(1, min(counts) - duplicates(rows, counted=False))
+
+
+def duplicates(rows: pd.DataFrame, counted: bool) -> int:
+    """How many held-out images are training images too, the most of any row.
+
+    Args:
+        rows: of `Records.table`.
+        counted: those that a threshold of near-copies counts, as the first reading of data does, or leaves out.
+    """
+    if DUPLICATES not in rows:
+        return 0
+    first = rows[FIRST_READING].eq(True) if FIRST_READING in rows else pd.Series(False, rows.index)
+    found = rows.loc[first == counted, DUPLICATES].dropna()
+    return 0 if found.empty else int(found.max())
 
 
 def chosen_and_reported(seeds: Collection[int]) -> tuple[int | None, list[int]]:

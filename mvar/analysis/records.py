@@ -15,11 +15,14 @@ import pandas as pd
 
 from mvar import layout
 from mvar.analysis.cache import ReadCache
+from mvar.analysis.compare import DUPLICATES, FIRST_READING
 from mvar.analysis.frame import any_text, frame
 from mvar.analysis.manifests import AskedCell, Manifest, Missing, missing_of, read_manifests
 from mvar.config import EvaluationConfig, RunConfig, SampleConfig, from_dict, identity
+from mvar.data.sources.contract import find
 from mvar.errors import UserError
 from mvar.files import digest
+from mvar.registries import SOURCES
 from mvar.runs.documents import Damaged, read_document, read_or_empty
 from mvar.runs.measured import versions
 from mvar.runs.repair import damaged_origins
@@ -160,8 +163,14 @@ def _run_rows(run: RunDirectory, config: RunConfig, problems: list[str]) -> list
         here = f"{where}/{layout.EVAL}: evaluation {evaluation_id}"
         columns = _attempt(problems, here, lambda record=record, here=here: _evaluation_columns(record, here, problems))
         if columns is not None:
-            rows.append(common | {"evaluation_id": evaluation_id} | columns)
+            counted = {FIRST_READING: True} if columns.get(DUPLICATES) and _is_first_reading(config) else {}
+            rows.append(common | {"evaluation_id": evaluation_id} | columns | counted)
     return rows or [common | {"evaluation_id": None}]
+
+
+def _is_first_reading(config: RunConfig) -> bool:
+    """Whether pictures are read as by the first version; not known of a source that is not loaded."""
+    return config.data.name in SOURCES and find(config.data.name).reading(config.data) == 1
 
 
 def _status(run: RunDirectory, where: str, problems: list[str]) -> dict[str, Any]:

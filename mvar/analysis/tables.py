@@ -12,6 +12,7 @@ import pandas as pd
 from mvar.analysis.compare import (
     aggregate,
     check_comparable,
+    duplicates,
     heldout_images,
     new_images_interval,
     ratio,
@@ -249,7 +250,7 @@ def _settings_line(found: pd.DataFrame, beside_paper: bool) -> str:
 
 def _copies_line(found: pd.DataFrame) -> str:
     """What a near-copy is, what new images would score, and how surely a share of so many images is known."""
-    shares, both = _known(found, "eval/copy_rate_heldout"), _known(found, "eval/heldout_in_training")
+    shares = _known(found, "eval/copy_rate_heldout")
     if not len(shares):
         return ""
     share, images, heldout = float(shares.mean()), int(found["num_images"].iloc[0]), heldout_images(found)
@@ -261,8 +262,9 @@ def _copies_line(found: pd.DataFrame) -> str:
             "rests on so many held-out images too)"
         )
     line += "."
-    if len(both) and both.max() > 0:
-        line += f" {int(both.max()):,} held-out images are training images too, and are left out of that threshold."
+    for counted, told in ((False, "left out of"), (True, "counted, as in the first reading of data, in")):
+        if both := duplicates(found, counted):
+            line += f" Held-out images that are training images too: {both:,}, {told} that threshold."
     return line
 
 

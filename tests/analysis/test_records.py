@@ -7,6 +7,7 @@ import pytest
 
 from mvar.analysis.compare import aggregate, check_comparable, ratio
 from mvar.analysis.records import load_records, training_curve
+from mvar.config import override
 from mvar.errors import UserError
 from mvar.presets import DIGITS, PRESETS
 from mvar.runs.store import Store
@@ -216,3 +217,19 @@ def test_the_benchmarks_directories_are_runs_like_any(results, tmp_path):
     assert sum(len(cell.run_ids) for cell in records.manifests[0].cells) == 30
     assert records.table["eval/fid"].nunique() > 8  # shifted, not merely copied
     assert {path: path.stat().st_mtime_ns for path in results.root.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("reading", [1, 2])
+def test_a_row_says_whether_images_in_both_sets_were_counted(results, reading):
+    """Where there are any: the next run has none."""
+    folder = {"data.name": "imagefolder", "data.root": "/pictures", "data.reading": reading}
+    for number in (3, 0):
+        config = override(DIGITS, {**folder, "seed": number})
+        results.run(config)
+        path = results.store.run(config.run_id).path / "eval.json"
+        values = json.loads(path.read_text())
+        values["evaluations"][config.evaluation_id]["metrics"] |= {"eval/heldout_in_training": number} if number else {}
+        path.write_text(json.dumps(values))
+    table = load_records(results.root).table.set_index("seed")
+    assert ("first_reading" in table) == (reading == 1)
+    assert reading == 2 or table["first_reading"].eq(True).to_dict() == {3: True, 0: False}

@@ -265,6 +265,23 @@ def test_a_file_of_reference_does_not_tell_how_many_heldout_images_there_are():
     assert _copies_line(found).endswith("than the nearest 5.0% of held-out images do.")
 
 
+@pytest.mark.parametrize("first", [False, True, None])
+def test_images_in_both_sets_are_said_as_the_threshold_has_them(first):
+    """Left out of it, or counted in it by the first reading of data: so is the number that its interval rests on."""
+    found = rows({0: 1.0, 1: 2.0}, **{"eval/copy_rate_heldout": 0.1, "num_images": 1000})
+    found["settings"] = json.dumps({"reference.num_images": 100})
+    assert heldout_images(found) == 100 and "training images too" not in _copies_line(found)
+    found["eval/heldout_in_training"] = [40.0, np.nan]
+    if first is not None:  # an older row does not say
+        found["first_reading"] = [first or np.nan, np.nan]
+    counted, number = (" 40, counted, as in the first reading of data, in", 100) if first else (" 40, left out of", 60)
+    assert heldout_images(found) == number
+    low, high = new_images_interval(0.1, number, 1000)
+    line = _copies_line(found)
+    assert f"would be {low:.1%} to {high:.1%}" in line
+    assert line.endswith(f" Held-out images that are training images too:{counted} that threshold.")
+
+
 def test_where_reciting_is_not_seen_the_report_says_so():
     def floors(reciting):
         values = {"train": reciting, "heldout": 0.05}
