@@ -103,7 +103,8 @@ def _pairs(in_paper_order: Sequence[Row], family: Family) -> list[str]:
     lines = [f"{_counted(names, family)}: {_end(names)}."]
     if ordered_ones := [*names[BETTER], *names[WORSE]]:
         told = (f"{name} (p {p_text(p)})" for name in verdicts if name in ordered_ones and (p := verdicts[name].p))
-        lines.append(f"Those that are ordered: {'; '.join(told)}.")
+        which = "The one that is" if len(ordered_ones) == 1 else "Those that are"
+        lines.append(f"{which} ordered: {'; '.join(told)}.")
     lines += left_out(verdicts.values())
     if any(verdict.p is None for verdict in verdicts.values()):
         lines.append("With one seed, or none in common, a pair is inconclusive: --seeds 3 trains three.")
@@ -120,9 +121,11 @@ def _counted(names: dict[str, list[str]], family: Family) -> str:
     """How many pairs there are of each outcome."""
     total = sum(map(len, names.values()))
     against = f" ({'; '.join(names[WORSE])})" if names[WORSE] else ""
-    small = f"{len(names[SMALL])} differ by less than counts, {family.counts:.1%} ({'; '.join(names[SMALL])}), "
+    differ = "differs" if len(names[SMALL]) == 1 else "differ"
+    small = f"{len(names[SMALL])} {differ} by less than counts, {family.counts:.1%} ({'; '.join(names[SMALL])}), "
+    are = "is" if len(names[BETTER]) == 1 else "are"
     return (
-        f"Of {total} pair{'s' * (total != 1)} of FIDs (paired by seed, Holm's correction), {len(names[BETTER])} are "
+        f"Of {total} pair{'s' * (total != 1)} of FIDs (paired by seed, Holm's correction), {len(names[BETTER])} {are} "
         f"ordered as in the paper, {len(names[WORSE])} the other way{against}, {small if names[SMALL] else ''}"
         f"{len(names[INCONCLUSIVE])} inconclusive"
     )

@@ -67,7 +67,7 @@ class EvaluateTokenizer(Plugged, InResults, Answer):
         from mvar.data.sources.contract import find
         from mvar.data.splits import load_images
         from mvar.evaluation.images import Images, spread_indices
-        from mvar.evaluation.tokenizer_quality import after_each_scale, tokenizer_quality
+        from mvar.evaluation.tokenizer_quality import VERSION, after_each_scale, tokenizer_quality
         from mvar.runs.display import shown
         from mvar.runs.stages.sample import save_grid
         from mvar.runs.store import Store
@@ -89,7 +89,7 @@ class EvaluateTokenizer(Plugged, InResults, Answer):
         told = {"data": config.data.name, "split": "all" if folder else split, "resize_factor": factor}
         if self.json:
             by = config.extractor_id if extractor else None
-            self.answer({"tokenizer": self.tokenizer, **told, "extractor_id": by, **asdict(found)})
+            self.answer({"tokenizer": self.tokenizer, "version": VERSION, **told, "extractor_id": by, **asdict(found)})
         else:
             name = f"{config.data.name}, {'all' if folder else split} images"
             name += f", resized to {factor:g} times the tokenizer's size and cropped" if factor not in (None, 1) else ""

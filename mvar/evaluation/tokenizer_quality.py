@@ -20,6 +20,7 @@ from mvar.evaluation.images import Images, at_once, check_same_size, in_turn
 from mvar.progress import Progress
 from mvar.tokenizer.model import Tokenizer
 
+VERSION = 1  # of all that is measured here
 # Of SSIM (Wang et al. 2004): the window's side and deviation in px, and the constants, of grey levels up to 255.
 WINDOW, SIGMA = 11, 1.5
 STABLE = ((0.01 * 255) ** 2, (0.03 * 255) ** 2)

@@ -270,6 +270,12 @@ def test_order_does_not_agree_and_names_the_pairs():
     assert "With one seed" not in text and "here B, A, C; in the paper A, B, C" in text
 
 
+def test_one_is_ordered():
+    text = order(row("A", 1.0, 3.0, 0.1), row("B", 2.0, 4.0, 0.1))
+    assert "Of 1 pair of FIDs (paired by seed, Holm's correction), 1 is ordered as in the paper, 0 the other" in text
+    assert "The one that is ordered: A / B (p below 0.001)." in text
+
+
 def test_a_difference_within_the_scatter_is_inconclusive():
     text = order(row("A", 1.0, 3.0, 0.5), row("B", 1.1, 4.0, 0.5))
     assert "0 are ordered as in the paper, 0 the other way, 1 inconclusive: the order is inconclusive" in text
@@ -285,7 +291,7 @@ def test_differences_of_fid_that_are_too_small_to_count_order_nothing():
     """B is surely above A, by 1 %: less than counts by default, and enough where an experiment says so."""
     rows = [row("A", 1.0, 3.0, 0.001), row("B", 1.01, 4.0, 0.001), row("C", 2.0, 5.0, 0.001)]
     text = order(*rows)
-    assert "2 are ordered as in the paper, 0 the other way, 1 differ by less than counts, 1.3% (A / B), 0 incon" in text
+    assert "2 are ordered as in the paper, 0 the other way, 1 differs by less than counts, 1.3% (A / B), 0 inc" in text
     assert "the order agrees with the paper's, as far as differences count." in text
     assert "Those that are ordered: A / C (p below 0.001); B / C (p below 0.001)." in text
     assert "3 are ordered as in the paper" in order(*rows, counts=0.005)

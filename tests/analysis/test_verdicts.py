@@ -142,7 +142,7 @@ def test_holm():
     assert holm(np.array([0.9, 0.8])).max() == 1.0 and holm(np.array([])).size == 0
 
 
-SAID = re.compile(r"\b(?:is|are) (?:better|worse)|[1-9] (?:better|worse)|[1-9] are ordered|[1-9] the other way")
+SAID = re.compile(r"\b(?:is|are) (?:better|worse)|[1-9] (?:better|worse)|[1-9] (?:is|are) ordered|[1-9] the other way")
 
 
 @pytest.mark.slow

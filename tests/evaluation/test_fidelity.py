@@ -1,6 +1,7 @@
 """All that needs torch-fidelity, which takes seconds to import: metrics, floors, Inception and the whole evaluation."""
 
 import os
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from mvar.evaluation.measure import image_metrics
 from mvar.evaluation.metrics.contract import every_metric
 from mvar.evaluation.metrics.inputs import Inputs, Parts, compute, shares
 from mvar.evaluation.rejection import class_outputs, label_score
+from mvar.evaluation.tokenizer_quality import VERSION, TokenizerQuality
 
 DOCS = Path(__file__).parents[2] / "docs"
 CONFIG = EvaluationConfig(kid_subset_size=40)
@@ -463,3 +465,16 @@ def test_the_page_has_every_metric_and_key():
         assert better.split()[:1] == (["lower"] if kind.lower else ["higher"] if kind.higher else [])
         assert len(definition) > 40 and source, name
         assert f"`{name}`" in pitfalls or f"`{kind.keys[0].removeprefix('eval/')}`" in pitfalls, name
+
+
+def test_the_page_has_a_version_of_what_is_no_metric_of_an_evaluation():
+    """Of tokenizers all that is measured, of the log the likelihoods, which are `nll`."""
+    page = (DOCS / "metrics.md").read_text()
+    (table,) = [part for part in page.split("\n\n") if part.startswith("| what | version |")]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    measured = {field.name for field in fields(TokenizerQuality)} - {"num_images", "vocab_size", "sides"}
+    shown = {name.split("_")[0] for name in measured}  # rfid, psnr_db, ...
+    assert {row[0].lower().split()[0] for row in rows} == shown
+    assert all(row[1] == str(VERSION) and len(row[3]) > 25 and row[4] for row in rows)
+    for key in ("train/nll_bits_per_token", "heldout/nll_bits_per_token"):
+        assert f"| `{key}` | {every_metric()['nll'].version} | lower | " in page
