@@ -172,8 +172,8 @@ def _reading(models: list[str], chosen_on: int | None, reported: list[int], coun
         seeds = ", ".join(map(str, reported))
         sentences = [
             f"The best is that of the lowest mean FID on sampling seed {chosen_on}, whose numbers are in no cell here "
-            f"and in no figure: all are of sampling seed{'s' * (len(reported) > 1)} {seeds}. The table of settings and "
-            "its differences average all sampling seeds, that one too."
+            f"and in no figure: all are of sampling seed{'s' * (len(reported) > 1)} {seeds}. So are the table of "
+            "settings and its differences."
         ]
     if len(models) > 1:
         sentences.append(

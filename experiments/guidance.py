@@ -80,5 +80,6 @@ EXPERIMENT = Experiment(
     varied=[f"sample.{name}" for name in SETTINGS],
     figures=("guidance",),
     columns=COLUMNS,
+    chooses=True,
     place=45,
 )

@@ -11,7 +11,7 @@ from mvar.analysis.family import Family, baseline_of, family_of
 from mvar.analysis.manifests import AskedCell, Manifest
 from mvar.analysis.records import Records
 from mvar.analysis.render import Table
-from mvar.analysis.tables import cell_rows
+from mvar.analysis.tables import reported_rows
 from mvar.analysis.verdicts import BETTER, INCONCLUSIVE, SMALL, WORSE, Pooled, Verdict, left_out, pooled
 from mvar.escaping import markdown
 from mvar.runs.columns import MEASURED, Column
@@ -41,7 +41,7 @@ def differences_table(records: Records, manifest: Manifest) -> Table | None:
     Raises:
         UserError: evaluations that must not be compared.
     """
-    cells = cell_rows(records, manifest)
+    cells = reported_rows(records, manifest)
     family = family_of(manifest, cells)
     rows, run_ids = difference_rows(manifest, cells, family)
     if not rows:

@@ -71,7 +71,7 @@ class Family:
 
 
 def family_of(manifest: Manifest, cells: Sequence[tuple[AskedCell, pd.DataFrame]]) -> Family:
-    """Of a sweep's finished evaluations, as `tables.cell_rows` gives them."""
+    """Of a sweep's finished evaluations, as `tables.reported_rows` gives them."""
     rows = [
         {"label": cell.label, "paper_fid": cell.printed.get("fid")}
         | {name: aggregate(found, key) for name, key in KEYS.items()}

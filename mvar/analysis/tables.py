@@ -12,6 +12,7 @@ import pandas as pd
 from mvar.analysis.compare import (
     aggregate,
     check_comparable,
+    chosen_and_reported,
     duplicates,
     heldout_images,
     new_images_interval,
@@ -46,6 +47,10 @@ PAPERS_REFERENCE = (
     "VAR's printed FID and IS: 50,000 images against the reference statistics that ADM has of ImageNet, by Inception's "
     "features. M-VAR's: none of the three is published."
 )
+CHOOSES = (
+    "Where there are several sampling seeds the first is in no number of this table or of its differences: the best "
+    "setting of a model is chosen on it."
+)
 SHOWN = 12  # digits of a digest
 CONSTANTS = ("num_params", "train_flops", "sample_flops", "steps", "acceptance_rate")  # the same for every seed
 
@@ -64,6 +69,19 @@ def cell_rows(records: Records, manifest: Manifest) -> list[tuple[AskedCell, pd.
     return [(cell, only(rows, wanted)) for cell, rows in cells] if wanted else cells
 
 
+def reported_rows(records: Records, manifest: Manifest) -> list[tuple[AskedCell, pd.DataFrame]]:
+    """`cell_rows`, without the sampling seed that the best setting is chosen on, where the experiment chooses one.
+
+    Raises:
+        UserError: evaluations that must not be compared.
+    """
+    cells = cell_rows(records, manifest)
+    if not (manifest.is_known and manifest.experiment.chooses):
+        return cells
+    _, reported = chosen_and_reported({int(seed) for _, rows in cells if len(rows) for seed in rows["sample_seed"]})
+    return [(cell, rows.loc[rows["sample_seed"].isin(reported), :] if len(rows) else rows) for cell, rows in cells]
+
+
 def sweep_table(records: Records, manifest: Manifest) -> Table:
     """The table of one sweep in one mode.
 
@@ -71,7 +89,7 @@ def sweep_table(records: Records, manifest: Manifest) -> Table:
         UserError: a sweep whose experiment is not here, or evaluations that must not be compared.
     """
     experiment = manifest.experiment
-    cells = cell_rows(records, manifest)
+    cells = reported_rows(records, manifest)
     own = {column.key: column.key for column in experiment.columns if column.key.startswith("eval/")}
     rows = [_row(cell, found, own) for cell, found in cells]
     keys = {column.key: (KEYS | own)[column.key] for column in experiment.columns if column.key in KEYS | own}
@@ -171,7 +189,7 @@ def _reading(manifest: Manifest, found: pd.DataFrame, rows: list[dict[str, Any]]
         return ["Nothing is measured yet."]
     lines = [_seeds_line(_seeds(rows)), _sampling_line(found), _settings_line(found, _has_printed(rows))]
     lines += SENTENCES[manifest.experiment.compares](rows, family)
-    lines += manifest.experiment.notes
+    lines += [*manifest.experiment.notes, *([CHOOSES] if manifest.experiment.chooses else [])]
     if manifest.mode == "budget":
         lines.append(
             "Every row spends the same training FLOPs, so the number of steps differs. The paper trains all rows "

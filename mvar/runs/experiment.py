@@ -71,6 +71,8 @@ class Experiment:
         figures: scripts of `analysis/` that draw it, in order.
         sets_pattern: False: `--set model.pattern=...` adds a row of one's own.
         of_paper: shown with dashes where nobody has asked for it.
+        chooses: rows are ways to draw images, and the best is chosen on the first sampling seed: where there are
+            several its numbers are in no cell.
         counts: the smallest difference of FID that counts, as a share of the baseline's.
         place: where it stands in the report, small numbers first.
         grid: of one that no file has (`mvar.runs.grid`): what its requests keep of it.
@@ -92,6 +94,7 @@ class Experiment:
     figures: Sequence[str] = ()
     sets_pattern: bool = True
     of_paper: bool = False
+    chooses: bool = False
     counts: float = COUNTS
     place: int = 50
     grid: Mapping[str, Any] | None = None

@@ -110,6 +110,7 @@ class Grid:
             compares="nothing",
             varied=[axis.field for axis in self.axes if axis.field.startswith("sample.")],
             figures=(*["guidance"] * self._has_guidance, "samples", "likelihood", "loss", "overfitting"),
+            chooses=self._has_guidance,
             grid=self.document(),
             place=5,
         )

@@ -9,13 +9,17 @@ import pytest
 
 from mvar import shipped
 from mvar.analysis.compare import Measured
+from mvar.analysis.differences import differences_table
 from mvar.analysis.figures import band
+from mvar.analysis.records import load_records
 from mvar.analysis.style import mixer_look, page
+from mvar.analysis.tables import sweep_table
 from mvar.analysis.verdicts import BETTER, WORSE
 from mvar.config import override
 from mvar.presets import PRESETS
 from mvar.runs.experiment import find_experiment
 from mvar.runs.grid import Axis, Grid
+from mvar.runs.request import Request, with_seeds, write_manifest
 
 SCRIPT = shipped.load(shipped.find("analysis", "guidance"))
 MANIFEST = SimpleNamespace(name="guidance-x", title="x", tag="x", experiment=find_experiment("guidance"))
@@ -52,6 +56,30 @@ def test_the_best_is_chosen_on_images_that_are_not_reported():
         assert row["M-VAR eval/fid verdict"].startswith(BETTER) and row["M-VAR eval/kid verdict"].startswith(WORSE)
     assert "on sampling seed 0, whose numbers are in no cell here" in table.reading[0]
     assert sum("(pooled over all rows, 15 degrees of freedom, 4 seeds)" in line for line in table.reading) == 2
+
+
+def test_tables_of_settings_leave_out_the_seed_that_chooses(results):
+    """On sampling seed 0 every FID is 9 lower: no cell of the table or its differences has seen that."""
+    request = Request(find_experiment("guidance"), "smoke", PRESETS["smoke"], (0, 1), sample_seeds=(0, 1, 2))
+    write_manifest(results.store, request, ["run", "guidance"])
+    for number, cell in enumerate(request.cells()):
+        for config in with_seeds(cell.config, (0, 1), (0, 1, 2)):
+            run = results.store.run(config.run_id)
+            run = run if run.path.is_dir() else results.run(config)
+            record = results.evaluation(config, fid=10 + number + config.seed - 9 * (not config.sample.seed))
+            run.add_evaluation(config.evaluation_id, record)
+    records = load_records(results.root)
+    (manifest,) = records.manifests
+    table, found = sweep_table(records, manifest), differences_table(records, manifest)
+    means = {row["label"]: row["fid"].mean for row in table.rows}
+    assert list(means.values()) == pytest.approx([10.5 + number for number in range(len(means))])
+    assert all(row["fid"].mean == means[row["label"]] - means[row["baseline"]] for row in found.rows) and found.rows
+    text = " ".join(table.reading)
+    assert "Up to 2 sets of images a run" in text and "is in no number of this table or of its differences" in text
+    pairs = SCRIPT.comparison(FOUND, at(1.5), MANIFEST)
+    assert "So are the table of settings and its differences" in pairs.reading[0]
+    records.table = records.table[records.table["sample_seed"] == 0]  # one alone chooses nothing, and is shown
+    assert sweep_table(records, manifest).rows[0]["fid"].mean == pytest.approx(1.5)
 
 
 def test_verdicts_say_what_counts_what_is_left_out_and_how_many_seeds_it_takes():
