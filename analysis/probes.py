@@ -183,11 +183,20 @@ class Compared:
     run_ids: list[list[str]] = field(default_factory=list)
     pairs: dict[Any, tuple[kit.Measured, kit.Measured]] = field(default_factory=dict)
     shown: dict[tuple[int, str], Any] = field(default_factory=dict)  # by row and value, a key of `pairs`
+    counts: dict[Any, float] = field(default_factory=dict)  # the smallest share of the other's value that counts
     tested: int = 0  # comparisons with two seeds or more
     left_out: list[str] = field(default_factory=list)  # a sentence on seeds without a partner
 
-    def add(self, row: dict[str, Any], both: dict[str, tuple[kit.Measured, kit.Measured]]) -> None:
-        """A row and its pairs of values by name; nothing where no seed has both."""
+    def add(
+        self,
+        row: dict[str, Any],
+        both: dict[str, tuple[kit.Measured, kit.Measured]],
+        changed: kit.Measured | None = None,
+    ) -> None:
+        """A row and its pairs of values by name; nothing where no seed has both.
+
+        `changed` is the other model's FID, after `fid_change`.
+        """
         found = {name: ours.minus(theirs) for name, (ours, theirs) in both.items()}
         known = {name: difference for name, difference in found.items() if difference}
         if not known:
@@ -199,14 +208,17 @@ class Compared:
                 continue
             key = row["model"], row["minus"], name, ours.by_seed, theirs.by_seed  # NLL is the same at any guidance
             self.pairs[key], self.shown[len(self.rows), name] = both[name], key
+            if name == "fid":
+                self.counts[key] = kit.COUNTS
+            elif name == "fid_change" and changed and theirs.mean:  # of the FID before the change
+                self.counts[key] = kit.COUNTS * abs((changed.mean - theirs.mean) / theirs.mean)
         self.rows.append(row | known | {"n": max(difference.n for difference in known.values())})
         self.run_ids.append(sorted({run for difference in known.values() for run in difference.run_ids}))
 
     def judge(self, values: dict[str, Shown]) -> dict[tuple[int, str], str]:
         """A word on each value of each row, corrected over all comparisons; the rows get it with its p."""
         higher = {name for name, shown in values.items() if shown.better == "higher"}
-        counts = {key: kit.COUNTS for key in self.pairs if key[2] == "fid"}
-        decided = kit.judge(self.pairs, [key for key in self.pairs if key[2] in higher], counts)
+        decided = kit.judge(self.pairs, [key for key in self.pairs if key[2] in higher], self.counts)
         found = {}
         for (row, name), key in self.shown.items():
             word = decided[key].word if values[name].better else NEITHER.get(decided[key].word, decided[key].word)
@@ -227,7 +239,7 @@ def models_table(name: str, kind: type[Probe], models: list[ProbedModel]) -> kit
             there = {v.name: (model.value(key, v.name), base.value(key, v.name)) for v in judged}
             told = {f"case_{f.name}": written(case[f.name], f) for f in fields}
             both = {name: (ours, theirs) for name, (ours, theirs) in there.items() if ours and theirs}
-            compared.add({"model": model.name, "minus": base.name, **told}, both)
+            compared.add({"model": model.name, "minus": base.name, **told}, both, base.value(key, "fid"))
     if not compared.rows:
         return None
     found = compared.judge({v.name: v for v in judged})
@@ -250,7 +262,7 @@ def models_reading(judged: list[Shown], compared: Compared, found: dict[tuple[in
         "of paired t-tests at 5 %, p corrected by Holm's method over those of this table's "
         f"{len(compared.pairs)} comparisons that have two pairs or more ({compared.tested}); all else is inconclusive, "
         "which is not equal. FID of one seed is one number: nothing follows from a difference of two. One of FID "
-        f"counts from {kit.COUNTS:.1%} of the other model's on.",
+        f"counts from {kit.COUNTS:.1%} of the other model's on, one of its change from as much of the FID before it.",
         *compared.left_out,
     ]
     for pair in dict.fromkeys((row["model"], row["minus"]) for row in compared.rows):

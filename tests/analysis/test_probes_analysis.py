@@ -86,6 +86,19 @@ def test_a_value_of_which_neither_is_good_is_lower_or_higher():
     assert compared.rows[0]["share_verdict"].startswith("lower (p ")
 
 
+@pytest.mark.parametrize(("before", "word"), [(8.0, "too small to count"), (7.0, "better")])
+def test_a_change_of_fid_counts_from_a_share_of_the_fid_before_it(before, word):
+    """0.1 less of a change, surely: below 1.3 % of 8, above that of 7, however large the change itself is."""
+    for change in (0.5, 4.0, -2.0):
+        theirs, fid = (Measured.of(pd.Series([mean] * 3)) for mean in (change, before + change))
+        ours = Measured.of(pd.Series([change - 0.1, change - 0.0999, change - 0.1001]))
+        found = probes.Compared()
+        found.add({"model": "m", "minus": "g"}, {"fid_change": (ours, theirs)}, fid)
+        assert found.judge({"fid_change": Shown("fid_change", "change of FID", 2, better="lower")}) == {
+            (0, "fid_change"): word
+        }
+
+
 def test_a_difference_of_fid_that_is_too_small_to_count_is_said():
     """1 % lower, surely: as a count of rows it is neither better nor inconclusive; of another value it counts."""
     ours, theirs = (Measured.of(pd.Series([fid, fid + 1e-3, fid - 1e-3, fid + 2e-3])) for fid in (0.99, 1.0))
