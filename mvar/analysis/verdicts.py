@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -161,14 +161,6 @@ def seeds_needed(effect: float, sd: float, alpha: float = ALPHA) -> int | None:
         middle = (low + high) // 2
         low, high = (low, middle) if power(effect, sd, middle, alpha) >= POWER else (middle, high)
     return high
-
-
-def detectable(sd: float, n: int, alpha: float = ALPHA) -> float:
-    """The mean difference that n seeds find with a chance of 80 %, where its scatter over seeds is `sd`."""
-    from scipy.optimize import brentq
-
-    found: Any = brentq(lambda effect: power(effect, sd, n, alpha) - POWER, 1e-6 * sd, 1e3 * sd)
-    return float(found)
 
 
 # Intervals ------------------------------------------------------------------------------------------------------------
