@@ -64,7 +64,7 @@ def test_a_full_disk(store, made, tmp_path, capfd):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert full.returncode == FAILURE and "1 of 4 runs done" in full.stdout and "Traceback" not in full.stderr
-    lines = [line for line in full.stderr.splitlines() if not line.startswith("[")]
+    lines = [line for line in full.stderr.splitlines() if line.startswith("mvar: error: ")]
     assert len(lines) == 3
     for line in lines:
         assert re.fullmatch(r"mvar: error: .*: OSError: .*File too large: '.*/step_00000004\.pt'", line), line
