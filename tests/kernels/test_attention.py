@@ -1,24 +1,12 @@
 """Gradients of attention over overlapping runs of keys: autograd's own, to the bit, with fewer operators."""
 
-import collections
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from operators import Counts
 
 from mvar.kernels import attention
 from mvar.kernels.attention import attend
 from mvar.scales import ScaleSchedule
-
-
-class Counts(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.of = collections.Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.of[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def slices(x, bounds):

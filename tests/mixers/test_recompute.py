@@ -1,10 +1,8 @@
 """What a layer recomputes in the backward pass changes no bit of a gradient, and selective keeps the products."""
 
-import collections
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from operators import Counts
 
 from mvar.config import MambaConfig, ModelConfig, RuntimeConfig, TokenSpace
 from mvar.kernels.recompute import with_kept
@@ -12,16 +10,6 @@ from mvar.registries import MIXERS
 from mvar.transformer import DropPath, ScaleTransformer
 
 PATTERNS = [*sorted(MIXERS.names()), "intra+mamba"]
-
-
-class Counts(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.of = collections.Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.of[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def backward(pattern, kept, half=False):
