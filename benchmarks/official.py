@@ -16,7 +16,6 @@ Where an aim is missed, the share of our time that matrix products take at the r
 import contextlib
 import importlib
 import io
-import json
 import sys
 import time
 import types
@@ -37,6 +36,7 @@ from benchmarks.machine import begin, describe_machine, seconds, with_gemm
 from mvar.config import ModelConfig, RuntimeConfig, SampleConfig, TokenizerConfig, TokenSpace
 from mvar.cost import num_params, sample_flops, train_flops
 from mvar.errors import UserError
+from mvar.files import write_json
 from mvar.memory import keep_freed_memory
 from mvar.mixers.mamba import Mamba2
 from mvar.sampling import generate
@@ -301,8 +301,7 @@ def main(settings: Settings) -> None:
         warnings.simplefilter("ignore", FutureWarning)  # of their autocast
         result = measure(settings)
     show(result)
-    settings.out.parent.mkdir(parents=True, exist_ok=True)
-    settings.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(settings.out, result)
 
 
 if __name__ == "__main__":

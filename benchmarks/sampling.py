@@ -13,7 +13,6 @@ Run: `python -m benchmarks.sampling`. Everything is measured in turn within one 
 - bf16 / fp32: weights and activations in bf16; only processors with bf16 units can gain.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from benchmarks.machine import begin, describe_machine, has_bf16_units, seconds,
 from mvar.config import ModelConfig, SampleConfig, TokenizerConfig, TokenSpace
 from mvar.cost import sample_flops
 from mvar.errors import UserError
+from mvar.files import write_json
 from mvar.memory import keep_freed_memory
 from mvar.registries import MIXERS as REGISTERED
 from mvar.sampling import Generated, generate
@@ -182,8 +182,7 @@ def main(settings: Settings) -> None:
         torch.set_num_threads(settings.threads)
     result = measure(settings)
     show(result)
-    settings.out.parent.mkdir(parents=True, exist_ok=True)
-    settings.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(settings.out, result)
 
 
 if __name__ == "__main__":
