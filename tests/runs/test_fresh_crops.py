@@ -1,11 +1,10 @@
 """Several processes write one token cache: its bytes are those of one process, stopped or not. And fresh crops."""
 
-import multiprocessing
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
+from joined_processes import together
 from safetensors.torch import load_file
 from tiny_runs import CONFIG
 from torch.testing import assert_close
@@ -13,12 +12,10 @@ from torch.testing import assert_close
 from mvar import rows as rows_module
 from mvar.config import override
 from mvar.errors import UserError
-from mvar.runs import pipeline
 from mvar.runs.stages.contract import Watch
 from mvar.runs.states import Stopped
 from mvar.runs.store import RunDirectory, Store
 from mvar.runs.wiring import Stages
-from mvar.training import distributed
 
 STOPPED = [(3, None), *(pytest.param(2, on, marks=pytest.mark.slow) for on in (2, 1))]
 CROPS = override(CONFIG, {"train.crops": 2, "runtime.device": "cpu", "runtime.threads": 1})
@@ -30,30 +27,6 @@ NAMES = [f"{split}/{name}" for split in ("train", "heldout") for name in ("token
 
 def build(store: Store) -> None:
     Stages(CROPS, store, Watch()).tokens.run()
-
-
-def take_part(root: Path, rank: int, world: int, work: Callable[[Store], object], rounds: int | None) -> None:
-    """One of the processes; the last one is asked to stop after some rounds."""
-    asked: list[int] = []
-    with distributed.joined(rank, world, rank, world, root / "meeting.json"):
-        if rank:
-            last = rank == world - 1
-            pipeline.follow(Store(root), lambda: asked.append(0) or bool(last and rounds and len(asked) > rounds))
-            return
-        try:
-            work(Store(root))
-        except Stopped:
-            assert rounds
-
-
-def together(root: Path, world: int, work: Callable[[Store], object] = build, rounds: int | None = None) -> None:
-    context = multiprocessing.get_context("fork")
-    group = [context.Process(target=take_part, args=(root, r, world, work, rounds)) for r in range(world)]
-    for process in group:
-        process.start()
-    for process in group:
-        process.join(100)
-    assert [process.exitcode for process in group] == [0] * world
 
 
 def built(store: Store) -> dict[str, bytes]:
@@ -72,11 +45,11 @@ def test_the_number_of_processes_does_not_matter(store, tmp_path, monkeypatch, w
             watch = Watch(lambda *_: seen.append(0), lambda: len(seen) > 4)
             Stages(CROPS, store, watch).tokens.run()
     if stopped_on == 2:
-        together(store.root, world, rounds=3)
+        together(store.root, world, build, rounds=3)
         Stages(CROPS, store, Watch()).tokens.run()
     else:
         assert record.is_file() == (stopped_on == 1)
-        together(store.root, world)
+        together(store.root, world, build)
     now = built(store)
     (store.stage("tokens", CROPS.tokens_id).path / "status.json").unlink()
     for name in NAMES:

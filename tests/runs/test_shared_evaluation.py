@@ -1,9 +1,9 @@
 """Several processes make the features of one evaluation: the numbers are those of one process, stopped or not."""
 
 import json
-import multiprocessing
 
 import pytest
+from joined_processes import together
 from tiny_runs import CONFIG
 
 from mvar.config import override
@@ -13,10 +13,7 @@ from mvar.evaluation.metrics.contract import every_metric
 from mvar.evaluation.reference import write_reference
 from mvar.runs import pipeline
 from mvar.runs.stages.contract import Watch
-from mvar.runs.states import Stopped
-from mvar.runs.store import Store
 from mvar.runs.wiring import Stages
-from mvar.training import distributed
 
 ASKED = override(CONFIG, {"evaluation.also": "sfid,density_coverage,fd_infinity", "runtime.device": "cpu"})
 OF_FEATURES = {
@@ -24,27 +21,9 @@ OF_FEATURES = {
 }
 
 
-def take_part(config, root, rank, world, stops):
-    """One of the processes; the last one is asked to stop where `stops`."""
-    with distributed.joined(rank, world, rank, world, root / "meeting.json"):
-        if rank:
-            pipeline.follow(Store(root), lambda: stops)
-            return
-        try:
-            Stages(config, Store(root), Watch()).evaluate.run()
-        except Stopped:
-            assert stops
-
-
 def measure(config, root, world, stops=False):
-    context = multiprocessing.get_context("fork")
-    ranks = range(world)
-    group = [context.Process(target=take_part, args=(config, root, r, world, stops), daemon=True) for r in ranks]
-    for process in group:
-        process.start()
-    for process in group:
-        process.join(100)
-    assert [process.exitcode for process in group] == [0] * world
+    """The last one is asked to stop at once where `stops`."""
+    together(root, world, lambda store: Stages(config, store, Watch()).evaluate.run(), 0 if stops else None)
 
 
 def check_alike(config, store, stops=False):

@@ -1,16 +1,16 @@
 """Several processes draw the images of one evaluation: the bytes are those of one process, stopped or not."""
 
 import json
-import multiprocessing
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from joined_processes import together
 
 from mvar.config import RunConfig, override
 from mvar.presets import PRESETS
-from mvar.runs import pipeline
 from mvar.runs.stages.contract import Watch, nobody
 from mvar.runs.states import Stopped
 from mvar.runs.store import Store
@@ -34,33 +34,12 @@ PLAIN = override(
 BEST = override(PLAIN, {"sample.candidates": 2})
 
 
-def draw(config: RunConfig, root: Path, progress=None) -> None:
-    Stages(config, Store(root), Watch(progress or nobody)).sample.run()
-
-
-def take_part(config: RunConfig, root: Path, rank: int, world: int, rounds: int | None) -> None:
-    """One of the processes; the last one is asked to stop after some rounds."""
-    asked: list[int] = []
-    with distributed.joined(rank, world, rank, world, root / "meeting.json"):
-        if rank:
-            last = rank == world - 1
-            pipeline.follow(Store(root), lambda: asked.append(0) or bool(last and rounds and len(asked) > rounds))
-            return
-        try:
-            draw(config, root)
-        except Stopped:
-            assert rounds
+def draw(config: RunConfig, store: Store, progress=None) -> None:
+    Stages(config, store, Watch(progress or nobody)).sample.run()
 
 
 def draw_together(config: RunConfig, root: Path, world: int, rounds: int | None = None) -> None:
-    context = multiprocessing.get_context("fork")
-    arguments = [(config, root, rank, world, rounds) for rank in range(world)]
-    group = [context.Process(target=take_part, args=values, daemon=True) for values in arguments]
-    for process in group:
-        process.start()
-    for process in group:
-        process.join(60)
-    assert [process.exitcode for process in group] == [0] * world
+    together(root, world, partial(draw, config), rounds)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +52,7 @@ def trained(tmp_path_factory) -> Path:
     for stage in (stages.tokenizer, stages.tokens, stages.train, stages.reject):
         stage.run()
     for config in (PLAIN, BEST):
-        draw(config, root)
+        draw(config, Store(root))
     return root
 
 
@@ -109,7 +88,7 @@ def test_stopped_on_two_processes_and_finished_by_one(trained, undrawn):
     record = json.loads(drawn(undrawn, PLAIN)["partial.json"])
     assert record["done"] == 14 and record["sample_s"] > 0
     calls: list[tuple[str, int, int]] = []
-    draw(PLAIN, undrawn, lambda *call: calls.append(call))
+    draw(PLAIN, Store(undrawn), lambda *call: calls.append(call))
     assert calls == [("sample", done, 33) for done in (21, 28, 33)]
     assert drawn(undrawn, PLAIN) == drawn(trained, PLAIN)
 
@@ -119,7 +98,7 @@ def test_stopped_by_one_process_and_finished_on_two(trained, undrawn):
         raise Stopped("after the first batch")
 
     with pytest.raises(Stopped):
-        draw(PLAIN, undrawn, stop)
+        draw(PLAIN, Store(undrawn), stop)
     draw_together(PLAIN, undrawn, 2)
     assert drawn(undrawn, PLAIN) == drawn(trained, PLAIN)
 
