@@ -7,7 +7,7 @@ Everything that touches such a sequence takes a `Span`: the scales `[first, last
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from mvar.errors import UserError
+from mvar.errors import UserError, quoted
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ScaleSchedule:
         object.__setattr__(self, "sides", sides)
         if not sides or any(not isinstance(s, int) or s < 1 for s in sides) or list(sides) != sorted(sides):
             raise UserError(
-                f"patch_sides: {list(sides)} is not a schedule; allowed: one or more positive integers, ascending"
+                f"patch_sides: {quoted(list(sides))} is not a schedule; allowed: one or more positive integers, ascending"
             )
         lengths = tuple(side * side for side in sides)
         object.__setattr__(self, "lengths", lengths)

@@ -10,6 +10,7 @@ from typing import Literal, Self
 from pydantic import Field, PositiveInt, ValidationInfo, model_validator
 
 from mvar.config.extensible import Config, Extensible
+from mvar.errors import quoted
 from mvar.files import expand
 from mvar.registries import SOURCES
 from mvar.scales import ScaleSchedule
@@ -208,7 +209,7 @@ class TrainConfig(OptimConfig):
         if self.ema and not self.steps:
             raise ValueError("train.ema: a mean over no step; allowed: none with train.steps=0")
         if list(self.ema) != sorted(set(self.ema)):
-            raise ValueError(f"train.ema: {list(self.ema)}; allowed: each half-life once, ascending")
+            raise ValueError(f"train.ema: {quoted(list(self.ema))}; allowed: each half-life once, ascending")
         return self
 
 
