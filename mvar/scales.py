@@ -23,7 +23,8 @@ class ScaleSchedule:
         object.__setattr__(self, "sides", sides)
         if not sides or any(not isinstance(s, int) or s < 1 for s in sides) or list(sides) != sorted(sides):
             raise UserError(
-                f"patch_sides: {quoted(list(sides))} is not a schedule; allowed: one or more positive integers, ascending"
+                f"patch_sides: {quoted(list(sides))} is not a schedule; "
+                "allowed: one or more positive integers, ascending"
             )
         lengths = tuple(side * side for side in sides)
         object.__setattr__(self, "lengths", lengths)
