@@ -44,7 +44,6 @@ def rehearsed(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.xdist_group("rehearsed documentation")
 @pytest.mark.parametrize("page", WITH_COMMANDS)
 def test_every_command_runs(page, rehearsed):
     wanted = [command for command in commands(ROOT / page) if command.how in (RUN, DRY)]

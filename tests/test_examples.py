@@ -49,7 +49,6 @@ def test_an_example_is_short_and_says_how_it_is_used(path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("examples")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_it_does_what_it_says(path, installed, here):
