@@ -260,7 +260,7 @@ class _Runner:
         try:
             outcome = future.result()
         except BrokenProcessPool:
-            self._pools[numbers[0]] = None
+            self._dismiss(numbers[0])
             outcome = self._died(task)
         if len(numbers) > 1:
             self._followers = {other: first for other, first in self._followers.items() if first is not future}
@@ -277,10 +277,13 @@ class _Runner:
                 self._dismiss(self._running[first][0][0])
 
     def _dismiss(self, number: int) -> None:
-        """End a worker, whatever it does; a later task gets a new one."""
+        """End a worker, whatever it does, and see it gone; a later task gets a new one."""
         pool, self._pools[number] = self._pools[number], None
-        for process in list(((pool and pool._processes) or {}).values()):
+        if pool is None:
+            return
+        for process in list((pool._processes or {}).values()):
             process.kill()
+        pool.shutdown()
 
     def _died(self, task: Task) -> Outcome:
         if self._board.stopping:

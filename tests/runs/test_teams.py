@@ -141,6 +141,9 @@ def test_the_workers_of_a_team_see_the_gpus_of_all_of_them(monkeypatch, store):
             sent.append((self.seen, call.__name__, arguments[:2]))
             return Future()
 
+        def shutdown(self):
+            pass
+
     monkeypatch.setattr(runner, "ProcessPoolExecutor", Pool)
     tasks = tasks_of([override(CONFIG, {"seed": seed}) for seed in (1, 2)], store)
     places = [{runner.GPU: gpu, "OMP_NUM_THREADS": "1"} for gpu in "347"]
