@@ -1,6 +1,7 @@
 """Results of the first version, for ever: found done, gone on with to the same bytes, evaluated anew, reported."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -326,14 +327,16 @@ def test_two_processes_then_one_are_one_run(store):
     assert len(weights) == 64 and len([r for r in store.runs() if "intra+mamba" in r.name]) == 1
 
 
+NEWER = ("train", "data", "model.mamba", "tokenizer.train", "sample", "", "evaluation")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["train", "data", "model.mamba", "tokenizer.train", "sample", "", "evaluation"])
-def test_fields_of_a_newer_version(store, capsys, where, tmp_path):
-    """Shown, reported, sampled, evaluated with one warning; what is unfinished is not gone on with."""
-    for name in (first.FINISHED, first.IN_TRAINING):
-        add_unknown(store.run(name).config_path, where)
+def test_fields_of_a_newer_version(store, capsys, tmp_path):
+    """Shown, reported, sampled, evaluated with one warning; what is unfinished is not gone on with, others are."""
+    for where in NEWER:
+        for name in (first.FINISHED, first.IN_TRAINING):
+            add_unknown(store.run(name).config_path, where)
     place = ["--results", str(store.root)]
-    dotted = f"{where}.newer".removeprefix(".")
     for command in (
         ["evaluate", first.FINISHED, *place, "--set", "evaluation.num_images=40"],
         ["sample", first.FINISHED, *place, "--per-class", "1", "--out", str(tmp_path / "grid.png")],
@@ -341,15 +344,35 @@ def test_fields_of_a_newer_version(store, capsys, where, tmp_path):
     ):
         assert main(command) == OK
         said = [line for line in capsys.readouterr().err.splitlines() if "newer version" in line]
-        assert len(said) == (0 if command[0] == "status" else 1) and all(dotted in line for line in said)
+        assert len(said) == (0 if command[0] == "status" else 1)
+        assert all(newer(where) in re.split("[ ,]", line) for line in said for where in NEWER)
     assert main(["report", *place]) == OK
     capsys.readouterr()
     assert "newer" in store.run(first.FINISHED).config_path.read_text()  # nothing of it is lost
     code = main(first.command(store.root))
     told = capsys.readouterr()
-    assert code != OK and f"{dotted} is of a newer version, which this one cannot go on with" in told.err
+    assert code != OK and "of a newer version, which this one cannot go on with" in told.err
     assert "2 of 4 runs done" in told.out or "3 of 4 runs done" in told.out
+    assert store.run(first.IN_TRAINING).config_path.read_text().count("newer") == len(NEWER)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", NEWER)
+def test_any_field_of_a_newer_version_is_told_and_not_gone_on_with(store, capsys, where):
+    for name in (first.FINISHED, first.IN_TRAINING):
+        add_unknown(store.run(name).config_path, where)
+    assert store.run(first.FINISHED).config().run_id == first.FINISHED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"written by a newer version; {newer(where)} is not known here" in line
+    words = first.command(store.root, "--cluster", "inprocess", "--only", "1 (intra-only)")
+    assert main(["submit", *(word for word in words[1:] if word not in ("--workers", "1"))]) != OK
+    assert f"{newer(where)} is of a newer version, which this one cannot go on with" in capsys.readouterr().err
     assert store.run(first.IN_TRAINING).config_path.read_text().count("newer") == 1
+
+
+def newer(where: str) -> str:
+    """The dotted name of what `add_unknown` adds."""
+    return f"{where}.newer".removeprefix(".")
 
 
 def add_unknown(path: Path, where: str) -> None:

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -249,69 +250,61 @@ def begin(store: Store, read=lambda: None, **where) -> subprocess.Popen:
         return bool(at_it and run.metrics.exists() and run.metrics.stat().st_size)
 
     wait_for(lambda: training() or process.poll() is not None)
-    assert process.poll() is None, "ended before it was training"
+    said = process.stderr.read() if process.stderr and process.poll() is not None else ""
+    assert process.poll() is None, f"ended before it was training: {said}"
     return process
 
 
 def command(store: Store) -> list[str]:
-    return [sys.executable, "-m", "mvar.cli", *arguments(store.root), "train.steps=250"]
+    """The command of two runs; the longest, `LONG`, is the first to be made."""
+    two = ["--only", "VAR", "--only", "M-VAR"]
+    return [sys.executable, "-m", "mvar.cli", *arguments(store.root, *two), "train.steps=250"]
 
 
-def assert_saved(store: Store) -> None:
-    """Stopped, with a checkpoint of the step that was reached."""
+def assert_saved(store: Store, group: int) -> None:
+    """No process is left; the run is stopped, with a checkpoint of the step that was reached."""
+    wait_for(lambda: not members(group), 30)  # workers notice, save and leave; the interpreter's resource tracker too
     run = store.run(LONG.run_id)
     status = run.status()
-    assert (status["state"], status["stage"]) == (STOPPED, "train") and 0 < status["step"] < 150
+    assert (status["state"], status["stage"]) == (STOPPED, "train") and 0 < status["step"] < 240
     assert (run.path / "checkpoints" / f"step_{status['step']:08d}.pt").exists()
 
 
-def assert_goes_on_to_the_same_end(store: Store, elsewhere: Path) -> None:
-    """The command, run to its end, gives what a run gives that nothing happened to."""
-    finished = subprocess.run(command(store), cwd=ROOT, capture_output=True, text=True, check=False)
-    assert finished.returncode == OK, finished.stderr
-    assert "4 of 4 runs done" in finished.stdout
-    run, once = store.run(LONG.run_id), Store(elsewhere)
-    assert execute(LONG, once) == DONE
-    assert once.run(LONG.run_id).weights.read_bytes() == run.weights.read_bytes()
-    metrics = [s.run(LONG.run_id).evaluations()[LONG.evaluation_id]["metrics"] for s in (once, store)]
-    assert metrics[0] == metrics[1]
+def kill(store: Store) -> int:
+    """kill -9 of the command, which is not its worker; the group."""
+    process = begin(store)
+    process.kill()
+    process.wait()
+    return process.pid
 
 
-@pytest.mark.slow
-@needs_proc
-def test_killed_then_interrupted_then_finished(store, tmp_path):
-    """kill -9 of the command, Ctrl-C to its group, then the command to its end: nothing is left, nothing is lost."""
-    killed = begin(store)
-    killed.kill()
-    killed.wait()
-    wait_for(lambda: not members(killed.pid), 30)  # its workers notice, save and leave
-
-    interrupted = begin(store)
-    os.killpg(interrupted.pid, signal.SIGINT)
-    _, err = interrupted.communicate(timeout=60)
-    assert interrupted.returncode == INTERRUPTED
-    assert err.splitlines()[-1] == "mvar: error: interrupted; the same command goes on where it was"
-    assert "Traceback" not in err
-    wait_for(lambda: not members(interrupted.pid), 10)  # the interpreter's own resource tracker is the last to leave
-    assert_saved(store)
-    assert_goes_on_to_the_same_end(store, tmp_path / "once")
+def interrupt(store: Store) -> int:
+    """Ctrl-C to its group."""
+    process = begin(store)
+    os.killpg(process.pid, signal.SIGINT)
+    return interrupted(process)
 
 
-@pytest.mark.slow
-@needs_proc
-def test_a_closed_terminal_loses_nothing(store, tmp_path):
-    """SIGHUP to the group, as often as shell and kernel send it; then a real terminal that goes away."""
-    hung_up = begin(store)
+def hang_up(store: Store) -> int:
+    """SIGHUP to the group, as often as shell and kernel send it."""
+    process = begin(store)
     for _ in range(3):
-        os.killpg(hung_up.pid, signal.SIGHUP)
+        os.killpg(process.pid, signal.SIGHUP)
         time.sleep(0.01)
-    _, err = hung_up.communicate(timeout=60)
-    assert hung_up.returncode == INTERRUPTED
+    return interrupted(process)
+
+
+def interrupted(process: subprocess.Popen) -> int:
+    """It ends so, with a line that says how it goes on; its group."""
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED
     assert err.splitlines()[-1] == "mvar: error: interrupted; the same command goes on where it was"
     assert "Traceback" not in err and "resource_tracker" not in err
-    wait_for(lambda: not members(hung_up.pid), 10)
-    assert_saved(store)
+    return process.pid
 
+
+def close_terminal(store: Store) -> int:
+    """A real terminal that goes away; the group."""
     ours, theirs = pty.openpty()
 
     def read() -> None:  # a terminal that nobody reads blocks the command in the end
@@ -327,9 +320,24 @@ def test_a_closed_terminal_loses_nothing(store, tmp_path):
     os.close(theirs)
     os.close(ours)
     assert process.wait(60) == INTERRUPTED
-    wait_for(lambda: not members(process.pid), 10)
-    assert_saved(store)
-    assert_goes_on_to_the_same_end(store, tmp_path / "once")
+    return process.pid
+
+
+@pytest.mark.slow
+@needs_proc
+def test_ended_in_every_way_then_finished(store, made, tmp_path):
+    """Each time it goes on, nothing is left of it, nothing is lost; the end is that of an undisturbed run."""
+    for end in (kill, interrupt, hang_up, close_terminal):
+        assert_saved(store, end(store))
+
+    finished = subprocess.run(command(store), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode == OK, finished.stderr
+    assert "2 of 2 runs done" in finished.stdout
+    run, once = store.run(LONG.run_id), Store(shutil.copytree(made, tmp_path / "once"))
+    assert execute(LONG, once) == DONE
+    assert once.run(LONG.run_id).weights.read_bytes() == run.weights.read_bytes()
+    metrics = [s.run(LONG.run_id).evaluations()[LONG.evaluation_id]["metrics"] for s in (once, store)]
+    assert metrics[0] == metrics[1]
 
 
 def test_hanging_up_is_ignored_under_nohup_and_never_ends_at_once(tmp_path):
