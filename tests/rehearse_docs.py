@@ -23,6 +23,7 @@ import numpy as np
 from documented import DRY, PARSED, ROOT, Documented, commands
 from PIL import Image
 
+from mvar.analysis import style
 from mvar.cluster import scheduler
 from mvar.config import override
 from mvar.presets import PRESETS
@@ -60,6 +61,7 @@ STAND_INS = {
     r"evaluate mixers --preset smoke": "evaluate mixers",
     r"forget mixers-smoke-steps": "forget mine",
 }
+LATE = ("matplotlib.pyplot", "seaborn", "sklearn.datasets", "torch._dynamo", "torch.utils.flop_counter")  # imports
 MORE = {"knockout": ["--images", "8"], "attention": ["--images", "16"]}  # words of a rehearsal, by the command
 
 
@@ -159,13 +161,12 @@ def load_everything() -> None:
     import pkgutil
     from importlib import import_module
 
-    import matplotlib.pyplot
-
     import mvar
 
     for module in pkgutil.walk_packages(mvar.__path__, "mvar."):
         import_module(module.name)
-    assert matplotlib.pyplot
+    for name in LATE:
+        import_module(name)
 
 
 def begin() -> None:
@@ -175,6 +176,8 @@ def begin() -> None:
     runner.run_all, scheduler.is_here = run_all, lambda: False
     for rate in ("step_rate", "network_rate", "gemm_rate"):  # a plan times nothing
         setattr(clock, rate, lambda *_: 1e9)
+    for name in ("DPI", "SCREEN_DPI"):  # coarse pictures: drawing them takes most of a report's time
+        setattr(style, name, getattr(style, name) // 4)
     load_everything()
     export = ["export", GLOBAL, "--out"]
     for words in (

@@ -72,9 +72,14 @@ def num_images(config: RunConfig, store: Store) -> tuple[int, int]:
     if config.data.name in SOURCES.own or not find(config.data.name).in_memory:
         return 0, 0
     try:
-        return len(load_images(config.data, "train")), len(load_images(config.data, "heldout"))
+        return _in_memory(config.data)  # pyright: ignore[reportArgumentType]  as below
     except UserError:  # said where they are read
         return 0, 0
+
+
+@cache
+def _in_memory(data: DataConfig) -> tuple[int, int]:
+    return len(load_images(data, "train")), len(load_images(data, "heldout"))
 
 
 def _coding(config: RunConfig) -> tuple[int, int]:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from explored import explored_runs
 
-from mvar.analysis import style
 from mvar.analysis.report import write_report
 from mvar.config import override
 from mvar.files import write_json
@@ -226,15 +225,6 @@ def fabricated():
 def results(tmp_path):
     """An empty results directory to fabricate runs in."""
     return Fabricated(tmp_path / "results")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def coarse():
-    """Pictures of a quarter of the pixels a side: what tests of reports spend most of their time on."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(style, "DPI", style.DPI // 4)
-        patch.setattr(style, "SCREEN_DPI", style.SCREEN_DPI // 4)
-        yield
 
 
 @pytest.fixture(scope="session")

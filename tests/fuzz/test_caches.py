@@ -3,6 +3,7 @@
 import hashlib
 import json
 import tracemalloc
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ def make(folder: Path) -> dict[str, Any]:
     }
     (folder / "meta.json").write_text(json.dumps(meta))
     return meta
+
+
+made = cache(make)  # for those who change what its description says, and no other file
 
 
 def tried(folder: Path) -> bool:
@@ -125,7 +129,7 @@ CHANGES = st.dictionaries(
 
 
 def check_description(folder: Path, changes: dict[str, Any]) -> None:
-    meta = make(folder)
+    meta = made(folder)
     (folder / "meta.json").write_text(json.dumps({**meta, **changes}))
     tried(folder)
 
