@@ -320,6 +320,7 @@ def test_evaluations_are_made_once(run, here):
             mvar.evaluate(run, **settings)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_table_of_runs_is_the_reports(run, here):
     import pandas
 

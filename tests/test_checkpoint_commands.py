@@ -167,6 +167,7 @@ def test_a_run_is_evaluated_again_with_other_settings(root, capsys):
     assert len(store.runs()) == 1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_hybrid_starts_from_the_checkpoint(root):
     """The paper's "From VAR to M-VAR", the other way round: one layer kept, one new, trained on."""
     store = Store(root / "results")

@@ -62,6 +62,7 @@ CASES = {
 }
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("case", CASES)
 def test_one_line_and_the_rest_is_written(results, case):
     damage, told, why = CASES[case]
@@ -85,6 +86,7 @@ def test_one_line_and_the_rest_is_written(results, case):
     assert (results.root / "report" / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_global_layers_table_1_has_its_cost_and_says_so(results, capsys):
     results.run(override(DIGITS, {"model.pattern": "intra+mamba"}))
     assert cli.main(["report", "--results", str(results.root)]) == 0
@@ -132,6 +134,7 @@ def test_a_damaged_cache_is_ignored(results, content):
     assert contents(results) == first
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.slow
 def test_problems_are_kept_too_and_go_when_they_are_mended(results):
     _, configs = results.sweep("mixers")

@@ -66,6 +66,7 @@ def test_the_first_screen_shows_samples_of_its_own_rows():
     assert sections[0].blocks[0] is figures[0] and figures[1] not in sections[0].blocks
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.slow
 def test_the_first_screen_counts_what_the_tables_use(results):
     """Runs and evaluations that no sweep asked for are told apart, and change neither seeds nor images."""
@@ -93,6 +94,7 @@ def test_kid_stands_in_the_table_with_an_error_of_both_sets(everything):
     assert cell_text(headings["kid"], row["kid"]).startswith("10.00") and row["kid_se"].mean == pytest.approx(0.002)
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.slow
 def test_runs_csv_has_guidance_and_every_other_setting_of_sampling(results):
     results.sweep("mixers")
@@ -128,6 +130,7 @@ def test_nothing_run_yet_of_what_was_asked_for(results):
         assert f"{cell['label']} ({cell['run_ids'][0]}: not there)" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.slow
 def test_requests_with_other_settings_have_titles_and_files_of_their_own(results):
     results.sweep("mixers")
@@ -232,6 +235,7 @@ def test_without_runs_there_is_what_needs_none(tmp_path, capsys):
     assert "Missing here: VAR-d16, M-VAR-d16. Command: `mvar run mixers --preset imagenet256-d16`" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.slow
 def test_problems_are_said_on_stderr_and_the_report_is_written(results, capsys):
     _, configs = results.sweep("mixers")
@@ -250,6 +254,7 @@ def test_problems_are_said_on_stderr_and_the_report_is_written(results, capsys):
     assert f"report: {results.root}/report/report.md" in said.out and "report.html" in said.out
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.slow
 def test_the_report_says_what_it_is_at(results, monkeypatch, capsys):
     """Without a terminal a line now and then; on one a bar."""
@@ -274,6 +279,7 @@ def test_the_report_says_what_it_is_at(results, monkeypatch, capsys):
     assert "writing the report" in terminal.getvalue()
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.slow
 def test_what_is_wrong_does_not_stop_the_rest(results, monkeypatch):
     _, configs = results.sweep("mixers")
@@ -302,6 +308,7 @@ def test_what_is_wrong_does_not_stop_the_rest(results, monkeypatch):
     assert not drawn.exists() and not drawn.with_suffix(".pdf").exists()  # the earlier report's, no longer true
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_refused_table_says_why_and_lists_the_groups(results):
     _, configs = results.sweep("mixers")
     record = results.evaluation(configs[0])

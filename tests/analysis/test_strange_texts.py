@@ -293,6 +293,7 @@ def test_whole_numbers_stay_whole_beside_a_gap():
     assert table["a"].dropna().unique()[0].item() == big and table["e"].dtype == "int64"
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.slow
 def test_a_cell_of_a_table_may_be_larger_than_any_machine_word(results):
     _, configs = results.sweep("mixers")

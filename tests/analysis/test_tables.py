@@ -427,6 +427,7 @@ def test_one_training_that_is_sampled_in_several_ways_is_one_row_and_one_line(ev
     assert in_common(["cfg 0", "cfg 1"]) == "cfg 0 and 1 more"  # nothing in common
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.slow
 def test_runs_that_logged_no_likelihood_have_no_such_table(results):
     results.sweep("mixers")

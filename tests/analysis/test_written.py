@@ -11,6 +11,8 @@ from mvar.analysis.written import Written
 from mvar.errors import UserError
 from mvar.files import file_digest
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="module")
 def made(fabricated, tmp_path_factory):

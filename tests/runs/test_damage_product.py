@@ -150,6 +150,7 @@ ONE = ("evaluations", "wrong types")
 CASES = [(f, d) for f in REPORTED for d in ("deep", "wrong types") if (f, d) != ONE]
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(("file", "damage"), [ONE, *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES)])
 def test_a_report_lists_it(whole, tmp_path, capfd, file, damage):
     """Under Problems, once; the report is written with all that can be read."""
@@ -169,6 +170,7 @@ ORIGINS = ("tokenizer", "tokens", "extractor")
 KINDS = ["empty", "cut", "not UTF-8", "a list", "wrong types"]
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("damage", ["wrong types", *(pytest.param(d, marks=pytest.mark.slow) for d in KINDS[:-1])])
 def test_a_report_lists_what_stages_are_of_and_how_long_drawing_took(whole, tmp_path, capfd, damage):
     """`config.json` of each kind of stage and `timing.json`: a line each, with what mends it; then none."""

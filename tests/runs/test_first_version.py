@@ -119,6 +119,7 @@ def test_the_split_run_answers_for_the_plain_one(store):
     assert not store.run(first.FINISHED).path.exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.slow
 def test_a_renamed_run_is_still_that_run(store, capsys):
     moved = store.run(first.FINISHED).path.rename(store.root / "runs" / "my favourite")
@@ -234,6 +235,7 @@ def test_a_directory_without_its_results_is_not_trained_anew(store, tmp_path, mo
     assert not list(tmp_path.glob("none/stages/*")) and not (tmp_path / "grid.png").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.slow
 def test_a_damaged_record_and_a_damaged_stage_are_told(store, capsys):
     place = ["--results", str(store.root)]
@@ -261,6 +263,7 @@ def test_a_config_of_another_model_than_the_weights_is_one_line(store, tmp_path,
     assert f"{run.config_path}: is of another model than {run.weights}" in line
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.slow
 def test_a_folder_in_place_of_a_document_stops_nobody_else(store, capsys):
     path = store.run(first.SPLIT).path / "eval.json"
@@ -330,6 +333,7 @@ def test_two_processes_then_one_are_one_run(store):
 NEWER = ("train", "data", "model.mamba", "tokenizer.train", "sample", "", "evaluation")
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.slow
 def test_fields_of_a_newer_version(store, capsys, tmp_path):
     """Shown, reported, sampled, evaluated with one warning; what is unfinished is not gone on with, others are."""

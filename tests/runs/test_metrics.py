@@ -191,6 +191,7 @@ def test_the_example_is_what_its_paper_says():
     assert found["eval/gaussian_mmd"] == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_later_metric_of_ours_is_measured_where_it_is_asked_for(store):
     """Runs that were finished without it stay finished, with the same ids and documents."""
     asked = override(CONFIG, {"evaluation.also": "density_coverage,fd_infinity"})
@@ -364,6 +365,7 @@ def test_a_user_extractor_by_its_name(store):
     assert json.loads((store.stage("extractor", plain.extractor_id).path / "extractor.json").read_text())["id"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_status_needs_no_plug_in_and_says_done(store, tmp_path, capsys):
     register()
     execute(CONFIG, store)
