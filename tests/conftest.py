@@ -19,6 +19,7 @@ LONGEST = ("runs/test_damage_product.py", "test_docs.py", "training/test_kills.p
 LONGEST += ("fuzz/test_sources.py", "test_examples.py", "test_notebooks.py", "test_packaging.py", "fuzz/test_caches.py")
 LONGEST += ("fuzz/test_settings.py", "runs/test_first_version.py", "cluster/test_profile_fuzz.py")
 LONGEST += ("data/test_pictures.py", "runs/test_runner.py", "analysis/test_report.py", "analysis/test_explorer_page.py")
+LONGEST += ("cluster/test_random_kills.py", "cluster/test_accounting.py", "cluster/test_processes.py")
 LONGEST += ("test_benchmarks.py", "fuzz/test_samples.py", "test_checkpoint_fuzz.py", "test_compile.py")
 PIXEL = b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
 
