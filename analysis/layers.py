@@ -12,6 +12,7 @@ from mvar import UserError
 from mvar import analysis as kit
 
 PAPER = "0.45"  # the grey of what is printed
+ASIDE = 0.18  # layers by which the lines of rules stand apart
 
 
 def draw(page: kit.Writer, manifest: kit.Manifest, table: kit.Table) -> None:
@@ -26,9 +27,12 @@ def layers_figure(table: kit.Table, manifest: kit.Manifest, directory: Path) -> 
         raise UserError(f"figure {manifest.name}: no finished run to draw")
     with kit.canvas(directory, manifest.name, 2.9, ncols=2) as (_, axes):
         for ax, key, label in zip(axes[0], ("fid", "nll"), ("FID ↓", "held-out NLL ↓ (bits per token)"), strict=True):
-            for rule, look in _looks(rows).items():  # rows of no rule, none and all replaced, are of every line
+            looks = _looks(rows)
+            for number, (rule, look) in enumerate(looks.items()):  # rows of no rule, none and all, are of every line
                 there = sorted((r for r in rows if r.get(key) and r.get("rule") in (rule, "")), key=_replaced)
-                kit.points(ax, list(map(_replaced, there)), [row[key] for row in there], **look)
+                aside = ASIDE * (number - (len(looks) - 1) / 2)
+                xs = [_replaced(row) + aside * bool(row.get("rule")) for row in there]
+                kit.points(ax, xs, [row[key] for row in there], **look)
             ax.set(xlabel=f"layers replaced by intra+mamba (of {rows[0]['depth']})", ylabel=label)
             ax.set_xticks(sorted(set(map(_replaced, rows))))
         if len(_looks(rows)) > 1:
@@ -38,7 +42,7 @@ def layers_figure(table: kit.Table, manifest: kit.Manifest, directory: Path) -> 
     bars = kit.bars_text(row.get(key) for row in rows for key in ("fid", "nll"))
     which = "from the input on" if None in _looks(rows) else "as the legend says"
     caption = f"FID (left) and held-out likelihood (right) as layers are replaced {which}; {bars}.{printed}"
-    return kit.Figure(manifest.name, f"Figure 5: {manifest.title}", caption)
+    return kit.Figure(manifest.name, f"{manifest.artefact}: {manifest.title}", caption)
 
 
 def _paper_curve(ax: Any, rows: Sequence[dict[str, Any]]) -> str:

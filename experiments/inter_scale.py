@@ -74,7 +74,8 @@ EXPERIMENT = Experiment(
     cells,
     against=mvar_of_that_size,
     compares="nothing",
-    figures=("inter_scale",),
+    figures=("inter_scale", "costs_by_length"),
     columns=COLUMNS,
+    chooses=True,
     place=35,
 )

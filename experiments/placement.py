@@ -42,7 +42,7 @@ EXPERIMENT = Experiment(
     "the first, the last or every few layers intra+mamba",
     cells,
     baseline=lambda config: config,
-    compares="nothing",
+    compares="rules",
     figures=("layers",),
     columns=COLUMNS,
     place=31,

@@ -218,7 +218,7 @@ def test_mixers_are_measured_without_their_peers(tmp_path, capsys, monkeypatch):
     assert {row["mixer"] for row in found["lengths"]} == set(inter_scale_mixers())
     assert all(list(row["ms"]) == ["30", "55"] for row in found["lengths"]) and finite(found["kernels"])
     assert "through an image" in capsys.readouterr().out
-    latency = shipped.load(shipped.find("analysis", "inter_scale")).read_latency(out)
+    latency = shipped.load(shipped.find("analysis", "costs_by_length")).read_latency(out)
     assert latency.lengths == [30, 55] and set(latency.ms) == set(inter_scale_mixers())
     with pytest.raises(UserError, match="processor-time: threads 0; allowed: with --threads 1"):
         mixers.main(mixers.Settings(processor_time=True, **short))

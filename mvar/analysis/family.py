@@ -73,7 +73,8 @@ class Family:
 def family_of(manifest: Manifest, cells: Sequence[tuple[AskedCell, pd.DataFrame]]) -> Family:
     """Of a sweep's finished evaluations, as `tables.reported_rows` gives them."""
     rows = [
-        {"label": cell.label, "paper_fid": cell.printed.get("fid")}
+        dict(cell.axes)
+        | {"label": cell.label, "paper_fid": cell.printed.get("fid")}
         | {name: aggregate(found, key) for name, key in KEYS.items()}
         for cell, found in cells
     ]
@@ -131,9 +132,22 @@ def trend_pairs(rows: Sequence[Row]) -> Iterator[Key]:
         yield "fid", after["label"], before["label"]
 
 
+def rule_pairs(rows: Sequence[Row]) -> Iterator[Key]:
+    """Every two rules that replace as many layers, where both are measured, by each metric."""
+    for first, second in combinations(rows, 2):
+        if first.get("rule") and second.get("rule") and first["layers_replaced"] == second["layers_replaced"]:
+            for name in KEYS:
+                if isinstance(first.get(name), Measured) and isinstance(second.get(name), Measured):
+                    yield name, first["label"], second["label"]
+
+
 def _none(rows: Sequence[Row]) -> Iterator[Key]:
     """Nothing beside the table of differences."""
     return iter(())
 
 
-PAIRS: dict[str, Callable[[Sequence[Row]], Iterator[Key]]] = {"pairs": order_pairs, "trend": trend_pairs}
+PAIRS: dict[str, Callable[[Sequence[Row]], Iterator[Key]]] = {
+    "pairs": order_pairs,
+    "trend": trend_pairs,
+    "rules": rule_pairs,
+}

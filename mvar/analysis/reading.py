@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import combinations, pairwise
 
 from mvar.analysis.compare import Measured
-from mvar.analysis.family import Family, Row, along, ordered
+from mvar.analysis.family import Family, Row, along, ordered, rule_pairs
 from mvar.analysis.verdicts import BETTER, INCONCLUSIVE, SMALL, WORSE, Verdict, left_out, p_text
 from mvar.escaping import markdown
 
@@ -72,6 +72,26 @@ def _direction(a: float, b: float) -> str:
 def _change(name: str, first: Row, last: Row, key: str, verdict: Verdict) -> str:
     a, b = first[key], last[key]
     return f"{name}: {a.text(2)} ({_name(first)}), {b.text(2)} ({_name(last)}); the last is {verdict.told}."
+
+
+def rule_reading(rows: Sequence[Row], family: Family) -> list[str]:
+    """Sentences on rules that replace as many layers (Figure 5, where): which of two is better, by each metric."""
+    lines = []
+    for metric, name in (("fid", "FID"), ("nll", "Held-out NLL")):
+        pairs = [(first, second) for key, first, second in rule_pairs(rows) if key == metric]
+        told: dict[str, list[str]] = {}
+        for first, second in pairs:
+            verdict = family.verdict(metric, first, second)
+            if verdict.word == WORSE:
+                first, second, verdict = second, first, verdict.reversed
+            p = f", p {p_text(verdict.p)}" if verdict.p is not None and verdict.word != INCONCLUSIVE else ""
+            told.setdefault(verdict.outcome, []).append(f"{markdown(first)} ({markdown(second)}{p})")
+        if pairs:
+            said = "; ".join(
+                f"{word}: {', '.join(told[word])}" for word in (BETTER, SMALL, INCONCLUSIVE) if word in told
+            )
+            lines.append(f"{name}, a rule beside another (in brackets) that replaces as many layers: {said}.")
+    return [*lines, family.told]
 
 
 def order_reading(rows: Sequence[Row], family: Family) -> list[str]:

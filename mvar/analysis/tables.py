@@ -22,7 +22,7 @@ from mvar.analysis.compare import (
 )
 from mvar.analysis.family import Family, Row, family_of
 from mvar.analysis.manifests import AskedCell, Manifest, Missing
-from mvar.analysis.reading import order_reading, trend_reading
+from mvar.analysis.reading import order_reading, rule_reading, trend_reading
 from mvar.analysis.records import Records, shared_settings
 from mvar.analysis.render import Note, Table
 from mvar.analysis.versions import missing_versions, newest, notes, only, other_settings
@@ -40,6 +40,7 @@ KEYS = {
 SENTENCES: dict[str, Callable[[Sequence[Row], Family], list[str]]] = {
     "pairs": order_reading,
     "trend": trend_reading,
+    "rules": rule_reading,
     "sizes": lambda rows, family: [],
     "nothing": lambda rows, family: [],
 }

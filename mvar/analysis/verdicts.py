@@ -177,24 +177,28 @@ class Pooled:
     half_width: float
     freedom: int
     num_seeds: int
+    left_out: int = 0  # rows of one seed
 
     def told(self, name: str, factor: float = 1.0) -> str:
         """A sentence on the differences of a metric, times a factor, which says what is assumed."""
+        rows = "all rows of several seeds" if self.left_out else "all rows"
         return (
             f"If all rows scattered equally, a difference of {name} would have an interval of "
-            f"±{self.half_width * factor:.3f} (pooled over all rows, {self.freedom} degrees of freedom, "
+            f"±{self.half_width * factor:.3f} (pooled over {rows}, {self.freedom} degrees of freedom, "
             f"{self.num_seeds} seeds)."
         )
 
 
 def pooled(rows: Sequence[Measured]) -> Pooled | None:
-    """The pooled interval over the seeds that all rows have; None with fewer than two of either.
+    """The pooled interval over the seeds that all rows of several have; None with fewer than two of either.
 
-    Rows of the same numbers are one, as those of NLL are, which is the same at any guidance.
+    Rows of the same numbers are one, as those of NLL are, which is the same at any guidance. A row of one seed tells
+    nothing of how rows scatter: it is left out.
     """
     from scipy.stats import t
 
-    tables = [dict(numbers) for numbers in dict.fromkeys(row.by_seed for row in rows)]
+    distinct = [dict(numbers) for numbers in dict.fromkeys(row.by_seed for row in rows)]
+    tables = [numbers for numbers in distinct if len(numbers) > 1]
     if len(tables) < 2:
         return None
     seeds = sorted(set.intersection(*(set(table) for table in tables)))
@@ -205,4 +209,4 @@ def pooled(rows: Sequence[Measured]) -> Pooled | None:
     freedom = (len(tables) - 1) * (len(seeds) - 1)
     variance = float((rest**2).sum()) / freedom
     half = float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(2 * variance / len(seeds))
-    return Pooled(half, freedom, len(seeds))
+    return Pooled(half, freedom, len(seeds), len(distinct) - len(tables))

@@ -62,7 +62,8 @@ class Experiment:
         baseline: the run whose training FLOPs are the default budget.
         against: which row each row's differences are from.
         compares: `pairs`: rows stand beside each other, every two are compared; `trend`: rows are points along an
-            axis; `sizes`: rows are sizes of models, of which nothing is said in a sentence.
+            axis; `rules`: rows are ways to choose layers (axes `rule`, `layers_replaced`), and those that choose as
+            many are compared; `sizes`: rows are sizes of models, of which nothing is said in a sentence.
         notes: sentences under the table that no number decides.
         pair: two rows that the report's first screen tells of, e.g. VAR and M-VAR.
         along: what varies along the axis of a `trend`, in words.
@@ -71,8 +72,8 @@ class Experiment:
         figures: scripts of `analysis/` that draw it, in order.
         sets_pattern: False: `--set model.pattern=...` adds a row of one's own.
         of_paper: shown with dashes where nobody has asked for it.
-        chooses: rows are ways to draw images, and the best is chosen on the first sampling seed: where there are
-            several its numbers are in no cell.
+        chooses: the best way to draw a model's images is chosen on the first sampling seed: where there are several
+            its numbers are in no cell.
         counts: the smallest difference of FID that counts, as a share of the baseline's.
         place: where it stands in the report, small numbers first.
         grid: of one that no file has (`mvar.runs.grid`): what its requests keep of it.
@@ -85,7 +86,7 @@ class Experiment:
     columns: Sequence[Column] = (columns.name("row"), columns.FID, *columns.SCORES, *columns.COSTS)
     baseline: Callable[[RunConfig], RunConfig] = var
     against: Callable[[Any, Sequence[Any]], Any] = first_row
-    compares: Literal["pairs", "trend", "sizes", "nothing"] = "pairs"
+    compares: Literal["pairs", "trend", "rules", "sizes", "nothing"] = "pairs"
     notes: Sequence[str] = ()
     pair: tuple[str, str] | None = None
     along: str = ""

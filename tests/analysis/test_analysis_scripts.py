@@ -18,7 +18,8 @@ FIGURES = {  # of `everything`: all requests of the digits preset at equal steps
     "cost": {"fid-cost-digits-steps"},
     "guidance": {"guidance-digits-steps"},
     "imagenet": {"figure2"},
-    "inter_scale": {"inter_scale-digits-steps", "inter_scale-lengths-digits-steps"},
+    "costs_by_length": {"inter_scale-lengths-digits-steps"},
+    "inter_scale": {"inter_scale-digits-steps"},
     "knockout": {"knockout-matrices-digits", "knockout-scatter-digits"},
     "layers": {"layers-digits-steps"},
     "likelihood": {"nll-by-scale-digits-steps"},
@@ -33,7 +34,8 @@ TABLES = {
     "cost": set(),
     "guidance": {f"guidance-digits-steps{end}" for end in ("", "-differences", "-pairs")},
     "imagenet": {"table2", "table3", "table4"},
-    "inter_scale": {f"inter_scale-digits-steps{end}" for end in ("", "-differences", "-own", "-lengths", "-latency")},
+    "costs_by_length": {f"inter_scale-digits-steps{end}" for end in ("", "-differences", "-lengths", "-latency")},
+    "inter_scale": {f"inter_scale-digits-steps{end}" for end in ("", "-differences", "-own", "-own-size")},
     "knockout": {"table1b"},
     "probes": {"probe-state"},
     "layers": {"layers-digits-steps", "layers-digits-steps-differences"},
@@ -41,7 +43,8 @@ TABLES = {
 }
 OF_MIXERS = {"mixers-digits-steps", "mixers-digits-steps-differences"}
 TABLES["overfitting"] = OF_MIXERS | {"overfitting-digits-steps"}
-ALONE = {"guidance", "inter_scale", "scaling"}  # drawn only where it was asked for
+ALONE = {"guidance": "guidance", "inter_scale": "inter_scale", "costs_by_length": "inter_scale", "scaling": "scaling"}
+# drawn only where its experiment was asked for
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +95,11 @@ def test_a_law_of_what_does_not_vary_has_no_correlation(asked, tmp_path, recwarn
 def test_without_any_run_one_line_and_a_page_of_dashes(name, tmp_path, capsys):
     assert main(find_analysis(name), ["--results", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    command = f"`mvar run {name}` makes one" if name in ALONE else "holds no readable run; `mvar run mixers`"
+    command = f"`mvar run {ALONE[name]}` makes one" if name in ALONE else "holds no readable run; `mvar run mixers`"
     assert line.startswith(f"mvar: error: results: {tmp_path} ") and command in line
     page = tmp_path / "analysis" / name / "page.md"
     assert page.is_file() == (name not in ALONE)
-    if name not in ALONE | {"cost", "knockout", "probes"}:  # figures, or what no command has measured: there is nothing
+    if name not in {*ALONE, "cost", "knockout", "probes"}:  # figures, or what no command has measured: there is nothing
         assert "—" in page.read_text()
 
 
@@ -128,7 +131,7 @@ def test_an_analysis_that_no_experiment_names(asked, tmp_path, capsys):
     own = Analysis("mine", "Mine", lambda page, manifest, table: None, of="sweep")
     assert main(own, ["--results", str(asked), "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    allowed = "guidance, inter_scale, layers, likelihood, loss"
+    allowed = "costs_by_length, guidance, inter_scale, layers, likelihood, loss"
     assert f"analysis: 'mine' is among the figures of no experiment; allowed: {allowed}" in error
 
 
@@ -156,7 +159,7 @@ def test_a_copy_that_was_edited_draws_what_it_says(asked, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     assert cli.main(["copy", "analysis/layers.py", "elsewhere/mine.py"]) == 0
     copy = tmp_path / "elsewhere" / "mine.py"
-    copy.write_text(copy.read_text().replace("Figure 5: {", "My figure: {"))
+    copy.write_text(copy.read_text().replace("{manifest.artefact}: {", "My figure: {"))
     assert main(shipped.load(copy).ANALYSIS, ["--results", str(asked), "--out", "out"]) == 0
     assert_whole(tmp_path / "out", "layers")
     assert "My figure: digits, equal steps" in (tmp_path / "out" / "page.md").read_text()

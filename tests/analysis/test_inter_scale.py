@@ -1,24 +1,25 @@
 """Between scales: which models are asked for, of which size, and what the report says of each at its own guidance."""
 
 import dataclasses
-import json
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 from tiny_runs import arguments
 
-from mvar import UserError, inter_scale_mixers, num_params, override, shipped
+from mvar import inter_scale_mixers, num_params, override, shipped
 from mvar.analysis.contract import find_analysis
+from mvar.analysis.family import baseline_of
 from mvar.analysis.report import main as report
 from mvar.analysis.verdicts import BETTER
 from mvar.cli import main
-from mvar.cost import state_bytes
 from mvar.presets import PRESETS
 from mvar.runs.experiment import find_experiment
 
 SCRIPT = shipped.load(shipped.find("analysis", "inter_scale"))
-CELLS = find_experiment("inter_scale").cells(PRESETS["digits"])
+EXPERIMENT = find_experiment("inter_scale")
+CELLS = EXPERIMENT.cells(PRESETS["digits"])
+MANIFEST = SimpleNamespace(name="inter_scale-x", title="x", tag="x", cells=CELLS, experiment=EXPERIMENT)
 PATTERNS = ["global", "intra", *(f"intra+{name}" for name in inter_scale_mixers())]
 
 
@@ -54,11 +55,13 @@ def rows(fids, seeds=3):
     return table.assign(run_id=[f"r{s}" for s, _, _ in flat], num_params=1)
 
 
-def models(**fids):
+def models(*more, **fids):
+    """Of the first five rows, and more; each compared with the row that the report compares it with."""
     made = []
-    for cell in CELLS[:5]:
+    for cell in (*CELLS[:5], *more):
         by_cfg = {cfg: rows(pair) for cfg, pair in fids[cell.axes["pattern"].rpartition("+")[2]].items()}
-        made.append(SCRIPT.Model(cell.label, cell.axes, cell.config, by_cfg, 1.5))
+        base = baseline_of(MANIFEST, cell)
+        made.append(SCRIPT.Model(cell.label, base and base.label, cell.axes, cell.config, by_cfg, 1.5))
     return made
 
 
@@ -68,16 +71,16 @@ FIDS = {
     "mamba": {0.0: (1, 1), 1.5: (2, 2)},
     "markov": {0.0: (4, 4), 1.5: (0.5, 0.5)},
 }
-MANIFEST = SimpleNamespace(name="inter_scale-x", title="x", tag="x", experiment=find_experiment("inter_scale"))
 
 
 def test_each_is_compared_at_its_own_guidance_on_other_images():
-    table = SCRIPT.comparison(models(**FIDS), MANIFEST)
+    table = SCRIPT.comparison(models(**FIDS), MANIFEST, at_one_width=True)
     found = {row["label"].split(",")[0]: row for row in table.rows}
     assert {p: row["own_cfg"] for p, row in found.items()} == {
         "global": 1.5, "intra": 1.5, "intra+global": 1.5, "intra+mamba": 0.0, "intra+markov": 1.5,
     }  # fmt: skip
     assert found["global"]["own_fid"].mean == pytest.approx(3.001)  # on the images that did not choose it
+    assert EXPERIMENT.chooses  # nor are they in the table of settings (tests/analysis/test_guidance.py)
     assert found["intra+markov"]["own_fid_verdict"].startswith(BETTER)
     assert "own_fid_verdict" not in found["intra+mamba"] and found["intra+mamba"]["fid"].mean == pytest.approx(2.001)
     shown = {column.key for column in table.columns}
@@ -86,9 +89,28 @@ def test_each_is_compared_at_its_own_guidance_on_other_images():
     assert "on sampling seed 0, of the 2 values that all with several have (0, 1.5)" in table.reading[1]
 
 
+def test_at_one_size_the_shrunk_mvar_is_compared_with_var():
+    sized = [cell for cell in CELLS if not cell.axes["of_preset"] and cell.axes["pattern"] in ("intra", "intra+mamba")]
+    table = SCRIPT.comparison(models(*sized, **FIDS), MANIFEST, at_one_width=False)
+    found = {row["label"]: row for row in table.rows}
+    var, mvar = "global, the preset's width", "intra+mamba, the preset's width"
+    wide, shrunk = (cell.label for cell in sized)
+    assert {label: row["against"] for label, row in found.items()} == {var: None, mvar: None, wide: mvar, shrunk: var}
+    assert found[shrunk]["own_fid_verdict"].startswith(BETTER) and "own_fid_verdict" not in found[var]
+
+
+def test_an_interval_of_all_rows_stands_beside():
+    made = models(**FIDS)
+    lines = SCRIPT.comparison(made, MANIFEST, at_one_width=True).reading
+    told = [line for line in lines if "If all rows scattered equally" in line]
+    assert all(f"a difference of {name} would" in line for name, line in zip(SCRIPT.SCORES.values(), told, strict=True))
+    assert all("(pooled over all rows, " in line and "3 seeds)" in line for line in told)
+    assert not any("pooled" in line for line in SCRIPT.comparison(made[3:4], MANIFEST, at_one_width=True).reading)
+
+
 def test_a_value_that_not_all_have_is_chosen_by_none():
     more = {**FIDS, "mamba": {**FIDS["mamba"], 0.5: (0.1, 0.1)}, "markov": {1.5: (1, 1)}}
-    table = SCRIPT.comparison(models(**more), MANIFEST)
+    table = SCRIPT.comparison(models(**more), MANIFEST, at_one_width=True)
     found = {row["label"].split(",")[0]: row["own_cfg"] for row in table.rows}
     assert found["intra+mamba"] == 0.0 and found["intra+markov"] is None and found["intra"] == 1.5
 
@@ -101,68 +123,14 @@ def test_likelihood_hangs_on_no_sampling_seed():
 
 
 def test_without_a_second_guidance_nothing_is_chosen():
-    table = SCRIPT.comparison(models(**{name: {1.5: cfgs[1.5]} for name, cfgs in FIDS.items()}), MANIFEST)
+    table = SCRIPT.comparison(models(**{name: {1.5: cfgs[1.5]} for name, cfgs in FIDS.items()}), MANIFEST, True)
     assert all(row["own_cfg"] is None and row["own_fid"] is None for row in table.rows)
     assert "two values or more" in table.reading[1]
 
 
-def test_crossings_are_where_a_state_of_fixed_size_is_the_smaller_one():
-    made = models(**FIDS)
-    table = SCRIPT.lengths(made, MANIFEST)
-    found = {row["label"]: row for row in table.rows}
-    dense, mamba = (next(m for m in made if m.axes["pattern"] == p) for p in ("intra+global", "intra+mamba"))
-    assert found["intra+mamba"]["state 30"] == state_bytes(mamba.config.model, mamba.config.token_space)
-    assert found["intra+mamba"]["state 30"] == found["intra+mamba"]["state 2240"]
-    at = int(found["intra+mamba"]["state crossing"].replace(",", ""))
-    for sides in SCRIPT.LENGTHS:
-        less = mamba.costs(sides)["state"] < dense.costs(sides)["state"]
-        assert less == (sum(side**2 for side in sides) >= at)
-    assert found["intra+global"]["state crossing"] is None
-
-
-def benchmark(**ms):
-    rows = [{"mixer": name, "ms": dict(zip(("30", "66", "2240"), taken, strict=True))} for name, taken in ms.items()]
-    machine = {"cpu": "a processor", "threads": 1, "torch": "2"}
-    return {"machine": machine, "settings": {"mixer_width": 256, "processor_time": True}, "lengths": rows}
-
-
-def test_latency_is_the_benchmarks_with_its_machine_and_its_crossings(tmp_path):
-    path = tmp_path / "mixers.json"
-    assert SCRIPT.read_latency(path) is None
-    taken = {"global": (1, 2, 9), "mamba": (2, 1, 3), "markov": (0.5, 3, 10), "conv": (1, 1, 1)}
-    path.write_text(json.dumps(benchmark(**taken)))
-    latency = SCRIPT.read_latency(path)
-    table = SCRIPT.latency_table(models(**FIDS), latency, MANIFEST)
-    found = {row["label"]: row for row in table.rows}
-    assert list(found) == ["global", "mamba", "markov"]  # partners that are rows here
-    assert found["mamba"]["ms crossing"] == "66" and found["markov"]["ms crossing"] == "none here"
-    assert found["mamba"]["ms 2240"] == 3 and "ms crossing" not in found["global"]
-    assert "a processor, 1 thread, torch 2, processor time" in table.reading[0] and "width 256" in table.reading[0]
-    made = SCRIPT.lengths_figure(models(**FIDS), latency, MANIFEST, tmp_path)
-    assert "Right, measured" in made.caption
-    for damaged in ("{", "[]", json.dumps({"lengths": []}), json.dumps(benchmark(mamba=("x", 1, 1)))):
-        path.write_text(damaged)
-        with pytest.raises(UserError, match=r"mixers.json: .*; allowed: what `python -m benchmarks.mixers` writes"):
-            SCRIPT.read_latency(path)
-
-
-def test_the_stored_benchmark_has_every_mixer_and_length():
-    latency = SCRIPT.read_latency()
-    assert set(latency.ms) == set(inter_scale_mixers())
-    assert latency.lengths == [sum(side**2 for side in sides) for sides in SCRIPT.LENGTHS]
-
-
-def test_crossings_are_said():
-    table = SCRIPT.lengths(models(**FIDS), MANIFEST)
-    state, flops = table.reading[1:]
-    rows = {row["label"]: row for row in table.rows}
-    assert f"from L = {rows['intra+mamba']['state crossing']} on" in state and "`intra+mamba`" in state
-    assert state.startswith("Than `intra+global` have a smaller state:") and "fewer FLOPs" in flops
-
-
 @pytest.mark.slow
 def test_it_runs_at_the_smallest_size_and_is_reported(tmp_path):
-    """Three rows of it trained, sampled at two values of guidance, and both tables and figures of the report."""
+    """Three rows of it trained, sampled at two values of guidance, and the table and figure of the report."""
     rows = [f"{pattern}, the preset's width" for pattern in ("intra+mamba", "intra+gla", "intra+global")]
     asked = arguments(tmp_path / "results", "--sample-seeds", "2", *(w for row in rows for w in ("--only", row)))
     asked[asked.index("mixers")] = "inter_scale"
@@ -172,7 +140,7 @@ def test_it_runs_at_the_smallest_size_and_is_reported(tmp_path):
     assert report(script, ["--results", str(tmp_path / "results"), "--out", str(tmp_path / "out")]) == 0
     found = {path.name for path in (tmp_path / "out").rglob("*inter_scale*")}
     tag = next(name.removesuffix("-own.csv") for name in found if name.endswith("-own.csv")).partition("-")[2]
-    assert {f"inter_scale-{tag}.png", f"inter_scale-lengths-{tag}.png", f"inter_scale-{tag}-lengths.csv"} <= found
+    assert {f"inter_scale-{tag}.png", f"inter_scale-{tag}-own.csv"} <= found
     own = pd.read_csv(next((tmp_path / "out").rglob("*-own.csv")))
     assert sorted(own["label"]) == sorted(rows) and own["own_fid"].notna().all()
 

@@ -11,8 +11,9 @@ from scipy.stats import ttest_rel
 from mvar import shipped
 from mvar.analysis import differences, family, verdicts
 from mvar.analysis.compare import Difference, Measured, half_width, sampling_sd, training_sd
-from mvar.analysis.family import Family, order_pairs
+from mvar.analysis.family import Family, order_pairs, rule_pairs
 from mvar.analysis.manifests import AskedCell, Manifest
+from mvar.analysis.reading import rule_reading
 from mvar.analysis.tables import SENTENCES
 from mvar.analysis.verdicts import (
     ALPHA,
@@ -133,6 +134,8 @@ def test_the_pooled_interval_counts_the_same_numbers_once():
     a, b = measured([1.0, 1.2, 1.1]), measured([2.0, 2.5, 1.9])
     assert pooled([a, b, a, b, a, b]) == pooled([a, b]) and pooled([a, a]) is None and pooled([]) is None
     assert "If all rows scattered equally, a difference of FID would have" in pooled([a, b]).told("FID")
+    single = pooled([a, b, measured([0.5])])  # of one seed: it tells nothing of how rows scatter
+    assert single.half_width == pooled([a, b]).half_width and "over all rows of several seeds" in single.told("FID")
 
 
 def measured(values, seeds=None) -> Measured:
@@ -151,11 +154,13 @@ def test_holm():
     assert holm(np.array([0.9, 0.8])).max() == 1.0 and holm(np.array([])).size == 0
 
 
-SAID = re.compile(r"\b(?:is|are) (?:better|worse)|[1-9] (?:better|worse)|[1-9] (?:is|are) ordered|[1-9] the other way")
+SAID = re.compile(
+    r"\b(?:is|are) (?:better|worse)|[1-9] (?:better|worse)|[1-9] (?:is|are) ordered|[1-9] the other way|better: "
+)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("sweep", "n"), [("mixers", 3), ("layers", 5)])
+@pytest.mark.parametrize(("sweep", "n"), [("mixers", 3), ("layers", 5), ("placement", 4)])
 def test_all_that_is_said_of_a_sweep_is_one_family(sweep, n, monkeypatch):
     """Of equal rows a verdict stands in the sentences or the differences, on FID or NLL, in at most 5 % of tables."""
     tables, rng, said = 2500, np.random.default_rng(n), 0
@@ -175,6 +180,7 @@ def test_all_that_is_said_of_a_sweep_is_one_family(sweep, n, monkeypatch):
         of = family.family_of(manifest, frames)
         rows = [
             {"label": c.label, "fid": found[c.label][0], "nll": found[c.label][1], "paper_fid": c.printed.get("fid")}
+            | dict(c.axes)
             for c in cells
         ]
         sentences = " ".join(SENTENCES[manifest.experiment.compares](rows, of))
@@ -182,6 +188,21 @@ def test_all_that_is_said_of_a_sweep_is_one_family(sweep, n, monkeypatch):
         words = [str(row[f"{key}_verdict"]) for row in table for key in family.KEYS]
         said += bool(SAID.search(sentences)) or not all(word.startswith(INCONCLUSIVE) for word in words)
     assert at_most(said / tables, ALPHA, tables)
+
+
+def test_rules_that_replace_as_many_layers_are_compared():
+    """The last two are surely better than the first two, the last four than the first four by too little to count."""
+    base, jitter = np.array([1.0, 1.3, 0.9]), np.array([0.0, 0.001, -0.001])
+    values = {"first:2": base, "last:2": base - 0.2 + jitter, "first:4": base, "last:4": base - 0.005, "none": base + 9}
+    rows = [
+        {"label": label, "rule": label.partition(":")[0] * (":" in label), "layers_replaced": int(label[-1:] == "4")}
+        | {"fid": measured(found), "nll": measured(found[:1])}
+        for label, found in values.items()
+    ]
+    told = rule_reading(rows, Family.of(rows, rule_pairs(rows), COUNTS))
+    assert told[0].startswith("FID, a rule beside another (in brackets) that replaces as many layers: better: last:2 (")
+    assert "(first:2, p below 0.001); too small to count: last:4 (first:4, p below 0.001)." in told[0]
+    assert told[1].endswith("inconclusive: first:2 (last:2), first:4 (last:4).") and "none" not in told[0] + told[1]
 
 
 def fast(values: np.ndarray) -> Measured:
