@@ -118,9 +118,13 @@ def sampling_seeds(models: list[Model]) -> tuple[int | None, list[int]]:
 
 
 def cfgs_of_all(models: list[Model], seed: int | None) -> list[float]:
-    """The values of guidance that each model with several was evaluated at: the choice is the same for all."""
+    """The values of guidance that each model with several was evaluated at: the choice is the same for all.
+
+    None where there is but one such model: nothing would stand beside its own guidance.
+    """
     found = [set(model.fids(seed)) for model in models] if seed is not None else []
-    shared = set.intersection(*several) if (several := [values for values in found if len(values) > 1]) else set()
+    several = [values for values in found if len(values) > 1]
+    shared = set.intersection(*several) if len(several) > 1 else set()
     return sorted(shared) if len(shared) > 1 else []
 
 

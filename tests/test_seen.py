@@ -14,6 +14,7 @@ SECTIONS = {  # page and heading of the section -> the tables that it rests on
     ("knockout.md", "Seen on the demo"): ["table1b-digits"],
     ("mixers.md", "Between scales"): ["inter_scale-digits-own", "inter_scale-lengths-digits", "inter_scale-latency"],
     ("mixers.md", "Between scales, at one size"): ["inter_scale-digits-own-size"],
+    ("mixers.md", "Between scales, at equal FLOPs"): ["inter_scale-digits-budget-own"],
     ("mixers.md", "Which layers"): ["placement-digits", "placement-digits-differences"],
     ("probes.md", "Seen on the demo"): [f"probe-{name}{among}-digits" for name in PROBES for among in ("", "-models")],
 }

@@ -115,6 +115,12 @@ def test_a_value_that_not_all_have_is_chosen_by_none():
     assert found["intra+mamba"] == 0.0 and found["intra+markov"] is None and found["intra"] == 1.5
 
 
+def test_one_model_with_several_values_alone_chooses_none():
+    alone = {name: FIDS[name] if name == "mamba" else {1.5: FIDS[name][1.5]} for name in FIDS}
+    table = SCRIPT.comparison(models(**alone), MANIFEST, at_one_width=True)
+    assert all(row["own_cfg"] is None for row in table.rows)
+
+
 def test_likelihood_hangs_on_no_sampling_seed():
     (made, *_) = models(**FIDS)
     first = {cfg: found[found["sample_seed"] == 0] for cfg, found in made.by_cfg.items()}
