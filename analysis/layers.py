@@ -54,6 +54,7 @@ def _paper_curve(ax: Any, rows: Sequence[dict[str, Any]]) -> str:
     beside.plot(*zip(*printed, strict=True), "o--", color=PAPER, markerfacecolor="none", linewidth=1)
     beside.set_ylabel("FID, paper (ImageNet 256)", color=PAPER)
     beside.tick_params(axis="y", colors=PAPER)
+    beside.spines["top"].set_visible(False)
     beside.grid(False)
     beside.margins(y=0.15)
     return " Hollow, dashed, on the right axis: the end points that the paper states, on ImageNet."

@@ -7,11 +7,12 @@ for torch.
 
 import contextlib
 import dataclasses
+import inspect
 import io
 import re
 import sys
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import tyro
 
@@ -126,7 +127,7 @@ def parse(arguments: list[str]) -> Command:
         raise one_of("command", name, COMMANDS)
     complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(complaint), _whole_paragraphs():
             return tyro.cli(
                 COMMANDS[name],
                 prog=f"mvar {name}",
@@ -138,6 +139,22 @@ def parse(arguments: list[str]) -> Command:
             raise
         _refuse_unknown(COMMANDS[name], rest)
         raise UserError(_plain(COMMANDS[name], _unboxed(complaint.getvalue()))) from None
+
+
+@contextlib.contextmanager
+def _whole_paragraphs() -> Iterator[None]:
+    """tyro joins only lines that begin with a letter, not those below a field, which are indented: `--help` would break
+    where the source does."""
+    strings: Any = getattr(tyro, "_strings", None)
+    join = getattr(strings, "remove_single_line_breaks", None)
+    if join is None:  # a tyro that does it otherwise
+        yield
+        return
+    strings.remove_single_line_breaks = lambda text: join(re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(text)))
+    try:
+        yield
+    finally:
+        strings.remove_single_line_breaks = join
 
 
 def _refuse_unknown(command: type, arguments: list[str]) -> None:

@@ -12,7 +12,10 @@ from untrained_runs import finish_tokenizer, save_untrained
 
 from mvar import layout
 from mvar.cli import COMMANDS, GROUPS, main, parse
+from mvar.commands.logged_rows import show_rows
+from mvar.commands.narrow import in_parts, print_in_parts
 from mvar.commands.overview import EXAMPLES, overview
+from mvar.commands.run_tables import PlannedRun, plan_table
 from mvar.commands.status_table import Row, ago, evaluations, shortened, status_table
 from mvar.config import override
 from mvar.errors import OK, USER_ERROR
@@ -62,7 +65,7 @@ def test_help_has_an_example_and_no_default_that_says_nothing(name, capsys):
     assert leave.value.code == 0
     text = capsys.readouterr().out
     assert "Example: `mvar " in text
-    assert not re.search(r"\(default: (''|-1|None)?\)", text)
+    assert not re.search(r"\(default:\s+(│\s+│\s+)?(''|-1|None)?\)", text)
 
 
 @pytest.mark.parametrize(
@@ -178,6 +181,33 @@ def test_logs_of_runs_of_this_machine(store, capsys):
     assert "run: 'nope' is unknown" in capsys.readouterr().err
 
 
+LOGGED = (
+    '{"step": 1, "train/loss": 4.565237522125244, "train/loss_scale_00": 4.5, "train/lr": 1.5e-05}',
+    '{"step": 10, "train/loss": 4.25, "heldout/nll_bits_per_token": 5.125, "train/lr": 0.003, "train/codes_used": 0.5}',
+    '{"step": 20, "train/lo',
+)
+
+
+def test_logged_rows_are_a_table(store, capsys):
+    """What tells most comes first; a line that is no row stands as it is."""
+    run = store.run(CONFIG.run_id)
+    run.metrics.write_text("\n".join(LOGGED))
+    assert main(["logs", CONFIG.run_id, "--lines", "0"]) == OK
+    out = capsys.readouterr().out
+    words = [line.split() for line in out.splitlines()]
+    assert ["1", "4.565", "1.5e-05"] in words and ["10", "4.25", "5.125", "0.003", "0.5"] in words
+    assert LOGGED[2] in out and out.endswith("(values by scale left out; the file has everything)\n")
+    assert main(["logs", CONFIG.run_id, "--lines", "2"]) == OK
+    assert "4.565" not in capsys.readouterr().out
+
+
+def test_a_narrow_terminal_gets_the_first_columns():
+    text = io.StringIO()
+    assert show_rows(LOGGED[:2], Console(width=34, file=text)) == "2 columns and values by scale"
+    text = text.getvalue()
+    assert "bits/token" in text and "learning" not in text and max(map(len, text.splitlines())) <= 34
+
+
 def rows(*states: str, reason: str = "") -> list[Row]:
     hour_ago = (datetime.now(UTC) - timedelta(hours=2)).isoformat(timespec="seconds")
     return [Row("tokenizer-a755a815", True, DONE)] + [
@@ -214,6 +244,35 @@ def test_status_tells_runs_apart_at_80_columns(reason):
         assert "1 min 35 s" in text and "loss is left out" in text
     wide = drawn(rows(RUNNING, DONE, FAILED, MISSING, reason=reason), 200)
     assert all(name in wide for name in DEMO) and "names are shortened" not in wide
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_plan_tells_runs_apart_at_every_width(width):
+    cells = ("Table 6: 1 (intra-only)", "Figure 5: 0 of 8")
+    runs = [PlannedRun(name, cells, "3*intra+mamba 5*global", "to do", 240, 805_376, 10**12, 3, 75.0) for name in DEMO]
+    file = io.StringIO()
+    console = Console(width=width, file=file)
+    console.print(plan_table(runs, console))
+    lines = file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width and "…" not in file.getvalue()
+    names = DEMO if width == 200 else ["d8-global", "d8-intra+mamba", "d8-4xintra+mamba_4xglobal", "d6-intra+mamba"]
+    assert all(any(name in line.split() for line in lines) for name in names)
+    assert sum("1 min 15 s" in line for line in lines) == len(DEMO)
+
+
+def test_a_table_that_is_too_wide_stands_in_parts():
+    """Every number is there, at every width that two columns fit, and the first column beside each."""
+    titles = ("layer", "own scale", "±", "entropy (nats)", "10×10", "±")
+    columns = [(title, [f"{number}.{row}" for row in range(3)]) for number, title in enumerate(titles)]
+    for width in (20, 30, 80):
+        file = io.StringIO()
+        print_in_parts(columns, Console(width=width, file=file), section=1)
+        lines = file.getvalue().splitlines()
+        assert max(map(len, lines)) <= width
+        parts = "\n".join(lines).count("0.1 ")
+        assert parts == len(in_parts(columns, width)) and (parts == 1) == (width == 80)
+        assert all(f"{number}.{row}" in file.getvalue() for number in range(6) for row in range(3))
+    assert len(in_parts(columns, 1)) == len(titles) - 1  # a column is never lost
 
 
 def test_what_has_become_of_each_evaluation_of_a_run(tmp_path, capsys):

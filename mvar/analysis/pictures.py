@@ -22,7 +22,10 @@ from mvar.scales import ScaleSchedule
 from mvar.tokenizer.model import Tokenizer
 from mvar.transformer import ScaleTransformer
 
-MAX_COLUMNS = 5  # panels beside each other
+MAX_COLUMNS = 6  # panels beside each other
+UNIT = (0, 1, 1, 0)  # every panel's sides, whatever it shows: matplotlib's extent
+SAID: dict[str, Any] = {"fontsize": 7.5, "fontweight": "normal", "loc": "left"}  # what stands above a panel
+OUTLINED = 48  # pixels a side of which an outline is drawn: finer ones are of texture
 MAX_LABEL = 26  # characters beside a row of images
 
 
@@ -58,7 +61,7 @@ class Look:
 
 
 def query_figure(weights: Tensor, schedule: ScaleSchedule, query: int, image: np.ndarray, title: str = "") -> Any:
-    """The attention of one query over the image that it helps to generate, one panel a key scale.
+    """The attention of one query over the image that it helps to generate: the image, then one panel a key scale.
 
     Args:
         weights: `(V,)`, `attention_map(..., query=query)`.
@@ -71,56 +74,69 @@ def query_figure(weights: Tensor, schedule: ScaleSchedule, query: int, image: np
 
 
 def looks_figure(looks: Sequence[Look], schedule: ScaleSchedule, query: int) -> Any:
-    """What one query looks at in several heads, one below the other: heat over the picture, one panel a key scale.
+    """What one query looks at in several heads, a row each: the picture, then its weights, one panel a key scale.
 
-    Every panel has colours of its own, from 0 to the largest weight of its scale, which stands above it.
+    Every panel has colours of its own, from 0 (light) to the largest weight of its scale, which stands above it; the
+    picture's outline lies over them.
     """
-    from matplotlib.colors import ListedColormap
-    from matplotlib.patches import Rectangle
-
     scale = schedule.levels[query]
-    heat = ListedColormap(
-        [(*colour, alpha) for colour, alpha in zip(_magma(256), np.linspace(0, 0.9, 256), strict=True)]
-    )
-    columns = min(MAX_COLUMNS, scale + 1)
-    rows = -(-(scale + 1) // columns)
+    count = scale + 2
+    rows = -(-count // MAX_COLUMNS)
+    columns = -(-count // rows)
     side, (row, column) = schedule.sides[scale], divmod(query - schedule.offsets[scale], schedule.sides[scale])
     height, width = len(looks) * (rows * 1.75 + 0.25) + 0.2, max(3.5, 1.4 * columns)
     with page(height, width, nrows=rows * len(looks), ncols=columns) as (figure, axes):
         for ax in axes.flat:
             ax.axis("off")
-        for number, look in enumerate(looks):
-            parts = look.weights.split(schedule.lengths[: scale + 1])
-            for key, part in enumerate(parts):
-                ax = axes[number * rows + key // columns, key % columns]
-                image = look.images[key] if look.images.ndim == 4 else look.images
-                grey = image.mean(-1)
-                ax.imshow(0.5 * grey + 90, cmap="gray", vmin=0, vmax=255, extent=(0, 1, 1, 0))
-                shown = part.reshape(schedule.sides[key], -1).numpy()
-                ax.imshow(
-                    shown, cmap=heat, vmin=0, vmax=max(shown.max(), 1e-9), extent=(0, 1, 1, 0), interpolation="nearest"
-                )
-                own = " (own)" if key == scale else ""
-                text = f"{names(schedule.sides)[key]}{own}: {part.sum():.0%}\nmost {shown.max():.1%}"
-                ax.set_title(text, fontsize=7.5, fontweight="normal", loc="left")
-                for colour, line in (("white", 2.2), ("#0072B2", 1.2)):
-                    corner = (column / side, row / side)
-                    ax.add_patch(Rectangle(corner, 1 / side, 1 / side, fill=False, edgecolor=colour, linewidth=line))
-            axes[number * rows, 0].annotate(
+        for look, panels in zip(looks, np.split(axes, len(looks)), strict=True):
+            _draw_look(panels.ravel(), look, schedule, scale)
+            for ax in panels.flat[:count]:
+                _frame(ax, (column / side, row / side), 1 / side)
+            panels[0, 0].annotate(
                 escaping.figure(look.title), (0, 1), (0, 24), xycoords="axes fraction", textcoords="offset points",
                 fontsize=8.5, fontweight="bold", annotation_clip=False, in_layout=False,
             )  # fmt: skip
         of = " and ".join(dict.fromkeys(look.of for look in looks))
-        asked = f"query: token {query}, row {row}, column {column} of {side}×{side}; shares of {of}"
-        figure.supxlabel(asked, fontsize=8, x=0.01, ha="left")
+        asked = (
+            f"framed: token {query}, row {row}, column {column} of {side}×{side}, which looks; shares of {of},\n"
+            "from 0 (light) to the most of each scale (dark); the line is the picture's outline"
+        )
+        figure.supxlabel(asked, fontsize=7.5, x=0.01, ha="left")
         figure.suptitle(" ", fontsize=9)  # room for the first look's title, which may be wider than a panel
     return figure
 
 
-def _magma(count: int) -> np.ndarray:
-    from matplotlib import colormaps
+def _draw_look(panels: np.ndarray, look: Look, schedule: ScaleSchedule, scale: int) -> None:
+    whole = look.images[-1] if look.images.ndim == 4 else look.images
+    panels[0].imshow(whole if whole.shape[-1] == 3 else whole[..., 0], cmap="gray", vmin=0, vmax=255, extent=UNIT)
+    panels[0].set_title("the picture\n", **SAID)
+    for key, part in enumerate(look.weights.split(schedule.lengths[: scale + 1])):
+        ax, shown = panels[key + 1], part.reshape(schedule.sides[key], -1).numpy()
+        ax.imshow(shown, cmap="mako_r", vmin=0, vmax=max(shown.max(), 1e-9), extent=UNIT, interpolation="nearest")
+        _outline(ax, look.images[key] if look.images.ndim == 4 else look.images)
+        own = " (own)" if key == scale else ""
+        ax.set_title(f"{names(schedule.sides)[key]}{own}: {part.sum():.0%}\nmost {shown.max():.1%}", **SAID)
 
-    return colormaps["magma"](np.linspace(0.25, 1, count))[:, :3]
+
+def _outline(ax: Any, image: np.ndarray) -> None:
+    """Where a picture `(H, W, channels)`, at most `OUTLINED` pixels a side, is as bright as the middle of its range."""
+    from PIL import Image
+
+    grey = Image.fromarray(image.mean(-1).astype(np.float32))
+    grey.thumbnail((OUTLINED, OUTLINED), Image.Resampling.BOX)
+    shown = np.asarray(grey)
+    if np.ptp(shown) < 1:  # one colour has no outline
+        return
+    ys, xs = ((np.arange(size) + 0.5) / size for size in shown.shape)
+    for colour, line in (("black", 1.5), ("white", 0.7)):
+        ax.contour(xs, ys, shown, levels=[shown.min() + np.ptp(shown) / 2], colors=colour, linewidths=line)
+
+
+def _frame(ax: Any, corner: tuple[float, float], side: float) -> None:
+    from matplotlib.patches import Rectangle
+
+    for colour, line in (("white", 2.6), ("#D55E00", 1.5)):
+        ax.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=colour, linewidth=line))
 
 
 def growth_figure(images: np.ndarray, sides: Sequence[int], labels: Sequence[str] = (), title: str = "") -> Any:

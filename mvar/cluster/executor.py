@@ -39,7 +39,7 @@ class Slurm(Executor["Profile"]):
         from mvar.cluster.submission import exclusive
         from mvar.cluster.submit import check, plan
 
-        how = {"act": not dry_run, "ask": scheduler.is_here() or not dry_run}
+        how = {"act": not dry_run, "ask": not dry_run or scheduler.is_here()}
         with nullcontext() if dry_run else exclusive(store):
             plans = [plan(configs, store, profile.runs_per_job, **how) for profile, configs in requests]
             for (profile, _), found in zip(requests, plans, strict=True):
@@ -48,36 +48,42 @@ class Slurm(Executor["Profile"]):
             for number, (profile, configs) in enumerate(requests):
                 # planned anew after the first: stages that were submitted just now are not submitted again
                 found = plan(configs, store, profile.runs_per_job, **how) if number else plans[0]
-                _send(found, len(configs), store, profile, dry_run)
+                if dry_run:
+                    _show(found, len(configs), store, profile, how["ask"])
+                else:
+                    _send(found, len(configs), store, profile)
 
 
-def _show(found: "Plan", store: Store, profile: "Profile") -> None:
-    """The scripts, and whether SLURM would take them."""
-    from mvar.cluster import scheduler
+def _say_counts(found: "Plan", num_runs: int) -> int:
+    """How many runs are to be submitted, and what is with the others."""
+    count = sum(map(len, found.runs))
+    say(f"{counted(num_runs, 'run')}: {found.num_done} done, {found.num_active} queued or running, {count} to submit")
+    return count
+
+
+def _show(found: "Plan", num_runs: int, store: Store, profile: "Profile", is_asked: bool) -> None:
+    """What would be sent, the scripts, and whether SLURM, where it is there to be asked, would take them."""
     from mvar.cluster.scripts import scripts
 
+    if not _say_counts(found, num_runs):
+        return
+    for tasks in found.stages:
+        say("stages: " + ", ".join(task.name for task in tasks))
+    for tasks in found.runs:
+        say("run: " + ", ".join(dict.fromkeys(task.name for task in tasks)))
     for title, text in scripts(found, store, profile):
         say(f"==> {title} <==")
         for line in text.splitlines():
             say(line)
-    told = "SLURM accepts the requests" if scheduler.is_here() else "SLURM is not here: whether it would, is not known"
+    told = "SLURM accepts the requests" if is_asked else "SLURM is not here: whether it would, is not known"
     say(f"would call sbatch {found.num_jobs} times; {told}")
 
 
-def _send(found: "Plan", num_runs: int, store: Store, profile: "Profile", dry_run: bool) -> None:
+def _send(found: "Plan", num_runs: int, store: Store, profile: "Profile") -> None:
     from mvar.cluster.submission import describe
     from mvar.cluster.submit import submit
 
-    count = sum(map(len, found.runs))
-    say(f"{counted(num_runs, 'run')}: {found.num_done} done, {found.num_active} queued or running, {count} to submit")
-    if not found.runs:
-        return
-    if dry_run:
-        for tasks in found.stages:
-            say("stages: " + ", ".join(task.name for task in tasks))
-        for tasks in found.runs:
-            say("run: " + ", ".join(dict.fromkeys(task.name for task in tasks)))
-        _show(found, store, profile)
+    if not _say_counts(found, num_runs):
         return
     submission = submit(found, store, profile)
     for job in submission.jobs:

@@ -25,8 +25,8 @@ MAX_IDS = 1000  # of one scancel
 # States of a job that is at work, some of them seen for a moment only.
 ALIVE = ("RUNNING", "SIGNALING", "RESIZING", "STOPPED", "CONFIGURING")
 AWAY = re.compile(r"no answer|contact|connect|timed out|communication|standby|zero bytes", re.I)
-
-
+# What SLURM's commands say where they are installed and no cluster is known.
+UNCONFIGURED = re.compile(r"establish a configuration source|slurm\.conf.*No such file", re.I)
 MAX_ARRAY_SIZE = 1001  # SLURM's default
 
 
@@ -57,8 +57,14 @@ class Entry:
 
 
 def is_here() -> bool:
-    """Whether SLURM's commands are on this machine."""
-    return shutil.which("scontrol") is not None
+    """Whether SLURM's commands are on this machine and know of a cluster, be it one that does not answer now."""
+    if shutil.which("scontrol") is None:
+        return False
+    try:
+        call("scontrol", "show", "config")
+    except SchedulerError as error:
+        return not UNCONFIGURED.search(str(error))
+    return True
 
 
 def call(*command: str) -> str:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from mvar.commands.checkpoint import CheckpointFiles, check_source, sampling_settings
 from mvar.commands.options import Answer, Count, Folder, InResults, Number, RunName, Settings, Word
 from mvar.errors import OK, UserError, one_of, say
-from mvar.escaping import rich_text
 from mvar.pattern import mixers_of
 
 if TYPE_CHECKING:
@@ -135,30 +134,29 @@ class Attention(CheckpointFiles, InResults, Answer):
 
 def show(stats: "AttentionStats", title: str) -> None:
     """Print a table: a row a layer, then the model."""
-    from rich import box
-    from rich.table import Table
-
     from mvar.analysis.maps import names
     from mvar.commands.console import wide_console
+    from mvar.commands.narrow import print_in_parts
     from mvar.probes.attention_mass import uniform_share
     from mvar.scales import ScaleSchedule
 
-    table = Table(title=rich_text(f"{title}: % of attention mass"), title_justify="left", box=box.SIMPLE_HEAD)
-    for column in ("layer", "own scale", "±", *names(stats.sides), "entropy (nats)", "of max (%)"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns: dict[str, list[str]] = {
+        name: [] for name in ("layer", "own scale", "±", "entropy (nats)", "of max (%)", *names(stats.sides))
+    }
 
     def add(name: str, share: float, sd: float, keys: Any, entropy: float, relative: float) -> None:
         half = 100 * float(stats.half_width(sd))
-        percent = (f"{100 * share:.1f}", "–" if math.isnan(half) else f"{half:.2f}", *(f"{100 * k:.1f}" for k in keys))
-        table.add_row(name, *percent, f"{entropy:.2f}", f"{100 * relative:.0f}")
+        told = (f"{100 * share:.1f}", "–" if math.isnan(half) else f"{half:.2f}", f"{entropy:.2f}")
+        cells = (name, *told, f"{100 * relative:.0f}", *(f"{100 * k:.1f}" for k in keys))
+        for column, cell in zip(columns.values(), cells, strict=True):
+            column.append(cell)
 
     per_layer = (stats.layers, stats.intra, stats.intra_sd, stats.key_shares, stats.layer_entropy)
     for layer, share, sd, keys, entropy, relative in zip(*per_layer, stats.layer_relative_entropy, strict=True):
         add(str(layer), float(share), float(sd), keys, float(entropy), float(relative))
-    table.add_section()
     means = (stats.key_shares.mean(0), float(stats.layer_entropy.mean()), float(stats.layer_relative_entropy.mean()))
     add("mean", stats.share, stats.share_sd, *means)
-    wide_console(400).print(table)
+    print_in_parts(list(columns.items()), wide_console(400), f"{title}: % of attention mass", section=1)
     uniform = uniform_share(ScaleSchedule(stats.sides))
     say(
         f"own scale: {stats.share:.1%} of attention mass; uniform attention would put {uniform:.1%} there. "

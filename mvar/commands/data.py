@@ -39,7 +39,7 @@ class Data(Plugged, InResults):
     """Decode every picture; else headers are read, and damage behind them is not found."""
     checkpoint: File = ""
     """A generator whose number of classes the data must have."""
-    record: Path | None = None
+    record: File = ""
     """File that keeps what was looked at, so that the same command goes on; default: in the results."""
 
     def execute(self, arguments: list[str]) -> int:
@@ -54,7 +54,7 @@ class Data(Plugged, InResults):
         wrong_classes = self._compare(classes)
         decode = self.decode or find(config.name).in_memory
         name = f"{config.name}-{check_id(config.model_dump(mode='json'), decode)}"
-        record = self.record or self.results / layout.CHECKS / name
+        record = Path(self.record) if self.record else self.results / layout.CHECKS / name
         if self.record:
             check_place("record", record)
         with shown("data", "looking at the pictures") as progress:

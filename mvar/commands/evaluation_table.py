@@ -12,7 +12,8 @@ from mvar import layout
 from mvar.analysis.versions import COLUMN as VERSIONS
 from mvar.analysis.versions import newest, only, rows_of
 from mvar.checkpoints.warm_start import Start
-from mvar.commands.console import wide_console
+from mvar.commands.console import WIDTH, wide_console
+from mvar.commands.narrow import print_in_parts, shortened_ids
 from mvar.config import RunConfig
 from mvar.errors import say
 from mvar.escaping import rich_text
@@ -49,11 +50,15 @@ def print_evaluations(rows: Sequence[tuple[str, RunDirectory, RunConfig]]) -> No
     found = rows_of(only(whole, newest(whole)))
     kinds = [METRICS.find(name) for name in METRICS.names()]
     keys = [kind.keys[0] for kind in kinds if any(kind.keys[0] in metrics for metrics in found)]
-    table = Table("row", "run", "evaluation")
-    for key in keys:
-        table.add_column(rich_text(key.removeprefix("eval/")), justify="right")
-    for (label, run, config), metrics in zip(rows, found, strict=True):
-        values = [f"{metrics[key]:.4g}" if key in metrics else "-" for key in keys]
-        table.add_row(*map(rich_text, (label, run.name, config.evaluation_id, *values)))
-    wide_console().print(table)
+    ids = [run.name for _, run, _ in rows]
+    columns = [
+        ("row", [label for label, _, _ in rows]),
+        ("run", ids if wide_console().width >= WIDTH else shortened_ids(ids)),
+        ("evaluation", [config.evaluation_id for _, _, config in rows]),
+        *(
+            (key.removeprefix("eval/"), [f"{metrics[key]:.4g}" if key in metrics else "-" for metrics in found])
+            for key in keys
+        ),
+    ]
+    print_in_parts(columns, wide_console())
     say("all metrics: eval.json of each run; the table with its differences: `mvar report`")

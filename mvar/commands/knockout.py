@@ -8,7 +8,6 @@ import tyro
 from mvar.commands.checkpoint import MeasuredOn
 from mvar.commands.options import Answer, InResults, RunName
 from mvar.errors import OK, say
-from mvar.escaping import rich_text
 
 if TYPE_CHECKING:
     from mvar.probes.knockout_kept import Knockout as Found
@@ -56,18 +55,14 @@ class Knockout(MeasuredOn, InResults, Answer):
 
 def show(found: "Found", name: str, texts: list[str]) -> None:
     """Print a row for each cut that was asked for; where none was, for those of whole parts."""
-    from rich import box
-    from rich.table import Table
-
     from mvar.commands.console import wide_console
+    from mvar.commands.narrow import print_in_parts
 
     names = [f"{side}×{side}" for side in found.sides]
     title = f"{name}, {found.num_images:,} held-out images, {found.bits:.3f} bits a token: what a cut adds"
-    table = Table(title=rich_text(title), title_justify="left", box=box.SIMPLE_HEAD)
     shown = texts or [text for text in found.effects if text.partition(":")[0] in FIRST and "," not in text]
     drawn = ("FID", "by") if any(found[text].fid_images for text in shown) else ()
-    for column in ("cut", "kept (%)", "all", "±", "random", "sd", "beyond it", "±", *names, *drawn):
-        table.add_column(column, justify="left" if column == "cut" else "right", no_wrap=True)
+    columns = [(n, []) for n in ("cut", "kept (%)", "all", "±", "random", "sd", "beyond it", "±", *names, *drawn)]
     for text in shown:
         effect = found[text]
         kept = None if effect.kept is None else 100 * effect.kept
@@ -75,8 +70,10 @@ def show(found: "Found", name: str, texts: list[str]) -> None:
         beyond = (effect.beyond, effect.beyond_half_width)
         fids = (dashed(effect.fid, ".2f"), dashed(effect.fid_change, "+.2f")) if drawn else ()
         by_scale = (signed(change) for change in effect.change_by_scale)
-        table.add_row(text, dashed(kept, ".1f"), *_pairs(*numbers), *_pairs(*beyond), *by_scale, *fids)
-    wide_console(400).print(table)
+        cells = (text, dashed(kept, ".1f"), *_pairs(*numbers), *_pairs(*beyond), *by_scale, *fids)
+        for (_, column), cell in zip(columns, cells, strict=True):
+            column.append(cell)
+    print_in_parts(columns, wide_console(400), title)
     left = len(found.effects) - len(shown)
     say(
         "Bits a token, more is worse. ±: 95 % t interval over images. Random: as many keys cut of every query, mean "

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Logs(InResults):
     """Show the end of the logs of a run's (or a shared stage's) latest job, and where they are.
 
-    Of one that was made on this machine: its state, the last rows of its metrics, and why it failed.
+    Of one that was made on this machine: its state, the last rows of its metrics as a table, and why it failed.
 
     Example: `mvar logs digits --lines 100`
     """
@@ -27,7 +27,7 @@ class Logs(InResults):
     run: tyro.conf.Positional[str]
     """Run id or stage, or a unique beginning of one."""
     lines: int = 40
-    """Lines of each log; 0: all."""
+    """The last lines of each log, or rows of the metrics; 0: all."""
 
     def execute(self, arguments: list[str]) -> int:
         """Print them; returns the exit code."""
@@ -54,10 +54,18 @@ class Logs(InResults):
         return OK
 
     def _say_files(self, paths: Sequence[Path]) -> None:
+        from mvar.commands.console import wide_console
+        from mvar.commands.logged_rows import show_rows
+
         for path in paths:
-            lines = path.read_text(errors="replace").splitlines()
+            lines = path.read_text(errors="replace").splitlines()[-self.lines :]
             say(f"==> {path} <==")
-            for line in lines[-self.lines :] if self.lines else lines:
+            if path.name == layout.METRICS:
+                left_out = show_rows(lines, wide_console())
+                if left_out:
+                    say(f"({left_out} left out; the file has everything)")
+                continue
+            for line in lines:
                 say(line)
 
     @staticmethod

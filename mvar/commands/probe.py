@@ -8,7 +8,6 @@ import tyro
 from mvar.commands.checkpoint import MeasuredOn
 from mvar.commands.options import Answer, Folder, InResults, RunName, Settings
 from mvar.errors import OK, say
-from mvar.escaping import rich_text
 
 if TYPE_CHECKING:
     from mvar.probes.contract import Probe as Kind
@@ -85,31 +84,20 @@ def show(kind: "type[Kind]", rows: "list[Row]", title: str) -> None:
 
     A field that is the same in all rows stands in the title.
     """
-    from rich import box
-    from rich.table import Table
-
     from mvar.commands.console import wide_console
+    from mvar.commands.narrow import print_in_parts
     from mvar.probes.contract import HALF_WIDTH
 
     fields = [f for n, f in enumerate(kind.fields) if not n or len({str(row[f.name]) for row in rows}) > 1]
     same = [f"{f.label} {written(rows[0][f.name], f)}" for f in kind.fields if rows and f not in fields]
     title = ", ".join([title, *same])
-    table = Table(title=rich_text(title), title_justify="left", box=box.SIMPLE_HEAD)
     halves = {shown.name for shown in kind.values if any(row.get(shown.name + HALF_WIDTH) for row in rows)}
-    for shown in fields:
-        table.add_column(rich_text(shown.label), justify="right", no_wrap=True)
+    columns = [(shown.label, [written(row[shown.name], shown) for row in rows]) for shown in fields]
     for shown in kind.values:
-        table.add_column(rich_text(shown.label), justify="right", no_wrap=True)
+        columns.append((shown.label, [written(row[shown.name], shown) for row in rows]))
         if shown.name in halves:
-            table.add_column("±", justify="right", no_wrap=True)
-    for row in rows:
-        cells = [written(row[shown.name], shown) for shown in fields]
-        for shown in kind.values:
-            cells.append(written(row[shown.name], shown))
-            if shown.name in halves:
-                cells.append(written(row.get(shown.name + HALF_WIDTH), shown))
-        table.add_row(*map(rich_text, cells))
-    wide_console(400).print(table)
+            columns.append(("±", [written(row.get(shown.name + HALF_WIDTH), shown) for row in rows]))
+    print_in_parts(columns, wide_console(400), title)
     if halves:
         say("±: half of the 95 % interval over images.")
 

@@ -4,15 +4,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from mvar.commands.console import wide_console
+from mvar.commands.narrow import Narrow, shortened_ids
 from mvar.config import RunConfig
 from mvar.errors import counted, say
 from mvar.escaping import rich_text
 from mvar.runs.display import duration
 from mvar.runs.request import Request, unique, with_seeds
 from mvar.runs.store import Store
+
+NARROW = Narrow(
+    "run",
+    dispensable=("pattern", "training FLOPs", "steps", "parameters", "state", "cells"),  # the name has the pattern
+    breakable={"cells": 16},
+)
 
 
 @dataclass(frozen=True)
@@ -107,14 +116,7 @@ def plan_of(requests: Sequence[Request], store: Store, num_workers: int | None) 
 def print_plan(requests: Sequence[Request], store: Store, num_workers: int | None) -> None:
     """The runs of some sweeps: pattern, steps, parameters, training FLOPs, estimated time; nothing is made."""
     plan = plan_of(requests, store, num_workers)
-    table = Table("run", "cells", "pattern", "state")
-    for column in ("steps", "parameters", "training FLOPs", "estimated time"):
-        table.add_column(column, justify="right")
-    for run in plan.runs:
-        time = "" if run.estimated_s is None else duration(run.estimated_s)
-        told = (run.name, "; ".join(run.cells), run.pattern, run.state, run.steps)
-        table.add_row(*map(rich_text, told), f"{run.parameters:,}", f"{run.training_flops:.3g}", time)
-    wide_console().print(table)
+    wide_console().print(plan_table(plan.runs, wide_console()))
     evaluations = sum(run.evaluations for run in plan.runs)
     more = f", {evaluations} evaluations" if evaluations > len(plan.runs) else ""
     say(f"{counted(len(plan.runs), 'run')}{more}, {sum(run.training_flops for run in plan.runs):.3g} training FLOPs")
@@ -125,6 +127,29 @@ def print_plan(requests: Sequence[Request], store: Store, num_workers: int | Non
             f"to do: about {duration(plan.left_s)} on {plan.workers} worker(s){shared}; "
             f"time from {', '.join(plan.time_from)}"
         )
+
+
+def plan_table(runs: Sequence[PlannedRun], console: Console) -> RenderableType:
+    """The table, cut to what tells runs apart where it does not fit the console."""
+    columns: dict[str, Sequence[str]] = {
+        "cells": ["; ".join(run.cells) for run in runs],
+        "pattern": [run.pattern for run in runs],
+        "state": [run.state for run in runs],
+        "steps": [str(run.steps) for run in runs],
+        "parameters": [f"{run.parameters:,}" for run in runs],
+        "training FLOPs": [f"{run.training_flops:.3g}" for run in runs],
+        "estimated time": ["" if run.estimated_s is None else duration(run.estimated_s) for run in runs],
+    }
+    ids = [run.name for run in runs]
+    names, columns, left_out = NARROW.fit(ids, columns, console.width, lambda: shortened_ids(ids))
+    table = Table()
+    table.add_column(NARROW.heading, no_wrap=True)
+    for title in columns:
+        numbers = title in ("steps", "parameters", "training FLOPs", "estimated time")
+        table.add_column(title, justify="right" if numbers else "left", no_wrap=title not in NARROW.breakable)
+    for number, name in enumerate(names):
+        table.add_row(rich_text(name), *(rich_text(cells[number]) for cells in columns.values()))
+    return Group(table, Text(left_out, "dim")) if left_out else table
 
 
 def _labels(requests: Sequence[Request]) -> dict[str, list[str]]:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -32,7 +33,7 @@ class Status(InResults, Answer):
     runs: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[RUN ...]", help_behavior_hint="")
     ] = ()
-    """Only those: ids, beginnings of ids, or patterns such as '*mamba*' (in quotes)."""
+    """Only those: ids, beginnings of ids, names as they are shown, or patterns such as '*mamba*' (in quotes)."""
     state: Labels = ""
     """Only those in one of these states, e.g. failed,missing."""
     watch: Annotated[Number, tyro.conf.arg(metavar="SECONDS", help_behavior_hint="")] = None
@@ -111,7 +112,14 @@ class Status(InResults, Answer):
         return states
 
     def _is_asked(self, row: "Row", states: Sequence[str]) -> bool:
-        named = not self.runs or any(
-            fnmatchcase(row.name, name) if set(WILD) & set(name) else row.name.startswith(name) for name in self.runs
+        return (not self.runs or any(map(partial(_is_named, row.name), self.runs))) and (
+            not states or row.state in states
         )
-        return named and (not states or row.state in states)
+
+
+def _is_named(run_id: str, name: str) -> bool:
+    from mvar.runs.spelling import is_short_for
+
+    if set(WILD) & set(name):
+        return fnmatchcase(run_id, name)
+    return run_id.startswith(name) or is_short_for(name, run_id)

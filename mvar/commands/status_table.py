@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mvar import layout
+from mvar.commands.narrow import Narrow, shortened_ids
 from mvar.escaping import one_line, rich_text
 from mvar.runs.derived import last_row
 from mvar.runs.display import duration
@@ -20,15 +21,12 @@ from mvar.runs.store import Directory, RunDirectory, Store
 
 STYLES = {DONE: "green", RUNNING: "cyan", QUEUED: "blue", FAILED: "red", STOPPED: "yellow"}
 STYLES |= {INTERRUPTED: "yellow", MISSING: "dim"}
-SHORTEST_REASON = 16  # characters of `why` that a line keeps
 DRAWN, BEGUN = "drawn", "begun"  # of an evaluation: its images are there, or some of them; it is not measured
-DISPENSABLE = (
-    "speed",
-    "loss",
-    "updated",
-    "evaluations",
-    "job",
-)  # columns that a narrow terminal goes without, in this order
+NARROW = Narrow(
+    "stage or run",
+    dispensable=("speed", "loss", "updated", "evaluations", "job"),
+    breakable={"why": 16},  # characters of it that a line keeps
+)
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ def _row(
 def status_table(rows: Sequence[Row], console: Console) -> RenderableType:
     """The table, without empty columns; where it does not fit the console names are cut to what tells them apart."""
     now = datetime.now(UTC)
-    columns: dict[str, list[str]] = {
+    columns: dict[str, Sequence[str]] = {
         "state": [row.state for row in rows],
         "at": [_where(row) for row in rows],
         "loss": ["" if row.loss is None else f"{row.loss:.3f}" for row in rows],
@@ -121,30 +119,16 @@ def status_table(rows: Sequence[Row], console: Console) -> RenderableType:
         "why": [row.reason for row in rows],
     }
     columns = {title: cells for title, cells in columns.items() if any(cells)}
-    names, left_out = [row.name for row in rows], ""
-    if _width(names, columns) > console.width:
-        names, left_out = shortened(rows), "names are shortened"
-        for title in DISPENSABLE:
-            if title in columns and _width(names, columns) > console.width:
-                del columns[title]
-                left_out += f", {title} is left out"
+    names, columns, left_out = NARROW.fit([row.name for row in rows], columns, console.width, lambda: shortened(rows))
     table = Table()
-    table.add_column("stage or run", overflow="fold")
+    table.add_column(NARROW.heading, overflow="fold")
     for title in columns:
         table.add_column(title, overflow="fold", no_wrap=title != "why")
     for number, name in enumerate(names):
         told = {title: cells[number] for title, cells in columns.items()}
         style = STYLES.get(told["state"], "")
         table.add_row(rich_text(name), *(rich_text(text, style * (title == "state")) for title, text in told.items()))
-    return Group(table, Text(f"({left_out}; --json has everything)", "dim")) if left_out else table
-
-
-def _width(names: Sequence[str], columns: Mapping[str, Sequence[str]]) -> int:
-    """Of the table in characters; reasons may be broken into lines."""
-    wide = {title: max(map(len, (title, *cells))) for title, cells in columns.items()}
-    if "why" in wide:
-        wide["why"] = min(wide["why"], SHORTEST_REASON)
-    return 4 + max(map(len, (*names, "stage or run"))) + sum(width + 3 for width in wide.values())
+    return Group(table, Text(left_out, "dim")) if left_out else table
 
 
 def _speed(row: Row) -> str:
@@ -156,7 +140,10 @@ def _speed(row: Row) -> str:
 
 
 def _where(row: Row) -> str:
-    return f"{row.at} {row.step}/{row.steps}" if row.steps and row.state != DONE else row.at
+    """Of what is done: nothing, it is at its end."""
+    if row.state == DONE:
+        return ""
+    return f"{row.at} {row.step}/{row.steps}" if row.steps else row.at
 
 
 def _counted(found: Mapping[str, str]) -> str:
@@ -166,14 +153,8 @@ def _counted(found: Mapping[str, str]) -> str:
 
 
 def shortened(rows: Sequence[Row]) -> list[str]:
-    """The names of rows without the parts that all runs share, and without the digest where they differ without it."""
-    parts = [row.name.split("-") for row in rows if not row.is_stage]
-    if len(parts) > 1 and len(set(map(len, parts))) == 1:
-        differ = [number for number, column in enumerate(zip(*parts, strict=True)) if len(set(column)) > 1]
-        without = [number for number in differ if number < len(parts[0]) - 1]
-        is_enough = len({tuple(part[number] for number in without) for part in parts}) == len(parts)
-        parts = [[part[number] for number in (without if is_enough else differ)] for part in parts]
-    told = iter("-".join(part) for part in parts)
+    """The names of rows, those of runs without what all of them share."""
+    told = iter(shortened_ids([row.name for row in rows if not row.is_stage]))
     return [row.name if row.is_stage else next(told) for row in rows]
 
 

@@ -4,14 +4,14 @@
 what a perfect memoriser without a tokenizer reaches.
 `floor/fid_reconstruction_heldout`, in short `floor/fid_reconstruction`: reconstructed held-out images against the same
 images (rFID). Both sides are the same images, so no generator can be held to it; it says what the tokenizer loses.
-`floor/fid_reconstruction_train`: reconstructed training images against the held-out ones: what a generator that recites
-the training tokens reaches, the floor to read `eval/fid` against.
+`floor/fid_reconstruction_train`: reconstructed training images against the held-out ones: what a model that only
+repeats training images reaches, the floor to read `eval/fid` against.
 `floor/fid_resplit` and `_sd`: all real images split anew into sets of the sizes of train and held-out, over fixed
 splits, class by class as the data are; the sd is what the choice of the held-out images is worth.
 `floor/fid_halves` and `_sd`: half of the held-out images against the other half. FID is biased upwards for small sets,
 so this is larger than a generator with more samples has to show.
 `floor/copy_rate_reconstruction_heldout` and `_train`: copy rates, through the tokenizer, of a generator whose images
-are as new as the held-out ones, and of one that recites.
+are as new as the held-out ones, and of one that repeats training images.
 `floor/label_accuracy_reconstruction`: the classifier on reconstructed held-out images, where it knows their labels.
 `floor/psnr`: of reconstructed held-out images, in dB. `floor/codes_used`: different codes in all reconstructed images.
 """

@@ -30,7 +30,8 @@ SUMMARY_ROWS = 64  # images that are read at a time when statistics are made of 
 def measure(what: Measurable, folder: Path, progress: Progress | None = None) -> AttentionStats:
     """Attention statistics of a model, kept in a folder; what is there already is not computed again.
 
-    A killed call goes on after the last batch that it wrote, and ends in the same bytes as one that was not killed.
+    A killed call goes on after the last batch that it wrote; the files are in the end, byte for
+    byte, those of a call that was not killed.
 
     Raises:
         UserError: a model without global attention, or something that is missing.

@@ -26,6 +26,12 @@ class StoredRun(Protocol):
         ...
 
 
+def is_short_for(name: str, run_id: str) -> bool:
+    """Whether a name is some of the parts of an id, in their order, as `mvar status` shortens ids to what differs."""
+    parts = iter(run_id.split("-"))
+    return all(part in parts for part in name.split("-"))
+
+
 def of_run(config: RunConfig, run: StoredRun) -> RunConfig:
     """Spelled as the same run is that a directory holds."""
     stored = run.stored().config

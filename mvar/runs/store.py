@@ -308,12 +308,12 @@ class Store:
         return [RunDirectory(path.parent) for path in sorted(self.root.glob(f"{layout.RUNS}/*/{layout.CONFIG}"))]
 
     def find_run(self, name: str) -> RunDirectory:
-        """A run by its id, a unique beginning of it, or the path of its directory.
+        """A run by its id, a unique beginning of it, parts of it as `mvar status` shows them, or its directory's path.
 
         Raises:
             UserError: no such run, or several; names them.
         """
-        found = self.fitting(name)
+        found = self.fitting(name) or [run for run in self.runs() if spelling.is_short_for(name, run.name)]
         if len(found) > 1:
             more = f" and {len(found) - NAMED} others" if len(found) > NAMED else ""
             fit = ", ".join(run.name for run in found[:NAMED])

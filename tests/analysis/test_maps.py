@@ -77,19 +77,31 @@ def test_weights_lie_where_their_tokens_lie():
     weights = torch.zeros(21)
     weights[0], weights[2], weights[20] = 0.5, 0.3, 0.2  # 2x2: upper right; 4x4: lower right corner
     figure = pictures.query_figure(weights, schedule, 20, np.zeros((8, 8, 1), np.uint8))
-    heat = [np.asarray(ax.images[1].get_array()) for ax in figure.axes]
+    heat = [np.asarray(ax.images[0].get_array()) for ax in figure.axes[1:]]  # after the picture itself
     assert [h.shape for h in heat] == [(1, 1), (2, 2), (4, 4)]
     assert heat[1][0, 1] == pytest.approx(0.3) and heat[1].sum() == pytest.approx(0.3)
     assert heat[2][3, 3] == pytest.approx(0.2) and heat[2].sum() == pytest.approx(0.2)
-    assert [ax.images[1].get_extent() for ax in figure.axes] == [[0, 1, 1, 0]] * 3
-    assert len(pictures.query_figure(torch.ones(5) / 5, schedule, 2, np.zeros((8, 8, 3), np.uint8)).axes) == 2
+    assert [ax.images[0].get_extent() for ax in figure.axes] == [[0, 1, 1, 0]] * 4
+    assert all(ax.images[0].get_alpha() is None for ax in figure.axes)  # no veil: weights in plain colours
+    assert len(pictures.query_figure(torch.ones(5) / 5, schedule, 2, np.zeros((8, 8, 3), np.uint8)).axes) == 3
+
+
+def test_the_outline_of_the_picture_lies_over_the_weights():
+    picture = np.zeros((8, 8, 1), np.uint8)
+    picture[:, 4:] = 200  # dark left of the middle, bright right of it
+    figure = pictures.query_figure(torch.ones(5) / 5, ScaleSchedule((1, 2)), 3, picture)
+    for ax in figure.axes[1:]:
+        line = np.concatenate([path.vertices for drawn in ax.collections for path in drawn.get_paths()])
+        assert len(line) and line[:, 0] == pytest.approx(0.5, abs=0.01)
+    plain = pictures.query_figure(torch.ones(5) / 5, ScaleSchedule((1, 2)), 3, np.zeros((8, 8, 1), np.uint8))
+    assert not any(ax.collections for ax in plain.axes)  # one colour has no outline
 
 
 def test_two_looks_are_drawn_one_below_the_other():
     schedule, image = ScaleSchedule((1, 2)), np.zeros((2, 8, 8, 1), np.uint8)
     looks = [pictures.Look(torch.full((5,), 0.2), image, title) for title in ("above", "below")]
     figure = pictures.looks_figure(looks, schedule, 3)
-    assert len(figure.axes) == 4 and all(text in words(figure) for text in ("above", "below", "query: token 3"))
+    assert len(figure.axes) == 6 and all(text in words(figure) for text in ("above", "below", "framed: token 3"))
 
 
 def small(channels=3):

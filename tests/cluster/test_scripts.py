@@ -1,10 +1,11 @@
 """What `mvar submit --dry-run` prints: the scripts that sbatch would get, on a machine without SLURM too."""
 
 import pytest
+from fake_slurm import FakeSlurm
 from tiny_runs import TINY
 
 from mvar.cli import main
-from mvar.errors import OK
+from mvar.errors import OK, USER_ERROR
 
 
 @pytest.fixture
@@ -32,6 +33,26 @@ def test_scripts_without_slurm(no_slurm, tmp_path, capsys):
     assert "dependency" not in stages and "--array" not in stages
     assert out.endswith("would call sbatch 2 times; SLURM is not here: whether it would, is not known\n")
     assert not (tmp_path / "results").exists()
+
+
+UNKNOWN = "scontrol: fatal: Could not establish a configuration source"
+AWAY = "slurm_load_ctl_conf error: Unable to contact slurm controller (connect failure)"
+
+
+@pytest.mark.parametrize("said", [UNKNOWN, AWAY])
+def test_slurm_is_installed_and_does_not_answer(said, tmp_path, monkeypatch, capsys):
+    """Where no cluster is known scripts are shown, as on a laptop with SLURM's package; one that is away is named."""
+    fake = FakeSlurm(tmp_path / "slurm")
+    (fake.folder / "scontrol").write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
+    fake.put_on_path(monkeypatch)
+    if said == UNKNOWN:
+        assert shown(capsys, tmp_path, "--cluster", "cpu").endswith(
+            "; SLURM is not here: whether it would, is not known\n"
+        )
+    else:
+        place = ["--results", str(tmp_path / "results")]
+        assert main(["submit", "mixers", "--preset", "smoke", "--dry-run", "--cluster", "cpu", *place]) == USER_ERROR
+        assert f"mvar: error: scontrol: {said}" in capsys.readouterr().err
 
 
 def test_runs_of_one_job(no_slurm, tmp_path, capsys):

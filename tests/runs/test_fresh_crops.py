@@ -75,8 +75,8 @@ def trained(store: Store, folder: Path, stop_after: int = 0) -> Stages:
 
 
 def test_a_run_on_fresh_crops_keeps_no_cache_of_training_images(store):
-    """Stopped and gone on with it ends in the same bytes; its log has the likelihood of both splits. Two processes,
-    whose workers decode, end where one does."""
+    """Stopped and gone on with, its weights are the same, byte for byte; its log has the likelihood of both splits.
+    Two processes, whose workers decode, end where one does."""
     whole, stopped = trained(store, store.root / "whole"), trained(store, store.root / "stopped", stop_after=3)
     assert whole.run.weights.read_bytes() == stopped.run.weights.read_bytes()
     log = (stopped.run.path / "metrics.jsonl").read_text()

@@ -119,6 +119,9 @@ def test_find_run(tmp_path):
     assert store.find_run(CONFIG.run_id).name == CONFIG.run_id
     assert store.find_run(str(store.run(other.run_id).path)).name == other.run_id
     assert store.find_run(other.run_id[:-3]).name == other.run_id
+    assert store.find_run("global-s1").name == other.run_id  # as `mvar status` shortens ids
+    with pytest.raises(UserError, match="fits 2 runs"):
+        store.find_run("global")
     with pytest.raises(UserError, match="fits 2 runs"):
         store.find_run("digits")
     with pytest.raises(UserError, match="unknown; allowed: digits"):
