@@ -25,6 +25,7 @@ from mvar.presets import PRESETS
 from mvar.runs.experiment import COUNTS, find_experiment
 
 PAGE = (Path(__file__).parents[1] / "docs" / "compare-two-mixers.md").read_text()
+README = (Path(__file__).parents[1] / "README.md").read_text()
 SEEN = Path(__file__).parents[1] / "docs" / "seen" / "compare-two-mixers.csv"
 FLAT = " ".join(PAGE.replace("\n> ", "\n").split())  # sentences are of one line
 PATTERNS = {"VAR": "global", "1 (`intra`)": "intra", "M-VAR": "intra+mamba"}
@@ -42,9 +43,9 @@ def said(pattern: str) -> list[float]:
     return [float(number) for number in found.groups()]
 
 
-def rows(heading: str) -> dict[str, list[str]]:
+def rows(heading: str, page: str = PAGE) -> dict[str, list[str]]:
     """The table whose first row begins so: first cell -> the other ones."""
-    table = PAGE[PAGE.index(f"| {heading} |".replace("|  |", "| |")) :].split("\n\n")[0].splitlines()[2:]
+    table = page[page.index(f"| {heading} |".replace("|  |", "| |")) :].split("\n\n")[0].splitlines()[2:]
     return {first: cells for first, *cells in ([cell.strip() for cell in row.strip("| ").split("|")] for row in table)}
 
 
@@ -123,6 +124,18 @@ class TestOfThreeTrainings:
         for seed, cells in rows("training seed").items():
             var, mvar = (fid[int(seed)] for fid in fids)
             assert all(map(rounds_to, (var, mvar, mvar - var), cells))
+
+    def test_the_readme_has_them(self, both):
+        """Means and deviations over seeds; differences and verdicts as the page has them."""
+        found, verdicts = rows("digits, 240 steps", README), rows("M-VAR minus VAR")
+        keys = {"FID": "eval/fid", "NLL (bits/token)": "eval/nll_bits_per_token"}
+        for name, key in keys.items():
+            for table, told in zip(both, found[name], strict=False):
+                measured = aggregate(table, key)
+                assert all(map(rounds_to, (measured.mean, measured.sd), told.split(" ± ")))
+            assert found[name][2:4] == verdicts[name][:2]
+        copies = [100 * aggregate(table, "eval/copy_rate").mean for table in both]
+        assert all(map(rounds_to, copies, found["near-copies (%)"]))
 
     def test_sets_of_one_training(self, seen):
         asked = seen[(seen["sample.cfg_scale"] == PRESETS["digits"].sample.cfg_scale) & (seen["seed"] == 0)]
