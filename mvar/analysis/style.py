@@ -14,6 +14,7 @@ from mvar.files import atomic_write
 DPI, SCREEN_DPI = 300, 150  # in print; of the dark picture, which only the page shows
 UNSAID = r"Glyph \d+ .* missing from font|Matplotlib currently does not support|constrained_layout not applied"
 WIDTH, COLUMN = 7.0, 3.4  # inches: a text page, and one of two columns
+TRUETYPE: Any = {"pdf.fonttype": 42, "ps.fonttype": 42}  # what publishers ask for, and text that can be edited
 DARK = ".dark.png"  # in place of .png: the picture for a dark page
 MIXERS = {"global": "o", "intra": "s", "mamba": "^", "intra+mamba": "D"}  # markers: figures are read in grey too
 MIXED = ("mixed", "P")  # partly replaced
@@ -81,8 +82,6 @@ def page(height: float, width: float = WIDTH, **layout: Any) -> Iterator[Any]:
             "text.usetex": False,  # whatever the user's own settings say: `mvar.escaping.figure` is not for TeX
             "text.parse_math": True,
             "legend.frameon": False,
-            "pdf.fonttype": 42,  # TrueType: what publishers ask for, and text that can be edited
-            "ps.fonttype": 42,
             "legend.title_fontsize": "small",
             "lines.markersize": 6,
         }
@@ -118,9 +117,11 @@ def save(figure: Any, directory: Path, name: str, kinds: Sequence[str] = ("png",
 
 
 def _write(figure: Any, path: Path, dpi: int) -> None:
+    import matplotlib
+
     kind = path.suffix[1:]
     metadata = {"CreationDate": None} if kind == "pdf" else None
-    with atomic_write(path) as file, warnings.catch_warnings():
+    with atomic_write(path) as file, warnings.catch_warnings(), matplotlib.rc_context(TRUETYPE):
         warnings.filterwarnings("ignore", UNSAID)
         figure.savefig(file, format=kind, dpi=dpi, metadata=metadata)
 
