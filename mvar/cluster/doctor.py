@@ -55,10 +55,13 @@ def _slurm(needed: bool) -> list[Finding]:
         said = " ".join(scheduler.call("scontrol", "ping").split())
         found = scheduler.settings()
     except scheduler.SchedulerError as error:
-        return [
-            *findings,
-            Finding("SLURM controller", bad, str(error), "ask the cluster's operators; check SLURM_CONF"),
-        ]
+        said, advice = str(error), "ask the cluster's operators; check SLURM_CONF"
+        if scheduler.UNCONFIGURED.search(said):
+            said = "SLURM is installed here and knows no cluster"
+            advice = (
+                "none is needed but to submit from here; its operators have slurm.conf, SLURM_CONF says where it is"
+            )
+        return [*findings, Finding("SLURM controller", bad, said, advice)]
     advice = "" if found.get("JobRequeue") == "1" else "mvar asks for --requeue itself"
     version = f"{said}; SLURM {found.get('SLURM_VERSION', '?')}, MaxArraySize {found.get('MaxArraySize', '?')}"
     findings.append(Finding("SLURM controller", "ok", version, advice))

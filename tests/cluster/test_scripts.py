@@ -5,6 +5,7 @@ from fake_slurm import FakeSlurm
 from tiny_runs import TINY
 
 from mvar.cli import main
+from mvar.cluster.doctor import examine
 from mvar.errors import OK, USER_ERROR
 
 
@@ -45,6 +46,8 @@ def test_slurm_is_installed_and_does_not_answer(said, tmp_path, monkeypatch, cap
     fake = FakeSlurm(tmp_path / "slurm")
     (fake.folder / "scontrol").write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
     fake.put_on_path(monkeypatch)
+    (found,) = (finding for finding in examine(tmp_path) if finding.what == "SLURM controller")
+    assert found.state == "missing" and ("knows no cluster" in found.found) == (said == UNKNOWN)
     if said == UNKNOWN:
         assert shown(capsys, tmp_path, "--cluster", "cpu").endswith(
             "; SLURM is not here: whether it would, is not known\n"
