@@ -11,6 +11,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 DECIMAL = re.compile(r"(?<![\w.])[-+]?\d+\.\d+(?![\w.]*\d)")
 PROBES = ("prefix", "reach", "state", "corruption")
 SECTIONS = {  # page and heading of the section -> the tables that it rests on
+    ("data.md", "Table 6 on Fashion-MNIST"): ["mixers-fashion", "mixers-fashion-differences"],
     ("knockout.md", "Seen on the demo"): ["table1b-digits"],
     ("knockout.md", "Seen on Fashion-MNIST"): ["table1b-fashion"],
     ("mixers.md", "Between scales"): ["inter_scale-digits-own", "inter_scale-lengths-digits", "inter_scale-latency"],
