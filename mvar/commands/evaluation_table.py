@@ -50,15 +50,15 @@ def print_evaluations(rows: Sequence[tuple[str, RunDirectory, RunConfig]]) -> No
     found = rows_of(only(whole, newest(whole)))
     kinds = [METRICS.find(name) for name in METRICS.names()]
     keys = [kind.keys[0] for kind in kinds if any(kind.keys[0] in metrics for metrics in found)]
-    ids = [run.name for _, run, _ in rows]
+    console, ids = wide_console(400), [run.name for _, run, _ in rows]
     columns = [
         ("row", [label for label, _, _ in rows]),
-        ("run", ids if wide_console().width >= WIDTH else shortened_ids(ids)),
+        ("run", ids if console.width >= WIDTH else shortened_ids(ids)),
         ("evaluation", [config.evaluation_id for _, _, config in rows]),
         *(
             (key.removeprefix("eval/"), [f"{metrics[key]:.4g}" if key in metrics else "-" for metrics in found])
             for key in keys
         ),
     ]
-    print_in_parts(columns, wide_console())
+    print_in_parts(columns, console)
     say("all metrics: eval.json of each run; the table with its differences: `mvar report`")

@@ -116,7 +116,8 @@ def plan_of(requests: Sequence[Request], store: Store, num_workers: int | None) 
 def print_plan(requests: Sequence[Request], store: Store, num_workers: int | None) -> None:
     """The runs of some sweeps: pattern, steps, parameters, training FLOPs, estimated time; nothing is made."""
     plan = plan_of(requests, store, num_workers)
-    wide_console().print(plan_table(plan.runs, wide_console()))
+    console = wide_console(400)
+    console.print(plan_table(plan.runs, console))
     evaluations = sum(run.evaluations for run in plan.runs)
     more = f", {evaluations} evaluations" if evaluations > len(plan.runs) else ""
     say(f"{counted(len(plan.runs), 'run')}{more}, {sum(run.training_flops for run in plan.runs):.3g} training FLOPs")
