@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from mvar.cluster.profiles import SUFFIXES, load_profile, profile_names
 from mvar.commands.console import wide_console
+from mvar.commands.narrow import Narrow
 from mvar.config import RunConfig
 from mvar.errors import OK, USER_ERROR, UserError, complain, counted, say
-from mvar.escaping import rich_text
 from mvar.files import read_json
 from mvar.runs.gpu_plan import Setting, disk_gb, fewest, gpu_hours, gpus_needed, opened, settle, smallest, told_nearest
 from mvar.runs.gpus import Machine
@@ -118,25 +116,23 @@ def _on(config: RunConfig, store: Store, machine: Machine, mfu: float) -> OnGpus
 
 def print_on(runs: Sequence[OnGpus], machine: Machine, share: Share) -> None:
     """The table, its sums, and what is assumed."""
-    table = Table("run", "pattern")
-    for column in ("parameters", "training FLOPs", "fits on", "peak GB", "GPU-hours", "disk GB"):
-        table.add_column(column, justify="right")
-    table.add_column(f"on {machine.gpus} GPUs with")
-    for run in runs:
-        peak, hours, fits = "-", "-", _nearest(run, machine)
-        if run.setting:
-            peak, hours = f"{run.setting.peak_gb:.1f}", f"{run.gpu_hours:,.0f}"
-            fits = run.setting.fields.replace("runtime.", "")
-        told = (
-            f"{run.parameters:,}",
-            f"{run.training_flops:.3g}",
-            str(run.fits_on or "-"),
-            peak,
-            hours,
-            f"{run.disk_gb:,.0f}",
-        )
-        table.add_row(rich_text(run.name), rich_text(run.pattern), *told, fits)
-    wide_console().print(table)
+    setting = f"on {machine.gpus} GPUs with"
+    columns: dict[str, Sequence[str]] = {
+        "pattern": [run.pattern for run in runs],
+        "parameters": [f"{run.parameters:,}" for run in runs],
+        "training FLOPs": [f"{run.training_flops:.3g}" for run in runs],
+        "fits on": [str(run.fits_on or "-") for run in runs],
+        "peak GB": [f"{run.setting.peak_gb:.1f}" if run.setting else "-" for run in runs],
+        "GPU-hours": ["-" if run.gpu_hours is None else f"{run.gpu_hours:,.0f}" for run in runs],
+        "disk GB": [f"{run.disk_gb:,.0f}" for run in runs],
+        setting: [
+            run.setting.fields.replace("runtime.", "") if run.setting else _nearest(run, machine) for run in runs
+        ],
+    }
+    dispensable = ("pattern", "training FLOPs", "parameters", "disk GB", "fits on")
+    narrow = Narrow("run", dispensable, {"pattern": 10, setting: 27})
+    console = wide_console(400)
+    console.print(narrow.table([run.name for run in runs], columns, console))
     hours, disk = sum(run.gpu_hours or 0 for run in runs), sum(run.disk_gb for run in runs)
     flops = sum(run.training_flops for run in runs)
     say(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mvar.escaping import rich_text
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
 Column = tuple[str, Sequence[str]]  # a title and its cells
 BORDER = 3  # characters of a column besides its text
@@ -44,6 +44,22 @@ class Narrow:
                     gone.append(title)
             said += [f"{', '.join(gone)} {'are' if len(gone) > 1 else 'is'} left out"] if gone else []
         return names, columns, f"({'; '.join(said)}; --json has everything)" if said else ""
+
+    def table(self, ids: Sequence[str], columns: Mapping[str, Sequence[str]], console: "Console") -> "RenderableType":
+        """A table of runs by their ids, cut to fit; its columns are words where they may be broken, else numbers."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        names, columns, left_out = self.fit(ids, columns, console.width, lambda: shortened_ids(ids))
+        table = Table()
+        table.add_column(self.heading, no_wrap=True)
+        for title in columns:
+            is_words = title in self.breakable
+            table.add_column(title, justify="left" if is_words else "right", no_wrap=not is_words, overflow="fold")
+        for number, name in enumerate(names):
+            table.add_row(rich_text(name), *(rich_text(cells[number]) for cells in columns.values()))
+        return Group(table, Text(left_out, "dim")) if left_out else table
 
     def _width(self, names: Sequence[str], columns: Mapping[str, Sequence[str]]) -> int:
         wide = {title: max(map(len, (title, *cells))) for title, cells in columns.items()}

@@ -4,15 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console, RenderableType
 
 from mvar.commands.console import wide_console
-from mvar.commands.narrow import Narrow, shortened_ids
+from mvar.commands.narrow import Narrow
 from mvar.config import RunConfig
 from mvar.errors import counted, say
-from mvar.escaping import rich_text
 from mvar.runs.display import duration
 from mvar.runs.request import Request, unique, with_seeds
 from mvar.runs.store import Store
@@ -20,7 +17,7 @@ from mvar.runs.store import Store
 NARROW = Narrow(
     "run",
     dispensable=("pattern", "training FLOPs", "steps", "parameters", "state", "cells"),  # the name has the pattern
-    breakable={"cells": 16},
+    breakable={"cells": 16, "pattern": 10, "state": 5},
 )
 
 
@@ -141,16 +138,7 @@ def plan_table(runs: Sequence[PlannedRun], console: Console) -> RenderableType:
         "training FLOPs": [f"{run.training_flops:.3g}" for run in runs],
         "estimated time": ["" if run.estimated_s is None else duration(run.estimated_s) for run in runs],
     }
-    ids = [run.name for run in runs]
-    names, columns, left_out = NARROW.fit(ids, columns, console.width, lambda: shortened_ids(ids))
-    table = Table()
-    table.add_column(NARROW.heading, no_wrap=True)
-    for title in columns:
-        numbers = title in ("steps", "parameters", "training FLOPs", "estimated time")
-        table.add_column(title, justify="right" if numbers else "left", no_wrap=title not in NARROW.breakable)
-    for number, name in enumerate(names):
-        table.add_row(rich_text(name), *(rich_text(cells[number]) for cells in columns.values()))
-    return Group(table, Text(left_out, "dim")) if left_out else table
+    return NARROW.table([run.name for run in runs], columns, console)
 
 
 def _labels(requests: Sequence[Request]) -> dict[str, list[str]]:
