@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mvar.config import OptimConfig, RuntimeConfig
 from mvar.errors import UserError
+from mvar.memory import give_back_freed_memory
 from mvar.training.contract import Objective, Tensors
 from mvar.training.shares import whole
 
@@ -87,7 +88,8 @@ class Whole:
 
 class Sharded(Whole):
     """Each process holds a share of every layer's weights, gradients and moments (FSDP2); a layer is whole while it
-    works. What is trained is a copy of the module, so that the module itself stays what it is.
+    works. What is trained is a copy of the module, so that the module itself stays what it is; meanwhile it holds names
+    and shapes alone.
 
     Gradients of every micro-batch are shared out at once: kept whole, they would undo what sharding saves.
     """
@@ -105,6 +107,7 @@ class Sharded(Whole):
         for unit in objective.units():
             fully_shard(unit, mesh=mesh)
         fully_shard(objective.module, mesh=mesh)
+        _release(self._own)
 
     def wrapped(self) -> LossModule:
         return LossModule(self._objective)
@@ -123,13 +126,13 @@ class Sharded(Whole):
         try:
             yield
         finally:
-            self._own.cpu()
+            _release(self._own.cpu())
 
     def _gather(self) -> None:
         now = self._objective.module.state_dict()
         found = {name: self._of_all(value) for name, value in now.items()}
         if self._fabric.is_global_zero:
-            self._own.load_state_dict(found)
+            _provide(self._own).load_state_dict(found)
 
     def _of_all(self, value: Tensor) -> Tensor | None:
         """A whole tensor on the CPU: every process is needed for it, and one keeps it."""
@@ -138,9 +141,27 @@ class Sharded(Whole):
 
     def close(self) -> None:
         self._gather()
-        self._objective.module = self._own.to(self._fabric.device)
+        self._objective.module = _provide(self._own).to(self._fabric.device)
         for tensor in (*self._own.parameters(), *self._own.buffers()):
             torch.distributed.broadcast(tensor.data, 0)
+
+
+def _release(module: nn.Module) -> None:
+    """Give the memory of a module's tensors back; names, shapes and the tensors themselves stay."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        storage = tensor.untyped_storage()
+        if storage.resizable() and storage.nbytes() == tensor.nbytes:  # it is no part of another's
+            storage.resize_(0)
+    give_back_freed_memory()  # processes that load pictures are forked from here
+
+
+def _provide(module: nn.Module) -> nn.Module:
+    """Memory for what was released, with any values in it; the module."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        storage = tensor.untyped_storage()
+        if not storage.nbytes():
+            storage.resize_(tensor.nbytes)
+    return module
 
 
 def strategy_of(runtime: RuntimeConfig, objective: Objective, fabric: "Fabric") -> Whole:

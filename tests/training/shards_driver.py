@@ -79,6 +79,7 @@ def saved_of(folder: Path, kept: str) -> dict:
     module.kept = kept
     _, whole = step(module, 4, kept, "cpu")
     training = loop._Training(objective, optim, folder / f"saved-{kept}", runtime, seed=3)
+    assert not any(weight.untyped_storage().nbytes() for weight in module.parameters())  # nothing is held twice
     _, shared = step(objective.module.train(), 4, kept, "cpu")
     training.checkpoints.close()
     needed = (module.head.weight, module.head_nm.ada_lin[1].weight)
