@@ -24,6 +24,9 @@ LONGEST += ("test_benchmarks.py", "fuzz/test_samples.py", "test_checkpoint_fuzz.
 PIXEL = b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
 
 torch.set_num_threads(1)
+# Before anything counts on a GPU that is not there (fake tensors, dynamo): autograd would keep a thread for it, and
+# processes that tests fork could not train.
+torch.zeros((), requires_grad=True).backward()
 settings.register_profile(
     "suite", deadline=None, derandomize=True, max_examples=20, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import json
+import subprocess
 import sys
 import types
 import warnings
@@ -230,3 +231,25 @@ def test_a_run_says_once_which_scan_it_takes_and_why(capsys):
             note_once(environment.scan_in_words(config, torch.device("cuda")) or "")
     assert capsys.readouterr().err == "mvar: runtime.scan_backend: fla (mamba_ssm not installed)\n"
     assert environment.scan_in_words(config, torch.device("cpu")) is None
+
+
+FORKED = """
+import os
+import torch
+from mvar.kernels.fake_gpu import fake_gpu
+
+def train():
+    torch.ones(1, requires_grad=True).square().sum().backward()
+
+with fake_gpu():
+    torch.zeros(1, device="cuda")
+train()
+if child := os.fork():
+    raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+train()
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_has_counted_on_a_fake_gpu_may_be_forked():
+    subprocess.run([sys.executable, "-c", FORKED], check=True)

@@ -7,6 +7,7 @@ does not work.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 from unittest.mock import patch
 
@@ -25,6 +26,7 @@ def fake_gpu(precision: str = "fp32") -> Iterator[None]:
     """
     from torch._subclasses.fake_tensor import FakeTensorMode  # slow to import, and few need it
 
+    _start_autograd()
     was, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     try:
         with (
@@ -43,6 +45,14 @@ def fake_gpu(precision: str = "fp32") -> Iterator[None]:
         torch.set_autocast_dtype("cuda", dtype)
 
 
+@cache
+def _start_autograd() -> None:
+    """A backward pass before torch counts a GPU that is not there: its engine, which starts with the first one, would
+    keep a thread for it, and a process that is forked off this one could not train."""
+    with torch.inference_mode(False), torch.enable_grad():
+        torch.zeros((), requires_grad=True).backward()
+
+
 class _FusedAttention(TorchFunctionMode):
     """Attention by the kernels that a GPU takes: flash where it can, else the memory-efficient one."""
 
@@ -53,6 +63,9 @@ class _FusedAttention(TorchFunctionMode):
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, scale: float | None = None) -> Tensor:
+    if q.dim() == 3:  # one head; the kernels want four dimensions
+        q, k, v = (t.unsqueeze(1) for t in (q, k, v))
+        return _attention(q, k, v, attn_mask, scale).squeeze(1)
     if torch.is_autocast_enabled("cuda"):
         half = torch.get_autocast_dtype("cuda")
         q, k, v = q.to(half), k.to(half), v.to(half)
