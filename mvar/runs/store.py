@@ -262,6 +262,7 @@ class Store:
         self.root = Path(root)
         self._index: RunIndex | None = None
         self._indexed = 0.0
+        self.checked_tokens: dict[Path, dict[str, Any]] = {}  # ids of caches held against their images in this job
 
     def run(self, name: str) -> RunDirectory:
         """The directory of a name, whether it exists yet or not."""
@@ -350,8 +351,7 @@ class Store:
 
     def floors(self, config: RunConfig) -> dict[str, float] | None:
         """The `floor/...` metrics that a run's evaluation is to be read against; None where they are not there yet."""
-        record = self.all_floors(config).get(config.floors_id)
-        return record and record["metrics"]
+        return self.all_floors(config).get(config.floors_id, {}).get("metrics")
 
     def all_floors(self, config: RunConfig) -> dict[str, Any]:
         """The floors of every tokenizer and evaluation that share a run's extractor, by `RunConfig.floors_id`."""

@@ -76,7 +76,7 @@ class Stages:
     def tokens(self) -> TokenStage:
         """The token cache."""
         config, directory = self.config, self.store.stage("tokens", self.config.tokens_id)
-        return TokenStage(directory, self.watch, config, self.tokenizer)
+        return TokenStage(directory, self.watch, config, self.tokenizer, self.store.checked_tokens)
 
     @cached_property
     def extractor(self) -> ExtractorStage:

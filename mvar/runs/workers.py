@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.context import SpawnContext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mvar.config import RunConfig, from_dict
 from mvar.errors import is_mistake, pass_warnings_on
@@ -85,6 +85,7 @@ class _Worker:
     terminated = False
     orphaned = False
     busy = threading.Event()  # with a task
+    checked_tokens: ClassVar[dict[Path, dict[str, Any]]] = {}  # as `Store.checked_tokens`, by whatever task
 
     @classmethod
     def should_stop(cls) -> bool:
@@ -126,7 +127,9 @@ def work(kind: str, config_values: dict[str, Any], root: str, run: str = "") -> 
     try:
         begin_child()
         config = from_dict(RunConfig, config_values, lenient=True)  # checked where it was asked for
-        state, reason, is_user_error = _work(kind, config, Store(Path(root)), run)
+        store = Store(Path(root))
+        store.checked_tokens = _Worker.checked_tokens
+        state, reason, is_user_error = _work(kind, config, store, run)
     except Stopped:
         state, reason, is_user_error = STOPPED, "", False
     except Exception as error:

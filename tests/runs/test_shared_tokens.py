@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mvar import layout
 from mvar.config import override
 from mvar.errors import UserError
+from mvar.files import write_json
 from mvar.presets import PRESETS
-from mvar.runs import pipeline
+from mvar.runs import pipeline, workers
 from mvar.runs.stages.contract import Watch
 from mvar.runs.store import Store
 from mvar.runs.wiring import Stages
@@ -100,14 +102,36 @@ def test_one_process_of_a_job_looks_at_the_images_once(tmp_path, pictures):
     assert (most, seen) == (1, COUNT)
 
 
-def test_a_cache_that_another_process_has_not_checked_is_refused(tmp_path, pictures):
+def test_the_runs_of_a_job_look_at_the_images_once(tmp_path, pictures, monkeypatch):
     stages = Stages(CONFIG, Store(tmp_path))
     for stage in (stages.tokenizer, stages.tokens):
         stage.run()
+    found, job = looks(monkeypatch, pictures), Store(tmp_path)
+    for width in (16, 32):
+        run = Stages(override(CONFIG, {"model.width": width}), job)
+        run.tokens.run()
+        caches = [run.tokens.open(split) for split in ("train", "heldout")]
+        assert sum(len(cache.tokens) for cache in caches) == COUNT
+        assert [sum(path.endswith(f"/{i}.png") for path in found) for i in range(COUNT)] == [1] * COUNT
+
     ids = stages.tokens.open("train").meta["ids"]
     with pytest.raises(UserError, match="built from something else"):
         Stages(CONFIG, Store(tmp_path)).tokens.take("train", ids | {"data": "other"})
     (pictures / "a" / "0.png").write_bytes(b"another size")
-    assert stages.tokens.open("train").meta["ids"] == ids  # known in this job
+    assert Stages(CONFIG, job).tokens.open("train").meta["ids"] == ids  # known in this job
     with pytest.raises(UserError, match=r"data is .*, needed is"):
         Stages(CONFIG, Store(tmp_path)).tokens.open("train")
+    write_json(caches[0].directory / layout.META, {**caches[0].meta, "ids": ids | {"data": "other"}})
+    with pytest.raises(UserError, match="data is 'other', needed is"):
+        Stages(CONFIG, job).tokens.open("train")  # another cache than the one that was looked at
+
+
+def test_so_do_the_tasks_of_a_worker(tmp_path, monkeypatch):
+    """Which each have a store of their own."""
+    stores = []
+    monkeypatch.setattr(workers._Worker, "board", workers.Board(multiprocessing.get_context("spawn"), 1), raising=False)
+    monkeypatch.setattr(workers._Worker, "number", 0, raising=False)
+    monkeypatch.setattr(workers, "_work", lambda kind, config, store, run: stores.append(store) or ("done", "", False))
+    for _ in range(2):
+        assert workers.work("tokens", CONFIG.model_dump(mode="json"), str(tmp_path)).state == "done"
+    assert stores[0] is not stores[1] and stores[0].checked_tokens is stores[1].checked_tokens

@@ -35,10 +35,12 @@ class TokenStage(SharedStage):
     Args:
         config: of a run that needs it.
         tokenizer: whose tokens they are.
+        checked: the ids of caches that were held against their images in this job, by folder; `open` adds to it.
     """
 
     config: RunConfig
     tokenizer: TokenizerStage
+    checked: dict[Path, dict[str, Any]]
     name = "tokens"
 
     @property
@@ -74,7 +76,7 @@ class TokenStage(SharedStage):
         for split in self.splits:
             self.watch.check()
             images = self._images(split)
-            build_token_cache(
+            built = build_token_cache(
                 self._path(split),
                 images,
                 tokenizer,
@@ -85,6 +87,7 @@ class TokenStage(SharedStage):
                 progress=self.watch.heed(self.name),
                 together=partial(self._together, split),
             )
+            self.checked[self._path(split)] = built.meta["ids"]
         return {}
 
     def take_part(self, split: Split, done: int) -> None:
@@ -114,7 +117,7 @@ class TokenStage(SharedStage):
         return self.tokenizer.runtime
 
     def open(self, split: Split) -> TokenCache:
-        """The finished cache of a split; looked through and held against its images once.
+        """The finished cache of a split; looked through and held against its images once a job, whatever runs use it.
 
         Raises:
             UserError: no finished cache, one of another tokenizer or of other images, or a damaged one.
@@ -122,9 +125,15 @@ class TokenStage(SharedStage):
         if split not in self.splits:
             have = "the run has fresh crops (train.tokens=online), or no training"
             raise UserError(f"split: {split}: no cache of it is kept, {have}; allowed: {', '.join(self.splits)}")
-        if split not in self._checked:
-            self._checked[split] = open_token_cache(self._path(split), self._ids(split, self._images(split)))
-        return self._checked[split]
+        if split not in self._opened:
+            path = self._path(split)
+            known = self.checked.get(path, {})
+            if known and check_token_cache(path, self._own_ids(split))["ids"] == known:
+                self._opened[split] = open_token_cache(path, known)
+            else:
+                self._opened[split] = open_token_cache(path, self._ids(split, self._images(split)))
+                self.checked[path] = self._opened[split].meta["ids"]
+        return self._opened[split]
 
     def take(self, split: Split, ids: dict[str, Any]) -> None:
         """`open` a cache that another process of this job has checked, without looking at the images again.
@@ -136,10 +145,10 @@ class TokenStage(SharedStage):
         Raises:
             UserError: another cache, or none.
         """
-        self._checked[split] = open_token_cache(self._path(split), ids, verify=False)
+        self._opened[split] = open_token_cache(self._path(split), ids, verify=False)
 
     @cached_property
-    def _checked(self) -> dict[Split, TokenCache]:
+    def _opened(self) -> dict[Split, TokenCache]:
         return {}
 
     def _path(self, split: Split) -> Path:
@@ -155,8 +164,12 @@ class TokenStage(SharedStage):
 
     def _ids(self, split: Split, images: ImageSet) -> dict[str, Any]:
         """What a cache must be made from; one from before the weights were recorded gets them, if it fits."""
-        ids = {"tokenizer_id": self.config.tokenizer_id, "data": images.fingerprint, "crops": self._num_crops(split)}
-        ids |= self.tokenizer.weights_id()
+        ids = {**self._own_ids(split), "data": images.fingerprint}
         if is_complete(self._path(split)):
             adopt_token_cache(self._path(split), images, self.tokenizer.load, ids)
         return ids
+
+    def _own_ids(self, split: Split) -> dict[str, Any]:
+        """`_ids` without that of the images."""
+        tokenizer = {"tokenizer_id": self.config.tokenizer_id} | self.tokenizer.weights_id()
+        return tokenizer | {"crops": self._num_crops(split)}
