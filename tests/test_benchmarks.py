@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import attention, machine, mixers, official, sampling, scan, statistics, submit
 from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import sampling as gpu_sampling
 from benchmarks.gpu import table as gpu_table
 from mvar import shipped
 from mvar.errors import UserError
@@ -322,6 +323,49 @@ def test_a_part_of_the_gpu_benchmark_that_fails_is_a_row():
 
     found = list(gpu.measured(rows, gpu.Settings()))
     assert found == [{"model": "VAR"}, {"said": "RuntimeError: CUDA out of memory", "holds": False}]
+
+
+CHECKOUT = {
+    "vqvae.py": """
+class VQVAE:
+    def __init__(self, *args, ch, v_patch_nums):
+        pass
+""",
+    "var.py": """
+import torch
+
+class VAR(torch.nn.Module):
+    def __init__(self, vae, num_classes, depth, embed_dim, num_heads, patch_nums, **others):
+        super().__init__()
+        self.sides, self.blocks = patch_nums, torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(depth))
+
+    def init_weights(self, **factors):
+        pass
+
+    def autoregressive_infer_cfg(self, count, labels, g_seed, cfg, top_k, top_p):
+        assert len(labels) == count
+        for side in self.sides:
+            x = torch.zeros(count, side * side, 8)
+            for block in self.blocks:
+                x = block(x)
+""",
+}
+
+
+@pytest.mark.slow
+def test_sampling_is_measured_beside_a_checkout(tmp_path):
+    """Of code with the official names; without one of M-VAR, that has dashes."""
+    (tmp_path / "models").mkdir()
+    for name, text in CHECKOUT.items():
+        (tmp_path / "models" / name).write_text(text)
+    settings = gpu.Settings(tiny=True, repeats=1, batches=(1, 2), official=tmp_path)
+    rows = list(gpu_sampling.rows(settings))
+    assert [(row["model"], row["batch"]) for row in rows] == [(m, n) for m in ("VAR", "M-VAR") for n in (1, 2)]
+    for row in rows:
+        assert "said" not in row and row["aim"] == (3 if (row["model"], row["batch"]) == ("M-VAR", 1) else None)
+        assert row["times_the_official"] is None  # of a rehearsal, whose sizes differ
+        for what in ("official_s", "official, compiled_s"):
+            assert (row[what] or 0) > 0 if row["model"] == "VAR" else row[what] is None
 
 
 @pytest.mark.slow
