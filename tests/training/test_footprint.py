@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from mvar.training.footprint import Held, few_layers, footprint, layers, step
 from mvar.training.optimizer import build_adamw
 from mvar.transformer import ScaleTransformer
 
+ROOT = Path(__file__).parents[2]
 SMALL = override(PRESETS["smoke"], {"model.pattern": "intra+mamba"})
 
 
@@ -193,3 +195,18 @@ def test_every_model_of_the_papers_fits_eight_cards(monkeypatch):
         config = override(PRESETS[preset], {"model.pattern": pattern})
         assert footprint(config, 4, "full", "fsdp", 8).peak / GB <= on.limit_gb
     assert max(run) == 3 and len(run) <= 4 * 3 * 4  # of two images and of three, of three ways to keep
+
+
+def test_the_documents_table_is_the_stored_one():
+    """And every row has a setting below the limit."""
+    stored = json.loads((ROOT / "benchmarks/results/memory.json").read_text())
+    lines = (ROOT / "docs/memory.md").read_text().splitlines()
+    assert [row["model"] for row in stored["rows"]] == list(memory.ROWS)
+    for row in stored["rows"]:
+        cells = [row["model"], str(row["images_per_gpu"]), *(f"{peak:,.0f}" for peak in row["peak_gb"].values())]
+        (line,) = (line for line in lines if line.startswith(f"| {' | '.join(cells)} | "))
+        strategy, kept, size = re.split("[= ]", row["fits"]["setting"])[1::2]
+        told = "as it is" if int(size) == row["images_per_gpu"] else f"{size} images at once"
+        named = [word for word, plain in ((strategy, "ddp"), (kept, "none")) if word != plain]
+        assert told in line and re.findall("`(.*?)`", line) == named
+        assert row["fits"]["peak_gb"] < stored["limit_gb"]
