@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -49,6 +50,15 @@ def test_what_is_missing_names_the_command():
     assert told in table.missing
     table, _ = imagenet_table(load_records("nowhere", allow_empty=True), TABLE3)
     assert "Missing here: VAR-d30. Command: `mvar run rejection --preset imagenet256-d30`" in table.missing
+
+
+def test_every_printed_model_of_ours_has_a_preset():
+    for which in ARTEFACTS:
+        table, _ = imagenet_table(load_records("nowhere", allow_empty=True), which)
+        told = " ".join(table.missing)
+        assert set(re.findall(r"--preset ([\w-]+)", told)) <= set(PRESETS)
+        ours = [row["label"] for row in table.rows if re.match(r"(M-)?VAR-d", row["label"])]
+        assert len(ours) >= 2 and all(re.search(rf"(?<![\w-]){label}[,.]", told) for label in ours)
 
 
 def test_sizes_and_times_are_counted_without_runs():
