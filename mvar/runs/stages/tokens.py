@@ -128,7 +128,7 @@ class TokenStage(SharedStage):
         if split not in self._opened:
             path = self._path(split)
             known = self.checked.get(path, {})
-            if known and check_token_cache(path, self._own_ids(split))["ids"] == known:
+            if known and check_token_cache(path, {})["ids"] == known and self._own_ids(split).items() <= known.items():
                 self._opened[split] = open_token_cache(path, known)
             else:
                 self._opened[split] = open_token_cache(path, self._ids(split, self._images(split)))
