@@ -19,6 +19,16 @@ SECTIONS = {  # page and heading of the section -> the tables that it rests on
     ("mixers.md", "Between scales, at equal FLOPs"): ["inter_scale-digits-budget-own"],
     ("mixers.md", "Which layers"): ["placement-digits", "placement-digits-differences"],
     ("probes.md", "Seen on the demo"): [f"probe-{name}{among}-digits" for name in PROBES for among in ("", "-models")],
+    ("probes.md", "Seen on Fashion-MNIST"): [
+        "probe-prefix-fashion",
+        "probe-prefix-models-fashion",
+        "probe-reach-fashion",
+        "probe-reach-models-fashion",
+        "probe-state-fashion",
+        "probe-state-models-fashion",
+        "probe-corruption-fashion",
+        "probe-corruption-models-fashion",
+    ],
 }
 
 
