@@ -36,7 +36,7 @@ TINY = {
     "runtime.checkpoint_every": BEFORE,
     "runtime.log_every": 1,
     "runtime.likelihood_points": 0,
-    "runtime.num_workers": 1,
+    "runtime.num_workers": 0,  # a process that loads is forked from one that holds gigabytes
     "runtime.sample_batch": IMAGES,
 }
 TINY_SET = " " + " ".join(f"{name}={value}" for name, value in TINY.items())
