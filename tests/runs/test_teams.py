@@ -72,11 +72,10 @@ def test_auto_leaves_alone_what_is_set(monkeypatch):
     assert settled(override(SMALL, {"runtime.micro_batch": "4"})).micro_batch == 4
     assert settled(override(SMALL, {"runtime.micro_batch": "null", "runtime.accumulate": "4"})).micro_batch == 4
     assert settled(override(SMALL, {"runtime.checkpoint_activations": "full"})).checkpoint_activations == "full"
-    whole = peak(1, "full", "ddp", 2) * 1.001
-    on_gpus(monkeypatch, whole, 2)
     means = override(SMALL, {"train.ema": [100]})
+    on_gpus(monkeypatch, footprint(means, 1, "full", "ddp", 2).peak / GB * 1.001, 2)
     assert settled(means).strategy == "ddp"  # running means are of whole weights
-    on_gpus(monkeypatch, whole * 0.99, 2)
+    on_gpus(monkeypatch, peak(1, "full", "ddp", 2) * 0.99, 2)
     assert settled(SMALL).strategy == "fsdp"
     with pytest.raises(UserError, match=r"does not fit 2 GPUs of 0 GB: 0\.0 GB a GPU at least, limit 0\.0; .*would do"):
         settled(means)
