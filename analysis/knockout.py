@@ -154,8 +154,9 @@ def told(verdict: kit.Verdict) -> str:
 def _reading(models: list[CutModel], rows: list[dict[str, Any]], verdicts: dict[int, kit.Verdict]) -> list[str]:
     lines = [
         "Keys are masked before the softmax in all layers, the rest of the model is as it was trained. Change: of the "
-        "held-out likelihood in bits a token, more is worse. Random instead: as many keys cut of every query, others, "
-        "mean over draws. ±: standard deviation over seeds; over images: half of the 95 % t interval of one run.",
+        "held-out likelihood in bits a token, more is worse. Random instead: as many keys cut of every query, at "
+        "random among all that it sees, the cut ones included, mean over draws. ±: standard deviation over seeds; over "
+        "images: half of the 95 % t interval of one run.",
         "A cut measures what the trained model does without a part, not what a model trained without it would do.",
     ]
     for number, verdict in verdicts.items():

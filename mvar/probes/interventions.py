@@ -122,7 +122,7 @@ def shares_kept(sites: Sequence[Site]) -> float | None:
 
 
 def random_sites(sites: Sequence[Site], draw: int) -> list[Site] | None:
-    """The same sites with other pairs cut: of every query and head as many, at random, the same in all layers.
+    """The same sites with random pairs cut: of every query and head as many, of all it sees, the same in all layers.
 
     Args:
         sites: of a cut.

@@ -1,6 +1,7 @@
 """What a part of a trained model is for: how much worse held-out images are predicted when it is cut.
 
-Beside every cut of keys stand random ones of the same size: as many keys are cut of every query and head, others.
+Beside every cut of keys stand random ones of the same size: of every query and head as many keys are cut, drawn
+among all that it sees, the cut ones included.
 Shapes: `M` images, `S` scales, `B` batch.
 """
 
