@@ -22,7 +22,10 @@ class MarkovSettings(Config):
 
 
 class MarkovAttention(ScaleAttention):
-    """Attention of scale k over scales k - w + 1..k (arXiv:2511.23334, 2505.12742). State: keys and values of w - 1."""
+    """Attention of scale k over scales k - w + 1..k (arXiv:2506.04421, 2511.23334, 2505.12742).
+
+    State: keys and values of w - 1 scales.
+    """
 
     Settings = MarkovSettings
     settings: MarkovSettings
