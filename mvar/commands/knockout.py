@@ -76,8 +76,9 @@ def show(found: "Found", name: str, texts: list[str]) -> None:
     print_in_parts(columns, wide_console(400), title)
     left = len(found.effects) - len(shown)
     say(
-        "Bits a token, more is worse. ±: 95 % t interval over images. Random: as many keys cut of every query, of all that "
-        "it sees, mean and standard deviation over draws; beyond it: the cut less their mean."
+        "Bits a token, more is worse. ±: 95 % t interval over images. Random: as many keys cut of every query, of all "
+        "that it sees, mean and standard deviation over draws; beyond it: the cut less their mean, ± over images and "
+        "draws."
         + (" FID: of images drawn with the cut; by: more than without it." if drawn else "")
         + (f" {left} more cuts, by layer, scale and head, are in knockout.json and in the report." if left else "")
     )

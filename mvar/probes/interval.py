@@ -1,4 +1,4 @@
-"""The interval of a mean over images or seeds."""
+"""Intervals of means over images, seeds or draws."""
 
 CONFIDENCE = 0.95
 
@@ -11,3 +11,20 @@ def t_factor(count: int) -> float:
     from scipy.stats import t
 
     return float(t.ppf((1 + CONFIDENCE) / 2, count - 1)) / count**0.5 if count > 1 else float("nan")
+
+
+def welch_half_width(*parts: tuple[float, int]) -> float:
+    """Half of the two-sided 95 % t interval of a sum of independent means, each `(deviation, count)`.
+
+    Degrees of freedom are Welch's and Satterthwaite's. NaN where one has a single value.
+    """
+    from scipy.stats import t
+
+    if min(count for _, count in parts) < 2:
+        return float("nan")
+    variances = [sd**2 / count for sd, count in parts]
+    total = sum(variances)
+    if not total:
+        return 0.0
+    freedom = total**2 / sum(v**2 / (count - 1) for v, (_, count) in zip(variances, parts, strict=True))
+    return float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * total**0.5

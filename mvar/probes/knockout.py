@@ -19,7 +19,7 @@ from mvar.evaluation.likelihood import token_bits_and_errors
 from mvar.mixers.base import chosen_in
 from mvar.pattern import mixer_name
 from mvar.probes.cut_text import Cut
-from mvar.probes.interval import t_factor
+from mvar.probes.interval import t_factor, welch_half_width
 from mvar.probes.interventions import (
     Activations,
     Site,
@@ -83,8 +83,10 @@ class Effect:
 
     @property
     def beyond_half_width(self) -> float | None:
-        """The same of `beyond`."""
-        return None if self.beyond_sd is None else self.beyond_sd * t_factor(self.num_images)
+        """Of `beyond`, over images and over draws of the controls; None without controls, NaN for one image or draw."""
+        if self.beyond_sd is None:
+            return None
+        return welch_half_width((self.beyond_sd, self.num_images), (self.control_sd or 0.0, len(self.controls)))
 
     @property
     def control(self) -> float | None:

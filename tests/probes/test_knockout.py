@@ -1,5 +1,7 @@
 """Cuts in a whole model: where they go, what stands in for what is cut, controls of the same size, what is measured."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from mvar.config import SampleConfig
 from mvar.errors import UserError
 from mvar.evaluation.likelihood import heldout_nll
 from mvar.probes.cut_text import parse_cut
+from mvar.probes.interval import t_factor, welch_half_width
 from mvar.probes.interventions import cutting, random_sites, recording, shares_kept, sites_of
 from mvar.probes.knockout import Bench, matrix_of, standard_cuts
 from mvar.probes.measurable import Opened
@@ -111,8 +114,22 @@ def test_effects_add_up():
     assert effect.bits - effect.change == pytest.approx((here.clean @ weights).mean())
     assert effect.beyond == pytest.approx(effect.change - np.mean(effect.controls))
     assert len(effect.controls) == 3 and effect.half_width > 0 and effect.control_sd > 0
+    of_images = effect.beyond_sd * t_factor(IMAGES)
+    assert effect.beyond_half_width > max(of_images, 1.96 * effect.control_sd / 3**0.5)  # draws vary too
+    fixed = replace(effect, controls=(effect.control,) * 3)
+    assert fixed.beyond_half_width == pytest.approx(of_images)  # no spread over draws: over images alone
+    assert np.isnan(replace(effect, controls=(effect.control,)).beyond_half_width)
     assert effect.kept == pytest.approx(1 - (1 + 16 + 81) / (1 + 4 * 5 + 9 * 14))
     assert here.effect(parse_cut("branch:global")).controls == ()
+
+
+def test_an_interval_of_two_parts_is_welchs():
+    from scipy.stats import ttest_ind
+
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(0, 1, 9), rng.normal(0, 3, 4)
+    low, high = ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    assert welch_half_width((a.std(ddof=1), 9), (b.std(ddof=1), 4)) == pytest.approx((high - low) / 2)
 
 
 def test_the_matrix_holds_the_cuts_of_pairs_of_scales():
