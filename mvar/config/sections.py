@@ -259,7 +259,8 @@ class RuntimeConfig(Config):
         default=200, ge=1, description="Training images, and held-out images, that those are of, evenly spread."
     )
     tf32: bool = Field(
-        default=False, description="On a GPU: products of fp32 matrices in TF32, which has 10 bits of 23 and is faster."
+        default=False,
+        description="On a GPU: fp32 matrix products and convolutions in TF32, which has 10 bits of 23 and is faster.",
     )
     deterministic: bool = Field(
         default=True,

@@ -1,4 +1,4 @@
-"""How a GPU computes, by the runtime's settings: fp32 products in TF32, and kernels that give the same bits twice."""
+"""How a GPU computes, by the runtime's settings: fp32 products and convolutions in TF32, kernels of the same bits."""
 
 import os
 from collections.abc import Iterator
@@ -11,11 +11,13 @@ from mvar.config import RuntimeConfig
 
 
 def prepare_process(runtime: RuntimeConfig) -> None:
-    """Threads, and the precision of products; of the whole process, until the next call."""
+    """Threads, and the precision of products and convolutions; of the whole process, until the next call."""
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
     on_gpu = runtime.device != "cpu" and torch.cuda.is_available()
-    torch.set_float32_matmul_precision("high" if on_gpu and runtime.tf32 else "highest")
+    tf32 = on_gpu and runtime.tf32
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32  # of convolutions; torch's own default is on
 
 
 @contextmanager

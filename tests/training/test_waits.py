@@ -80,11 +80,13 @@ def test_batches_for_a_gpu_are_pinned_and_copied_ahead(workers):
 
 
 def test_precision_of_products_is_a_setting_of_gpus(monkeypatch):
-    before = torch.get_float32_matmul_precision()
+    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for device, tf32, wanted in (("auto", True, "high"), ("auto", False, "highest"), ("cpu", True, "highest")):
         numerics.prepare_process(RuntimeConfig(device=device, tf32=tf32))
         assert torch.get_float32_matmul_precision() == wanted
+        assert torch.backends.cudnn.allow_tf32 is (wanted == "high")  # torch's own default is on
+    torch.backends.cudnn.allow_tf32 = convolutions
     torch.set_float32_matmul_precision(before)
 
 
