@@ -19,7 +19,9 @@ _DEAR = frozenset(
         *("mm", "addmm", "bmm", "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention"),
         *("_scaled_dot_product_cudnn_attention", "_scaled_dot_product_flash_attention_for_cpu"),
     )
-) | {"flash_attn::_flash_attn_forward"}
+)
+# flash-attn's, which it calls inside functions with a backward of their own: where gradients are off.
+_FLASH = frozenset(("flash_attn::_flash_attn_forward", "flash_attn::_flash_attn_varlen_forward"))
 
 
 def with_kept(kept: Kept, layer: Callable[..., Any], *args: Any) -> Any:
@@ -47,4 +49,5 @@ def _policy(context: object, operator: OpOverload, *args: object, **kwargs: obje
 
 def is_dear(operator: OpOverload) -> bool:
     """Whether `selective` keeps what an operator gives, called as it is just now."""
-    return torch.is_grad_enabled() and operator._schema.name in _DEAR
+    name = operator._schema.name
+    return name in _FLASH or (torch.is_grad_enabled() and name in _DEAR)

@@ -56,6 +56,39 @@ def test_inside_a_scan_nothing_is_kept():
     assert again > plain
 
 
+@pytest.mark.parametrize("name", ["_flash_attn_forward", "_flash_attn_varlen_forward"])
+def test_attention_of_flash_attn_is_kept_though_it_has_a_backward_of_its_own(name):
+    """A stand-in that is called as the package calls its own: by an operator, where gradients are off."""
+    calls = []
+
+    def forward(x):
+        calls.append(torch.is_grad_enabled())
+        return x.square()
+
+    class Attention(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return getattr(torch.ops.flash_attn, name)(x)
+
+        @staticmethod
+        def backward(ctx, grad):
+            return 2 * ctx.saved_tensors[0] * grad
+
+    def called(kept):
+        calls.clear()
+        x = torch.tensor([1.0, -2.0], requires_grad=True)
+        with_kept(kept, lambda x: Attention.apply(x.sin()).exp(), x).sum().backward()
+        return x.grad, list(calls)
+
+    with torch.library._scoped_library("flash_attn", "FRAGMENT") as library:
+        library.define(f"{name}(Tensor x) -> Tensor")
+        library.impl(name, forward, "CompositeExplicitAutograd")
+        (wanted, plain), (grad, kept), (again, twice) = map(called, ("none", "selective", "full"))
+    assert torch.equal(wanted, grad) and torch.equal(wanted, again)
+    assert plain == kept == [False] and twice == [False, False]
+
+
 def test_without_gradients_a_layer_is_called_as_it_is():
     with torch.no_grad():
         assert with_kept("full", lambda *args: args, 1, None) == (1, None)
