@@ -79,7 +79,7 @@ class Artefact:
     def command(self) -> str:
         """The command that makes a row, the preset's depth to be filled in."""
         sweep = "rejection" if self.rejection else "mixers"
-        return f"mvar run {sweep} --preset imagenet{self.resolution}-d{{depth}}"
+        return f"mvar run {sweep} --preset imagenet{self.resolution}-d{{depth}}-online"
 
 
 ARTEFACTS = (
@@ -293,7 +293,7 @@ def _missing(rows: list[dict[str, Any]], run_ids: list[list[str]], which: Artefa
             wanted.setdefault(int(match[1]), []).append(row["label"])
     lines = []
     for depth, names in wanted.items():
-        if f"imagenet{which.resolution}-d{depth}" in PRESETS:
+        if f"imagenet{which.resolution}-d{depth}-online" in PRESETS:
             unsaid = " No recipe is printed for it." if (which.resolution, depth) in UNPRINTED else ""
             lines.append(f"Missing here: {', '.join(names)}.{unsaid} Command: `{which.command.format(depth=depth)}`")
         else:

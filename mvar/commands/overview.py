@@ -12,7 +12,7 @@ EXAMPLES = (
     ("mvar status", "what is done, what runs, what is left"),
     ("mvar report", "the paper's tables and figures, with what was measured"),
     ("mvar attention digits", "where the attention of a run goes"),
-    ("mvar submit mixers --preset imagenet256-d16 --cluster node-of-eight", "the same on a SLURM cluster"),
+    ("mvar submit mixers --preset imagenet256-d16-online --cluster node-of-eight", "the same on a SLURM cluster"),
 )
 
 

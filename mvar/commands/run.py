@@ -52,7 +52,7 @@ class Run(Sweeps):
 class Plan(Run, Answer):
     """Print what `mvar run` would make, with the same words: runs, parameters, FLOPs, estimated time; make nothing.
 
-    Example: `mvar plan mixers --preset imagenet256-d16`
+    Example: `mvar plan mixers --preset imagenet256-d16-online`
     """
 
     dry_run: tyro.conf.Suppress[bool] = True

@@ -19,7 +19,7 @@ class Submit(Sweeps):
 
     Shared stages are made first, by a job of their own. What is queued or running is not submitted again.
 
-    Example: `mvar submit mixers --preset imagenet256-d16 --seeds 3 --cluster node-of-eight`
+    Example: `mvar submit mixers --preset imagenet256-d16-online --seeds 3 --cluster node-of-eight`
     """
 
     cluster: File = ""

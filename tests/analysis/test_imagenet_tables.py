@@ -45,11 +45,11 @@ def test_every_printed_row_is_there_with_dashes_for_ours(results, which):
 
 def test_what_is_missing_names_the_command():
     table, _ = imagenet_table(load_records("nowhere", allow_empty=True), TABLE2)
-    assert "Missing here: VAR-d16, M-VAR-d16. Command: `mvar run mixers --preset imagenet256-d16`" in table.missing
-    told = "Missing here: M-VAR-d32. No recipe is printed for it. Command: `mvar run mixers --preset imagenet256-d32`"
-    assert told in table.missing
+    command = "Command: `mvar run mixers --preset imagenet256"
+    assert f"Missing here: VAR-d16, M-VAR-d16. {command}-d16-online`" in table.missing
+    assert f"Missing here: M-VAR-d32. No recipe is printed for it. {command}-d32-online`" in table.missing
     table, _ = imagenet_table(load_records("nowhere", allow_empty=True), TABLE3)
-    assert "Missing here: VAR-d30. Command: `mvar run rejection --preset imagenet256-d30`" in table.missing
+    assert "Missing here: VAR-d30. Command: `mvar run rejection --preset imagenet256-d30-online`" in table.missing
 
 
 def test_every_printed_model_of_ours_has_a_preset():

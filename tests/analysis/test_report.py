@@ -232,7 +232,7 @@ def test_without_runs_there_is_what_needs_none(tmp_path, capsys):
     assert "| 256 px, VAR-d16, L = 680 | intra-scale | 23.89 | 38.57 |" in text
     assert "| M-VAR | intra+mamba | — | 3.07 | — |" in text  # Table 6: printed, not measured
     assert "No run of this was asked for yet. Command: `mvar run mixers`" in text
-    assert "Missing here: VAR-d16, M-VAR-d16. Command: `mvar run mixers --preset imagenet256-d16`" in text
+    assert "Missing here: VAR-d16, M-VAR-d16. Command: `mvar run mixers --preset imagenet256-d16-online`" in text
 
 
 @pytest.mark.usefixtures("undrawn")
