@@ -35,6 +35,7 @@ class Profile(Plugged, Answer):
 
     def execute(self, arguments: list[str]) -> int:
         """Print the table; returns the exit code."""
+        from mvar.runs.at_hand import settled
         from mvar.training.profiling import profiled
 
         if self.steps < 1:
@@ -42,7 +43,8 @@ class Profile(Plugged, Answer):
         trace = Path(self.trace)
         if not trace.absolute().parent.is_dir():
             raise UserError(f"trace: {trace.parent} is no directory; allowed: a file in one that there is")
-        found = profiled(self._config(), self.steps, trace)
+        config = self._config()
+        found = profiled(config.model_copy(update={"runtime": settled(config)}), self.steps, trace)
         if self.json:
             self.answer(vars(found) | {"trace": str(trace)})
         else:

@@ -50,7 +50,7 @@ def profiled(config: RunConfig, steps: int, trace: Path) -> Profile:
     """Profile training steps of a run's generator on random tokens, through the training loop itself.
 
     Args:
-        config: the run; its device, precision and batch.
+        config: the run; its device, precision and batch. Nothing of its `runtime` is `auto`.
         steps: that are measured, after two that are not.
         trace: where the trace is written, for chrome://tracing or Perfetto.
 
@@ -73,7 +73,7 @@ def profiled(config: RunConfig, steps: int, trace: Path) -> Profile:
         _ranges(model),
         profile(activities=activities, schedule=schedule, on_trace_ready=keep, acc_events=True) as profiler,
     ):
-        runtime = config.runtime.closed().model_copy(update={"log_every": steps + 3, "checkpoint_every": steps + 3})
+        runtime = config.runtime.model_copy(update={"log_every": steps + 3, "checkpoint_every": steps + 3})
         fit(objective, objective.train, folder, runtime, seed=0, progress=lambda done, of: profiler.step())
     parts = _by_part(found, steps, device.type == "cuda")
     step_ms = sum(e.time_range.elapsed_us() for e in found if e.name.startswith("ProfilerStep")) / steps / 1e3
@@ -84,7 +84,7 @@ def profiled(config: RunConfig, steps: int, trace: Path) -> Profile:
 def _objective(config: RunConfig, steps: int) -> tuple[ScaleTransformer, GeneratorObjective]:
     torch.manual_seed(0)
     tokenizer = Tokenizer(config.tokenizer, config.data.channels)
-    model = ScaleTransformer(config.model, config.token_space, config.runtime.closed())
+    model = ScaleTransformer(config.model, config.token_space, config.runtime)
     rng, space = np.random.default_rng(0), config.token_space
     labels = rng.integers(space.num_classes, size=IMAGES)
     tokens = rng.integers(space.vocab_size, size=(IMAGES, space.schedule.num_tokens))

@@ -8,7 +8,9 @@ import torch
 
 from mvar.cli import main
 from mvar.commands.status_table import Row, _speed
-from mvar.training import cards
+from mvar.presets import PRESETS
+from mvar.runs import at_hand
+from mvar.training import cards, profiling
 from mvar.training.throughput import throughput
 
 TINY = (
@@ -44,6 +46,22 @@ def test_mistakes_are_one_line(capsys, arguments, line):
     assert main(["profile", *arguments]) == 2
     said = capsys.readouterr().err
     assert line in said and said.count("\n") == 1
+
+
+def test_steps_are_made_as_a_run_makes_them_on_the_gpu_at_hand(tmp_path, monkeypatch):
+    """Where a preset leaves it open: all of its batch at once would be too much."""
+    profiles = []
+    chosen = {"strategy": "ddp", "micro_batch": 2, "checkpoint_activations": "selective"}
+    monkeypatch.setattr(at_hand, "settled", lambda config: config.runtime.model_copy(update=chosen))
+    monkeypatch.setattr(
+        profiling,
+        "profiled",
+        lambda config, *_: profiles.append(config) or profiling.Profile({}, 1.0, {"train/tokens_per_s": 1.0}),
+    )
+    assert main(["profile", "imagenet256-d16-online", "--trace", str(tmp_path / "trace.json")]) == 0
+    (config,) = profiles
+    assert {name: getattr(config.runtime, name) for name in chosen} == chosen and not config.runtime.is_open
+    assert config.train == PRESETS["imagenet256-d16-online"].train
 
 
 def test_speed_of_a_gpu(monkeypatch):
