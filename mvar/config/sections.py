@@ -218,7 +218,11 @@ class RuntimeConfig(Config):
 
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU where there is one.")
     threads: int = Field(default=0, ge=0, description="CPU threads of torch; 0: its own choice.")
-    num_workers: int = Field(default=0, ge=0, description="Threads that load batches ahead; 0: none.")
+    num_workers: int = Field(
+        default=0,
+        ge=0,
+        description="Threads that load batches ahead, with tokens=online processes, which decode images; 0: none.",
+    )
     accumulate: int = Field(
         default=1,
         ge=1,
