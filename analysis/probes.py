@@ -29,6 +29,7 @@ class ProbedModel:
     """One trained model that a probe was run on, over its seeds."""
 
     config: RunConfig  # of one seed
+    images: int  # at most so many of each seed's run
     among: str = ""  # of models that differ in the generator alone
     more: str = ""  # what tells it from another one of the same name
     rows: dict[int, dict[str, dict[str, Any]]] = field(default_factory=dict)  # by training seed and by case
@@ -52,16 +53,17 @@ def key_of(kind: type[Probe], row: dict[str, Any]) -> str:
 
 
 def probed_models(records: kit.Records) -> tuple[dict[str, tuple[type[Probe], list[ProbedModel]]], list[str]]:
-    """By probe: the models that it was run on, grouped by all but the seed; and one line for each that failed."""
+    """By probe and number of images: the models that it was run on, grouped by all but the seed; and one line for each
+    that failed."""
     found: dict[str, tuple[type[Probe], dict[str, ProbedModel]]] = {}
     problems = []
     for run_id in sorted(set(records.table.loc[records.table["state"] == DONE, "run_id"])):
         config = records.configs[run_id]
         try:
             for probed in kept_probes(records.store, records.store.run(run_id)):
-                _, models = found.setdefault(probed.probe, (probed.kind, {}))
+                _, models = found.setdefault(probed.tag, (probed.kind, {}))
                 key = digest({**config.identity(), "seed": None})
-                model = models.setdefault(key, ProbedModel(config, compared_with(config)))
+                model = models.setdefault(key, ProbedModel(config, probed.images, compared_with(config)))
                 model.rows[config.seed] = {key_of(probed.kind, row): row for row in probed.rows}
                 model.run_ids[config.seed] = run_id
         except Exception as error:  # one run with damaged files: the others are still shown
@@ -126,7 +128,7 @@ def table(name: str, kind: type[Probe], models: list[ProbedModel]) -> kit.Table:
         if any(v.name + HALF in row for row in rows):
             heads.append(Column(v.name + HALF, "± over images", columns.MEASURED, v.decimals))
     heads.append(Column("n", "seeds", "", 0))
-    caption = ", ".join(same) + "." if same else ""
+    caption = f"{', '.join([*same, f'at most {models[0].images:,} images for likelihoods'])}."
     title = f"Probe {name}: {first_sentence(kind)}"
     return kit.Table(f"probe-{name}", title, heads, rows, run_ids, reading=reading(kind, models, rows), caption=caption)
 

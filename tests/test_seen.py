@@ -24,6 +24,7 @@ SECTIONS = {  # page and heading of the section -> the tables that it rests on
         "probe-prefix-models-fashion",
         "probe-reach-fashion",
         "probe-reach-models-fashion",
+        "probe-reach-images-256-fashion",
         "probe-state-fashion",
         "probe-state-models-fashion",
         "probe-corruption-fashion",

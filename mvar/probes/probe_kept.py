@@ -18,7 +18,7 @@ from mvar.config import RunConfig, identity
 from mvar.errors import UserError
 from mvar.files import digest, read_json, write_json
 from mvar.probes.contract import Probe, Row
-from mvar.probes.measurable import Measurable
+from mvar.probes.measurable import MAX_IMAGES, Measurable
 from mvar.probes.subject import Subject
 from mvar.progress import Progress
 from mvar.registries import PROBES
@@ -33,15 +33,22 @@ class Probed:
     Attributes:
         probe: its name.
         rows: the fields of every case and its values; a value that there is not is None.
+        images: at most so many of the model's images were used.
     """
 
     probe: str
     rows: list[Row]
+    images: int
 
     @property
     def kind(self) -> type[Probe]:
         """The class of the probe."""
         return PROBES.find(self.probe)
+
+    @property
+    def tag(self) -> str:
+        """The probe's name, with the number of images where it is not the default: only what shares it compares."""
+        return self.probe if self.images == MAX_IMAGES else f"{self.probe}-images-{self.images}"
 
 
 def measure_probe(
@@ -71,14 +78,24 @@ def measure_probe(
             record.add(case)
         if progress and missing:
             progress(len(missing), len(missing))
-        return Probed(name, record.rows(cases))
+        return Probed(name, record.rows(cases), what.identity["limit"])
 
 
 def kept_probe(name: str, kind: type[Probe], what: Measurable, folder: Path) -> Probed | None:
     """All that a probe has measured of exactly this; None where nothing was."""
     found = _read(name, kind, what, folder)
     ours = [row for row in found.values() if _is_judged_so(row, what)]
-    return Probed(name, [row["case"] | row["values"] for row in ours]) if ours else None
+    rows = [row["case"] | row["values"] for row in ours]
+    return Probed(name, rows, what.identity["limit"]) if ours else None
+
+
+def kept_limits(folder: Path) -> list[int]:
+    """At most how many images the documents of a folder are of, each number once; damaged ones tell nothing."""
+    found = set()
+    for path in (folder / layout.PROBES).glob("*.json"):
+        with suppress(FileNotFoundError, UserError, KeyError, TypeError, ValueError):
+            found.add(int(read_json(path)["measured"]["limit"]))
+    return sorted(found)
 
 
 def _is_judged_so(row: Row, what: Measurable) -> bool:

@@ -7,7 +7,7 @@ from mvar.config import RunConfig
 from mvar.errors import one_of
 from mvar.probes.attention_mass import AttentionStats
 from mvar.probes.knockout_kept import Knockout, kept_cuts
-from mvar.probes.probe_kept import Probed, kept_probe
+from mvar.probes.probe_kept import Probed, kept_limits, kept_probe
 from mvar.progress import Progress
 from mvar.registries import PROBES
 from mvar.runs.stages.attention import AttentionStage
@@ -143,9 +143,14 @@ def kept_knockout(store: Store, run: RunDirectory) -> Knockout | None:
 
 
 def kept_probes(store: Store, run: RunDirectory) -> list[Probed]:
-    """What `mvar probe` has measured on the held-out images of a finished run, of its weights, probe by probe."""
-    if not (run.path / layout.PROBES).is_dir():
+    """What `mvar probe` has measured on held-out images of a finished run: by probe and number of images."""
+    folders = [*(store.root / layout.PROBES).glob(f"{run.name}-heldout-*"), run.path]
+    places = [(folder, limit) for folder in folders for limit in kept_limits(folder)]
+    if not places:
         return []
-    what = Stages.of_run(store, run).attention.heldout()
-    found = (kept_probe(name, PROBES.find(name), what, run.path) for name in PROBES.names())
-    return [probed for probed in found if probed]
+    stage, found = Stages.of_run(store, run).attention, {}
+    for folder, limit in places:
+        what = stage.heldout(limit)
+        kept = (kept_probe(name, PROBES.find(name), what, folder) for name in PROBES.names())
+        found |= {(probed.probe, limit): probed for probed in kept if probed}
+    return [found[key] for key in sorted(found)]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from explored import explored_runs
 
+from mvar import load
 from mvar.analysis.report import write_report
 from mvar.config import override
 from mvar.files import write_json
@@ -196,10 +197,10 @@ class Fabricated:
         values |= {"sides": config.tokenizer.patch_sides, "num_images": 450, "bits": 2.0, "effects": effects}
         write_json(run.path / "knockout.json", values)
 
-    def probe(self, run, change=0.2, half=0.05):
-        """What `mvar probe state` keeps of a run."""
+    def probe(self, run, change=0.2, half=0.05, images=0):
+        """What `mvar probe state` keeps of a run, with `images` what `--images` keeps elsewhere."""
         config = run.config()
-        measured = Stages.of_run(self.store, run).attention.heldout().identity
+        measured, folder = load(run.name, results=self.root).measurable("heldout", images, kept_in="probes")
         rows = []
         for keep, precision in ((1, "whole"), (4, "whole"), (4, "bf16")):
             values = {
@@ -211,8 +212,8 @@ class Fabricated:
             }
             case = {"keep": keep, "precision": precision, "limit": 1000, "seed": 0}
             rows.append({"case": case, "values": values})
-        document = {"schema_version": 1, "probe": "state", "version": 1, "measured": measured, "rows": rows}
-        write_json(run.path / "probes" / "state.json", document)
+        document = {"schema_version": 1, "probe": "state", "version": 1, "measured": measured.identity, "rows": rows}
+        write_json(folder / "probes" / "state.json", document)
 
 
 @pytest.fixture(scope="session")

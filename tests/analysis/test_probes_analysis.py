@@ -37,6 +37,27 @@ def test_rows_are_over_seeds_and_sentences_no_stronger_than_intervals(results):
     assert probes.probed_models(load_records(results.root)) == ({}, [])
 
 
+def test_what_is_measured_on_another_number_of_images_is_a_table_of_its_own(results):
+    _, configs = results.sweep("mixers", seeds=(0, 1))
+    runs = {(c.model.pattern, c.seed): results.store.run(c.run_id) for c in configs}
+    results.probe(runs["global", 0], change=0.2)
+    for at, images in ((("global", 0), 32), (("global", 1), 32), (("intra", 0), 32), (("intra", 1), 64)):
+        results.probe(runs[at], change=0.3, images=images)
+    models, problems = probes.probed_models(load_records(results.root))
+    assert problems == []
+    found = {tag: {(m.config.model.pattern, *m.rows) for m in each} for tag, (_, each) in models.items()}
+    assert found == {
+        "state": {("global", 0)},
+        "state-images-32": {("global", 0, 1), ("intra", 0)},
+        "state-images-64": {("intra", 1)},
+    }
+    tables = {tag: probes.table(tag, *each) for tag, each in models.items()}
+    assert [table.name for table in tables.values()] == [f"probe-{tag}" for tag in tables]
+    assert "at most 32 images" in tables["state-images-32"].caption and "1,000 images" in tables["state"].caption
+    assert tables["state"].rows[0]["change"].mean == pytest.approx(0.2)
+    assert tables["state-images-32"].rows[0]["change"].mean == pytest.approx(0.305)
+
+
 def compared(results):
     models, problems = probes.probed_models(load_records(results.root))
     assert problems == []
