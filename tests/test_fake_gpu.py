@@ -28,6 +28,7 @@ from mvar.config import (
     TrainConfig,
     override,
 )
+from mvar.data import online
 from mvar.data.crops import to_uint8
 from mvar.errors import UserError, note_once
 from mvar.kernels import attention, constants
@@ -72,8 +73,8 @@ def train_step(model, tokenizer):
 
 
 def draw(model, tokenizer, precision="fp32", graphs=None):
-    """Pixels from labels, up to what is copied to the host."""
-    labels = torch.zeros(2, dtype=torch.long, device="cuda")
+    """Pixels from labels on the host, as the stage has them, up to what is copied to the host."""
+    labels = torch.zeros(2, dtype=torch.long)
     settings = SampleConfig(cfg_scale=1.5, top_k=5, top_p=0.9, precision=precision)
     with Launches() as launches:
         drawn = generate(model, tokenizer.quantize, labels, [0, 1], settings, check=False, graphs=graphs)
@@ -104,8 +105,8 @@ def on_fake_gpu(pattern, precision, runtime=RuntimeConfig(), head_dim=8):
     assert all(value.is_cuda for value in metrics.values())
     assert drawn.tokens.is_cuda and pixels.is_cuda and pixels.dtype == torch.uint8
     assert not training.waits
-    # one copy of random numbers, before the first product of the first scale
-    assert [name for _, name in sampling.waits] == ["copy_"] and sampling.waits[0][0] < 10
+    # a copy of labels and one of random numbers, before the first product of the first scale
+    assert [name for _, name in sampling.waits] == ["copy_"] * 2 and sampling.waits[-1][0] < 10
     return training, sampling
 
 
@@ -119,6 +120,25 @@ def test_training_and_sampling_stay_on_the_gpu_and_wait_for_nothing(name):
 @pytest.mark.parametrize("name", [*NAMES, "intra+mamba", "mamba:scan_order=both"])
 def test_so_do_other_precisions(name, precision):
     on_fake_gpu(name, precision)
+
+
+def test_so_does_training_on_images_that_are_encoded_on_the_gpu():
+    """`train.tokens=online`: in fp32, whatever the generator's precision is, and a few images at once."""
+    model, tokenizer = build("global")
+    images, side, dtypes = online.CHUNK + 2, TOKENIZER.patch_sides[-1] * TOKENIZER.downsample, []
+    tokenizer.encoder.register_forward_hook(lambda module, given, out: dtypes.append((len(out), out.dtype)))
+    with fake_gpu("bf16"), kept_constants():
+        model.to_empty(device="cuda").train(), tokenizer.to_empty(device="cuda").eval()
+        crops = online.FreshCrops(types.SimpleNamespace(labels=[0, 1]), tokenizer, 0)
+        objective = generator.OnlineObjective(model, crops, TrainConfig(tokens="online"), 0)
+        labels = torch.zeros(images, dtype=torch.long, device="cuda")
+        pixels = torch.zeros(images, 1, side, side, dtype=torch.uint8, device="cuda")
+        with Launches() as launches:
+            loss, metrics = objective.loss((labels, pixels), 0)
+    assert loss.is_cuda and loss.grad_fn is not None and all(value.is_cuda for value in metrics.values())
+    assert dtypes == [(online.CHUNK, torch.float32), (2, torch.float32)]
+    assert not launches.waits
+    assert launches.counts["_scaled_dot_product_flash_attention"] == 2 * 2  # of the generator alone: it is in bf16
 
 
 @pytest.mark.parametrize("pattern", ["global", "intra+mamba"])
@@ -139,7 +159,7 @@ def test_replays_of_graphs_are_all_that_a_batch_launches_beside_a_few_copies(pat
             eager, recording, replaying = (draw(model, tokenizer, "bf16", graphs)[2] for _ in range(3))
     scales = len(TOKENIZER.patch_sides)
     assert replayed == [*range(scales)] * 2
-    assert [name for _, name in replaying.waits] == ["copy_"]
+    assert [name for _, name in replaying.waits] == ["copy_"] * 2
     assert recording.total > eager.total - 10 and replaying.total < 12 < eager.total / 10
 
 
