@@ -139,9 +139,14 @@ def print_on(runs: Sequence[OnGpus], machine: Machine, share: Share) -> None:
         f"{len(runs)} runs, {flops:.3g} training FLOPs, {hours:,.0f} GPU-hours, {hours / machine.gpus:,.0f} hours on "
         f"{machine.gpus} GPUs, {disk:,.0f} GB of checkpoints, weights and images"
     )
+    half, fp32, by_tf32 = (
+        f"{machine.flops_per_s(precision, tf32) / 1e12:,.0f}"
+        for precision, tf32 in (("bf16", False), ("fp32", False), ("fp32", True))
+    )
     say(
-        f"{share.told}: {share.mfu:.0%} of {machine.flops_per_s('bf16') / 1e12:,.0f} TFLOP/s a card (fp32: half); "
-        f"training alone, no sampling. Peaks are counted; limit {machine.limit_gb:.1f} of "
+        f"{share.told}: {share.mfu:.0%} of {half} TFLOP/s a card (fp32: {fp32}, or {by_tf32} with runtime.tf32=true); "
+        f"training alone, no sampling; with tokens=online also encoding, in fp32. Peaks are counted; limit "
+        f"{machine.limit_gb:.1f} of "
         f"{machine.memory_gb:g} GB. Where runtime says auto, a run has what the plan says for the GPUs that it is given"
     )
 

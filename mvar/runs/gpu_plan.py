@@ -9,6 +9,7 @@ from mvar.config import RunConfig
 from mvar.errors import UserError
 from mvar.kernels.recompute import Kept
 from mvar.runs.gpus import Machine
+from mvar.runs.stage_costs import encoding_flops
 from mvar.training.footprint import Footprint, Strategy, footprint
 
 # FLOPs of a step over those without recomputing: backward costs two forward passes, and `full` does a third.
@@ -151,9 +152,14 @@ def told_nearest(least_gb: float, machine: Machine, needed: int | None) -> str:
 
 
 def gpu_hours(config: RunConfig, machine: Machine, setting: Setting, mfu: float) -> float:
-    """Training alone, at a share of the cards' rate; recomputed FLOPs count as work, not as progress."""
-    flops = cost.train_flops(config.model, config.token_space, config.train.steps * config.train.batch_size)
-    return flops * RECOMPUTED[setting.kept] / (machine.flops_per_s(config.train.precision) * mfu) / 3600
+    """Training alone, at a share of the cards' rate; recomputed FLOPs count as work, not as progress. Images that are
+    encoded as they come are encoded in fp32, at the same share of its rate."""
+    tf32, images = config.runtime.tf32, config.train.steps * config.train.batch_size
+    flops = cost.train_flops(config.model, config.token_space, images) * RECOMPUTED[setting.kept]
+    seconds = flops / machine.flops_per_s(config.train.precision, tf32)
+    if config.train.tokens == "online":
+        seconds += images * encoding_flops(config) / machine.flops_per_s("fp32", tf32)
+    return seconds / mfu / 3600
 
 
 def disk_gb(config: RunConfig) -> float:

@@ -45,10 +45,15 @@ def image_flops(config: RunConfig, of_extractor: bool) -> float:
     return float(_judging(config) if of_extractor else sum(_coding(config)))
 
 
+def encoding_flops(config: RunConfig) -> int:
+    """Encoding one image."""
+    return _coding(config)[0]
+
+
 def _tokens(config: RunConfig, store: Store) -> float:
     train, heldout = num_images(config, store)
     crops = 0 if config.train.tokens == "online" else config.train.crops
-    return float(_coding(config)[0] * (train * crops + heldout))
+    return float(encoding_flops(config) * (train * crops + heldout))
 
 
 def _extractor(config: RunConfig) -> float:

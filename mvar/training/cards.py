@@ -8,6 +8,8 @@ if TYPE_CHECKING:
 # Dense bf16 FLOP/s of a card's matrix units.
 CARDS = {"a100": 312e12, "h100": 989e12, "h200": 989e12, "b200": 2250e12, "l40s": 362e12, "rtx4090": 165e12}
 FP32_SHARE = 0.5  # of the bf16 rate, by TF32
+# FLOP/s of its fp32 units, which do that work where TF32 is off.
+FP32 = {"a100": 19.5e12, "h100": 67e12, "h200": 67e12, "b200": 75e12, "l40s": 91.6e12, "rtx4090": 82.6e12}
 
 
 def rate_of(device: "torch.device", precision: str) -> float | None:

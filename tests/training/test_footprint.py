@@ -15,10 +15,12 @@ from mvar.config import MambaConfig, ModelConfig, RuntimeConfig, TokenSpace, ove
 from mvar.data.crops import to_float
 from mvar.errors import USER_ERROR, UserError
 from mvar.presets import PRESETS
-from mvar.runs.gpu_plan import GB, settle
+from mvar.runs.gpu_plan import GB, Setting, gpu_hours, settle
 from mvar.runs.gpus import Machine
+from mvar.runs.stage_costs import encoding_flops
 from mvar.tokenizer.model import Tokenizer
 from mvar.training import footprint as counting
+from mvar.training.cards import CARDS, FP32
 from mvar.training.footprint import Held, few_layers, footprint, layers, step
 from mvar.training.optimizer import build_adamw
 from mvar.transformer import ScaleTransformer
@@ -155,6 +157,20 @@ def test_plan_says_what_is_nearest_where_nothing_fits(capsys, tmp_path):
     assert line.startswith("mvar: error: on: 1 of 1 run do not fit; ")
     needed = int(re.fullmatch(r".* needs [\d.]+ GB a GPU at least, limit 22\.8; (\d+) such GPUs would do", line)[1])
     assert needed > 2 and main([*names, *wide, "--on", f"{needed}xrtx4090-24gb"]) == 0
+
+
+def test_gpu_hours_have_the_encoding_of_fresh_crops():
+    """In fp32, whatever the training's precision; by TF32 where that is on."""
+    on, way = Machine.parse("1xh100-80gb"), Setting("ddp", "none", 32, 1.0)
+
+    def hours(**changes):
+        changes = {name.replace("_", ".", 1): value for name, value in changes.items()}
+        return gpu_hours(override(SMALL, changes | {"train.precision": "bf16"}), on, way, 0.5)
+
+    images, encoding = SMALL.train.steps * SMALL.train.batch_size, encoding_flops(SMALL) / 0.5 / 3600
+    assert hours(train_tokens="online") - hours() == pytest.approx(images * encoding / 67e12)
+    assert hours(train_tokens="online", runtime_tf32=True) - hours() == pytest.approx(images * encoding / (989e12 / 2))
+    assert FP32.keys() == CARDS.keys()
 
 
 def test_a_share_of_the_rate_is_assumed_given_or_measured(tmp_path):
