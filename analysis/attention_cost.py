@@ -50,6 +50,8 @@ COLUMNS = (
     Column("uniform", "score if uniform (%)", columns.ANALYTIC, 1, 100),
     Column("score", "score (%)", columns.MEASURED, 1, 100),
     Column("paper_score", "score (%)", PAPER, 1),
+    Column("entropy", "attention's entropy (nats)", columns.MEASURED, 2),
+    Column("relative_entropy", "of uniform attention's (%)", columns.MEASURED, 0, 100),
     Column("n", "seeds", "", 0),
 )
 
@@ -65,8 +67,22 @@ class ScoredModel:
     @property
     def score(self) -> kit.Measured:
         """Intra-scale share of attention mass over seeds."""
-        shares = {self.seeds[run_id]: stats.share for run_id, stats in self.stats.items()}
-        measured = kit.Measured.of(pd.Series(shares))
+        return self._over_seeds(lambda stats: stats.share)
+
+    @property
+    def entropy(self) -> kit.Measured:
+        """Of attention, in nats, over seeds: means over layers, heads and queries."""
+        return self._over_seeds(lambda stats: float(stats.layer_entropy.mean()))
+
+    @property
+    def relative_entropy(self) -> kit.Measured:
+        """The same as a share of uniform attention's, of queries that see several keys."""
+        return self._over_seeds(lambda stats: float(stats.layer_relative_entropy.mean()))
+
+    def _over_seeds(self, value: Callable[[AttentionStats], float]) -> kit.Measured:
+        measured = kit.Measured.of(
+            pd.Series({self.seeds[run_id]: value(stats) for run_id, stats in self.stats.items()})
+        )
         assert measured is not None  # a group has at least one run
         return measured
 
@@ -165,6 +181,7 @@ def _add_block(
             score = scored.score
             mean = score.mean if part == "intra" else 1 - score.mean
             row |= {"score": kit.Measured(mean, score.sd, score.n), "n": score.n}
+            row |= {"entropy": scored.entropy, "relative_entropy": scored.relative_entropy}
         rows.append(row)
         run_ids.append(sorted(scored.stats) if scored and part != "rest" else [])
 
@@ -241,8 +258,6 @@ def _score_reading(name: str, scored: ScoredModel, uniform_verdict: kit.Verdict,
     dense, kept = (attention_cost(schedule)[name]["intra"] for name in ("dense", "kept"))
     by_image = sum(float(stats.intra_sd.mean()) for stats in scored.stats.values()) / len(scored.stats)
     images = next(iter(scored.stats.values())).num_images
-    entropy = sum(float(stats.layer_entropy.mean()) for stats in scored.stats.values()) / len(scored.stats)
-    relative = sum(float(stats.layer_relative_entropy.mean()) for stats in scored.stats.values()) / len(scored.stats)
     return [
         f"{name}: inside a scale lie {score.mean:.1%} of the mass{_interval(score)}, {dense:.1%} of the dense cells, "
         f"{kept:.1%} of the kept ones. Uniform attention would put {uniform:.1%} there: "
@@ -253,8 +268,8 @@ def _score_reading(name: str, scored: ScoredModel, uniform_verdict: kit.Verdict,
         f"{_part(dense, 'dense')}, {_part(kept, 'kept')}.",
         f"{name}: {score.n} seed{'s' if score.n > 1 else ''}, {images:,} images; a layer's share varies "
         f"from image to image by {by_image:.1%} (standard deviation).",
-        f"{name}: the entropy of attention is {entropy:.2f} nats, {relative:.0%} of uniform attention's where several "
-        "keys are seen (means over layers, heads and queries).",
+        f"{name}: the entropy of attention is {scored.entropy.mean:.2f} nats, {scored.relative_entropy.mean:.0%} of "
+        "uniform attention's where several keys are seen (means over layers, heads and queries).",
     ]
 
 

@@ -6,8 +6,9 @@ python analysis/knockout.py --results results
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +36,26 @@ COLUMNS = (
     Column("model", "model", is_text=True),
     columns.name("cut"),
     Column("mass", "mass (%)", columns.MEASURED, 1, 100),
-    Column("entropy", "attention's entropy (nats)", columns.MEASURED, 2, in_print=False),
+    Column("entropy", "attention's entropy (nats)", columns.MEASURED, 2),
     Column("kept", "pairs left (%)", columns.ANALYTIC, 1, 100),
     Column("change", "change (bits/token)", columns.MEASURED, 3),
     Column("half_width", "± over images", columns.MEASURED, 3),
     Column("control", "random instead", columns.MEASURED, 3),
     Column("beyond", "beyond random", columns.MEASURED, 3),
-    Column("verdict", "than random ones it does", is_text=True),
+    Column("fid", "FID, change", columns.MEASURED, 2, in_print=False),
+    Column("verdict", "verdict", is_text=True),
     Column("n", "seeds", "", 0),
 )
-TOLD = {"better": "less harm", "worse": "more harm"}
-RESAMPLES, CONFIDENCE = 2000, 0.95  # of the bootstrap of a rank correlation
-Points = list[tuple[float, float]]
+BESIDE_RANDOM = {"better": "less harm than random", "worse": "more harm than random"}
+BESIDE_NONE = {"better": "a gain", "worse": "harm"}  # of a branch or a state, beside nothing cut
+RANKS = {"better": "more mass, more effect", "worse": "more mass, less effect"}
+PAIRS, HEADS = "pairs of scales", "layers and heads"  # what the points of a rank correlation are
+POINTS = {
+    PAIRS: "keys of one scale for queries of one",
+    HEADS: "own and coarser scales of each layer or head, two groups whose masses add up to all of it, so that what "
+    "tells the groups apart makes much of this number",
+}
+Points = dict[Any, tuple[float, float]]  # mass and effect, by what is cut
 
 
 @dataclass
@@ -68,6 +77,12 @@ class CutModel:
         """One number of a cut's effect over the seeds."""
         found = {seed: getattr(k.effects[cut], name) for seed, k in self.found.items() if cut in k.effects}
         return kit.Measured.of(pd.Series(found, dtype=float), [self.run_ids[seed] for seed in found])
+
+    def fid_change(self, cut: str) -> kit.Measured | None:
+        """By how much FID is more with a cut; None too where seeds differ in the number of images or the judge."""
+        found = [k.effects[cut] for k in self.found.values() if cut in k.effects]
+        alike = len({(effect.fid_images, effect.fid_by) for effect in found if effect.fid_images}) == 1
+        return self.values(cut, "fid_change") if alike else None
 
     def cuts(self) -> list[str]:
         """All that was cut in some seed, in order."""
@@ -111,27 +126,28 @@ def cut_models(records: kit.Records) -> tuple[list[CutModel], list[str]]:
 
 
 def table1b(models: list[CutModel]) -> kit.Table:
-    """Mass and effect of whole parts, and a verdict on each against random keys."""
+    """Mass and effect of whole parts, and a verdict on each: against random keys, or against nothing where none are."""
     rows: list[dict[str, Any]] = []
     run_ids: list[list[str]] = []
-    pairs: dict[int, tuple[kit.Measured, kit.Measured]] = {}
-    for model in models:
+    pairs: dict[Any, tuple[kit.Measured, kit.Measured]] = {}
+    for at, model in enumerate(models):
+        ranks = {(at, name): rank_correlation(points) for name, points in points_of(model).items()}
+        pairs |= {key: (rho, nothing(rho)) for key, rho in ranks.items() if rho}
         for cut in model.cuts():
             change, control = model.values(cut, "change"), model.values(cut, "control")
             if "," in cut or cut.partition(":")[0] not in PARTS or change is None:
                 continue
-            if control:
-                pairs[len(rows)] = (change, control)
+            pairs[len(rows)] = (change, control or nothing(change))
             half = model.values(cut, "half_width")
             row = {"model": model.name, "label": cut, "mass": model.mass(cut), "change": change, "n": change.n}
-            row["entropy"] = model.entropy(cut)
+            row |= {"entropy": model.entropy(cut), "fid": model.fid_change(cut)}
             row |= {"half_width": half and half.mean, "control": control, "beyond": model.values(cut, "beyond")}
             row["kept"] = next(k.effects[cut].kept for k in model.found.values() if cut in k.effects)
             rows.append(row)
             run_ids.append(sorted(model.run_ids.values()))
-    verdicts = kit.judge(pairs)
-    for number, verdict in verdicts.items():
-        rows[number]["verdict"] = told(verdict)
+    verdicts = kit.judge(pairs, higher_is_better=[key for key in pairs if isinstance(key, tuple)])
+    for number, row in enumerate(rows):
+        row["verdict"] = told(verdicts[number], BESIDE_RANDOM if row["control"] else BESIDE_NONE)
     images = ", ".join(sorted({f"{k.num_images:,}" for model in models for k in model.found.values()}))
     return kit.Table(
         "table1b",
@@ -139,37 +155,62 @@ def table1b(models: list[CutModel]) -> kit.Table:
         COLUMNS,
         rows,
         run_ids,
-        reading=_reading(models, rows, verdicts),
+        reading=[*_reading(rows, verdicts), *_ranks_reading(models, pairs, verdicts)],
         caption=f"{images} held-out images a run.",
     )
 
 
-def told(verdict: kit.Verdict) -> str:
-    """For a table or a sentence: what a cut does beside random ones of its size, with p, or what is missing."""
+def nothing(change: kit.Measured) -> kit.Measured:
+    """Zero at the same seeds."""
+    zero = kit.Measured.of(pd.Series({seed: 0.0 for seed, _ in change.by_seed}))
+    assert zero is not None  # what is measured has a seed
+    return zero
+
+
+def told(verdict: kit.Verdict, words: Mapping[str, str]) -> str:
+    """For a table or a sentence: what a comparison says, with p, or what is missing."""
     if verdict.p is None:
         return verdict.told
-    return f"{TOLD.get(verdict.word, verdict.word)} (p {kit.p_text(verdict.p)})"
+    return f"{words.get(verdict.word, verdict.word)} (p {kit.p_text(verdict.p)})"
 
 
-def _reading(models: list[CutModel], rows: list[dict[str, Any]], verdicts: dict[int, kit.Verdict]) -> list[str]:
+def _reading(rows: list[dict[str, Any]], verdicts: Mapping[Any, kit.Verdict]) -> list[str]:
+    tested = sum(verdict.p is not None for verdict in verdicts.values())
     lines = [
         "Keys are masked before the softmax in all layers, the rest of the model is as it was trained. Change: of the "
         "held-out likelihood in bits a token, more is worse. Random instead: as many keys cut of every query, at "
         "random among all that it sees, the cut ones included, mean over draws. ±: standard deviation over seeds; over "
         "images: half of the 95 % t interval of one run.",
         "A cut measures what the trained model does without a part, not what a model trained without it would do.",
+        "Verdicts are paired t-tests over training seeds at 5 %: of keys against random ones, of a branch or a state "
+        "against no cut, of a rank correlation against 0. p is corrected by Holm's method over all "
+        f"{tested} of them that have two seeds or more; all else is inconclusive.",
     ]
-    for number, verdict in verdicts.items():
-        row = rows[number]
+    for row in rows:
         mass = f", {row['mass'].mean:.1%} of the mass," if row["mass"] else ""
-        lines.append(
-            f"{kit.prose(row['model'])}: keys of {kit.code(row['label'])}{mass} cost {row['change'].mean:+.3f} bits a "
-            f"token, as many random ones {row['control'].mean:+.3f}. Less or more than random: {told(verdict)}."
-        )
-    for model in models:
-        for name, points in (("pairs of scales", of_pairs(model)), ("layers and heads", of_heads(model))):
-            if len(points) > 2:
-                lines.append(f"{kit.prose(model.name)}, {name}: {correlation_told(points)}")
+        what, change = f"{kit.prose(row['model'])}: ", f"{row['change'].mean:+.3f} bits a token"
+        if row["control"]:
+            what += f"keys of {kit.code(row['label'])}{mass} cost {change}, as many random ones "
+            lines.append(f"{what}{row['control'].mean:+.3f}. Less or more than random: {row['verdict']}.")
+        else:
+            what += f"{kit.code(row['label'])} taken away costs {change}"
+            lines.append(f"{what}, with no random control beside it. Against no cut: {row['verdict']}.")
+    return lines
+
+
+def _ranks_reading(
+    models: list[CutModel], pairs: Mapping[Any, tuple[kit.Measured, kit.Measured]], verdicts: Mapping[Any, kit.Verdict]
+) -> list[str]:
+    """A sentence on each rank correlation, which says what its points are and no more than its verdict."""
+    lines = []
+    for at, model in enumerate(models):
+        for name, by_seed in points_of(model).items():
+            if (at, name) in pairs:
+                rho, count = pairs[at, name][0], max(map(len, by_seed.values()))
+                lines.append(
+                    f"{kit.prose(model.name)}, {name}: rank correlation of mass and effect {interval_text(rho)} over "
+                    f"{count} points ({POINTS[name]}): {told(verdicts[at, name], RANKS)}."
+                )
     return lines
 
 
@@ -187,59 +228,66 @@ def mean_effects(model: CutModel) -> np.ndarray:
     return np.mean([matrix_of(found.effects.values(), schedule) for found in model.found.values()], axis=0)
 
 
-def of_pairs(model: CutModel) -> Points:
-    """Mass and effect of every pair of scales; the mass is that of all queries together."""
-    if not model.attention:
-        return []
+def points_of(model: CutModel) -> dict[str, dict[int, Points]]:
+    """Mass and effect by what the points are and by seed, of those with three points or more."""
+    found = {
+        name: {seed: points(model, seed) for seed in model.attention}
+        for name, points in ((PAIRS, pairs_of), (HEADS, heads_of))
+    }
+    enough = {name: {s: p for s, p in by_seed.items() if len(p) > 2} for name, by_seed in found.items()}
+    return {name: by_seed for name, by_seed in enough.items() if by_seed}
+
+
+def pairs_of(model: CutModel, seed: int) -> Points:
+    """Every pair of scales of one seed's model; the mass is that of all queries together."""
     schedule = model.config.token_space.schedule
-    mass = mean_mass(model) * np.array(schedule.lengths)[:, None] / schedule.num_tokens
-    effects = mean_effects(model)
-    return [(float(mass[at]), float(effects[at])) for at in zip(*np.nonzero(np.isfinite(effects)), strict=True)]
+    mass = model.attention[seed].matrix.mean(0).numpy() * np.array(schedule.lengths)[:, None] / schedule.num_tokens
+    effects = matrix_of(model.found[seed].effects.values(), schedule)
+    there = zip(*(at.tolist() for at in np.nonzero(np.isfinite(effects))), strict=True)
+    return {at: (float(mass[at]), float(effects[at])) for at in there}
 
 
-def of_heads(model: CutModel) -> Points:
-    """Mass and effect of own and coarser scales in every layer, or in every head where there are several."""
-    points = []
-    for target, layer, head in _places(model):
-        several = model.config.model.num_heads > 1
-        change = model.values(f"{target},layer={layer}{f',head={head}' if several else ''}", "change")
-        shares = [stats.intra_per_head[stats.layers.index(layer), head] for stats in model.attention.values()]
-        share = float(np.mean(shares))
-        if change:
-            points.append((share if target == "own" else 1 - share, change.mean))
+def heads_of(model: CutModel, seed: int) -> Points:
+    """Own and coarser scales in every layer of one seed's model, or in every head where there are several."""
+    points, stats, effects = {}, model.attention[seed], model.found[seed].effects
+    heads = model.config.model.num_heads
+    for target, layer, head in product(("own", "coarser"), range(model.config.model.depth), range(heads)):
+        cut = f"{target},layer={layer}{f',head={head}' if heads > 1 else ''}"
+        share = float(stats.intra_per_head[stats.layers.index(layer), head])
+        if cut in effects:
+            points[cut] = share if target == "own" else 1 - share, effects[cut].change
     return points
 
 
-def _places(model: CutModel) -> Iterable[tuple[str, int, int]]:
-    if not model.attention:
-        return
-    for target in ("own", "coarser"):
-        for layer in range(model.config.model.depth):
-            yield from ((target, layer, head) for head in range(model.config.model.num_heads))
+def rank_correlation(by_seed: Mapping[int, Points]) -> kit.Measured | None:
+    """Spearman's of each seed's points; None where no seed has one.
+
+    Points of one model depend on each other: the masses of a query add up to 1. So seeds are what an interval is over.
+    """
+    from scipy.stats import spearmanr
+
+    found = {}
+    for seed, points in by_seed.items():
+        masses, effects = np.array(list(points.values())).T
+        if np.ptp(masses) and np.ptp(effects):
+            found[seed], _ = spearmanr(masses, effects)
+    return kit.Measured.of(pd.Series(found, dtype=float))
 
 
-def rank_correlation(points: Points) -> tuple[float, float, float]:
-    """Spearman's, and its 95 % interval: percentiles of a bootstrap over the points, with a fixed seed."""
-    from scipy.stats import rankdata
-
-    def rho(xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
-        a, b = (rankdata(values, axis=-1) for values in (xs, ys))
-        a, b = (ranks - ranks.mean(-1, keepdims=True) for ranks in (a, b))
-        with np.errstate(invalid="ignore"):
-            return (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
-
-    xs, ys = np.array(points).T
-    chosen = np.random.default_rng(0).integers(0, len(points), (RESAMPLES, len(points)))
-    drawn = rho(xs[chosen], ys[chosen])
-    low, high = np.nanquantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(rho(xs, ys)), float(low), float(high)
+def mean_points(by_seed: Mapping[int, Points]) -> tuple[np.ndarray, np.ndarray]:
+    """Mass and effect of all points, each the mean over the seeds that have it."""
+    keys = dict.fromkeys(key for points in by_seed.values() for key in points)
+    means = [np.mean([points[key] for points in by_seed.values() if key in points], axis=0) for key in keys]
+    masses, effects = np.array(means).T
+    return masses, effects
 
 
-def correlation_told(points: Points) -> str:
-    """A sentence that says no more than the interval."""
-    rho, low, high = rank_correlation(points)
-    what = "more mass, more effect" if low > 0 else "more mass, less effect" if high < 0 else "inconclusive"
-    return f"rank correlation of mass and effect {rho:.2f} [{low:.2f}, {high:.2f}] over {len(points)} points: {what}."
+def interval_text(rho: kit.Measured) -> str:
+    """The mean over seeds and its 95 % t interval, which ends at -1 and 1; of one seed the number alone."""
+    if rho.n < 2:
+        return f"{rho.mean:.2f}"
+    half = float(kit.half_width(np.array([value for _, value in rho.by_seed])))
+    return f"{rho.mean:.2f} [{max(-1, rho.mean - half):.2f}, {min(1, rho.mean + half):.2f}]"
 
 
 # Figures --------------------------------------------------------------------------------------------------------------
@@ -286,20 +334,20 @@ def matrices_figure(model: CutModel, name: str, directory: Path) -> kit.Figure:
 
 def scatter_figure(model: CutModel, name: str, directory: Path) -> kit.Figure:
     """Mass against effect, one point a pair of scales, and one a layer or head."""
-    panels = {"pairs of scales": of_pairs(model), "layers and heads": of_heads(model)}
-    shown = {title: points for title, points in panels.items() if len(points) > 2}
+    shown = points_of(model)
     with kit.canvas(directory, name, 2.9, ncols=len(shown)) as (_, axes):
-        for ax, (title, points) in zip(axes[0], shown.items(), strict=True):
-            xs, ys = 100 * np.array(points)[:, 0], 1000 * np.array(points)[:, 1]
+        for ax, (title, by_seed) in zip(axes[0], shown.items(), strict=True):
+            xs, ys = mean_points(by_seed)
             ax.axhline(0, color="0.6", linewidth=0.8)
-            ax.scatter(xs, ys, s=18, color=kit.mixer_look("global")["color"], alpha=0.8)
-            rho, low, high = rank_correlation(points)
+            ax.scatter(100 * xs, 1000 * ys, s=18, color=kit.mixer_look("global")["color"], alpha=0.8)
+            rho = rank_correlation(by_seed)
             ax.set(xlabel="attention mass (%)", ylabel="change (millibits a token)")
-            ax.set_title(f"{title}: rank correlation\n{rho:.2f} [{low:.2f}, {high:.2f}]", fontsize="small")
+            ax.set_title(f"{title}: rank correlation\n{interval_text(rho) if rho else '—'}", fontsize="small")
             kit.despine(ax)
     caption = (
         "A cut's cost against the mass that it takes away. Left: keys of a scale for queries of a scale, all layers. "
-        "Right: keys of the own or of the coarser scales in one layer or head. Brackets: 95 % bootstrap interval."
+        "Right: keys of the own or of the coarser scales in one layer or head. Points: means over seeds. Brackets: 95 "
+        "% t interval over seeds."
     )
     return kit.Figure(name, f"Mass against effect: {model.name}", caption)
 

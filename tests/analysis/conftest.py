@@ -167,12 +167,18 @@ class Fabricated:
         values = {**stats.to_json(), "measured": Stages.of_run(self.store, run).attention.heldout().identity}
         write_json(run.path / "attention.json", values)
 
-    def cut(self, run, own=0.4, coarser=0.02, control=0.1):
-        """What `mvar knockout` keeps of a run: two whole parts, pairs of scales and heads; more mass, more effect."""
+    def cut(self, run, own=0.4, coarser=0.02, control=0.1, alone=None, fid=None):
+        """What `mvar knockout` keeps of a run: two whole parts, pairs of scales and heads; more mass, more effect.
+
+        `alone` are changes of parts that have no random control; `fid` is the change of FID and its number of images.
+        """
         config = run.config()
         size, shift = len(config.tokenizer.patch_sides), 0.001 * config.seed
         changes = {"own": own, "coarser": coarser}
         changes |= {f"scale:{k},queries={q}": 0.01 * (k == q) + 0.001 * k for q in range(size) for k in range(q + 1)}
+        alone = alone or {}
+        changes |= alone
+        fid_change, fid_images = fid or (None, 0)
         for layer in range(config.model.depth):
             for head in range(config.model.num_heads):
                 changes |= {f"own,layer={layer},head={head}": 0.01 + 0.001 * layer}
@@ -187,9 +193,12 @@ class Fabricated:
                 change_by_scale=(value,) * size,
                 sd_by_scale=(0.05,) * size,
                 kept=0.5,
-                controls=(control - 0.01, control + 0.01),
-                beyond=value + shift - control,
-                beyond_sd=0.05,
+                controls=() if text in alone else (control - 0.01, control + 0.01),
+                beyond=None if text in alone else value + shift - control,
+                beyond_sd=None if text in alone else 0.05,
+                fid=fid_change,
+                fid_change=fid_change,
+                fid_images=fid_images,
             ).to_json()
             for text, value in changes.items()
         }

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mvar import analysis as kit
 from mvar import shipped
 from mvar.analysis.records import load_records
 
@@ -25,7 +26,7 @@ def cut_runs(results, seeds, **changes):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"own": 0.4, "coarser": 0.02}, {"own": "more harm", "coarser": "less harm"}),
+        ({"own": 0.4, "coarser": 0.02}, {"own": "more harm than random", "coarser": "less harm than random"}),
         ({"own": 0.1 - 0.002, "coarser": 0.1 - 0.002}, {"own": "inconclusive", "coarser": "inconclusive"}),
     ],
 )
@@ -52,24 +53,81 @@ def test_no_cut_is_no_section(results):
     assert models(results) == []
 
 
+def test_what_has_no_random_control_is_judged_against_no_cut_in_the_same_family(results):
+    cut_runs(results, (0, 1, 2), alone={"state": 0.2, "branch:global": 0.0})
+    (model,) = models(results)
+    table = knockout.table1b([model])
+    rows, said = {row["label"]: row for row in table.rows}, "\n".join(table.reading)
+    assert rows["state"]["verdict"].startswith("harm (p ") and not rows["state"]["control"]
+    assert rows["branch:global"]["verdict"].startswith("inconclusive (p ")
+    assert "`state` taken away costs +0.201 bits a token, with no random control beside it" in said
+    assert (
+        "Against no cut: harm (p " in said and "Holm's method over all 6 of them" in said
+    )  # two are rank correlations
+    family = {label: (row["change"], row["control"] or knockout.nothing(row["change"])) for label, row in rows.items()}
+    alone = kit.judge(family)
+    assert float(rows["state"]["verdict"].split()[-1].rstrip(")")) >= alone["state"].p
+
+
+def test_fid_of_a_cut_where_it_was_asked_for_alike(results):
+    cut_runs(results, (0, 1), fid=(1.5, 100))
+    (model,) = models(results)
+    assert model.fid_change("own").mean == 1.5 and model.fid_change("own").n == 2
+    results.cut(results.store.run(model.run_ids[1]), fid=(1.5, 200))  # of another number of images
+    (row, *_) = knockout.table1b(models(results)).rows
+    assert row["fid"] is None
+    results.cut(results.store.run(model.run_ids[1]))
+    assert models(results)[0].fid_change("own").n == 1
+
+
+def points_by_seed(effect, seeds=3):
+    rng = np.random.default_rng(0)
+    return {s: {m: (m, effect(m) + 0.01 * rng.normal()) for m in np.linspace(0.1, 0.9, 23)} for s in range(seeds)}
+
+
 @pytest.mark.parametrize(
     ("effect", "word"),
     [
-        (lambda mass: mass**3, "more mass, more effect."),
-        (lambda mass: -mass, "more mass, less effect."),
-        (lambda mass: (mass * 17) % 1, "inconclusive."),
+        (lambda mass: mass**3, "more mass, more effect (p "),
+        (lambda mass: -mass, "more mass, less effect (p "),
+        (lambda mass: 0.0, "inconclusive (p "),
     ],
 )
-def test_a_rank_correlation_says_no_more_than_its_interval(effect, word):
-    points = [(mass, effect(mass)) for mass in np.linspace(0.1, 0.9, 23)]
-    rho, low, high = knockout.rank_correlation(points)
-    assert low <= rho <= high and knockout.correlation_told(points).endswith(word)
-    assert knockout.rank_correlation(points) == (rho, low, high)
+def test_a_rank_correlation_says_no_more_than_its_verdict(effect, word):
+    rho = knockout.rank_correlation(points_by_seed(effect))
+    verdict = kit.judge({0: (rho, knockout.nothing(rho))}, higher_is_better=[0])[0]
+    assert knockout.told(verdict, knockout.RANKS).startswith(word)
+    one = knockout.rank_correlation(points_by_seed(effect, seeds=1))
+    assert "[" not in knockout.interval_text(one) and "[" in knockout.interval_text(rho)
 
 
-def test_ranks_are_those_of_scipy():
+def test_points_that_tell_nothing_new_do_not_narrow_the_interval():
+    """Each point twice, as own and coarser masses of a head are one number: nothing more is known."""
+    by_seed = points_by_seed(lambda mass: (mass * 17) % 1)
+    twice = {s: {(key, n): p for key, p in points.items() for n in (0, 1)} for s, points in by_seed.items()}
+    once = knockout.interval_text(knockout.rank_correlation(by_seed))
+    assert once == knockout.interval_text(knockout.rank_correlation(twice))
+
+
+def test_an_interval_over_seeds_holds_what_dependent_points_only_scatter_about():
+    """Heads whose effects have nothing to do with their masses: at most about 5 % of intervals leave out 0."""
+    rng, misses = np.random.default_rng(1), 0
+    for _ in range(200):
+        by_seed = {}
+        for seed in range(3):
+            shares, effects = rng.random((2, 6))
+            own = {("own", h): (shares[h], effects[h]) for h in range(6)}
+            by_seed[seed] = own | {("coarser", h): (1 - shares[h], 1 - effects[h]) for h in range(6)}
+        low, high = knockout.interval_text(knockout.rank_correlation(by_seed)).split("[")[1].rstrip("]").split(", ")
+        misses += float(low) > 0 or float(high) < 0
+    assert misses <= 20
+
+
+def test_ranks_are_those_of_scipy_and_a_seed_without_scatter_has_none():
     from scipy.stats import spearmanr
 
     rng = np.random.default_rng(3)
-    points = list(zip(rng.integers(0, 5, 20), rng.random(20), strict=True))  # with ties
-    assert knockout.rank_correlation(points)[0] == pytest.approx(spearmanr(*zip(*points, strict=True)).statistic)
+    points = dict(enumerate(zip(rng.integers(0, 5, 20), rng.random(20), strict=True)))  # with ties
+    rho = knockout.rank_correlation({0: points, 1: dict.fromkeys(range(3), (0.5, 1.0))})
+    assert rho.mean == pytest.approx(spearmanr(*zip(*points.values(), strict=True)).statistic) and rho.n == 1
+    assert knockout.rank_correlation({0: dict.fromkeys(range(3), (0.5, 1.0))}) is None

@@ -161,6 +161,8 @@ def test_table1_cost_is_exact_and_score_is_measured(everything):
     score = table.rows[6]["score"]
     assert score.mean == pytest.approx(sum(expected) / 3) and score.n == 3
     assert table.rows[7]["score"].mean == pytest.approx(1 - score.mean)
+    for number, mean in ((6, "1.00"), (7, "1.00"), (8, "—"), (0, "—")):  # entropy, as it was made up
+        assert of(number, "attention's entropy (nats)")[0].startswith(mean)
     assert len(table.run_ids[6]) == 3 and table.run_ids[0] == []
     for first in (0, 3, 6):
         assert sum(row["layer"] for row in table.rows[first : first + 3]) == pytest.approx(1)
