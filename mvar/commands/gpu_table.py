@@ -64,7 +64,7 @@ class OnGpus:
     pattern: str
     parameters: int
     training_flops: int
-    fits_on: int | None  # the fewest of these GPUs that do, eight images each if that can be: what `mvar run` gives it
+    fits_on: int | None  # the fewest of these GPUs that do, eight images each if that can be: `mvar run` gives no fewer
     setting: Setting | None  # of all of them; None: nothing fits
     gpu_hours: float | None
     disk_gb: float

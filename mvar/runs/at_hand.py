@@ -1,12 +1,12 @@
 """How a run's steps are made on the GPUs at hand, where `runtime` leaves that open: as `mvar plan --on` says."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from mvar.config import RunConfig, RuntimeConfig
 from mvar.errors import UserError, counted, note_once
-from mvar.runs.gpu_plan import GB, Choices, fewest, gpus_needed, settle, smallest, told_nearest
+from mvar.runs.gpu_plan import GB, SMALL, Choices, fewest, gpus_needed, settle, smallest, told_nearest
 from mvar.runs.gpus import Machine
 from mvar.training.distributed import current_team, resolve_device
 from mvar.training.strategies import num_parts
@@ -57,6 +57,30 @@ def gpus_for(config: RunConfig, machine: Machine, counts: Iterable[int] | None =
     if found is None:
         raise no_room(config, machine)
     return found
+
+
+def shared_out(configs: Sequence[RunConfig], machine: Machine) -> list[int]:
+    """How many GPUs each of some runs is given that train at once: as few as it fits on, or its share of them all where
+    none has to wait for that; of those that divide its batch, with `SMALL` images a GPU or more.
+
+    Args:
+        configs: the runs; one that leaves nothing of its steps open has one GPU.
+        machine: all that there are for them.
+
+    Raises:
+        UserError: a run does not fit; says what would do.
+    """
+    few = [gpus_for(config, machine) for config in configs]
+    share = machine.gpus // max(1, len(configs))
+    more = [_raised(config, machine, least, share) for config, least in zip(configs, few, strict=True)]
+    return more if sum(more) <= machine.gpus else few
+
+
+def _raised(config: RunConfig, machine: Machine, least: int, share: int) -> int:
+    if not config.runtime.is_open:
+        return least
+    most = min(share, config.train.batch_size // SMALL)
+    return next((n for n in range(most, least, -1) if fewest(config, machine, (n,))), least)
 
 
 def no_room(config: RunConfig, machine: Machine) -> UserError:

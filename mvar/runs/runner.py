@@ -18,7 +18,7 @@ import torch
 from mvar.config import RunConfig, RuntimeConfig
 from mvar.errors import print_to_nowhere, warn_once
 from mvar.runs import workers
-from mvar.runs.at_hand import gpus_for, machine_here
+from mvar.runs.at_hand import machine_here, shared_out
 from mvar.runs.display import Display, make_display
 from mvar.runs.executors.contract import Summary
 from mvar.runs.measured import to_measure
@@ -86,7 +86,8 @@ def worker_places(runtime: RuntimeConfig, num_workers: int | None) -> list[dict[
 
 
 def gpus_of(tasks: Sequence[Task], places: Sequence[Mapping[str, str]]) -> dict[str, int]:
-    """How many of the places each task takes, by its key: one, and of GPUs as many as a training is planned on.
+    """How many of the places each task takes, by its key: one, and of GPUs as many as a training is planned on, or
+    where fewer trainings than that leave some idle, its share of all.
 
     Raises:
         UserError: a training fits on none of them, nor on all.
@@ -96,7 +97,8 @@ def gpus_of(tasks: Sequence[Task], places: Sequence[Mapping[str, str]]) -> dict[
     if not count or not untrained:
         return {task.key: 1 for task in tasks}
     machine = machine_here(count)
-    return {task.key: gpus_for(task.config, machine) if task in untrained else 1 for task in tasks}
+    given = shared_out([task.config for task in untrained], machine)
+    return {task.key: 1 for task in tasks} | {task.key: gpus for task, gpus in zip(untrained, given, strict=True)}
 
 
 def _visible_gpus() -> list[str]:

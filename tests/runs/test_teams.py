@@ -18,7 +18,7 @@ from mvar.config import override
 from mvar.errors import OK, USER_ERROR, UserError
 from mvar.presets import PRESETS
 from mvar.runs import at_hand, runner
-from mvar.runs.at_hand import gpus_for, settled
+from mvar.runs.at_hand import gpus_for, settled, shared_out
 from mvar.runs.display import Lines
 from mvar.runs.gpu_plan import GB
 from mvar.runs.gpus import Machine
@@ -99,6 +99,25 @@ def test_a_run_is_given_as_few_gpus_as_it_fits_on(capsys):
         given(1e-9, 2)
 
 
+def test_no_gpu_is_idle_where_a_run_could_use_it():
+    """A lone run has all that divide its batch into eight images or more; several share them, and none waits."""
+
+    def given(gpus: int, *changes: dict) -> list[int]:
+        runs = [override(SMALL, change) for change in changes]
+        return shared_out(runs, machine(80, gpus))
+
+    assert given(4, {}) == [4] and given(3, {}) == [2]  # 32 images do not divide into three
+    assert given(8, {}) == [4] and given(32, {"train.batch_size": 256}) == [32]
+    assert given(4, {}, {"seed": 1}) == [2, 2] and given(2, {}, {"seed": 1}, {"seed": 2}) == [1, 1, 1]
+    plain = dict.fromkeys(("runtime.strategy", "runtime.checkpoint_activations"), "none") | {"runtime.strategy": "ddp"}
+    assert given(4, plain | {"runtime.micro_batch": "null"}) == [1]  # leaves nothing open
+    assert given(8, {"runtime.micro_batch": "16"}, {}) == [2, 4]
+    large, light = override(SMALL, {"train.batch_size": 48}), override(SMALL, {"model.pattern": "global"})
+    tight = machine(footprint(large, 8, "full", "fsdp", 6).peak / GB * 1.001, 8)
+    assert shared_out([light], tight) == [4] and shared_out([large, light], tight) == [6, 1]  # 4 would have to wait
+    assert shared_out([], machine(80, 4)) == []
+
+
 def test_too_little_memory_and_processes_that_do_not_divide_are_a_line_each(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(runner, "machine_here", lambda count: machine(1e-6, count))
     monkeypatch.setattr(runner, "worker_places", lambda runtime, count: [{runner.GPU: "0", "OMP_NUM_THREADS": "1"}])
@@ -117,7 +136,7 @@ def test_too_little_memory_and_processes_that_do_not_divide_are_a_line_each(monk
 
 def test_on_gpus_a_training_takes_several_workers_and_what_is_trained_one(monkeypatch, store):
     monkeypatch.setattr(runner, "machine_here", lambda count: machine(80, count))
-    monkeypatch.setattr(runner, "gpus_for", lambda config, machine: machine.gpus)
+    monkeypatch.setattr(at_hand, "gpus_for", lambda config, machine: machine.gpus)
     tasks = tasks_of([override(CONFIG, {"seed": 1}), override(CONFIG, {"sample.seed": 5})], store)
     places = [{runner.GPU: gpu} for gpu in ("3", "4", "3")]
     trained = {task.config.seed: runner.gpus_of(tasks, places)[task.key] for task in tasks if task.kind == RUN}
