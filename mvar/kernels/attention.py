@@ -174,10 +174,9 @@ def attend_chosen(
     if severed is not None:
         pairs = severed.of(first_query, q.shape[2], first_key, k.shape[2]).to(q.device)
         pairs = pairs.gather(-1, index.expand(len(pairs), -1, -1))
+        others = severed.stand_in(k, v, first_key) if severed.stand_in else None  # recording asks with no pair cut
         if pairs.any():
-            return _chosen_severed(
-                q, k, v, index, pairs, severed.stand_in(k, v, first_key) if severed.stand_in else None
-            )
+            return _chosen_severed(q, k, v, index, pairs, others)
     one = q.flatten(0, 1)[:, :, None]  # each query is a sequence of one
     keys, values = (t.flatten(0, 1).index_select(1, index.flatten()).unflatten(1, index.shape) for t in (k, v))
     return _torch(one, keys, values).view_as(q)
