@@ -1,6 +1,7 @@
 """The path of a GPU, on fake tensors: devices, waits, launches and kernels of every mixer and precision."""
 
 import ast
+import collections
 import inspect
 import json
 import subprocess
@@ -184,6 +185,30 @@ def test_optional_kernels_are_called_as_their_sources_say(precision):
     with Kernels("mamba_chunk_scan_combined", "causal_conv1d_fn") as kernels:
         on_fake_gpu("mamba", precision)
     assert kernels.calls == {"chunk_simple_gla": layers * (1 + scales)}
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision", "calls"), [("auto", "bf16", 2), ("auto", "fp32", 0), ("torch", "bf16", 0)]
+)
+def test_scales_of_intra_are_one_call_of_flash_attn_where_that_is_there(backend, precision, calls):
+    """In training: a scale that is drawn is torch's, as all other attention is."""
+    runtime = RuntimeConfig(attention_backend=backend)
+    model, tokenizer = build("intra", runtime)
+    with Kernels(*PACKAGES[:3]) as kernels, fake_gpu(precision):
+        model.to_empty(device="cuda").train(), tokenizer.to_empty(device="cuda").eval()
+        train_step(model, tokenizer), draw(model.eval(), tokenizer, precision)
+        told = environment.kernels_of(runtime, torch.device("cuda"))["attention"]
+    assert kernels.calls == collections.Counter(flash_attn_varlen_func=calls)
+    assert told == {"auto": "torch (intra in half precision: flash_attn)", "torch": "torch"}[backend]
+
+
+def test_auto_takes_flash_attn_on_its_own_gpus_alone(monkeypatch):
+    with Kernels(*PACKAGES[:3]):
+        for capability, device, taken in (((7, 5), "cuda", False), ((8, 0), "cuda", True), ((9, 0), "cpu", False)):
+            monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+            assert attention.takes_runs("auto", torch.device(device)) is taken
+    with Kernels(*PACKAGES):
+        assert not attention.takes_runs("auto", torch.device("cuda"))
 
 
 def test_without_packages_a_gpu_takes_torchs_kernels():

@@ -284,7 +284,8 @@ class RuntimeConfig(Config):
     )
     attention_backend: Literal["auto", "torch", "flash_attn"] = Field(
         default="auto",
-        description="Kernel of attention; auto: torch's own choice; flash_attn: of bf16 and fp16, torch's of fp32.",
+        description="Kernel of attention; auto: torch's own choice, and for all scales of intra at once flash_attn "
+        "where it is installed; flash_attn: of bf16 and fp16, torch's of fp32.",
     )
     scan_backend: Literal["auto", "plain", "torch", "mamba_ssm", "fla"] = Field(
         default="auto",

@@ -11,10 +11,13 @@ from torch.autograd.function import once_differentiable
 
 from mvar.errors import UserError
 from mvar.kernels import optional
-from mvar.kernels.constants import kept_on_device
+from mvar.kernels.constants import is_rehearsal, kept_on_device
 from mvar.scales import ScaleSchedule, Span
 
-HALF = (torch.float16, torch.bfloat16)  # what flash-attn has kernels for
+# What flash-attn has kernels for.
+HALF = (torch.float16, torch.bfloat16)
+WIDEST = 256  # of a head
+AMPERE = (8, 0)  # compute capability, or a later one
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ def attend(
         k, v: `(B, H, K, head_dim)`, the last K tokens up to the span's end: all that its first scale sees, or more.
         span: the scales that `q` holds.
         reach: scales that a query sees, its own included; None: all up to its own.
-        backend: `torch` (also `auto`: torch picks its flash kernels by itself) or `flash_attn`, which has kernels for
-            bf16 and fp16 alone: what is fp32 goes to torch.
+        backend: `torch`, which picks its flash kernels by itself, or `flash_attn`, which has kernels for bf16 and fp16
+            alone: what is fp32 goes to torch. `auto`: torch, but where `takes_runs` says otherwise.
         severed: pairs that are cut; a scale that has some is computed by torch.
 
     Returns:
@@ -65,7 +68,8 @@ def attend(
     """
     attention = _flash_attn if backend == "flash_attn" else _torch
     inside = reach == 1 and k.shape[2] == span.length  # each scale sees itself alone
-    if backend == "flash_attn" and inside and severed is None and len(span.scales) > 1 and q.dtype in HALF:
+    has_kernel = q.dtype in HALF and q.shape[-1] <= WIDEST
+    if inside and severed is None and len(span.scales) > 1 and has_kernel and takes_runs(backend, q.device):
         return _flash_attn_in_scales(q, k, v, span)
     # split, not slices: its backward is one concatenation instead of a zero-filled copy for every scale
     lengths = [span.schedule.lengths[scale] for scale in span.scales]
@@ -83,6 +87,18 @@ def attend(
         at = [(span.schedule.offsets[scale], span.unseen(scale, reach)) for scale in span.scales]
         outputs = [attend_severed(*part, severed, *where, attention) for part, where in zip(parts, at, strict=True)]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+
+
+def takes_runs(backend: str, device: torch.device) -> bool:
+    """Whether scales that each see themselves alone, in half precision, are one call of flash-attn.
+
+    By `auto` too where it is installed and the GPU is one of its own; compiled layers stay with torch.
+    """
+    if backend != "auto":
+        return backend == "flash_attn"
+    if device.type != "cuda" or torch.compiler.is_compiling() or optional.flash_attention_of_runs() is None:
+        return False
+    return is_rehearsal() or torch.cuda.get_device_capability(device) >= AMPERE
 
 
 def _overlapping(x: Tensor, bounds: list[tuple[int, int]]) -> Sequence[Tensor]:

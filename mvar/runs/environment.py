@@ -101,9 +101,12 @@ def describe(backends: dict[str, str]) -> dict[str, Any]:
 
 def kernels_of(runtime: RuntimeConfig, device: "torch.device") -> dict[str, str]:
     """The back ends that `runtime` means on a device."""
+    from mvar.kernels.attention import takes_runs
     from mvar.kernels.scan import choose_backend
 
-    attention = "torch" if runtime.attention_backend == "auto" else runtime.attention_backend
+    attention = runtime.attention_backend
+    if attention == "auto":
+        attention = "torch (intra in half precision: flash_attn)" if takes_runs(attention, device) else "torch"
     return {"attention": attention, "scan": choose_backend(runtime.scan_backend, _probe(device)).name}
 
 

@@ -166,7 +166,7 @@ class _Counted:
 
 @cache
 def _counted(model: Any, space: Any, precision: str, kept: Kept) -> _Counted:
-    runtime = RuntimeConfig(checkpoint_activations=kept, scan_backend="torch")
+    runtime = RuntimeConfig(checkpoint_activations=kept, scan_backend="torch", attention_backend="torch")
     with torch.device("meta"):
         module = ScaleTransformer(model, space, runtime)
     sizes = [sum(p.numel() for p in block.parameters()) for block in module.each_block()]
