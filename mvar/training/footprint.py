@@ -3,7 +3,8 @@
     peak = weights, gradients and AdamW's two moments: 16 bytes a parameter, shared by the processes where sharded;
            four more for each running mean
          + what the forward pass keeps for the backward pass
-         + the largest layer, where layers are recomputed or gathered one at a time
+         + the largest layer, where layers are recomputed or gathered one at a time; where weights are sharded also
+           what is in no layer (embeddings, head), which is gathered first and stays whole
          + logits and their gradient, fp32
          + the frozen tokenizer, where images are encoded as they come; what it holds meanwhile, if that is more than
            the step's own, which is not there yet
@@ -135,7 +136,7 @@ def footprint(config: RunConfig, images: int, kept: Kept, strategy: Strategy, pr
         tokenizer, encoding = _tokenizer(config.tokenizer, config.data.channels, min(images, CHUNK))  # pyright: ignore[reportArgumentType]  # fmt: skip
     return Footprint(
         state=-(-(PARAMETER_BYTES + MEAN_BYTES * len(config.train.ema)) * counted.parameters // share),
-        gathered=8 * GATHERED * counted.largest if share > 1 else 0,
+        gathered=8 * (GATHERED * counted.largest + counted.root) if share > 1 else 0,
         saved=counted.saved.at(images),
         layer=max(layer.at(images) for layer in counted.layers),
         logits=2 * counted.logits.at(images),
@@ -159,6 +160,7 @@ class _Line:
 class _Counted:
     parameters: int
     largest: int  # parameters of the largest layer
+    root: int  # of what is in no layer: embeddings and the head, which stay whole until the backward pass is done
     saved: _Line
     layers: tuple[_Line, ...]  # of each kind, while it is recomputed
     logits: _Line
@@ -176,7 +178,8 @@ def _counted(model: Any, space: Any, precision: str, kept: Kept) -> _Counted:
         both = [few_layers(module, images, kept, "cuda") for images in (2, 3)]
         found = [[0] if kept == "none" else layers(module, images, kept, "cuda") for images in (2, 3)]
     logits, saved = (_Line(*values) for values in zip(*both, strict=True))
-    return _Counted(parameters, max(sizes), saved, tuple(_Line(*one) for one in zip(*found, strict=True)), logits)
+    root = parameters - sum(sizes)
+    return _Counted(parameters, max(sizes), root, saved, tuple(_Line(*one) for one in zip(*found, strict=True)), logits)
 
 
 @cache
