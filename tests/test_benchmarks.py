@@ -259,6 +259,40 @@ def test_a_crossing_is_where_it_stays_less():
 # Official ------------------------------------------------------------------------------------------------------------
 
 
+CHECKOUT = {
+    "vqvae.py": """
+class VQVAE:
+    def __init__(self, *args, ch, v_patch_nums):
+        pass
+""",
+    "var.py": """
+import torch
+
+class VAR(torch.nn.Module):
+    def __init__(self, vae, num_classes, depth, embed_dim, num_heads, patch_nums, **others):
+        super().__init__()
+        self.sides, self.blocks = patch_nums, torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(depth))
+
+    def init_weights(self, **factors):
+        pass
+
+    def autoregressive_infer_cfg(self, count, labels, g_seed, cfg, top_k, top_p):
+        assert len(labels) == count
+        for side in self.sides:
+            x = torch.zeros(count, side * side, 8)
+            for block in self.blocks:
+                x = block(x)
+""",
+}
+
+
+def checkout(folder):
+    """A folder that has the official names."""
+    (folder / "models").mkdir()
+    for name, text in CHECKOUT.items():
+        (folder / "models" / name).write_text(text)
+
+
 def test_a_folder_without_the_official_code_is_told(tmp_path):
     (tmp_path / "models").mkdir()
     (tmp_path / "models/var.py").touch()
@@ -280,6 +314,23 @@ def test_attention_in_place_of_flash_attn_stays_within_scales():
     scan = official.OfficialMamba.of(settings.schedule)(d_model=64, d_state=8, d_conv=4, expand=2)
     x = torch.randn(2, 30, 64)
     torch.testing.assert_close(scan(x[:, :14]), scan(x)[:, :14])
+
+
+def test_another_number_of_parameters_is_one_line(tmp_path):
+    """Before anything is timed."""
+    checkout(tmp_path)
+    settings = official.Settings(tmp_path, depth=1, width=64, resolution="digits", out=tmp_path / "a.json")
+    with pytest.raises(UserError, match=r"^official: VAR has 72 parameters, ours [\d,]{6,}; allowed: as many$"):
+        official.main(settings)
+    assert not settings.out.exists()
+
+
+def test_where_an_aim_is_missed_the_share_of_products_is_told(capsys):
+    row = {"model": "VAR", "official_s": 2.5, "ours_s": 2.0, "aim": 1.35, "products_share": 0.73}
+    rows = [row | {"work": "sampling", "ratio": 1.25}, row | {"work": "training", "ratio": 1.35}]
+    official.show({"machine": {"cpu": "a CPU", "threads": 1}, "rows": rows})
+    missed, reached = (line for line in capsys.readouterr().out.splitlines() if "VAR" in line)
+    assert "73%" in missed and "sampling" in missed and "%" not in reached
 
 
 # GPU ----------------------------------------------------------------------------------------------------------------
@@ -325,39 +376,10 @@ def test_a_part_of_the_gpu_benchmark_that_fails_is_a_row():
     assert found == [{"model": "VAR"}, {"said": "RuntimeError: CUDA out of memory", "holds": False}]
 
 
-CHECKOUT = {
-    "vqvae.py": """
-class VQVAE:
-    def __init__(self, *args, ch, v_patch_nums):
-        pass
-""",
-    "var.py": """
-import torch
-
-class VAR(torch.nn.Module):
-    def __init__(self, vae, num_classes, depth, embed_dim, num_heads, patch_nums, **others):
-        super().__init__()
-        self.sides, self.blocks = patch_nums, torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(depth))
-
-    def init_weights(self, **factors):
-        pass
-
-    def autoregressive_infer_cfg(self, count, labels, g_seed, cfg, top_k, top_p):
-        assert len(labels) == count
-        for side in self.sides:
-            x = torch.zeros(count, side * side, 8)
-            for block in self.blocks:
-                x = block(x)
-""",
-}
-
-
 @pytest.mark.slow
 def test_sampling_is_measured_beside_a_checkout(tmp_path):
     """Of code with the official names; without one of M-VAR, that has dashes."""
-    (tmp_path / "models").mkdir()
-    for name, text in CHECKOUT.items():
-        (tmp_path / "models" / name).write_text(text)
+    checkout(tmp_path)
     settings = gpu.Settings(tiny=True, repeats=1, batches=(1, 2), official=tmp_path)
     rows = list(gpu_sampling.rows(settings))
     assert [(row["model"], row["batch"]) for row in rows] == [(m, n) for m in ("VAR", "M-VAR") for n in (1, 2)]
