@@ -43,6 +43,7 @@ COLUMNS = (
     Column("control", "random instead", columns.MEASURED, 3),
     Column("beyond", "beyond random", columns.MEASURED, 3),
     Column("fid", "FID, change", columns.MEASURED, 2, in_print=False),
+    Column("fid_control", "FID, random instead", columns.MEASURED, 2, in_print=False),
     Column("verdict", "verdict", is_text=True),
     Column("n", "seeds", "", 0),
 )
@@ -78,11 +79,11 @@ class CutModel:
         found = {seed: getattr(k.effects[cut], name) for seed, k in self.found.items() if cut in k.effects}
         return kit.Measured.of(pd.Series(found, dtype=float), [self.run_ids[seed] for seed in found])
 
-    def fid_change(self, cut: str) -> kit.Measured | None:
-        """By how much FID is more with a cut; None too where seeds differ in the number of images or the judge."""
+    def fid(self, cut: str, name: str) -> kit.Measured | None:
+        """A change of FID, by the name it has in `Effect`; None too where seeds differ in number of images or judge."""
         found = [k.effects[cut] for k in self.found.values() if cut in k.effects]
         alike = len({(effect.fid_images, effect.fid_by) for effect in found if effect.fid_images}) == 1
-        return self.values(cut, "fid_change") if alike else None
+        return self.values(cut, name) if alike else None
 
     def cuts(self) -> list[str]:
         """All that was cut in some seed, in order."""
@@ -140,7 +141,8 @@ def table1b(models: list[CutModel]) -> kit.Table:
             pairs[len(rows)] = (change, control or nothing(change))
             half = model.values(cut, "half_width")
             row = {"model": model.name, "label": cut, "mass": model.mass(cut), "change": change, "n": change.n}
-            row |= {"entropy": model.entropy(cut), "fid": model.fid_change(cut)}
+            row |= {"entropy": model.entropy(cut), "fid": model.fid(cut, "fid_change")}
+            row["fid_control"] = model.fid(cut, "fid_control")
             row |= {"half_width": half and half.mean, "control": control, "beyond": model.values(cut, "beyond")}
             row["kept"] = next(k.effects[cut].kept for k in model.found.values() if cut in k.effects)
             rows.append(row)

@@ -61,14 +61,15 @@ def show(found: "Found", name: str, texts: list[str]) -> None:
     names = [f"{side}×{side}" for side in found.sides]
     title = f"{name}, {found.num_images:,} held-out images, {found.bits:.3f} bits a token: what a cut adds"
     shown = texts or [text for text in found.effects if text.partition(":")[0] in FIRST and "," not in text]
-    drawn = ("FID", "by") if any(found[text].fid_images for text in shown) else ()
+    drawn = ("FID", "by", "random by") if any(found[text].fid_images for text in shown) else ()
     columns = [(n, []) for n in ("cut", "kept (%)", "all", "±", "random", "sd", "beyond it", "±", *names, *drawn)]
     for text in shown:
         effect = found[text]
         kept = None if effect.kept is None else 100 * effect.kept
         numbers = (effect.change, effect.half_width, effect.control, effect.control_sd)
         beyond = (effect.beyond, effect.beyond_half_width)
-        fids = (dashed(effect.fid, ".2f"), dashed(effect.fid_change, "+.2f")) if drawn else ()
+        changes = (dashed(change, "+.2f") for change in (effect.fid_change, effect.fid_control))
+        fids = (dashed(effect.fid, ".2f"), *changes) if drawn else ()
         by_scale = (signed(change) for change in effect.change_by_scale)
         cells = (text, dashed(kept, ".1f"), *_pairs(*numbers), *_pairs(*beyond), *by_scale, *fids)
         for (_, column), cell in zip(columns, cells, strict=True):
@@ -79,7 +80,11 @@ def show(found: "Found", name: str, texts: list[str]) -> None:
         "Bits a token, more is worse. ±: 95 % t interval over images. Random: as many keys cut of every query, of all "
         "that it sees, mean and standard deviation over draws; beyond it: the cut less their mean, ± over images and "
         "draws."
-        + (" FID: of images drawn with the cut; by: more than without it." if drawn else "")
+        + (
+            " FID: of images drawn with the cut; by: more than without it; random by: that of one random cut."
+            if drawn
+            else ""
+        )
         + (f" {left} more cuts, by layer, scale and head, are in knockout.json and in the report." if left else "")
     )
 

@@ -75,6 +75,8 @@ class Effect:
     """Images that these two are of."""
     fid_by: str = ""
     """What they are judged by, as a digest; empty: the run's extractor and held-out images, in older documents."""
+    fid_control: float | None = None
+    """By how much FID is more with the first of the random cuts; None where there is none, and in older documents."""
 
     @property
     def half_width(self) -> float:

@@ -17,7 +17,7 @@ from mvar import layout
 from mvar.errors import UserError
 from mvar.files import digest, read_json, write_json
 from mvar.probes.cut_text import Cut, parse_cut
-from mvar.probes.interventions import cutting, sites_of
+from mvar.probes.interventions import Activations, Site, cutting, random_sites, sites_of
 from mvar.probes.knockout import DRAWS, Bench, Effect, standard_cuts
 from mvar.probes.measurable import Measurable, Opened
 from mvar.probes.subject import Subject
@@ -164,23 +164,25 @@ class _Record:
         there = self.has(cut, draws)
         effect = Effect.from_json(self._values["effects"][cut.text]) if there else self.bench.effect(cut, draws)
         if fid_images:
-            whole, fid = self._fid(None, fid_images), self._fid(cut, fid_images)
+            sites = sites_of(self.bench.model, cut)
+            mean = self.bench.mean_of(sites) if cut.kind == "mean" else None
+            whole, fid = self._fid((), None, fid_images), self._fid(sites, mean, fid_images)
+            others = random_sites(sites, 0)
+            control = self._fid(others, mean, fid_images) - whole if others else None
             judged = {"fid_images": fid_images, "fid_by": digest(self._what.judged_by())}
-            effect = replace(effect, fid=fid, fid_change=fid - whole, **judged)
+            effect = replace(effect, fid=fid, fid_change=fid - whole, fid_control=control, **judged)
         self.add(effect)
 
-    def _fid(self, cut: Cut | None, count: int) -> float:
-        """FID of images that are drawn with a cut; without one it is computed once."""
-        if cut is None and count in self._whole:
+    def _fid(self, sites: Sequence[Site], mean: Activations | None, count: int) -> float:
+        """FID of images that are drawn with sites cut; without any it is computed once."""
+        if not sites and count in self._whole:
             return self._whole[count]
         labels = balanced_labels(count, self.bench.model.space.num_classes).to(self.bench.tokens.device)
-        sites = sites_of(self.bench.model, cut) if cut else ()
-        mean = self.bench.mean_of(sites) if cut and cut.kind == "mean" else None
         with cutting(sites, mean):
             images = self._subject.draw(labels, self.bench.tokens.new_empty(count, 0))
         fid = self._subject.fid(images)
         assert fid is not None  # `check_drawn` has looked
-        if cut is None:
+        if not sites:
             self._whole[count] = fid
         return fid
 

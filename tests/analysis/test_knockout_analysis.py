@@ -72,12 +72,12 @@ def test_what_has_no_random_control_is_judged_against_no_cut_in_the_same_family(
 def test_fid_of_a_cut_where_it_was_asked_for_alike(results):
     cut_runs(results, (0, 1), fid=(1.5, 100))
     (model,) = models(results)
-    assert model.fid_change("own").mean == 1.5 and model.fid_change("own").n == 2
+    assert model.fid("own", "fid_change").mean == 1.5 and model.fid("own", "fid_change").n == 2
     results.cut(results.store.run(model.run_ids[1]), fid=(1.5, 200))  # of another number of images
     (row, *_) = knockout.table1b(models(results)).rows
     assert row["fid"] is None
     results.cut(results.store.run(model.run_ids[1]))
-    assert models(results)[0].fid_change("own").n == 1
+    assert models(results)[0].fid("own", "fid_change").n == 1
 
 
 def points_by_seed(effect, seeds=3):

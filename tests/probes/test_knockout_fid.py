@@ -18,7 +18,7 @@ from mvar.evaluation.images import Images, spread_indices
 from mvar.evaluation.reference import write_reference
 from mvar.probes.contract import make_probe
 from mvar.probes.cut_text import parse_cut
-from mvar.probes.interventions import cutting, sites_of
+from mvar.probes.interventions import cutting, random_sites, sites_of
 from mvar.probes.knockout import Bench
 from mvar.probes.knockout_kept import check_drawn, measure_cuts
 from mvar.probes.prefix import Prefix
@@ -41,8 +41,8 @@ def test_fid_is_that_of_images_drawn_with_the_cut(untrained, trained, monkeypatc
     stages = Stages.of_run(*untrained)
     extractor, count = stages.extractor.load(), trained.config.evaluation.num_images
     fids = {}
-    for text in (None, "own"):
-        sites = sites_of(trained.model, parse_cut(text)) if text else ()
+    own_sites = sites_of(trained.model, parse_cut("own"))
+    for text, sites in ((None, ()), ("own", own_sites), ("random", random_sites(own_sites, 0) or ())):
         with cutting(sites):
             images = mvar.draw_images(
                 *(trained.model, trained.tokenizer, balanced_labels(count, 10)),
@@ -55,6 +55,8 @@ def test_fid_is_that_of_images_drawn_with_the_cut(untrained, trained, monkeypatc
     own = found["own"]
     assert own.fid == pytest.approx(fids["own"], rel=1e-6)
     assert own.fid_change == pytest.approx(fids["own"] - fids[None], rel=1e-6) and own.fid_images == count
+    assert own.fid_control == pytest.approx(fids["random"] - fids[None], rel=1e-6)
+    assert found["branch:mamba"].fid_control is None
     assert (own.change, own.controls) == (before["own"].change, before["own"].controls)
     assert mvar.load(untrained[1].name, results=untrained[0].root).knockout(["own"], draws=1, fid=True)["own"] == own
 
@@ -63,7 +65,7 @@ def test_a_document_without_it_is_read(untrained, trained):
     effect = trained.knockout(["own"], draws=1)["own"]
     path = untrained[1].path / "knockout.json"
     document = json.loads(path.read_text())
-    for name in ("fid", "fid_change", "fid_images"):
+    for name in ("fid", "fid_change", "fid_images", "fid_control"):
         del document["effects"]["own"][name]
     path.write_text(json.dumps(document))
     assert trained.knockout(["own"], draws=1)["own"] == effect
