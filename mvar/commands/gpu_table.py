@@ -1,7 +1,7 @@
 """What `mvar plan --on` says: what runs take on given GPUs, and which settings fit."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,25 @@ from mvar.runs.gpus import Machine
 from mvar.runs.request import Request, unique
 from mvar.runs.store import Store
 
+PATTERNS = {"VAR": "global", "M-VAR": "intra+mamba"}  # of the models that `make gpu` trains
 ASSUMED = 0.4  # of a card's rate, by models of this size with torch's kernels
 
 
 @dataclass(frozen=True)
 class Share:
-    """Of the cards' rate, what training reaches (MFU); and how that is known."""
+    """Of the cards' rate, what training reaches (MFU), and how that is known."""
 
     mfu: float
     told: str
+    measured: Mapping[str, float] = field(default_factory=dict)  # of each model that was, by its pattern
+
+    def of(self, pattern: str) -> float:
+        """What a model of this pattern reaches: as it was measured, else the lowest."""
+        return self.measured.get(pattern, self.mfu)
 
     @classmethod
     def parse(cls, text: str) -> "Share":
-        """A number, or the file that `make gpu` has written, whose lowest counts; empty: what is assumed.
+        """A number, or the file that `make gpu` has written; empty: what is assumed.
 
         Raises:
             UserError: no share, or a file without one.
@@ -37,9 +43,9 @@ class Share:
         if Path(text).suffix == ".json":
             try:
                 result = read_json(text)
-                found = [row["mfu"] for row in result["parts"]["training"] if row.get("mfu")]
-                machine = str(result["machine"]["gpu"])
-                share = cls(float(min(found)), f"measured on {machine}")
+                found = {row["model"]: float(row["mfu"]) for row in result["parts"]["training"] if row.get("mfu")}
+                by_pattern = {PATTERNS[model]: mfu for model, mfu in found.items() if model in PATTERNS}
+                share = cls(min(found.values()), f"measured on {result['machine']['gpu']}", by_pattern)
             except FileNotFoundError:
                 raise UserError(f"mfu: no file {text!r}; {allowed}") from None
             except (KeyError, TypeError, ValueError, AttributeError):
@@ -66,6 +72,7 @@ class OnGpus:
     training_flops: int
     fits_on: int | None  # the fewest of these GPUs that do, eight images each if that can be: `mvar run` gives no fewer
     setting: Setting | None  # of all of them; None: nothing fits
+    mfu: float  # of the cards' rate, what GPU-hours rest on
     gpu_hours: float | None
     disk_gb: float
     least_gb: float  # the least that a step takes of a card here
@@ -87,12 +94,12 @@ def machine_of(text: str) -> Machine:
     return Machine.parse(text)
 
 
-def runs_on(requests: Sequence[Request], store: Store, machine: Machine, mfu: float) -> list[OnGpus]:
+def runs_on(requests: Sequence[Request], store: Store, machine: Machine, share: Share) -> list[OnGpus]:
     """Every run once, by its training: evaluations of the same one share it."""
     found: dict[str, OnGpus] = {}
     for config in unique(store.as_stored(config) for request in requests for config in request.configs()):
         if config.key not in found:
-            found[config.key] = _on(config, store, machine, mfu)
+            found[config.key] = _on(config, store, machine, share.of(config.model.pattern))
     return list(found.values())
 
 
@@ -107,6 +114,7 @@ def _on(config: RunConfig, store: Store, machine: Machine, mfu: float) -> OnGpus
         training_flops=train_flops(config.model, config.token_space, config.train.steps * config.train.batch_size),
         fits_on=fewest(opened(config), machine, range(1, machine.gpus + 1)),
         setting=setting,
+        mfu=mfu,
         gpu_hours=gpu_hours(config, machine, setting, mfu) if setting else None,
         disk_gb=disk_gb(config),
         least_gb=smallest(config, machine.gpus).peak / 1e9,
@@ -143,9 +151,10 @@ def print_on(runs: Sequence[OnGpus], machine: Machine, share: Share) -> None:
         f"{machine.flops_per_s(precision, tf32) / 1e12:,.0f}"
         for precision, tf32 in (("bf16", False), ("fp32", False), ("fp32", True))
     )
+    mfus = " or ".join(sorted({f"{run.mfu:.0%}" for run in runs}))
     say(
-        f"{share.told}: {share.mfu:.0%} of {half} TFLOP/s a card (fp32: {fp32}, or {by_tf32} with runtime.tf32=true); "
-        f"training alone, no sampling; with tokens=online also encoding, in fp32. Peaks are counted; limit "
+        f"{share.told}: {mfus} of {half} TFLOP/s a card (fp32: {fp32}, or {by_tf32} with runtime.tf32=true); "
+        "training alone, no sampling; with tokens=online also encoding, in fp32. Peaks are counted; limit "
         f"{machine.limit_gb:.1f} of "
         f"{machine.memory_gb:g} GB. Where runtime says auto, a run has what the plan says for the GPUs that it is given"
     )

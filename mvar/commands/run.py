@@ -80,7 +80,7 @@ class Plan(Run, Answer):
         from mvar.runs.store import Store
 
         share, machine = Share.parse(self.mfu), machine_of(self.on)
-        runs = runs_on(self.requests(), Store(self.results), machine, share.mfu)
+        runs = runs_on(self.requests(), Store(self.results), machine, share)
         if self.json:
             self.answer(
                 {"on": self.on, "mfu": share.mfu, "mfu_is": share.told, "runs": [run.to_json() for run in runs]}

@@ -9,8 +9,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks import memory
+from benchmarks.gpu import settings as gpu_settings
 from mvar.cli import main
-from mvar.commands.gpu_table import Share
+from mvar.commands.gpu_table import PATTERNS, Share
 from mvar.config import MambaConfig, ModelConfig, RuntimeConfig, TokenSpace, override
 from mvar.data.crops import to_float
 from mvar.errors import USER_ERROR, UserError
@@ -179,9 +180,12 @@ def test_a_share_of_the_rate_is_assumed_given_or_measured(tmp_path):
     assert Share.parse("") == Share(0.4, "assumed, not measured")
     assert Share.parse("0.55").mfu == 0.55 and "as given" in Share.parse("0.55").told
     path = tmp_path / "gpu-x.json"
-    rows = [{"model": "VAR-d16", "mfu": 0.51}, {"model": "M-VAR-d16", "mfu": 0.37}, {"said": "Error", "holds": False}]
+    rows = [{"model": "VAR", "mfu": 0.51}, {"model": "M-VAR", "mfu": 0.37}, {"said": "Error", "holds": False}]
     path.write_text(json.dumps({"machine": {"gpu": "H100"}, "parts": {"training": rows}}))
-    assert Share.parse(str(path)) == Share(0.37, "measured on H100")
+    share = Share.parse(str(path))
+    assert (share.mfu, share.told) == (0.37, "measured on H100")
+    assert [share.of(pattern) for pattern in ("global", "intra+mamba", "mamba")] == [0.51, 0.37, 0.37]  # its own row
+    assert PATTERNS == gpu_settings.PATTERNS and Share.parse("0.3").of("global") == 0.3
     path.write_text(json.dumps({"machine": {"gpu": None}, "parts": {"training": [{"mfu": None}]}}))
     for text in (str(path), str(tmp_path / "none.json"), "0", "1.5", "nan", "half"):
         with pytest.raises(UserError, match=r"mfu: .*allowed: above 0, up to 1, or the JSON file of `make gpu`"):
