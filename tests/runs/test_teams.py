@@ -29,7 +29,7 @@ from mvar.runs.store import Store
 from mvar.training.footprint import footprint
 
 OPEN = {"runtime.strategy": "auto", "runtime.micro_batch": "auto", "runtime.checkpoint_activations": "auto"}
-SMALL = override(PRESETS["smoke"], OPEN | {"model.pattern": "intra+mamba", "model.depth": 2})
+SMALL = override(PRESETS["smoke"], OPEN | {"model.pattern": "intra+mamba", "model.depth": 4})
 
 
 def machine(limit_gb: float, gpus: int) -> Machine:
