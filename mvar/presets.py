@@ -126,7 +126,7 @@ IMAGEFOLDER64 = RunConfig(
     runtime=RuntimeConfig(num_workers=4, checkpoint_every=1000, log_every=50),
 )
 
-# The same at 32 px, for a first look: two CPU cores make the tokenizer and four mixers in ten minutes.
+# The same at 32 px, for a first look: two CPU cores make the tokenizer and four mixers.
 IMAGEFOLDER_SMALL = RunConfig(
     data=DataConfig(name="imagefolder", root="$MVAR_IMAGES", image_size=32, channels=3, num_classes=10),
     tokenizer=TokenizerConfig(
