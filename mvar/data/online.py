@@ -14,7 +14,7 @@ from torch import Tensor
 from mvar.data.crops import ImageSet, to_float
 from mvar.tokenizer.model import Tokenizer
 
-CHUNK = 16  # images that are encoded at once: at 256 px the encoder of VAR's tokenizer takes 0.2 GB an image
+CHUNK = 16  # images that are encoded at once; of large ones fewer (`Tokenizer.encode`)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from mvar.rows import Rows
 from mvar.tokenizer.model import Tokenizer
 
 SCHEMA_VERSION = 1
-BATCH_SIZE = 128  # images a call of the tokenizer
+BATCH_SIZE = 128  # images of a round, which `Tokenizer.encode` takes in turn where they are large
 ADOPTED_ROWS, ADOPTED_SHARE = 64, 0.9
 MAX_META_BYTES = 1 << 20
 
@@ -74,7 +74,7 @@ def build_token_cache(
         crops: random crops an image (and flips, where the data config has them); 0 for one central crop.
         seed: of the crops.
         ids: what the cache is made from, as JSON values; opening asks for the same.
-        batch_size: images a call of the tokenizer.
+        batch_size: images of a round.
         num_workers: threads that decode images; 0 decodes between batches.
         progress: called with (rows done, rows in all).
         together: opened with the rows that are done, while others are encoded: the processes that share that, which

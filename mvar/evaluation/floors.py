@@ -28,10 +28,10 @@ from mvar.errors import UserError
 from mvar.evaluation.copies import Vectors, copy_rate
 from mvar.evaluation.extractor import Extractor
 from mvar.evaluation.fidelity import frechet_distance
-from mvar.evaluation.images import Images, Spooled, at_once, check_same_size, in_turn, spread_indices
+from mvar.evaluation.images import Images, Spooled, check_same_size, in_turn, spread_indices
 from mvar.evaluation.measure import image_metrics
 from mvar.progress import Progress
-from mvar.tokenizer.model import Tokenizer
+from mvar.tokenizer.model import Tokenizer, at_once
 
 NUM_SPLITS = 5
 BATCH_SIZE = 100

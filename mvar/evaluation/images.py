@@ -14,7 +14,6 @@ from mvar.errors import UserError
 from mvar.progress import Progress
 
 HASH_BATCH = 256
-MOST_PIXELS = 1 << 19  # 8 images of 256 px: a decoder's layer of 160 channels then takes 335 MB
 
 
 def in_turn(progress: Progress | None, sizes: Sequence[int]) -> list[Progress]:
@@ -139,11 +138,6 @@ def check_same_size(first: Sized, second: Sized) -> None:
             f"{first.what}: images of (channels, height, width) {first.image_shape}; allowed: "
             f"{second.image_shape} as in {second.what}"
         )
-
-
-def at_once(image_shape: tuple[int, ...], most: int) -> int:
-    """How many images `(ch, H, W)` a network of images takes at once: `most`, fewer where they are large."""
-    return max(1, min(most, MOST_PIXELS // (image_shape[-2] * image_shape[-1])))
 
 
 def spread_indices(count: int, limit: int) -> np.ndarray:

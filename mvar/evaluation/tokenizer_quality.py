@@ -16,9 +16,9 @@ from mvar.evaluation import extraction
 from mvar.evaluation.extractor import Extractor
 from mvar.evaluation.fidelity import distance_of
 from mvar.evaluation.floors import BATCH_SIZE, psnr, reconstruct
-from mvar.evaluation.images import Images, at_once, check_same_size, in_turn
+from mvar.evaluation.images import Images, check_same_size, in_turn
 from mvar.progress import Progress
-from mvar.tokenizer.model import Tokenizer
+from mvar.tokenizer.model import Tokenizer, at_once
 
 VERSION = 1  # of all that is measured here
 # Of SSIM (Wang et al. 2004): the window's side and deviation in px, and the constants, of grey levels up to 255.

@@ -18,6 +18,7 @@ from mvar.evaluation.reference import read_reference, write_reference
 from mvar.evaluation.tokenizer_quality import tokenizer_quality
 from mvar.registries import METRICS
 from mvar.scales import ScaleSchedule
+from mvar.tokenizer import model
 
 STATUS = Path("/proc/self/status")
 FEW, SIDE = 32, 128
@@ -109,7 +110,7 @@ def test_no_set_of_images_is_held_in_memory(monkeypatch, extractor, tmp_path, wo
         monkeypatch.setattr(module, name, 8)
     for module in (extraction, reference):
         monkeypatch.setattr(module, "BATCH_SIZE", 8)
-    monkeypatch.setattr(images, "MOST_PIXELS", 2 * SIDE**2)
+    monkeypatch.setattr(model, "MOST_PIXELS", 2 * SIDE**2)
     work(FEW, extractor, tmp_path)  # what is imported now is not imported again
     before = own_bytes()
     sets = work(many, extractor, tmp_path)

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from mvar.config import TokenizerConfig
 from mvar.errors import UserError
 from mvar.scales import PATCH_SIDES, ScaleSchedule
+from mvar.tokenizer import model
 from mvar.tokenizer.autoencoder import group_norm
 from mvar.tokenizer.model import Tokenizer
 
@@ -55,6 +56,30 @@ def test_golden_decoder_and_training_forward(full):
     torch.testing.assert_close(reconstruction.clamp(-1, 1), outputs["img_rec_last"], **CLOSE)
     torch.testing.assert_close(loss, outputs["vae_forward.vq_loss"].squeeze(), **CLOSE)
     assert set(usage) == {"codes_used", *(f"codes_used_scale_{k:02d}" for k in range(4))}
+
+
+def test_large_images_are_encoded_and_decoded_a_few_at_a_time(full, monkeypatch):
+    """Of the pixels of three images at most, or one at least; and it is no matter for what is made of them."""
+    _, tokenizer, inputs, _ = full
+    images = inputs["img"].repeat(4, 1, 1, 1)[:7]
+    tokens = tokenizer.encode(images)
+    latent = tokenizer.quantize.latents(tokens)[-1]
+    pixels, sizes = tokenizer.decode(latent), []
+    side = images.shape[-1]
+    hooks = [
+        part.register_forward_hook(lambda module, given, out: sizes.append(len(out)))
+        for part in (tokenizer.encoder, tokenizer.decoder)
+    ]
+    try:
+        for most, few in ((3 * side**2 + 1, [3, 3, 1]), (side**2 // 2, [1] * 7)):
+            monkeypatch.setattr(model, "MOST_PIXELS", most)
+            assert torch.equal(tokenizer.encode(images), tokens)
+            torch.testing.assert_close(tokenizer.decode(latent), pixels, **CLOSE)
+            assert sizes == 2 * few
+            sizes.clear()
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def test_released_size_has_the_official_keys_shapes_and_count():
