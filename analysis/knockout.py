@@ -7,7 +7,6 @@ python analysis/knockout.py --results results
 import sys
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mvar import (
-    DONE,
-    AttentionStats,
-    Column,
-    Knockout,
-    RunConfig,
-    columns,
-    digest,
-    kept_knockout,
-    layout,
-    matrix_of,
-    one_line,
-    run_attention,
-)
+from mvar import Column, columns, matrix_of
 from mvar import analysis as kit
 
 PARTS = ("own", "coarser", "branch", "state")  # targets of the table: whole parts, in all layers
@@ -42,10 +28,24 @@ COLUMNS = (
     Column("half_width", "± over images", columns.MEASURED, 3),
     Column("control", "random instead", columns.MEASURED, 3),
     Column("beyond", "beyond random", columns.MEASURED, 3),
-    Column("fid", "FID, change", columns.MEASURED, 2, in_print=False),
-    Column("fid_control", "FID, random instead", columns.MEASURED, 2, in_print=False),
     Column("verdict", "verdict", is_text=True),
     Column("n", "seeds", "", 0),
+)
+BY_SCALE = (
+    *COLUMNS[:2],
+    Column("scale", "tokens of", is_text=True),
+    *COLUMNS[5:],
+)
+BY_FID = (
+    *COLUMNS[:2],
+    Column("images", "drawn images", "", 0),
+    Column("fid", "FID", columns.MEASURED, 2),
+    Column("change", "change of FID", columns.MEASURED, 2),
+    Column("control", "random instead", columns.MEASURED, 2),
+    Column("draws", "random cuts", "", 0),
+    Column("beyond", "beyond random", columns.MEASURED, 2),
+    Column("half_width", "± over random cuts", columns.MEASURED, 2),
+    *COLUMNS[-2:],
 )
 BESIDE_RANDOM = {"better": "less harm than random", "worse": "more harm than random"}
 BESIDE_NONE = {"better": "a gain", "worse": "harm"}  # of a branch or a state, beside nothing cut
@@ -59,74 +59,10 @@ POINTS = {
 Points = dict[Any, tuple[float, float]]  # mass and effect, by what is cut
 
 
-@dataclass
-class CutModel:
-    """One trained model in which something was cut, over its seeds."""
-
-    config: RunConfig  # of one seed
-    found: dict[int, Knockout] = field(default_factory=dict)  # by training seed
-    attention: dict[int, AttentionStats] = field(default_factory=dict)  # where all its attention is global
-    run_ids: dict[int, str] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """Layers, data and training, in words."""
-        config = self.config
-        return f"{config.model.pattern}, {config.data.name}, {config.train.steps:,} steps"
-
-    def values(self, cut: str, name: str) -> kit.Measured | None:
-        """One number of a cut's effect over the seeds."""
-        found = {seed: getattr(k.effects[cut], name) for seed, k in self.found.items() if cut in k.effects}
-        return kit.Measured.of(pd.Series(found, dtype=float), [self.run_ids[seed] for seed in found])
-
-    def fid(self, cut: str, name: str) -> kit.Measured | None:
-        """A change of FID, by the name it has in `Effect`; None too where seeds differ in number of images or judge."""
-        found = [k.effects[cut] for k in self.found.values() if cut in k.effects]
-        alike = len({(effect.fid_images, effect.fid_by) for effect in found if effect.fid_images}) == 1
-        return self.values(cut, name) if alike else None
-
-    def cuts(self) -> list[str]:
-        """All that was cut in some seed, in order."""
-        return list(dict.fromkeys(cut for knockout in self.found.values() for cut in knockout.effects))
-
-    def mass(self, cut: str) -> kit.Measured | None:
-        """Attention mass on the keys of `own` or `coarser`."""
-        if cut not in ("own", "coarser") or not self.attention:
-            return None
-        shares = {seed: s.share if cut == "own" else 1 - s.share for seed, s in self.attention.items()}
-        return kit.Measured.of(pd.Series(shares), list(self.run_ids.values()))
-
-    def entropy(self, cut: str) -> kit.Measured | None:
-        """Of the attention, in nats: mean over layers, heads and queries; beside the masses of `own` and `coarser`."""
-        if cut not in ("own", "coarser") or not self.attention:
-            return None
-        found = {seed: float(stats.layer_entropy.mean()) for seed, stats in self.attention.items()}
-        return kit.Measured.of(pd.Series(found), list(self.run_ids.values()))
-
-
-def cut_models(records: kit.Records) -> tuple[list[CutModel], list[str]]:
-    """Every model that `mvar knockout` was run on, grouped by all but the seed, and one line for each that failed."""
-    groups: dict[str, CutModel] = {}
-    problems = []
-    for run_id in sorted(set(records.table.loc[records.table["state"] == DONE, "run_id"])):
-        config, run = records.configs[run_id], records.store.run(run_id)
-        try:
-            found = kept_knockout(records.store, run)
-            if found is None:
-                continue
-            group = groups.setdefault(digest({**config.identity(), "seed": None}), CutModel(config))
-            group.found[config.seed], group.run_ids[config.seed] = found, run_id
-            if config.model.pattern == "global":
-                group.attention[config.seed] = run_attention(records.store, run)
-        except Exception as error:  # one run with damaged files: the others are still shown
-            problems.append(f"{layout.RUNS}/{run_id}: what cuts do is not shown: {one_line(error)}")
-    return list(groups.values()), problems
-
-
 # Table 1b -------------------------------------------------------------------------------------------------------------
 
 
-def table1b(models: list[CutModel]) -> kit.Table:
+def table1b(models: list[kit.CutModel]) -> kit.Table:
     """Mass and effect of whole parts, and a verdict on each: against random keys, or against nothing where none are."""
     rows: list[dict[str, Any]] = []
     run_ids: list[list[str]] = []
@@ -134,15 +70,13 @@ def table1b(models: list[CutModel]) -> kit.Table:
     for at, model in enumerate(models):
         ranks = {(at, name): rank_correlation(points) for name, points in points_of(model).items()}
         pairs |= {key: (rho, nothing(rho)) for key, rho in ranks.items() if rho}
-        for cut in model.cuts():
+        for cut in _parts(model):
             change, control = model.values(cut, "change"), model.values(cut, "control")
-            if "," in cut or cut.partition(":")[0] not in PARTS or change is None:
-                continue
+            assert change is not None  # it is there in a seed
             pairs[len(rows)] = (change, control or nothing(change))
             half = model.values(cut, "half_width")
             row = {"model": model.name, "label": cut, "mass": model.mass(cut), "change": change, "n": change.n}
-            row |= {"entropy": model.entropy(cut), "fid": model.fid(cut, "fid_change")}
-            row["fid_control"] = model.fid(cut, "fid_control")
+            row["entropy"] = model.entropy(cut)
             row |= {"half_width": half and half.mean, "control": control, "beyond": model.values(cut, "beyond")}
             row["kept"] = next(k.effects[cut].kept for k in model.found.values() if cut in k.effects)
             rows.append(row)
@@ -160,6 +94,77 @@ def table1b(models: list[CutModel]) -> kit.Table:
         reading=[*_reading(rows, verdicts), *_ranks_reading(models, pairs, verdicts)],
         caption=f"{images} held-out images a run.",
     )
+
+
+def by_scale(models: list[kit.CutModel]) -> kit.Table | None:
+    """The change of each scale's tokens beside that with random keys; None where none has controls by scale."""
+    rows: list[dict[str, Any]] = []
+    pairs: dict[Any, tuple[kit.Measured, kit.Measured]] = {}
+    for model in models:
+        for cut, (scale, side) in product(_parts(model), enumerate(model.config.tokenizer.patch_sides)):
+            change, control = (model.values(cut, name, scale) for name in ("change", "control"))
+            if change is None or control is None:
+                continue
+            if not np.allclose(change.paired(control), 0, rtol=0, atol=1e-12):
+                pairs[len(rows)] = (change, control)
+            half = model.values(cut, "half_width", scale)
+            row = {"model": model.name, "label": cut, "scale": f"{side}×{side}", "change": change, "control": control}
+            beyond = model.values(cut, "beyond", scale)
+            rows.append(row | {"half_width": half and half.mean, "beyond": beyond, "n": change.n})
+    about = (
+        "The cuts are those of Table 1b, the random ones too; a row's changes are those of the tokens of one scale. "
+        "The same: of each of its queries all keys are cut, or none, so that random ones are the same keys."
+    )
+    return _beside_random("table1b-scales", "Table 1b by scale", BY_SCALE, rows, pairs, about) if rows else None
+
+
+def by_fid(models: list[kit.CutModel]) -> kit.Table | None:
+    """FID of images that are drawn with a cut, beside that with random keys; None where none was measured."""
+    rows: list[dict[str, Any]] = []
+    pairs: dict[Any, tuple[kit.Measured, kit.Measured]] = {}
+    for model in models:
+        for cut in _parts(model):
+            change, control = model.fid(cut, "fid_change"), model.fid(cut, "fid_control")
+            if change is None:
+                continue
+            half, drawn = model.fid(cut, "fid_beyond_half_width"), model.effects(cut).values()
+            if control or not any(effect.controls for effect in drawn):
+                pairs[len(rows)] = (change, control or nothing(change))
+            row = {"model": model.name, "label": cut, "fid": model.fid(cut, "fid"), "change": change, "n": change.n}
+            row |= {"images": max(e.fid_images for e in drawn), "draws": min(len(e.fid_controls) for e in drawn)}
+            row |= {"control": control, "beyond": model.fid(cut, "fid_beyond"), "half_width": half and half.mean}
+            rows.append(row)
+    about = (
+        "Images are drawn by the run's own settings, with the same random numbers whatever is cut. FID is one number "
+        "of a whole set: ± is half of the 95 % t interval over random cuts of one run, and has no part of images."
+    )
+    return _beside_random("table1b-fid", "Table 1b by FID", BY_FID, rows, pairs, about) if rows else None
+
+
+def _parts(model: kit.CutModel) -> list[str]:
+    return [cut for cut in model.cuts() if "," not in cut and cut.partition(":")[0] in PARTS]
+
+
+def _beside_random(
+    name: str,
+    title: str,
+    shown: tuple[Column, ...],
+    rows: list[dict[str, Any]],
+    pairs: Mapping[Any, tuple[kit.Measured, kit.Measured]],
+    about: str,
+) -> kit.Table:
+    """A table with verdicts on changes beside random ones, or beside none, corrected over it alone."""
+    verdicts = kit.judge(pairs)
+    for number, row in enumerate(rows):
+        words = BESIDE_RANDOM if row["control"] else BESIDE_NONE
+        otherwise = "the same" if row["control"] else kit.DASH
+        row["verdict"] = told(verdicts[number], words) if number in pairs else otherwise
+    tested = sum(verdict.p is not None for verdict in verdicts.values())
+    judged = (
+        "Verdicts are paired t-tests over training seeds at 5 %, of keys against random ones, of a branch or a state "
+        f"against no cut; p is corrected by Holm's method over the {tested} of this table that have two seeds or more."
+    )
+    return kit.Table(name, title, shown, rows, [list(row["change"].run_ids) for row in rows], reading=[about, judged])
 
 
 def nothing(change: kit.Measured) -> kit.Measured:
@@ -201,7 +206,9 @@ def _reading(rows: list[dict[str, Any]], verdicts: Mapping[Any, kit.Verdict]) ->
 
 
 def _ranks_reading(
-    models: list[CutModel], pairs: Mapping[Any, tuple[kit.Measured, kit.Measured]], verdicts: Mapping[Any, kit.Verdict]
+    models: list[kit.CutModel],
+    pairs: Mapping[Any, tuple[kit.Measured, kit.Measured]],
+    verdicts: Mapping[Any, kit.Verdict],
 ) -> list[str]:
     """A sentence on each rank correlation, which says what its points are and no more than its verdict."""
     lines = []
@@ -219,18 +226,18 @@ def _ranks_reading(
 # Mass beside effect ---------------------------------------------------------------------------------------------------
 
 
-def mean_mass(model: CutModel) -> np.ndarray:
+def mean_mass(model: kit.CutModel) -> np.ndarray:
     """Mass `(S, S)` by query and key scale, mean over layers and seeds."""
     return np.mean([stats.matrix.mean(0).numpy() for stats in model.attention.values()], axis=0)
 
 
-def mean_effects(model: CutModel) -> np.ndarray:
+def mean_effects(model: kit.CutModel) -> np.ndarray:
     """Change `(S, S)` of cutting a scale's keys (column) for the queries of one (row), mean over seeds."""
     schedule = model.config.token_space.schedule
     return np.mean([matrix_of(found.effects.values(), schedule) for found in model.found.values()], axis=0)
 
 
-def points_of(model: CutModel) -> dict[str, dict[int, Points]]:
+def points_of(model: kit.CutModel) -> dict[str, dict[int, Points]]:
     """Mass and effect by what the points are and by seed, of those with three points or more."""
     found = {
         name: {seed: points(model, seed) for seed in model.attention}
@@ -240,7 +247,7 @@ def points_of(model: CutModel) -> dict[str, dict[int, Points]]:
     return {name: by_seed for name, by_seed in enough.items() if by_seed}
 
 
-def pairs_of(model: CutModel, seed: int) -> Points:
+def pairs_of(model: kit.CutModel, seed: int) -> Points:
     """Every pair of scales of one seed's model; the mass is that of all queries together."""
     schedule = model.config.token_space.schedule
     mass = model.attention[seed].matrix.mean(0).numpy() * np.array(schedule.lengths)[:, None] / schedule.num_tokens
@@ -249,7 +256,7 @@ def pairs_of(model: CutModel, seed: int) -> Points:
     return {at: (float(mass[at]), float(effects[at])) for at in there}
 
 
-def heads_of(model: CutModel, seed: int) -> Points:
+def heads_of(model: kit.CutModel, seed: int) -> Points:
     """Own and coarser scales in every layer of one seed's model, or in every head where there are several."""
     points, stats, effects = {}, model.attention[seed], model.found[seed].effects
     heads = model.config.model.num_heads
@@ -295,7 +302,7 @@ def interval_text(rho: kit.Measured) -> str:
 # Figures --------------------------------------------------------------------------------------------------------------
 
 
-def matrices_figure(model: CutModel, name: str, directory: Path) -> kit.Figure:
+def matrices_figure(model: kit.CutModel, name: str, directory: Path) -> kit.Figure:
     """From scale to scale: the mass, and what cutting it costs."""
     import seaborn
 
@@ -334,7 +341,7 @@ def matrices_figure(model: CutModel, name: str, directory: Path) -> kit.Figure:
     return kit.Figure(name, f"Mass and effect from scale to scale: {model.name}", caption)
 
 
-def scatter_figure(model: CutModel, name: str, directory: Path) -> kit.Figure:
+def scatter_figure(model: kit.CutModel, name: str, directory: Path) -> kit.Figure:
     """Mass against effect, one point a pair of scales, and one a layer or head."""
     shown = points_of(model)
     with kit.canvas(directory, name, 2.9, ncols=len(shown)) as (_, axes):
@@ -356,12 +363,15 @@ def scatter_figure(model: CutModel, name: str, directory: Path) -> kit.Figure:
 
 def draw(page: kit.Writer) -> None:
     """Table 1b of all models; of those with global attention the matrices and the scatter."""
-    models, problems = cut_models(page.records)
+    models, problems = kit.cut_models(page.records)
     page.problems += problems
     if not models:
         return
     page.section("Table 1b: mass and effect")
     page.table(table1b(models))
+    for table in (by_scale(models), by_fid(models)):
+        if table:
+            page.table(table)
     numbers: dict[str, int] = defaultdict(int)
     for model in models:
         data = model.config.data.name

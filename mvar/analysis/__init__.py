@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         ratio,
     )
     from mvar.analysis.contract import Analysis
+    from mvar.analysis.cuts import CutModel, cut_models
     from mvar.analysis.family import baseline_of
     from mvar.analysis.figures import ERROR_BARS, band, bars_text, legend_below, points, unit
     from mvar.analysis.grids import read_samples, real_images, tile
@@ -52,6 +53,7 @@ _HOMES = {
         "ratio",
     ),
     "mvar.analysis.contract": ("Analysis",),
+    "mvar.analysis.cuts": ("CutModel", "cut_models"),
     "mvar.analysis.family": ("baseline_of",),
     "mvar.analysis.figures": ("ERROR_BARS", "band", "bars_text", "legend_below", "points", "unit"),
     "mvar.analysis.grids": ("read_samples", "real_images", "tile"),

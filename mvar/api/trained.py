@@ -248,6 +248,7 @@ class Trained(ABC):
         images: int = 0,
         batch: int = 0,
         fid: bool = False,
+        fid_draws: int = 1,
         **options: Any,
     ) -> Knockout:
         """How much worse held-out images are predicted when parts of the model are cut; measured once, and kept.
@@ -271,6 +272,7 @@ class Trained(ABC):
             images: at most so many held-out ones; 0: 1000, of a checkpoint 64.
             batch: images at a time; 0: `runtime.sample_batch`, of a checkpoint 8.
             fid: also the FID of `evaluation.num_images` images that are drawn with each cut.
+            fid_draws: random controls of each cut of keys that as many images are drawn with, for their FID.
             options: of a checkpoint `images_from`, a folder with a subfolder for each class, and `evaluation`, fields
                 of `EvaluationConfig` for FID: `{"extractor": "mobilenet", "num_images": 1000}`.
 
@@ -281,7 +283,7 @@ class Trained(ABC):
         config = self._judged(options, fid)
         what, folder = self.measurable("heldout", images, batch, options, layout.KNOCKOUT)
         with shown("cuts", "measuring") as progress:
-            return measure_cuts(what, wanted, folder, draws, progress, fid * config.evaluation.num_images)
+            return measure_cuts(what, wanted, folder, draws, progress, fid * config.evaluation.num_images, fid_draws)
 
     def _judged(self, options: dict[str, Any], fid: bool = False) -> RunConfig:
         """The config with the evaluation that images are judged by; `fid`: it is wanted whatever `options` name."""

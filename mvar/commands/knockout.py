@@ -37,6 +37,8 @@ class Knockout(MeasuredOn, InResults, Answer):
     """Random controls of each cut of keys."""
     fid: bool = False
     """Also FID of images that are drawn with each cut, evaluation.num_images of them, by the run's own settings."""
+    fid_draws: int = 1
+    """Random controls of each cut of keys that as many images are drawn with; 2 or more give an interval."""
 
     def execute(self, arguments: list[str]) -> int:
         """Measure, print a table, write knockout.json; returns the exit code."""
@@ -45,7 +47,7 @@ class Knockout(MeasuredOn, InResults, Answer):
 
         texts = [parse_cut(text).text for text in self.cut]
         trained = self.load(self.run, self.results)
-        found = trained.knockout(texts, self.draws, self.images, self.batch, self.fid, **options)
+        found = trained.knockout(texts, self.draws, self.images, self.batch, self.fid, self.fid_draws, **options)
         if self.json:
             self.answer(asdict(found))
         else:
@@ -61,32 +63,51 @@ def show(found: "Found", name: str, texts: list[str]) -> None:
     names = [f"{side}×{side}" for side in found.sides]
     title = f"{name}, {found.num_images:,} held-out images, {found.bits:.3f} bits a token: what a cut adds"
     shown = texts or [text for text in found.effects if text.partition(":")[0] in FIRST and "," not in text]
-    drawn = ("FID", "by", "random by") if any(found[text].fid_images for text in shown) else ()
+    drawn = ("FID", "by", "random by", "beyond it", "±") if any(found[text].fid_images for text in shown) else ()
     columns = [(n, []) for n in ("cut", "kept (%)", "all", "±", "random", "sd", "beyond it", "±", *names, *drawn)]
     for text in shown:
         effect = found[text]
         kept = None if effect.kept is None else 100 * effect.kept
         numbers = (effect.change, effect.half_width, effect.control, effect.control_sd)
         beyond = (effect.beyond, effect.beyond_half_width)
-        changes = (dashed(change, "+.2f") for change in (effect.fid_change, effect.fid_control))
-        fids = (dashed(effect.fid, ".2f"), *changes) if drawn else ()
+        changes = (dashed(change, "+.2f") for change in (effect.fid_change, effect.fid_control, effect.fid_beyond))
+        fids = (dashed(effect.fid, ".2f"), *changes, dashed(effect.fid_beyond_half_width, ".2f")) if drawn else ()
         by_scale = (signed(change) for change in effect.change_by_scale)
         cells = (text, dashed(kept, ".1f"), *_pairs(*numbers), *_pairs(*beyond), *by_scale, *fids)
         for (_, column), cell in zip(columns, cells, strict=True):
             column.append(cell)
     print_in_parts(columns, wide_console(400), title)
+    show_by_scale(found, shown, names)
     left = len(found.effects) - len(shown)
     say(
         "Bits a token, more is worse. ±: 95 % t interval over images. Random: as many keys cut of every query, of all "
         "that it sees, mean and standard deviation over draws; beyond it: the cut less their mean, ± over images and "
         "draws."
         + (
-            " FID: of images drawn with the cut; by: more than without it; random by: that of one random cut."
+            " FID: of images drawn with the cut; by: more than without it; random by: that of random cuts, mean over "
+            "draws, and beyond it has ± over these alone."
             if drawn
             else ""
         )
         + (f" {left} more cuts, by layer, scale and head, are in knockout.json and in the report." if left else "")
     )
+
+
+def show_by_scale(found: "Found", shown: list[str], names: list[str]) -> None:
+    """Print a row for each scale of the cuts that have random controls by scale."""
+    from mvar.commands.console import wide_console
+    from mvar.commands.narrow import print_in_parts
+
+    heads = ("cut", "tokens of", "change", "±", "random", "sd", "beyond it", "±")
+    columns: list[tuple[str, list[str]]] = [(head, []) for head in heads]
+    for text in shown:
+        for name, effect in zip(names, found[text].by_scale, strict=False):
+            numbers = (effect.change, effect.half_width, effect.control, effect.control_sd)
+            cells = (text, name, *_pairs(*numbers), *_pairs(effect.beyond, effect.beyond_half_width))
+            for (_, column), cell in zip(columns, cells, strict=True):
+                column.append(cell)
+    if columns[0][1]:
+        print_in_parts(columns, wide_console(400), "By scale")
 
 
 def _pairs(*numbers: float | None) -> list[str]:

@@ -75,8 +75,12 @@ class Effect:
     """Images that these two are of."""
     fid_by: str = ""
     """What they are judged by, as a digest; empty: the run's extractor and held-out images, in older documents."""
-    fid_control: float | None = None
-    """By how much FID is more with the first of the random cuts; None where there is none, and in older documents."""
+    fid_controls: tuple[float, ...] = ()
+    """By how much FID is more with each random cut; none where there is nothing to choose, and in older documents."""
+    controls_by_scale: tuple[tuple[float, ...], ...] = ()
+    """The change of each scale's tokens with each random cut, draws x S; none in older documents."""
+    beyond_sd_by_scale: tuple[float, ...] = ()
+    """Of each scale the standard deviation over images of the change minus the mean of the controls'."""
 
     @property
     def half_width(self) -> float:
@@ -91,6 +95,23 @@ class Effect:
         return welch_half_width((self.beyond_sd, self.num_images), (self.control_sd or 0.0, len(self.controls)))
 
     @property
+    def by_scale(self) -> "list[Effect]":
+        """The same of each scale's tokens alone, `bits`, `kept` and FID left out; empty without controls by scale."""
+        if not self.controls_by_scale:
+            return []
+        columns = zip(*self.controls_by_scale, strict=True)
+        numbers = zip(self.change_by_scale, self.sd_by_scale, columns, self.beyond_sd_by_scale, strict=True)
+        return [
+            Effect(
+                *(self.cut, self.num_images, float("nan"), change, sd, (change,), (sd,), None),
+                controls=controls,
+                beyond=change - float(np.mean(controls)),
+                beyond_sd=beyond_sd,
+            )
+            for change, sd, controls, beyond_sd in numbers
+        ]
+
+    @property
     def control(self) -> float | None:
         """Mean change of the controls."""
         return float(np.mean(self.controls)) if self.controls else None
@@ -99,6 +120,22 @@ class Effect:
     def control_sd(self) -> float | None:
         """Standard deviation of the controls over draws; None with fewer than two."""
         return float(np.std(self.controls, ddof=1)) if len(self.controls) > 1 else None
+
+    @property
+    def fid_control(self) -> float | None:
+        """Mean change of FID of the controls."""
+        return float(np.mean(self.fid_controls)) if self.fid_controls else None
+
+    @property
+    def fid_beyond(self) -> float | None:
+        """The change of FID minus the mean of the controls'; None without controls."""
+        return None if self.fid_control is None or self.fid_change is None else self.fid_change - self.fid_control
+
+    @property
+    def fid_beyond_half_width(self) -> float:
+        """Half of the 95 % t interval of `fid_beyond` over draws of the controls; NaN with fewer than two."""
+        count = len(self.fid_controls)
+        return float(np.std(self.fid_controls, ddof=1)) * t_factor(count) if count > 1 else float("nan")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` reads them back."""
@@ -112,9 +149,10 @@ class Effect:
             KeyError: a value is missing.
         """
         later = {field.name: field.default for field in fields(cls) if field.default is not MISSING}
+        if values.get("fid_control") is not None:  # of one draw, as it was kept once
+            later["fid_controls"] = [values["fid_control"]]
         found: dict[str, Any] = {field.name: (later | values)[field.name] for field in fields(cls)}
-        lists: dict[str, Any] = {name: tuple(v) for name, v in found.items() if isinstance(v, list)}
-        return cls(**(found | lists))
+        return cls(**{name: _as_tuple(value) for name, value in found.items()})
 
 
 class Bench:
@@ -218,8 +256,10 @@ class Bench:
         changes = bits - self.clean
         change = changes @ weights
         others = [random_sites(sites, draw) for draw in range(draws)]
-        controls = [(self.bits(other, cut.kind, mean) - self.clean) @ weights for other in others if other]
+        by_scale = [self.bits(other, cut.kind, mean) - self.clean for other in others if other]
+        controls = [control @ weights for control in by_scale]
         beyond = change - np.mean(controls, axis=0) if controls else None
+        beyond_by_scale = changes - np.mean(by_scale, axis=0) if by_scale else np.empty((len(changes), 0))
         return Effect(
             cut=cut.text,
             num_images=self.num_images,
@@ -232,7 +272,13 @@ class Bench:
             controls=tuple(float(control.mean()) for control in controls),
             beyond=None if beyond is None else float(beyond.mean()),
             beyond_sd=None if beyond is None else _sd(beyond),
+            controls_by_scale=tuple(tuple(control.mean(0).tolist()) for control in by_scale),
+            beyond_sd_by_scale=tuple(map(_sd, beyond_by_scale.T)),
         )
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
 def _sd(values: np.ndarray) -> float:

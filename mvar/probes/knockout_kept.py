@@ -25,6 +25,7 @@ from mvar.progress import Progress
 from mvar.sampling import balanced_labels
 
 SCHEMA_VERSION = 1
+OF_FID = ("fid", "fid_change", "fid_images", "fid_by", "fid_controls")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def measure_cuts(
     draws: int = DRAWS,
     progress: Progress | None = None,
     fid_images: int = 0,
+    fid_draws: int = 1,
 ) -> Knockout:
     """Effects of cuts, kept in a folder; what is there already is not computed again, and a killed call goes on.
 
@@ -65,18 +67,21 @@ def measure_cuts(
         draws: random controls of each.
         progress: called with cuts done and in all.
         fid_images: images that are drawn with each cut, by the run's own settings, for its FID; 0: none.
+        fid_draws: random controls that as many are drawn with.
 
     Raises:
         UserError: a model that has no such part, or something that is missing; before anything is measured.
     """
-    if draws < 1:
-        raise UserError(f"draws: {draws}; allowed: 1 or more")
+    for name, count in (("draws", draws), ("fid_draws", fid_draws)):
+        if count < 1:
+            raise UserError(f"{name}: {count}; allowed: 1 or more")
+    asked = Asked(draws, fid_images, fid_draws)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / layout.KNOCKOUT_LOCK):
         record = _Record(what, folder)
         wanted = list(cuts) or record.standard
         texts = list(dict.fromkeys(cut.text for cut in wanted))
-        missing = [cut for cut in dict.fromkeys(wanted) if not record.has(cut, draws, fid_images)]
+        missing = [cut for cut in dict.fromkeys(wanted) if not record.has(cut, asked)]
         for cut in missing:
             sites_of(record.opened.model, cut)
             if fid_images:
@@ -84,7 +89,7 @@ def measure_cuts(
         for done, cut in enumerate(missing):
             if progress:
                 progress(done, len(missing))
-            record.measure(cut, draws, fid_images)
+            record.measure(cut, asked)
         if progress and missing:
             progress(len(missing), len(missing))
         return record.knockout(texts)
@@ -108,6 +113,15 @@ def check_drawn(cut: Cut, opened: Opened) -> None:
         raise UserError("fid: nothing judges images that are drawn; allowed: a run, or a checkpoint with `evaluation`")
     if cut.kind == "resample":
         raise UserError(f"fid: cut {cut.text!r} takes from another real image; allowed: kind=cut, kind=mean")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How a cut is to be measured: random controls, images that are drawn for FID, and controls of these."""
+
+    draws: int
+    fid_images: int = 0
+    fid_draws: int = 1
 
 
 class _Record:
@@ -150,28 +164,53 @@ class _Record:
             self._values["standard"] = [cut.text for cut in cuts]
         return [parse_cut(text) for text in self._values["standard"]]
 
-    def has(self, cut: Cut, draws: int, fid_images: int = 0) -> bool:
-        effect = self._values.get("effects", {}).get(cut.text)
-        drawn = not fid_images or ((effect or {}).get("fid_images") == fid_images and self._is_judged_so(effect or {}))
-        return effect is not None and len(effect["controls"]) in (0, draws) and drawn
+    def has(self, cut: Cut, asked: Asked) -> bool:
+        effect = self._effect(cut)
+        if effect is None or not self._has_likelihood(effect, asked):
+            return False
+        drawn = len(effect.fid_controls) >= asked.fid_draws or not effect.controls
+        return not asked.fid_images or (self._is_judged_so(effect, asked) and drawn)
 
-    def _is_judged_so(self, effect: dict[str, Any]) -> bool:
+    def _effect(self, cut: Cut) -> Effect | None:
+        values = self._values.get("effects", {}).get(cut.text)
+        return Effect.from_json(values) if values else None
+
+    @staticmethod
+    def _has_likelihood(effect: Effect, asked: Asked) -> bool:
+        """Whether it has as many controls, by scale too, as documents of before have not."""
+        return len(effect.controls) in (0, asked.draws) and len(effect.controls_by_scale) == len(effect.controls)
+
+    def _is_judged_so(self, effect: Effect, asked: Asked) -> bool:
         found = self._what.judged_by()
-        return effect["fid_by"] == digest(found) if effect.get("fid_by") else "reference" not in found
+        judged = effect.fid_by == digest(found) if effect.fid_by else "reference" not in found
+        return judged and effect.fid_images == asked.fid_images
 
-    def measure(self, cut: Cut, draws: int, fid_images: int) -> None:
-        """What is missing of a cut's effect; likelihoods that are there are not measured again."""
-        there = self.has(cut, draws)
-        effect = Effect.from_json(self._values["effects"][cut.text]) if there else self.bench.effect(cut, draws)
-        if fid_images:
-            sites = sites_of(self.bench.model, cut)
-            mean = self.bench.mean_of(sites) if cut.kind == "mean" else None
-            whole, fid = self._fid((), None, fid_images), self._fid(sites, mean, fid_images)
-            others = random_sites(sites, 0)
-            control = self._fid(others, mean, fid_images) - whole if others else None
-            judged = {"fid_images": fid_images, "fid_by": digest(self._what.judged_by())}
-            effect = replace(effect, fid=fid, fid_change=fid - whole, fid_control=control, **judged)
+    def measure(self, cut: Cut, asked: Asked) -> None:
+        """What is missing of a cut's effect; likelihoods and FID that are there are not measured again."""
+        before = self._effect(cut)
+        effect = before if before and self._has_likelihood(before, asked) else self.bench.effect(cut, asked.draws)
+        stays = before and (not asked.fid_images or self._is_judged_so(before, asked))
+        effect = replace(effect, **{name: getattr(before if stays else Effect, name) for name in OF_FID})
         self.add(effect)
+        if asked.fid_images:
+            self._measure_fid(cut, effect, asked)
+
+    def _measure_fid(self, cut: Cut, effect: Effect, asked: Asked) -> None:
+        """FID of images that are drawn with the cut, then with each random one, which is kept as it is there."""
+        sites, count = sites_of(self.bench.model, cut), asked.fid_images
+        mean = self.bench.mean_of(sites) if cut.kind == "mean" else None
+        if not effect.fid_images:
+            clean, fid = self._fid((), None, count), self._fid(sites, mean, count)
+            judged = {"fid_images": count, "fid_by": digest(self._what.judged_by())}
+            effect = replace(effect, fid=fid, fid_change=fid - clean, **judged)
+            self.add(effect)
+        assert effect.fid is not None and effect.fid_change is not None
+        whole = effect.fid - effect.fid_change
+        for draw in range(len(effect.fid_controls), asked.fid_draws):
+            if others := random_sites(sites, draw):
+                control = self._fid(others, mean, count) - whole
+                effect = replace(effect, fid_controls=(*effect.fid_controls, control))
+                self.add(effect)
 
     def _fid(self, sites: Sequence[Site], mean: Activations | None, count: int) -> float:
         """FID of images that are drawn with sites cut; without any it is computed once."""

@@ -167,10 +167,11 @@ class Fabricated:
         values = {**stats.to_json(), "measured": Stages.of_run(self.store, run).attention.heldout().identity}
         write_json(run.path / "attention.json", values)
 
-    def cut(self, run, own=0.4, coarser=0.02, control=0.1, alone=None, fid=None):
+    def cut(self, run, own=0.4, coarser=0.02, control=0.1, alone=None, fid=None, by_scale=()):
         """What `mvar knockout` keeps of a run: two whole parts, pairs of scales and heads; more mass, more effect.
 
-        `alone` are changes of parts that have no random control; `fid` is the change of FID and its number of images.
+        `alone` are changes of parts that have no random control; `fid` is the change of FID, its number of images and
+        the changes with random cuts; `by_scale` are these of each scale's NLL, of one random cut after another.
         """
         config = run.config()
         size, shift = len(config.tokenizer.patch_sides), 0.001 * config.seed
@@ -178,7 +179,7 @@ class Fabricated:
         changes |= {f"scale:{k},queries={q}": 0.01 * (k == q) + 0.001 * k for q in range(size) for k in range(q + 1)}
         alone = alone or {}
         changes |= alone
-        fid_change, fid_images = fid or (None, 0)
+        fid_change, fid_images, *fid_controls = fid or (None, 0)
         for layer in range(config.model.depth):
             for head in range(config.model.num_heads):
                 changes |= {f"own,layer={layer},head={head}": 0.01 + 0.001 * layer}
@@ -199,6 +200,9 @@ class Fabricated:
                 fid=fid_change,
                 fid_change=fid_change,
                 fid_images=fid_images,
+                fid_controls=() if text in alone else tuple(fid_controls),
+                controls_by_scale=() if text in alone else tuple(by_scale),
+                beyond_sd_by_scale=() if text in alone else (0.05,) * len(by_scale and size * (0,)),
             ).to_json()
             for text, value in changes.items()
         }

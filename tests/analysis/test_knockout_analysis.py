@@ -11,7 +11,7 @@ knockout = shipped.load(shipped.find("analysis", "knockout"))
 
 
 def models(results):
-    found, problems = knockout.cut_models(load_records(results.root))
+    found, problems = kit.cut_models(load_records(results.root))
     assert problems == []
     return found
 
@@ -74,10 +74,34 @@ def test_fid_of_a_cut_where_it_was_asked_for_alike(results):
     (model,) = models(results)
     assert model.fid("own", "fid_change").mean == 1.5 and model.fid("own", "fid_change").n == 2
     results.cut(results.store.run(model.run_ids[1]), fid=(1.5, 200))  # of another number of images
-    (row, *_) = knockout.table1b(models(results)).rows
-    assert row["fid"] is None
+    assert knockout.by_fid(models(results)) is None
     results.cut(results.store.run(model.run_ids[1]))
     assert models(results)[0].fid("own", "fid_change").n == 1
+
+
+def test_fid_stands_beside_random_cuts_and_what_has_none_is_judged_by_no_word(results):
+    cut_runs(results, (0, 1, 2), alone={"state": 0.2}, fid=(1.5, 100, 0.4, 0.6))
+    found = models(results)
+    rows = {row["label"]: row for row in knockout.by_fid(found).rows}
+    assert set(rows) == {"own", "coarser", "state"} and (rows["own"]["draws"], rows["own"]["images"]) == (2, 100)
+    assert rows["own"]["control"].mean == 0.5 and rows["own"]["beyond"].mean == 1.0
+    assert rows["own"]["half_width"] == pytest.approx(12.7062 * 0.1, rel=1e-4)  # t of two draws
+    assert rows["own"]["verdict"].startswith("more harm than random") and rows["state"]["verdict"].startswith("harm")
+    cut_runs(results, (0, 1, 2), fid=(1.5, 100))  # of a time before random cuts of FID
+    (row, *_) = knockout.by_fid(models(results)).rows
+    assert row["control"] is None and row["verdict"] == kit.DASH
+
+
+def test_each_scale_stands_beside_its_own_random_cuts(results):
+    cut_runs(results, (0, 1, 2), own=0.4, by_scale=[(0.4, 0.1, 0.4, 0.1), (0.4, 0.3, 0.4, 0.1)])
+    table = knockout.by_scale(models(results))
+    own = {row["scale"]: row for row in table.rows if row["label"] == "own"}
+    assert [row["control"].mean for row in own.values()] == pytest.approx([0.4, 0.2, 0.4, 0.1])
+    assert own["2×2"]["beyond"].mean == pytest.approx(0.2) and own["2×2"]["half_width"] > 0
+    assert own["2×2"]["verdict"].startswith("more harm than random") and own["1×1"]["verdict"] == "the same"
+    assert "Holm's method over the 6 of this table" in table.reading[1]  # twice two scales are the same, of `own`
+    cut_runs(results, (0, 1, 2))
+    assert knockout.by_scale(models(results)) is None  # of a time before
 
 
 def points_by_seed(effect, seeds=3):

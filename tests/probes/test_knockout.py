@@ -132,7 +132,25 @@ def test_effects_add_up():
     assert fixed.beyond_half_width == pytest.approx(of_images)  # no spread over draws: over images alone
     assert np.isnan(replace(effect, controls=(effect.control,)).beyond_half_width)
     assert effect.kept == pytest.approx(1 - (1 + 16 + 81) / (1 + 4 * 5 + 9 * 14))
-    assert here.effect(parse_cut("branch:global")).controls == ()
+    alone = here.effect(parse_cut("branch:global"))
+    assert alone.controls == () and alone.by_scale == []
+
+
+def test_controls_by_scale_add_up_to_those_of_all_tokens():
+    here = bench("global")
+    weights, draws = np.array(here.model.schedule.lengths) / 14, [0, 1]
+    effect = here.effect(parse_cut("own"), draws=len(draws))
+    found = effect.by_scale
+    each = np.array([scale.controls for scale in found])  # (S, draws)
+    assert weights @ each == pytest.approx(effect.controls)
+    assert weights @ [scale.beyond for scale in found] == pytest.approx(effect.beyond)
+    sites = sites_of(here.model, parse_cut("own"))
+    controls = [here.bits(random_sites(sites, draw)) for draw in draws]
+    assert each[2, 1] == pytest.approx((controls[1] - here.clean)[:, 2].mean())
+    beyond = (here.bits(sites) - np.mean(controls, axis=0))[:, 2]
+    assert found[2].beyond == pytest.approx(beyond.mean()) and found[2].beyond_sd == pytest.approx(beyond.std(ddof=1))
+    assert found[0].beyond == pytest.approx(0) and found[1].control_sd > 0  # of a 1x1 scale its only key is cut
+    assert found[2].beyond_half_width > found[2].beyond_sd * t_factor(IMAGES)
 
 
 def test_an_interval_of_two_parts_is_welchs():

@@ -46,11 +46,14 @@ def command(made, *more):
 
 def test_a_table_and_a_file(fresh, capsys):
     assert main(command(fresh, "--cut", "own", "--cut", "state:2", "--draws", "2", "--images", "0")) == OK
-    out = capsys.readouterr().out
+    out, _, by_scale = capsys.readouterr().out.partition("By scale")
     rows = {line.split()[0]: line.split() for line in out.splitlines() if line.split()[:1] in (["own"], ["state:2"])}
     effect = mvar.load(fresh[1].name, results=fresh[0].root).knockout(["own"], draws=2)["own"]
     assert rows["own"][2] == f"{effect.change:+.3f}" and rows["own"][4] == f"{effect.control:+.3f}"
     assert rows["state:2"][1] == "–" and rows["state:2"][4:6] == ["–", "–"]
+    (row,) = [line.split() for line in by_scale.splitlines() if line.split()[1:2] == ["3×3"]]  # `state` has no controls
+    found = effect.by_scale[2]
+    assert row[2:7:2] == [f"{found.change:+.3f}", f"{found.control:+.3f}", f"{found.beyond:+.3f}"] and row[0] == "own"
     values = json.loads((fresh[1].path / "knockout.json").read_text())
     assert list(values["effects"]) == ["own", "state:2"] and values["measured"]["source"] == "heldout"
 
@@ -91,6 +94,12 @@ def test_other_weights_draws_or_a_damaged_file_are_measured_anew(fresh):
     before, weights = measure(), run.weights.read_bytes()
     assert len(measure(2)["own"].controls) == 2
     (run.path / "knockout.json").write_text("{")
+    assert measure().effects == before.effects
+    document = json.loads((run.path / "knockout.json").read_text())
+    for name in ("controls_by_scale", "beyond_sd_by_scale"):  # of a time before: there, and measured where it is asked
+        del document["effects"]["own"][name]
+    (run.path / "knockout.json").write_text(json.dumps(document))
+    assert mvar.load(run.name, results=store.root).kept_cuts["own"].by_scale == []
     assert measure().effects == before.effects
     with torch.no_grad():
         model.blocks[0].attn.mat_qkv.weight *= 3
@@ -185,6 +194,7 @@ def test_fid_of_a_published_checkpoint(tmp_path, capsys, monkeypatch):
             "has no such part; allowed: own, coarser, scale:K, all, state, state:K, branch:gl",
         ),
         (["--draws", "0"], "draws: 0; allowed: 1 or more"),
+        (["--fid-draws", "0"], "fid_draws: 0; allowed: 1 or more"),
         (["--images", "-1"], "images: -1; allowed: 1 or more"),
         (["--tokenizer", "x"], "tokenizer: a run has its own"),
         (["--images-from", "x"], "images-from: a run has its own images"),

@@ -23,6 +23,7 @@ from mvar.probes.knockout import Bench
 from mvar.probes.knockout_kept import check_drawn, measure_cuts
 from mvar.probes.prefix import Prefix
 from mvar.probes.probe_kept import kept_probe, measure_probe
+from mvar.probes.subject import Subject
 from mvar.runs.wiring import Stages
 from mvar.sampling import balanced_labels
 
@@ -55,17 +56,35 @@ def test_fid_is_that_of_images_drawn_with_the_cut(untrained, trained, monkeypatc
     own = found["own"]
     assert own.fid == pytest.approx(fids["own"], rel=1e-6)
     assert own.fid_change == pytest.approx(fids["own"] - fids[None], rel=1e-6) and own.fid_images == count
-    assert own.fid_control == pytest.approx(fids["random"] - fids[None], rel=1e-6)
+    assert own.fid_controls == (pytest.approx(fids["random"] - fids[None], rel=1e-6),)
     assert found["branch:mamba"].fid_control is None
     assert (own.change, own.controls) == (before["own"].change, before["own"].controls)
     assert mvar.load(untrained[1].name, results=untrained[0].root).knockout(["own"], draws=1, fid=True)["own"] == own
+
+
+def test_more_random_cuts_go_on_from_those_that_are_there(untrained, trained, monkeypatch):
+    one = trained.knockout(["own"], draws=1, fid=True)["own"]
+    assert len(one.fid_controls) == 1 and one.fid_beyond == one.fid_change - one.fid_controls[0]
+    calls, real = [], Subject.draw
+    monkeypatch.setattr(Subject, "draw", lambda *args: calls.append(args) or real(*args))
+    three = trained.knockout(["own"], draws=1, fid=True, fid_draws=3)["own"]
+    assert len(calls) == 2 and three.fid_controls[:1] == one.fid_controls and len(set(three.fid_controls)) == 3
+    assert three.fid_beyond_half_width > 0 and three.fid == one.fid
+    assert trained.knockout(["own"], draws=1, fid=True, fid_draws=2)["own"] == three and len(calls) == 2
+    assert trained.knockout(["own"], draws=2)["own"].fid_controls == three.fid_controls  # of more controls of NLL
+    path = untrained[1].path / "knockout.json"
+    document = json.loads(path.read_text())
+    effect = document["effects"]["own"]
+    effect["fid_control"] = effect.pop("fid_controls")[0]  # as it was kept once
+    path.write_text(json.dumps(document))
+    assert trained.knockout(["own"], draws=2)["own"].fid_controls == one.fid_controls
 
 
 def test_a_document_without_it_is_read(untrained, trained):
     effect = trained.knockout(["own"], draws=1)["own"]
     path = untrained[1].path / "knockout.json"
     document = json.loads(path.read_text())
-    for name in ("fid", "fid_change", "fid_images", "fid_control"):
+    for name in ("fid", "fid_change", "fid_images", "fid_controls"):
         del document["effects"]["own"][name]
     path.write_text(json.dumps(document))
     assert trained.knockout(["own"], draws=1)["own"] == effect

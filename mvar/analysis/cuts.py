@@ -1,0 +1,95 @@
+"""What `mvar knockout` has measured of the runs there are: one model in which something was cut, over its seeds."""
+
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from mvar import layout
+from mvar.analysis.compare import Measured
+from mvar.analysis.records import Records
+from mvar.config import RunConfig
+from mvar.errors import one_line
+from mvar.files import digest
+from mvar.probes.attention_mass import AttentionStats
+from mvar.probes.knockout import Effect
+from mvar.probes.knockout_kept import Knockout
+from mvar.runs.states import DONE
+from mvar.runs.wiring import kept_knockout, run_attention
+
+
+@dataclass
+class CutModel:
+    """One trained model in which something was cut, over its seeds.
+
+    Attributes:
+        config: of one seed.
+        found: by training seed.
+        attention: by training seed, where all its attention is global.
+        run_ids: by training seed.
+    """
+
+    config: RunConfig
+    found: dict[int, Knockout] = field(default_factory=dict)
+    attention: dict[int, AttentionStats] = field(default_factory=dict)
+    run_ids: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Layers, data and training, in words."""
+        config = self.config
+        return f"{config.model.pattern}, {config.data.name}, {config.train.steps:,} steps"
+
+    def effects(self, cut: str, scale: int | None = None) -> dict[int, Effect]:
+        """A cut's effect by seed; of the tokens of one scale alone: of the seeds that have its controls."""
+        found = {seed: k.effects[cut] for seed, k in self.found.items() if cut in k.effects}
+        if scale is None:
+            return found
+        return {seed: by_scale[scale] for seed, effect in found.items() if (by_scale := effect.by_scale)}
+
+    def values(self, cut: str, name: str, scale: int | None = None) -> Measured | None:
+        """One number of a cut's effect over the seeds, by the name it has in `Effect`."""
+        found = {seed: getattr(effect, name) for seed, effect in self.effects(cut, scale).items()}
+        return Measured.of(pd.Series(found, dtype=float), [self.run_ids[seed] for seed in found])
+
+    def fid(self, cut: str, name: str) -> Measured | None:
+        """The same of FID; None too where seeds differ in number of images or judge."""
+        found = self.effects(cut).values()
+        alike = len({(effect.fid_images, effect.fid_by) for effect in found if effect.fid_images}) == 1
+        return self.values(cut, name) if alike else None
+
+    def cuts(self) -> list[str]:
+        """All that was cut in some seed, in order."""
+        return list(dict.fromkeys(cut for knockout in self.found.values() for cut in knockout.effects))
+
+    def mass(self, cut: str) -> Measured | None:
+        """Attention mass on the keys of `own` or `coarser`."""
+        if cut not in ("own", "coarser") or not self.attention:
+            return None
+        shares = {seed: s.share if cut == "own" else 1 - s.share for seed, s in self.attention.items()}
+        return Measured.of(pd.Series(shares), list(self.run_ids.values()))
+
+    def entropy(self, cut: str) -> Measured | None:
+        """Of the attention, in nats: mean over layers, heads and queries; beside the masses of `own` and `coarser`."""
+        if cut not in ("own", "coarser") or not self.attention:
+            return None
+        found = {seed: float(stats.layer_entropy.mean()) for seed, stats in self.attention.items()}
+        return Measured.of(pd.Series(found), list(self.run_ids.values()))
+
+
+def cut_models(records: Records) -> tuple[list[CutModel], list[str]]:
+    """Every model that `mvar knockout` was run on, grouped by all but the seed, and one line for each that failed."""
+    groups: dict[str, CutModel] = {}
+    problems = []
+    for run_id in sorted(set(records.table.loc[records.table["state"] == DONE, "run_id"])):
+        config, run = records.configs[run_id], records.store.run(run_id)
+        try:
+            found = kept_knockout(records.store, run)
+            if found is None:
+                continue
+            group = groups.setdefault(digest({**config.identity(), "seed": None}), CutModel(config))
+            group.found[config.seed], group.run_ids[config.seed] = found, run_id
+            if config.model.pattern == "global":
+                group.attention[config.seed] = run_attention(records.store, run)
+        except Exception as error:  # one run with damaged files: the others are still shown
+            problems.append(f"{layout.RUNS}/{run_id}: what cuts do is not shown: {one_line(error)}")
+    return list(groups.values()), problems
