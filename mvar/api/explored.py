@@ -85,10 +85,8 @@ def explore(
         raise UserError("runs: none; allowed: one or more that mvar.load returned")
     subjects = [_subject(run, image, drawn, seed, file, file_class) for run in runs]
     check_subjects(subjects)
-    count = subjects[0].schedule.num_tokens
     query = middle(subjects[0]) if query is None else query
-    if not 0 <= query < count:
-        raise UserError(f"query: {query}; allowed: 0 to {count - 1}")
+    subjects[0].scale_of(query)  # refused if it is not there
     sides = [side_of(subjects, 0, layer, mixer, head)]
     if beside is not None:
         allowed = ("run", "layer", "mixer", "head")

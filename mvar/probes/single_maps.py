@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mvar.mixers.base import Mixer, chosen_in
@@ -39,6 +41,14 @@ class Part:
     def kind(self) -> str:
         """Whether its weights are those of attention, or shares of its reach."""
         return ATTENTION if self.num_heads else REACH
+
+    def visible(self, schedule: ScaleSchedule) -> NDArray[np.bool_]:
+        """Which tokens a token sees: `(L, L)`, `Mixer.visible`."""
+        return self.module.visible(self.module.settings, schedule)
+
+    def sees(self, schedule: ScaleSchedule) -> NDArray[np.int_]:
+        """How many tokens of each scale a token sees: `(L, scales)`."""
+        return np.add.reduceat(self.visible(schedule), schedule.offsets[:-1], axis=1, dtype=int)
 
 
 def parts_of(model: ScaleTransformer) -> list[Part]:
@@ -76,7 +86,7 @@ def each_map(
     kept: dict[int, Tensor] = {}
 
     def see(number: int, q: Tensor, k: Tensor) -> None:
-        seen = _seen(parts[number].module, schedule)
+        seen = _seen(parts[number], schedule)
         for head in wanted[number]:
             heads = slice(None) if head is None else slice(head, head + 1)
             take(number, head, _attention(q[0, heads], k[0, heads], schedule, seen))
@@ -105,9 +115,9 @@ def weights_of(q: Tensor, k: Tensor, seen: Tensor | None = None) -> Tensor:
     return scores.softmax(-1).mean(0).cpu()
 
 
-def _seen(mixer: Mixer, schedule: ScaleSchedule) -> Tensor | None:
+def _seen(part: Part, schedule: ScaleSchedule) -> Tensor | None:
     """Which tokens a token sees, `(L, L)`; None for all of its scale and the coarser ones."""
-    visible = torch.from_numpy(mixer.visible(mixer.settings, schedule))
+    visible = torch.from_numpy(part.visible(schedule))
     levels = torch.tensor(schedule.levels)
     return None if torch.equal(visible, levels[:, None] >= levels) else visible
 

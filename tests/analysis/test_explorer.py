@@ -85,10 +85,9 @@ def test_the_page_holds_what_was_computed(page):
     schedule = explorer.subjects[0].schedule
     for s, subject in enumerate(explorer.subjects):
         told, shown = data["subjects"][s], subject.pictures[1]
-        assert told["parts"] == [
-            {"layer": part.layer, "mixer": part.mixer, "kind": part.kind, "heads": part.num_heads}
-            for part in subject.parts
-        ]
+        parts = [(part["layer"], part["mixer"], part["kind"], part["heads"]) for part in told["parts"]]
+        assert parts == [(part.layer, part.mixer, part.kind, part.num_heads) for part in subject.parts]
+        assert len(told["sees"]) == len({part.mixer for part in subject.parts})
         exact = {}
         wanted = {part: subject.heads(part) for part in range(len(subject.parts))}
 
@@ -106,6 +105,9 @@ def test_the_page_holds_what_was_computed(page):
                 row = blocks[scale][query - schedule.offsets[scale]].numpy()
                 found = unpack_row(packed, schedule, query)
                 assert (np.abs(found.weights - row) <= found.step / 2 * (1 + 1e-5) + 1e-30).all()
+                looked_at = [np.count_nonzero(keys) for keys in np.split(row, schedule.offsets[1 : scale + 1])]
+                assert told["sees"][told["parts"][part]["sees"]][query] == looked_at
+                assert explorer.at(sides=(Side(s, part),)).sees(query).tolist() == looked_at
             own = torch.cat([block[:, schedule.offsets[k] :].sum(1) for k, block in enumerate(blocks)]).mean()
             assert means[part, name][0] == pytest.approx(float(own), rel=1e-5)
 

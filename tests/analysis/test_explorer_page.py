@@ -2,6 +2,7 @@
 
 import re
 import zlib
+from contextlib import contextmanager
 from itertools import product
 
 import numpy as np
@@ -11,6 +12,7 @@ from explored import data_of, explored_runs
 from PIL import Image
 
 import mvar
+from mvar.analysis.explorer.view import Side
 
 pytest.importorskip("selenium")
 from selenium.webdriver import ActionChains, Keys
@@ -73,7 +75,7 @@ class Page:
 
     def check(self, query, side=0):
         """Every panel shows the mass of what is seen, as it was computed."""
-        weights = self.explorer.weights(query, side)
+        weights, looked_at = self.explorer.weights(query, side), self.looked_at(query, side)
         for scale, part in enumerate(np.split(weights, self.schedule.offsets[1 : self.schedule.num_scales])):
             panel = self.panel(scale, side)
             if scale > self.schedule.levels[query]:
@@ -81,14 +83,38 @@ class Page:
                 continue
             assert float(panel.get_attribute("data-mass")) == pytest.approx(float(part.sum()), rel=1e-6, abs=1e-12)
             assert near(panel.find_element("css selector", "strong").text, part.sum())
-            assert near(panel.find_element("css selector", ".most").text.removeprefix("most "), part.max())
+            assert self.tick(panel) == pytest.approx(looked_at[scale] / sum(looked_at), abs=1e-5)
+            most = panel.find_element("css selector", ".most").text
+            assert near(most.removeprefix("most "), part.max()) if looked_at[scale] else "not seen by" in most
+
+    @contextmanager
+    def showing(self, *sides):
+        """The page has come to show another view."""
+        first, self.explorer = self.explorer, self.explorer.at(sides=sides)
+        try:
+            yield
+        finally:
+            self.explorer = first
+
+    def looked_at(self, query, side=0):
+        """Of how many tokens of each scale a token's weight is more than 0: those that its mixer lets it see."""
+        parts = np.split(self.explorer.weights(query, side), self.schedule.offsets[1 : self.schedule.levels[query] + 1])
+        return [np.count_nonzero(part) for part in parts]
+
+    def tick(self, panel):
+        """Where the bar under a panel has its tick, from 0 to 1."""
+        return (
+            float(panel.find_element("css selector", ".bar b").get_attribute("style").split("%")[0].split()[-1]) / 100
+        )
 
     def check_weight(self, query, probe, side=0):
-        """The readout has the weight of a token, within half a step."""
+        """The readout has the weight of a token, within half a step, and as so many times an even look."""
         readout = self.find(".readout")
         shown, step = (float(readout.get_attribute(name)) for name in ("data-weight", "data-step"))
         exact = self.explorer.weights(query, side)[probe]
         assert abs(shown - exact) <= step * HALF and step > 0
+        even = float(re.search(r"([\d.]+) times even", readout.text)[1])
+        assert even == pytest.approx(shown * sum(self.looked_at(query, side)), abs=0.0051)
         assert (
             near(readout.find_element("css selector", "strong").text, shown)
             and f"looks at token {probe} " in readout.text
@@ -136,6 +162,32 @@ def test_what_is_pointed_at_looks_and_what_is_clicked_stays(page):
     page.point_at(20, click=True)  # lets go
     page.point_at(7)
     page.check(7)
+
+
+@pytest.mark.parametrize(("run", "mixer"), [(0, "intra"), (0, "window"), (1, "mamba")])
+def test_even_is_of_what_the_mixer_sees(page, run, mixer):
+    subject = page.explorer.subjects[run]
+    number, part = next((n, part) for n, part in enumerate(subject.parts) if part.mixer == mixer)
+    page.open()
+    page.choose("Run", subject.name)
+    page.choose("Layer", f"{part.layer} · {mixer}" + (" (reach)" if part.kind == "reach" else ""))
+    with page.showing(Side(run, number)):
+        for query in (9, 24):
+            page.point_at(query)
+            page.check(query)
+            count = sum(page.looked_at(query))
+            assert count < sum(page.schedule.lengths[: page.schedule.levels[query] + 1])
+            entropy, most = re.search(r"entropy ([\d.]+) of at most ([\d.]+) nats", page.find(".readout").text).groups()
+            weights = page.explorer.weights(query)
+            assert float(entropy) == pytest.approx(-np.sum(weights * np.log(np.maximum(weights, 1e-30))), abs=0.0051)
+            assert float(most) == pytest.approx(np.log(count), abs=0.0051)
+        page.point_at(24, click=True)
+        page.point_at(22)
+        page.check_weight(24, 22)
+    measure(page, "entropy")
+    alike = dict(re.findall(r"(\S+) ([\d.]+)(?:,| nats\.)", page.find(".legend").text.partition("that it sees: ")[2]))
+    counts = part.visible(page.schedule).sum(1)
+    assert float(alike[mixer]) == pytest.approx(np.log(counts).mean(), abs=0.0051)
 
 
 def test_keys_do_all_that_the_pointer_does(page):

@@ -63,6 +63,8 @@ def test_a_map_is_what_the_mixer_does(name):
     found = maps_of(model, {0: heads})
     visible = torch.from_numpy(part.module.visible(part.module.settings, model.schedule))
     assert all((found[0, head][~visible] == 0).all() for head in heads)
+    looked_at = torch.stack([part.sum(1) for part in (found[0, None] > 0).split(model.schedule.lengths, 1)], 1)
+    np.testing.assert_array_equal(part.sees(model.schedule), looked_at)
     torch.testing.assert_close(found[0, None].sum(1), torch.ones(len(x), dtype=found[0, None].dtype))
     if part.kind == "reach":
         exact = jacobian_norms(part.module, x, model.schedule)

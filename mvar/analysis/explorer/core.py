@@ -45,12 +45,22 @@ class Explorer:
         """
         return self._row(self.view.sides[side], self.view.query if query is None else query)
 
+    def sees(self, query: int | None = None, side: int = 0) -> np.ndarray:
+        """How many tokens of each scale a token sees through the mixer: `(scales up to its own,)`.
+
+        Args:
+            query: the token; None: the view's.
+            side: 0, or 1 for what is seen beside it.
+        """
+        seen, query = self.view.sides[side], self.view.query if query is None else query
+        subject = self.subjects[seen.subject]
+        scale = subject.scale_of(query)
+        return subject.parts[seen.part].sees(subject.schedule)[query, : scale + 1]
+
     def _row(self, side: Side, query: int) -> np.ndarray:
         subject = self.subjects[side.subject]
         picture, schedule = subject.pictures[self.view.picture], subject.schedule
-        if not 0 <= query < schedule.num_tokens:
-            raise UserError(f"query: {query}; allowed: 0 to {schedule.num_tokens - 1}")
-        scale, found = schedule.levels[query], []
+        scale, found = subject.scale_of(query), []
 
         def take(part: int, head: int | None, blocks: Any) -> None:
             found.append(next(islice(blocks, scale, None)))

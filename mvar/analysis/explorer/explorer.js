@@ -179,9 +179,10 @@ export function mount(root, source, options = {}) {
 
   function draw() {
     drawing = 0;
-    const level = schedule.level(state.query), visible = schedule.offsets[level + 1];
+    const level = schedule.level(state.query);
     state.sides.forEach((side, number) => {
       if (!side.stages) return;
+      const sight = look.sight(side);
       views[number].figures.forEach((figure, scale) => {
         const { canvas } = figure, seen = scale <= level && side.map !== null;
         const size = Math.round((canvas.clientWidth || 200) * (window.devicePixelRatio || 1));
@@ -194,8 +195,9 @@ export function mount(root, source, options = {}) {
         figure.figure.dataset.mass = seen ? String(mass) : "";
         figure.mass.textContent = seen ? percent(mass) : "";
         figure.most.textContent = scale > level ? "finer: not seen" : seen ? `most ${percent(side.map.top(query, scale))}` : "no map here";
+        if (seen && sight.blind(query, scale)) figure.most.textContent = `not seen by ${look.part(side).mixer}`;
         figure.bar.firstChild.style.width = `${100 * mass}%`;
-        figure.bar.lastChild.style.left = `${(100 * schedule.sides[scale] ** 2) / visible}%`;
+        figure.bar.lastChild.style.left = `${100 * sight.evenShare(query, scale)}%`;
         figure.bar.hidden = !seen;
         canvas.setAttribute("aria-label", `Scale ${times(schedule.sides[scale])}: ${seen ? `${percent(mass)} ${look.of(side)}` : "not seen"}. Arrow keys move the token that looks.`);
       });
@@ -234,7 +236,7 @@ export function mount(root, source, options = {}) {
       later();
     }),
   );
-  const help = make("p", { class: "help" }, "Point at a token: every panel shows where it looks. Click to hold it, then point at others to read its weight on them; click it again to let go. Keys: arrows move the token, with Shift the one that is read, Enter holds or lets go. Blue frame: the token that looks. Tick under a panel: what looking everywhere alike would put there.");
+  const help = make("p", { class: "help" }, "Point at a token: every panel shows where it looks. Click to hold it, then point at others to read its weight on them; click it again to let go. Keys: arrows move the token, with Shift the one that is read, Enter holds or lets go. Blue frame: the token that looks. Tick under a panel: what looking alike at all that the mixer sees would put there.");
   const left = make("ul", { class: "left-out" }, ...source.leftOut.map((text) => make("li", {}, text)));
   root.append(
     make("header", {}, heading, names), chooser, tools, readout, make("div", { class: "work" }, make("div", {}, sidesBox, help), matrix.box),

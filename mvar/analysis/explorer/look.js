@@ -10,6 +10,7 @@ class Look {
     this.source = source;
     this.data = source.data;
     this.schedule = new Schedule(sides);
+    this.sights = source.data.subjects.map(({ sees }) => sees.map((rows) => new Sight(rows)));
     this.state = {
       picture: view.picture, query: view.query, pinned: false, probe: null, heat: 60, range: "each", measure: "own",
       sides: view.sides.map((side) => ({ ...side })), active: 0,
@@ -20,6 +21,9 @@ class Look {
   }
   part(side) {
     return this.subject(side).parts[side.part];
+  }
+  sight(side, part = side.part) {
+    return this.sights[side.subject][this.subject(side).parts[part].sees];
   }
   isReach(side) {
     return this.part(side).kind === "reach";
@@ -55,20 +59,25 @@ class Look {
 
 // The line above the panels: its text and elements, and what it reads as numbers.
 function sentence(look) {
-  const { schedule, state } = look, { query, probe } = state, visible = schedule.offsets[schedule.level(query) + 1];
+  const { schedule, state } = look, { query, probe } = state;
   const parts = [`${schedule.told(query)}${state.pinned ? "" : " (moving)"}`.replace("t", "T")];
   const numbers = { weight: "", step: "" };
   parts.push(probe !== null ? ` looks at ${schedule.told(probe)}: ` : ": ");
   state.sides.forEach((side, number) => {
     if (state.sides.length > 1) parts.push(`${number ? "; " : ""}${"AB"[number]} `);
     if (!side.map) return parts.push("no map in this file");
+    const sight = look.sight(side);
     if (probe === null) {
-      const own = side.map.mass(query, schedule.level(query)), entropy = side.map.entropies[query];
-      parts.push(make("strong", {}, percent(own)), ` ${look.of(side)} in its own scale, entropy ${entropy.toFixed(2)} of at most ${Math.log(visible).toFixed(2)} nats`);
+      const own = side.map.mass(query, schedule.level(query)), entropy = side.map.entropies[query].toFixed(2);
+      const most = sight.evenEntropy(query).toFixed(2);
+      parts.push(make("strong", {}, percent(own)), ` ${look.of(side)} in its own scale, entropy ${entropy} of at most ${most} nats`);
     } else {
-      const weight = side.map.weight(query, probe), half = side.map.step(query, probe) / 2;
-      if (!number) Object.assign(numbers, { weight: String(weight), step: String(2 * half) });
-      parts.push(make("strong", {}, percent(weight)), ` ${look.of(side)} (± ${(100 * half).toPrecision(1)}: 8 bits), ${(weight * visible).toFixed(2)} times even`);
+      const weight = side.map.weight(query, probe), step = side.map.step(query, probe);
+      if (!number) Object.assign(numbers, { weight: String(weight), step: String(step) });
+      const even = sight.blind(query, schedule.level(probe))
+        ? `${look.part(side).mixer} does not see that scale`
+        : `${(weight * sight.totals[query]).toFixed(2)} times even`;
+      parts.push(make("strong", {}, percent(weight)), ` ${look.of(side)} (± ${(50 * step).toPrecision(1)}: 8 bits), ${even}`);
     }
   });
   return { parts: [...parts, "."], numbers };

@@ -63,6 +63,27 @@ class Schedule {
   }
 }
 
+// What a mixer lets every token see, and what looking at all of that alike would be. rows: for each token how many it
+// sees of each scale, coarse to fine.
+class Sight {
+  constructor(rows) {
+    this.rows = rows;
+    this.totals = rows.map((row) => row.reduce((sum, count) => sum + count, 0));
+  }
+  blind(query, scale) {
+    return !this.rows[query][scale];
+  }
+  evenShare(query, scale) {
+    return this.blind(query, scale) ? 0 : this.rows[query][scale] / this.totals[query];
+  }
+  evenEntropy(query) {
+    return Math.log(Math.max(this.totals[query], 1));
+  }
+  meanEvenEntropy() {
+    return this.rows.reduce((sum, _, query) => sum + this.evenEntropy(query), 0) / this.rows.length;
+  }
+}
+
 async function inflate(bytes) {
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   return new Response(stream).arrayBuffer();

@@ -48,8 +48,9 @@ function layersByHeads(look, group, { changed, say }) {
     const measure = MEASURES.find((m) => m.key === state.measure), { parts, effects } = look.subject(side);
     const rows = measure.cut ? (effects.changes[measure.cut] ?? []) : side.means;
     const values = new Map(rows.map((row) => [`${row[0]}/${row[1]}`, row[measure.column ?? 2]]));
-    const uniform = schedule.sides.map((s, k) => s * s * Math.log(schedule.offsets[k + 1])).reduce((x, y) => x + y) / schedule.count;
-    const range = measure.cut ? spanOf(values) : rangeOf(values, measure.unit === "%" ? 1 : uniform), width = Math.max(...parts.map((p) => p.heads));
+    const evens = parts.map((_, number) => look.sight(side, number).meanEvenEntropy());
+    const range = measure.cut ? spanOf(values) : rangeOf(values, measure.unit === "%" ? 1 : Math.max(...evens));
+    const width = Math.max(...parts.map((p) => p.heads));
     box.parentElement.classList.toggle("slim", width <= 4);
     const heads = ["mean", ...Array(width).keys()];
     const table = make("table", {}, make("caption", {}, captionOf(measure, effects.images, schedule.count)));
@@ -72,8 +73,9 @@ function layersByHeads(look, group, { changed, say }) {
     if (focused) current?.focus();
     const missing = scroll.querySelector("button.absent") ? " Striped cells have no map in this file." : "";
     const [low, high] = range.map((x) => `${measure.unit === "nats" ? x.toFixed(2) : measure.digits(x)} ${measure.unit}`);
-    const even = measure.unit === "nats" ? ` Looking everywhere alike: ${uniform.toFixed(2)} nats.` : measure.cut ? " More than 0: worse. A dash: not measured." : "";
-    legend.textContent = `Light: ${low}; dark: ${high}.${even}${missing}`;
+    const alike = new Set(parts.map((p, number) => `${p.mixer} ${evens[number].toFixed(2)}`));
+    const more = { nats: ` Looking alike at all that it sees: ${[...alike].join(", ")} nats.`, "%": "" }[measure.unit];
+    legend.textContent = `Light: ${low}; dark: ${high}.${more ?? " More than 0: worse. A dash: not measured."}${missing}`;
   }
 
   function matrixButton(side, p, number, head, value, measure, [low, high]) {

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mvar.analysis.explorer.effects import Effects
 from mvar.analysis.explorer.packed import Means, measure, pack
+from mvar.errors import UserError
 from mvar.escaping import one_line
 from mvar.probes.single_maps import Part, each_map, parts_of
 from mvar.scales import ScaleSchedule
@@ -62,26 +63,52 @@ class Subject:
         """Its scales."""
         return self.model.schedule
 
+    def scale_of(self, query: int) -> int:
+        """The scale of a token.
+
+        Raises:
+            UserError: there is no such token.
+        """
+        if not 0 <= query < self.schedule.num_tokens:
+            raise UserError(f"query: {query}; allowed: 0 to {self.schedule.num_tokens - 1}")
+        return self.schedule.levels[query]
+
     def heads(self, part: int) -> list[Head]:
         """What can be looked at in a mixer: None, the mean over heads, and each of them; of its reach None alone."""
         return [None, *range(self.parts[part].num_heads)]
 
     def describe(self) -> dict[str, Any]:
-        """What page and widget know of it from the start, as JSON values."""
+        """What page and widget know of it from the start, as JSON values.
+
+        `sees` holds tables of how many tokens of each scale a token sees, a row for each token, coarse to fine up to
+        its own scale. A part's `sees` is the number of its table: mixers that see the same share one.
+        """
+        tables: list[list[list[int]]] = []
         return {
             "name": one_line(self.name),
             "load": self.load,
             "pattern": one_line(self.model.config.pattern),
             "parts": [
-                {"layer": part.layer, "mixer": one_line(part.mixer), "kind": part.kind, "heads": part.num_heads}
+                {
+                    "layer": part.layer,
+                    "mixer": one_line(part.mixer),
+                    "kind": part.kind,
+                    "heads": part.num_heads,
+                    "sees": _number(tables, self._sees(part)),
+                }
                 for part in self.parts
             ],
+            "sees": tables,
             "pictures": [
                 {"name": one_line(p.name), "class": one_line(p.class_name), "arguments": p.arguments}
                 for p in self.pictures
             ],
             "effects": self.effects.to_json(),
         }
+
+    def _sees(self, part: Part) -> list[list[int]]:
+        rows = part.sees(self.schedule).tolist()
+        return [row[: level + 1] for row, level in zip(rows, self.schedule.levels, strict=True)]
 
     def maps(
         self, picture: int, wanted: Mapping[int, Sequence[Head]], take: Callable[[int, Head, bytes, Means], None]
@@ -117,6 +144,13 @@ class Subject:
         shown = self.pictures[picture]
         each_map(self.model, shown.label, shown.inputs, wanted, measured)
         return found
+
+
+def _number(values: list[Any], value: Any) -> int:
+    """The place of a value in a list, to which it is added if it is not there."""
+    if value not in values:
+        values.append(value)
+    return values.index(value)
 
 
 def _url(image: np.ndarray) -> str:
