@@ -12,8 +12,10 @@ import numpy as np
 from mvar import RunConfig, UserError, check_artefact, layout
 from mvar import analysis as kit
 
-PANELS_A_ROW = 5
+PANELS_A_ROW = 6
 MAX_TITLE = 26  # characters over a panel
+LARGEST_TITLE = 8.3  # points
+BROAD = 0.7  # a bold letter's width in font sizes
 
 
 def draw(page: kit.Writer, manifest: kit.Manifest, table: kit.Table) -> None:
@@ -55,16 +57,18 @@ def samples_figure(records: kit.Records, manifest: kit.Manifest, directory: Path
 
 def _draw(panels: Sequence[tuple[str, np.ndarray]], directory: Path, name: str) -> None:
     sheets = [(label, kit.tile(images)) for label, images in panels]
-    columns = min(PANELS_A_ROW, len(sheets))
-    rows = -(-len(sheets) // columns)
+    rows = -(-len(sheets) // PANELS_A_ROW)
+    columns = -(-len(sheets) // rows)  # rows of one length, but for the last
     high, wide = sheets[0][1].shape[:2]
     height = rows * (0.96 * kit.WIDTH / columns * high / wide + 0.25)
+    titles = [kit.figure_text(label, MAX_TITLE) for label, _ in sheets]
+    size = 72 * kit.WIDTH / columns / (BROAD * max(map(len, titles)))
     with kit.canvas(directory, name, height, nrows=rows, ncols=columns) as (_, axes):
         for ax in axes.flat:
             ax.set_axis_off()
-        for ax, (label, sheet) in zip(axes.flat, sheets, strict=False):
+        for ax, title, (_, sheet) in zip(axes.flat, titles, sheets, strict=False):
             ax.imshow(sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet, cmap="gray", vmin=0, vmax=255)
-            ax.set_title(kit.figure_text(label, MAX_TITLE), loc="center", fontsize="small")
+            ax.set_title(title, loc="center", fontsize=min(size, LARGEST_TITLE))
 
 
 ANALYSIS = kit.Analysis("samples", "Samples of every row, side by side", draw, of="sweep")
