@@ -1,7 +1,7 @@
 """Guidance: FID against its strength, and models compared at none, at one value, and each at its own best.
 
 Of the experiment `guidance`, and of every grid whose rows differ in `sample.cfg_scale`, as `mvar evaluate RUN ...
---guidance` makes them.
+--cfg-scale` makes them.
 
 python analysis/guidance.py --results results
 """

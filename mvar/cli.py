@@ -6,7 +6,6 @@ for torch.
 """
 
 import contextlib
-import dataclasses
 import inspect
 import io
 import re
@@ -37,6 +36,7 @@ from mvar.commands.overview import name_of, overview
 from mvar.commands.plugged import Plugged
 from mvar.commands.probe import Probe
 from mvar.commands.profile import Profile
+from mvar.commands.refused import HELP, refusal, renamed
 from mvar.commands.repair import Repair
 from mvar.commands.report import Report
 from mvar.commands.request import with_budget_value
@@ -58,7 +58,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "Take along": (Export, Copy),
 }
 COMMANDS = {name_of(command): command for commands in GROUPS.values() for command in commands}
-HELP, VERSION = ("-h", "--help"), "--version"
+VERSION = "--version"
 
 
 class Command(Protocol):
@@ -125,6 +125,7 @@ def parse(arguments: list[str]) -> Command:
         if name.startswith("-"):
             raise one_of("option", name, (HELP[1], VERSION))
         raise one_of("command", name, COMMANDS)
+    rest = renamed(COMMANDS[name], rest)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint), _whole_paragraphs():
@@ -137,8 +138,7 @@ def parse(arguments: list[str]) -> Command:
     except SystemExit as leave:
         if leave.code in (0, None):
             raise
-        _refuse_unknown(COMMANDS[name], rest)
-        raise UserError(_plain(COMMANDS[name], _unboxed(complaint.getvalue()))) from None
+        raise refusal(COMMANDS[name], rest, complaint.getvalue()) from None
 
 
 @contextlib.contextmanager
@@ -155,36 +155,6 @@ def _whole_paragraphs() -> Iterator[None]:
         yield
     finally:
         strings.remove_single_line_breaks = join
-
-
-def _refuse_unknown(command: type, arguments: list[str]) -> None:
-    """An option that the command has not."""
-    fields = dataclasses.fields(command)  # pyright: ignore[reportArgumentType]  commands are dataclasses
-    options = [f"--{field.name.replace('_', '-')}" for field in fields]
-    for argument in arguments:
-        option = argument.partition("=")[0]
-        if option.startswith("--") and option.replace("_", "-") not in (*options, *HELP):
-            raise one_of("option", option, options)
-
-
-def _plain(command: type, message: str) -> str:
-    """tyro's complaint; of arguments that are not given their names and texts."""
-    missing = re.split(r" \(required\) ?", re.sub(r"^Missing from mvar [\w-]+: ", "", message))[:-1]
-    if not missing:
-        return message
-    fields = dataclasses.fields(command)  # pyright: ignore[reportArgumentType]  commands are dataclasses
-    needed = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING][-len(missing) :]
-    texts = [re.sub(r"^(?:STR|\{[^}]*\}) ", "", text).rstrip(".") for text in missing]
-    told = [
-        f"{name}: not given; allowed: {text[0].lower()}{text[1:]}" for name, text in zip(needed, texts, strict=True)
-    ]
-    return "; ".join(told)
-
-
-def _unboxed(text: str) -> str:
-    lines = [re.sub(r"[╭╮╰╯│─]+|^ *-{4,} *$", " ", line).strip() for line in text.splitlines()[1:]]
-    message = " ".join(line for line in lines if line)
-    return re.split(r"\s*(?:For full helptext|Argument helptext)", message)[0]
 
 
 if __name__ == "__main__":

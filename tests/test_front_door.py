@@ -15,6 +15,7 @@ from mvar.cli import COMMANDS, GROUPS, main, parse
 from mvar.commands.logged_rows import show_rows
 from mvar.commands.narrow import in_parts, print_in_parts
 from mvar.commands.overview import EXAMPLES, overview
+from mvar.commands.refused import options_of
 from mvar.commands.run_tables import PlannedRun, plan_table
 from mvar.commands.status_table import Row, ago, evaluations, shortened, status_table
 from mvar.config import override
@@ -65,6 +66,8 @@ def test_help_has_an_example_and_no_default_that_says_nothing(name, capsys):
     assert leave.value.code == 0
     text = capsys.readouterr().out
     assert "Example: `mvar " in text
+    suggested = set(options_of(COMMANDS[name]))
+    assert suggested == set(re.findall(r"^\W (?:-h, )?(--[\w-]+)", text, re.MULTILINE)) - {"--help"}
     assert not re.search(r"\(default:\s+(│\s+│\s+)?(''|-1|None)?\)", text)
 
 
@@ -77,6 +80,22 @@ def test_help_has_an_example_and_no_default_that_says_nothing(name, capsys):
             "option: '--presett' is unknown (did you mean '--preset'?); allowed: --",
         ),
         (["status", "--sate=failed"], "option: '--sate' is unknown (did you mean '--state'?); allowed: --"),
+        (
+            ["status", "--jsn"],
+            "option: '--jsn' is unknown (did you mean '--json'?); allowed: --json, --results, --state",
+        ),
+        (["status", "--runs", "x"], "option: '--runs' is unknown, mvar status x does without; allowed: --json, --res"),
+        (["probe", "--name"], "option: '--name' is unknown, mvar probe NAME does without; allowed: --json"),
+        (["probe", "prefix", "--cfg-scale", "1"], "option: '--cfg-scale' is unknown; allowed: --json"),
+        (["report", "--json=1"], "option: '--json=1' has a value; allowed: --json"),
+        (["sample", "a", "b"], "argument: 'b' is unknown; allowed: --results, --plugin"),
+        (["status", "-x"], "option: '-x' is unknown; allowed: --json"),
+        (
+            ["sample", "digits", "--cfg-scale", "3"],
+            "option: '--cfg-scale' is unknown; allowed: --set sample.cfg_scale=3",
+        ),
+        (["run", "mixers", "--steps=9"], "option: '--steps' is unknown; allowed: --set train.steps=9"),
+        (["run", "mixers", "--seed", "3"], "option: '--seed' is unknown (did you mean '--seeds'?); allowed: --"),
         (["--verison"], "option: '--verison' is unknown (did you mean '--version'?); allowed: --help, --version"),
         (["status", "--state", "faild"], "state: 'faild' is unknown (did you mean 'failed'?); allowed: done,"),
         (["status", "--watch", "0"], "watch: 0; allowed: 1 or more seconds"),
@@ -90,6 +109,12 @@ def test_a_near_miss_is_named(arguments, message, tmp_path, monkeypatch, capsys)
     assert main(arguments) == USER_ERROR
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and f"mvar: error: {message}" in err
+
+
+def test_an_option_of_before_is_that_of_today():
+    assert parse(["evaluate", "x", "--guidance", "0,1"]) == parse(["evaluate", "x", "--cfg-scale=0,1"])
+    assert parse(["evaluate", "x", "--guidance=0,1"]) == parse(["evaluate", "x", "--cfg-scale", "0,1"])
+    assert "--guidance" not in options_of(COMMANDS["evaluate"])
 
 
 @pytest.fixture

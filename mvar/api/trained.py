@@ -296,7 +296,7 @@ class Trained(ABC):
 
         Examples:
             >>> import mvar
-            >>> found = mvar.load("digits").probe("prefix", scales=[0, 4], of=["heldout"], guidance=[0], samples=20)
+            >>> found = mvar.load("digits").probe("prefix", scales=[0, 4], of=["heldout"], cfg_scale=[0], samples=20)
             >>> [row["scales"] for row in found.rows], found.rows[1]["fid"] > 0, found.rows[1]["bits"]
             ([0, 4], True, None)
 

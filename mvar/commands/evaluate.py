@@ -1,8 +1,9 @@
 """`mvar evaluate`: samples and metrics of trained runs or a published checkpoint, through the one pipeline."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
@@ -31,13 +32,13 @@ class Evaluate(Asked, CheckpointFiles, Answer):
     Nothing is trained: of a sweep, or of what --config, --grid and --name ask for, runs that are not trained are named.
     A checkpoint becomes a run of the results directory with no training steps: status, report and attention know it.
 
-    Example: `mvar evaluate digits --guidance 0,0.5,1.5`
+    Example: `mvar evaluate digits --cfg-scale 0,0.5,1.5`
     """
 
     runs: RunNames = ()
     """Run ids, unique beginnings of them, or runs' directories; or a sweep, or the name of a grid: all its runs.
-    Several, or one with --guidance or --grid, are a table, which --name names."""
-    guidance: Values = None
+    Several, or one with --cfg-scale or --grid, are a table, which --name names."""
+    cfg_scale: Values = None
     """Values of sample.cfg_scale, e.g. 0,0.25,0.5,1,1.5,2.5: each run draws with each of them."""
     preset: Word = ""
     """Where sizes, data and recipe come from; default: digits, or what --config says, for a checkpoint imagenet256-d16
@@ -49,6 +50,7 @@ class Evaluate(Asked, CheckpointFiles, Answer):
     --config, --grid and sweeps every field."""
     workers: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Worker processes for several runs; 0: one a core, or one a GPU."""
+    former: ClassVar[Mapping[str, str]] = MappingProxyType({"--guidance": "--cfg-scale"})
 
     def execute(self, arguments: list[str]) -> int:
         """Evaluate and print the metrics; returns the exit code."""
@@ -89,8 +91,8 @@ class Evaluate(Asked, CheckpointFiles, Answer):
         words = {"--config": self.config, "--grid": self.grid, "--name": self.name}
         if of_runs and self._is_table:
             words = {"--config": self.config}
-        elif self.guidance is not None:
-            raise UserError("guidance: of runs by their ids; allowed: RUN ..., elsewhere --grid sample.cfg_scale=0,1.5")
+        elif self.cfg_scale is not None:
+            raise UserError("cfg-scale: of runs by their ids; allowed: RUN ..., else --grid sample.cfg_scale=0,1.5")
         allowed = "allowed: one of RUN, --checkpoint FILE, --config FILE, --grid with --name, --name"
         found = [name for name, value in given.items() if value and not (is_sweep and name == "RUN")]
         many = [name for name, value in words.items() if value]
@@ -109,7 +111,7 @@ class Evaluate(Asked, CheckpointFiles, Answer):
     @property
     def _is_table(self) -> bool:
         """Whether runs that are asked for by their ids are a table: several, or one with several settings."""
-        return len(self.runs) > 1 or self.guidance is not None or bool(self.grid)
+        return len(self.runs) > 1 or self.cfg_scale is not None or bool(self.grid)
 
     def _check_one(self, what: str, is_table: bool = False) -> None:
         """Refuse, beside a run or checkpoint, what tells which of several is meant; a table draws several sets."""
@@ -175,7 +177,7 @@ class Evaluate(Asked, CheckpointFiles, Answer):
         if len({found.root.resolve() for _, found in located}) > 1:
             raise UserError("run: the runs lie in several results directories; allowed: runs of one")
         grid = [axis for group in self.grid for axis in group]
-        grid += [] if self.guidance is None else [f"sample.cfg_scale={self.guidance}"]
+        grid += [] if self.cfg_scale is None else [f"sample.cfg_scale={self.cfg_scale}"]
         if training := [axis for axis in grid if not axis.strip().startswith("sample.")]:
             raise UserError(f"grid: {training[0]} would be other runs; allowed: fields of sample.")
         if len(self.name) > 1:

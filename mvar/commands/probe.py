@@ -23,7 +23,7 @@ class Probe(MeasuredOn, InResults, Answer):
     Without a name: the probes that there are, with their settings. What is measured is kept row by row; interrupted,
     the same command goes on where it was.
 
-    Example: `mvar probe prefix digits --set scales=0,2,4 guidance=0,1.5`
+    Example: `mvar probe prefix digits --set scales=0,2,4 cfg_scale=0,1.5`
     """
 
     name: ProbeName = ""

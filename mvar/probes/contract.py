@@ -6,6 +6,7 @@ killed call goes on, and a new case costs what it takes itself. Tables, figures 
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from mvar.config import Config, RunConfig, SampleConfig, override
@@ -41,6 +42,8 @@ class Probe(ABC):
     version: ClassVar[int] = 1
     Settings: ClassVar[type[Config] | None] = None
     """What can be chosen of it, `--set NAME=VALUE`: decides which cases there are."""
+    FORMER: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Names that its settings had before, which stay accepted, with today's."""
     fields: ClassVar[tuple[Shown, ...]]
     """Of every case, the axis of the figure first; a line of the figure has the same in all others."""
     values: ClassVar[tuple[Shown, ...]]
@@ -94,10 +97,15 @@ def make_probe(name: str, settings: Mapping[str, Any]) -> Probe:
         if settings:
             raise UserError(f"{next(iter(settings))}: probe {name!r} has no settings")
         return kind()
-    for given in settings:
-        if given not in kind.Settings.model_fields:
+    values: dict[str, Any] = {}
+    for given, value in settings.items():
+        today = kind.FORMER.get(given, given)
+        if today not in kind.Settings.model_fields:
             raise one_of(f"probe {name}: setting", given, kind.Settings.model_fields)
-    return kind(override(kind.Settings(), settings))
+        if today in values:
+            raise UserError(f"{given}: is {today}, which is given too; allowed: {today}")
+        values[today] = value
+    return kind(override(kind.Settings(), values))
 
 
 def check_scales(name: str, wanted: tuple[int, ...], lowest: int, highest: int) -> None:

@@ -1,5 +1,6 @@
 """The probe `prefix`: the first scales of real images are given, the model draws the rest."""
 
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import Field
@@ -16,8 +17,8 @@ class PrefixSettings(Config):
 
     scales: tuple[int, ...] = Field(default=(), description="How many are given; none: 0 to S, all of them.")
     of: tuple[str, ...] = Field(default=SPLITS, description="Whose images: train, heldout.")
-    guidance: tuple[float, ...] = Field(
-        default=(), description="cfg_scale of the drawing; none: 0, and the run's own where it has one."
+    cfg_scale: tuple[float, ...] = Field(
+        default=(), description="Of the drawing; none: 0, and the run's own where it has one."
     )
     filtered: bool = Field(default=False, description="Draw through the run's filter (top_k, top_p); else from all.")
     samples: int | None = Field(default=None, ge=2, description="Images at most; none: evaluation.num_images.")
@@ -32,6 +33,7 @@ class Prefix(Probe):
     """
 
     Settings = PrefixSettings
+    FORMER = MappingProxyType({"guidance": "cfg_scale"})
     settings: PrefixSettings
     fields = (
         Shown("scales", "true scales given", 0),
@@ -55,7 +57,7 @@ class Prefix(Probe):
             if split not in SPLITS:
                 raise one_of("of", split, SPLITS)
         own = config.sample
-        guidance = settings.guidance or tuple(dict.fromkeys((0.0, float(own.cfg_scale))))
+        strengths = settings.cfg_scale or tuple(dict.fromkeys((0.0, float(own.cfg_scale))))
         return [
             {
                 "scales": k,
@@ -66,7 +68,7 @@ class Prefix(Probe):
                 "seed": settings.seed,
             }
             for split in settings.of
-            for cfg_scale in guidance
+            for cfg_scale in strengths
             for k in settings.scales or range(last + 1)
         ]
 

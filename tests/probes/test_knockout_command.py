@@ -165,7 +165,7 @@ def test_fid_of_a_published_checkpoint(tmp_path, capsys, monkeypatch):
     effect = json.loads(capsys.readouterr().out)["effects"]["own"]
     assert effect["fid"] > 0 and effect["fid_images"] == 20
     last = load_generator(GOLDEN / "var_l2" / "state.safetensors")[0].schedule.num_scales
-    wanted = ["probe", "prefix", *files, "--set", "of=heldout", "guidance=0", f"scales={last}"]
+    wanted = ["probe", "prefix", *files, "--set", "of=heldout", "cfg_scale=0", f"scales={last}"]
     assert main([*wanted, *judged]) == OK
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert row["fid"] > 0 and row["num_images"] == 20

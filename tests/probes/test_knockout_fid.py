@@ -116,7 +116,7 @@ def test_fid_against_another_reference_is_another_one(untrained, trained, tmp_pa
     what, cuts = Stages(config, store, run=run).attention.heldout(), [parse_cut("own")]
     (found,) = measure_cuts(what, cuts, tmp_path, draws=1, fid_images=30).effects.values()
     assert found.change == ours.change and found.fid != ours.fid and found.fid_by != ours.fid_by
-    settings: dict[str, Any] = {"scales": [4], "of": ["heldout"], "guidance": [0], "samples": 30}
+    settings: dict[str, Any] = {"scales": [4], "of": ["heldout"], "cfg_scale": [0], "samples": 30}
     (row,) = measure_probe("prefix", make_probe("prefix", settings), what, config, tmp_path).rows
     real = Images(load_images(config.data, "heldout"), "")
     shown, _ = reconstruct(trained.tokenizer, real.subset(spread_indices(len(real), 30)))

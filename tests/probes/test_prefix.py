@@ -26,12 +26,12 @@ def test_with_all_scales_given_it_is_the_floor(fresh, split):
     images = Images(load_images(stages.config.data, split), "")
     shown, _ = reconstruct(stages.train.load_tokenizer(), images.subset(spread_indices(len(images), 30)))
     floor = frechet_distance(extractor.extract(Images(shown, ""))[0], extractor.extract(heldout)[0])
-    for row in rows_of(fresh, of=[split], scales=[4], guidance=[0, 2]):  # nothing is drawn, so nothing is guided
+    for row in rows_of(fresh, of=[split], scales=[4], cfg_scale=[0, 2]):  # nothing is drawn, so nothing is guided
         assert row["fid"] == pytest.approx(floor, rel=1e-9) and row["bits"] is None
 
 
 def test_with_none_given_it_is_what_the_model_draws(fresh):
-    (row,) = rows_of(fresh, of=["train"], scales=[0], guidance=[0])
+    (row,) = rows_of(fresh, of=["train"], scales=[0], cfg_scale=[0])
     stages = Stages.of_run(*fresh)
     extractor, tokenizer = stages.extractor.load(), stages.train.load_tokenizer()
     train = load_images(stages.config.data, "train")
@@ -47,7 +47,7 @@ def test_with_none_given_it_is_what_the_model_draws(fresh):
 
 def test_the_likelihood_is_that_of_what_is_not_given(fresh):
     trained = mvar.load(fresh[1].name, results=fresh[0].root)
-    rows = trained.probe("prefix", of=["heldout"], guidance=[0], samples=10**6).rows
+    rows = trained.probe("prefix", of=["heldout"], cfg_scale=[0], samples=10**6).rows
     found, lengths = trained.nll(), [1, 4, 9, 16]
     for given, row in enumerate(rows[:4]):
         expected = np.average(found.bits_by_scale[given:], weights=lengths[given:])

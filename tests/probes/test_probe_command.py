@@ -15,7 +15,7 @@ from mvar.registries import PROBES
 from mvar.runs.wiring import kept_probes
 from mvar.transformer import ScaleTransformer
 
-FEW = ("--set", "of=heldout", "guidance=0", "samples=20")
+FEW = ("--set", "of=heldout", "cfg_scale=0", "samples=20")
 
 
 def command(made, *more, name="prefix"):
@@ -53,7 +53,7 @@ def test_what_is_there_is_not_measured_again_and_a_killed_call_goes_on(fresh, mo
         calls.append(case["scales"])
         return real(self, case, subject)
 
-    wanted = {"of": ["heldout"], "guidance": [0], "samples": 10, "scales": [1, 4, 3]}
+    wanted = {"of": ["heldout"], "cfg_scale": [0], "samples": 10, "scales": [1, 4, 3]}
     monkeypatch.setattr(Prefix, "measure", measure)
     with pytest.raises(KeyboardInterrupt):
         load(fresh).probe("prefix", **wanted)
@@ -66,13 +66,16 @@ def test_what_is_there_is_not_measured_again_and_a_killed_call_goes_on(fresh, mo
 
 def test_other_weights_other_sampling_or_a_damaged_file_are_measured_anew(fresh, monkeypatch, tmp_path):
     def measure(**more):
-        return load(fresh).probe("prefix", of=["heldout"], samples=10, scales=[2], **{"guidance": [0], **more}).rows
+        return load(fresh).probe("prefix", of=["heldout"], samples=10, scales=[2], **{"cfg_scale": [0], **more}).rows
 
     before, weights = measure(), fresh[1].weights.read_bytes()
     assert measure(seed=1)[0]["fid"] != before[0]["fid"]
-    assert measure(guidance=[3], filtered=True)[0]["guidance"] == 3
+    three = measure(cfg_scale=[3], filtered=True)
+    assert three[0]["guidance"] == 3
     path = fresh[1].path / "probes/prefix.json"
     assert len(json.loads(path.read_text())["rows"]) == 3
+    before_named = {"of": ["heldout"], "samples": 10, "scales": [2], "guidance": [3], "filtered": True}
+    assert load(fresh).probe("prefix", **before_named).rows == three and len(json.loads(path.read_text())["rows"]) == 3
     path.write_text("{")
     assert measure() == before
     monkeypatch.setattr(Prefix, "version", 2)
@@ -101,7 +104,8 @@ def test_the_list_says_what_can_be_set(capsys):
     [
         (["scales=5"], "scales: 5; allowed: 0 to 4"),
         (["of=test"], "of: 'test' is unknown; allowed: train, heldout"),
-        (["guidance=x"], "guidance.0: 'x': Input should be a valid number"),
+        (["cfg_scale=x"], "cfg_scale.0: 'x': Input should be a valid number"),
+        (["cfg_scale=1", "guidance=1"], "guidance: is cfg_scale, which is given too; allowed: cfg_scale"),
         (["samples=1"], "samples: 1: Input should be greater than or equal to 2"),
         (["scale=1"], "probe prefix: setting: 'scale' is unknown (did you mean 'scales'?); allowed: scales, of"),
     ],

@@ -84,7 +84,7 @@ def test_a_sweep_by_its_name_is_its_trained_runs(store, evaluate, capsys):
 
 def test_a_run_by_its_id_is_drawn_at_every_strength_and_its_table_kept(store, evaluate, capsys):
     before = run_of(store).weights.stat().st_mtime_ns
-    asked = [CONFIG.run_id, "--guidance", "0,3", "--set", "sample.top_k=5"]
+    asked = [CONFIG.run_id, "--cfg-scale", "0,3", "--set", "sample.top_k=5"]
     assert evaluate(*asked) == OK and "cfg_scale=3" in capsys.readouterr().out
     assert scales_of(store) == [0, CONFIG.sample.cfg_scale, 3]
     assert run_of(store).weights.stat().st_mtime_ns == before and len(store.runs()) == 1
@@ -93,7 +93,7 @@ def test_a_run_by_its_id_is_drawn_at_every_strength_and_its_table_kept(store, ev
     kept = read_manifest(store)
     assert evaluate(*asked, "--name", "mine", "--grid", "sample.top_p=0.5,0.9") == OK
     assert {found["sweep"] for found in store.manifests()} == {manifest["sweep"], "mine"}
-    assert evaluate(CONFIG.run_id, "--guidance", "3,0.5", "--set", "sample.top_k=5") == OK  # a value more, one table
+    assert evaluate(CONFIG.run_id, "--cfg-scale", "3,0.5", "--set", "sample.top_k=5") == OK  # a value more, one table
     assert len(store.manifests()) == 2 and [c["label"] for c in read_manifest(store)["cells"]] == [
         *(cell["label"] for cell in kept["cells"]),
         "cfg_scale=0.5",
@@ -111,7 +111,7 @@ def test_runs_of_several_seeds_and_patterns_are_rows_with_the_seeds_that_there_a
     for config in intra:
         execute(config, store)
     runs = [CONFIG, *intra]
-    assert evaluate(*(c.run_id for c in runs), "--guidance", "0,1.5", "--sample-seeds", "0,4") == OK
+    assert evaluate(*(c.run_id for c in runs), "--cfg-scale", "0,1.5", "--sample-seeds", "0,4") == OK
     assert len(store.runs()) == 3
     (manifest,) = store.manifests()
     cells = {cell["label"]: (cell["run_ids"], cell.get("seeds", manifest["seeds"])) for cell in manifest["cells"]}
@@ -141,17 +141,17 @@ def test_runs_of_several_seeds_and_patterns_are_rows_with_the_seeds_that_there_a
         (["--config", "x.yaml", "--weights", "ema"], r"weights: a run has its own"),
         (["--name", "x"], r"name: 'x' is unknown"),
         (["RUN", "--set", "train.steps=9"], r"set: train.steps would be another run"),
-        (["RUN", "--guidance", "0,1", "--set", "train.steps=9"], r"set: train.steps would be another run"),
-        (["RUN", "--guidance", "0,1", "--seeds", "3"], r"seeds: a run has its own"),
-        (["RUN", "--guidance", "0,-1"], r"cfg_scale: -1.*allowed|cfg_scale: -1"),
-        (["RUN", "--guidance", "0,0.0"], r"'0' and '0.0' are one value"),
-        (["RUN", "--guidance", ""], r"sample.cfg_scale: '' has an empty value"),
-        (["RUN", "--guidance", "0,x"], r"cfg_scale: 'x'"),
+        (["RUN", "--cfg-scale", "0,1", "--set", "train.steps=9"], r"set: train.steps would be another run"),
+        (["RUN", "--cfg-scale", "0,1", "--seeds", "3"], r"seeds: a run has its own"),
+        (["RUN", "--cfg-scale", "0,-1"], r"cfg_scale: -1.*allowed|cfg_scale: -1"),
+        (["RUN", "--cfg-scale", "0,0.0"], r"'0' and '0.0' are one value"),
+        (["RUN", "--cfg-scale", ""], r"sample.cfg_scale: '' has an empty value"),
+        (["RUN", "--cfg-scale", "0,x"], r"cfg_scale: 'x'"),
         (["RUN", "--grid", "train.steps=4,9"], r"grid: train.steps=4,9 would be other runs; allowed: fields of sample"),
-        (["RUN", "nope", "--guidance", "0"], r"run: 'nope' is unknown"),
-        (["RUN", "--guidance", "0", "--config", "x.yaml"], r"RUN and --config are given"),
-        (["mixers", "--guidance", "0"], r"guidance: of runs by their ids; allowed: RUN"),
-        (["--guidance", "0"], r"guidance: of runs by their ids"),
+        (["RUN", "nope", "--cfg-scale", "0"], r"run: 'nope' is unknown"),
+        (["RUN", "--cfg-scale", "0", "--config", "x.yaml"], r"RUN and --config are given"),
+        (["mixers", "--cfg-scale", "0"], r"cfg-scale: of runs by their ids; allowed: RUN"),
+        (["--cfg-scale", "0"], r"cfg-scale: of runs by their ids"),
     ],
 )
 def test_what_does_not_go_together_is_one_line(store, evaluate, capsys, words, said):
