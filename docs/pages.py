@@ -1,7 +1,9 @@
-"""Pages of the documentation that are made of something else: the command line's help, and files beside this folder."""
+"""Pages of the documentation that are made of something else: of the code (the command line's help, fields of a config,
+metrics), and of files beside this folder."""
 
 import io
 import re
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
@@ -22,7 +24,7 @@ COPIED = {
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add them."""
     pages = {name: _outside((ROOT / path).read_text()) for name, path in COPIED.items()}
-    for name, text in {"cli.md": command_line(), **pages}.items():
+    for name, text in {**{name: make() for name, make in MADE.items()}, **pages}.items():
         files.append(File.generated(config, name, content=text))
     return files
 
@@ -54,3 +56,101 @@ def command_line() -> str:
                 parse([name_of(command), "--help"])
             lines += [f"### mvar {name_of(command)}", "", "```", out.getvalue().strip(), "```", ""]
     return "\n".join(lines)
+
+
+# Reference that is made of the code ---------------------------------------------------------------------------------
+
+
+def fields() -> str:
+    """Every field of a config, the presets, and what can be chosen by name, with settings."""
+    from mvar.config.described import fields_of, typed
+    from mvar.presets import PRESETS
+
+    found = fields_of(PRESETS["digits"])
+    out = io.StringIO()
+    with redirect_stdout(out):
+        from mvar.cli import main
+
+        main(["config", "presets"])
+    lines = [
+        "# Every field of a config",
+        "",
+        *FIELDS_BEGIN,
+        "## Presets",
+        "",
+        "```",
+        out.getvalue().rstrip(),
+        "```",
+        "",
+    ]
+    for section in dict.fromkeys(field.name.rpartition(".")[0] for field in found):
+        rows = [
+            (f"`{field.name}`", f"`{typed(field.default)}`", field.allowed, field.description)
+            for field in found
+            if field.name.rpartition(".")[0] == section
+        ]
+        lines += [f"## {section or 'The run'}", "", *table(("field", "default", "allowed", "what it is"), rows), ""]
+    return "\n".join([*lines, *by_name()])
+
+
+def by_name() -> Iterable[str]:
+    """Every kind of part, its names, and the settings of probes, which stand in no config."""
+    from mvar.commands.probe import described
+    from mvar.registries import KINDS, PROBES
+
+    where = {"mixer": "model.pattern", "metric": "evaluation.also", "executor": "executor", "probe": "mvar probe NAME"}
+    rows = [(kind, f"`{where.get(kind, one.field)}`", names(one.names())) for kind, one in KINDS.items()]
+    yield from ["## Chosen by name", "", *table(("kind", "where", "names"), rows), ""]
+    for name in PROBES.names():
+        settings = described(PROBES.find(name)).items()
+        rows = [(f"`{field}`", f"`{default or 'none'}`", text) for field, (default, text) in settings]
+        yield from [f"## mvar probe {name}", "", *table(("setting", "default", "what it is"), rows), ""]
+
+
+def metrics() -> str:
+    """Every metric: its keys, version, and which way is better."""
+    from mvar.evaluation.metrics.contract import NEEDS, every_metric
+    from mvar.presets import PRESETS
+
+    rows = []
+    for name, metric in every_metric().items():
+        better = [f"{way}: {names(keys)}" for way, keys in (("lower", metric.lower), ("higher", metric.higher)) if keys]
+        asked = "always" if metric.by_default(PRESETS["digits"]) else "where `evaluation.also` names it"
+        keys = names((*metric.keys, *metric.also))
+        rows.append(
+            (f"`{name}`", keys, f"{metric.version}", "; ".join(better), names(metric.needs), asked, about(metric))
+        )
+    heads = ("name", "keys", "version", "better", "needs", "measured", "what it is")
+    needs = table(("needs", "what that is"), [(f"`{name}`", text) for name, text in NEEDS.items()])
+    return "\n".join(
+        ["# Every metric", "", *METRICS_BEGIN, *table(heads, rows), "", "## What they need", "", *needs, ""]
+    )
+
+
+def about(kind: type) -> str:
+    """The first line of a class's docstring."""
+    return (kind.__doc__ or "").strip().splitlines()[0]
+
+
+def names(texts: Iterable[str]) -> str:
+    """`a`, `b`, `c`."""
+    return ", ".join(f"`{text}`" for text in texts)
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table in Markdown."""
+    cells = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    return [f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *cells)]
+
+
+FIELDS_BEGIN = (
+    "Made of the code, as `mvar config fields` prints it. `--set FIELD=VALUE` changes one. Defaults are those of the",
+    "preset `digits`; of settings that it does not give, their own. [Configuration](configuration.md) says how fields",
+    "are given.",
+    "",
+)
+METRICS_BEGIN = (
+    "Made of the code. [Metrics](metrics.md) has definitions, sources and pitfalls. A key with `*` is one a scale.",
+    "",
+)
+MADE: dict[str, Callable[[], str]] = {"cli.md": command_line, "fields.md": fields, "metric-keys.md": metrics}

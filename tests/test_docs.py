@@ -2,21 +2,40 @@
 stays short.
 """
 
+import importlib.util
 import json
 import os
+import pkgutil
 import re
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 from documented import DRY, PAGES, PARSED, ROOT, RUN, commands, name
 
+import mvar
 from mvar.cli import COMMANDS, parse
+from mvar.config.described import fields_of
 from mvar.errors import OK, USER_ERROR, UserError
-from mvar.registries import MIXERS
+from mvar.evaluation.metrics.contract import every_metric
+from mvar.presets import PRESETS
+from mvar.registries import KINDS, MIXERS, PROBES
 
 LEAST = {"laptop.md": 20, "cluster.md": 6, "configuration.md": 5, "imagenet.md": 2}  # commands, so that none is missed
 WITH_COMMANDS = [name(page) for page in PAGES if any(command.how != PARSED for command in commands(page))]
+
+
+def hook(path: str) -> ModuleType:
+    """A file that mkdocs loads."""
+    spec = importlib.util.spec_from_file_location("pages", ROOT / path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+PAGES_MADE = hook("docs/pages.py")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -89,7 +108,7 @@ def test_the_readme_is_short():
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_to_files(page):
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
-    made = {"cli.md", "api.md", "run-directory.md", "profiles.md", "examples.md", "changelog.md"}
+    made = {*PAGES_MADE.MADE, *PAGES_MADE.COPIED}
     for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)[^)]*\)", text):
         assert target in made or (page.parent / target).exists(), f"{page.name}: {target}"
 
@@ -102,3 +121,35 @@ def test_pages_are_in_the_menu():
 def test_every_mixer_has_its_row():
     page = (ROOT / "docs/mixers.md").read_text()
     assert [name for name in MIXERS.paths if not re.search(rf"^\| `{name}[`:]", page, re.MULTILINE)] == []
+
+
+# What is made of the code -------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_fields_has_every_field_and_setting():
+    page = PAGES_MADE.fields()
+    assert [field.name for field in fields_of(PRESETS["digits"]) if f"| `{field.name}` | " not in page] == []
+    assert [name for name in PRESETS if f"\n{name} " not in page] == []
+    assert [name for registry in KINDS.values() for name in registry.names() if f"`{name}`" not in page] == []
+    for probe in PROBES.names():
+        settings = page.partition(f"## mvar probe {probe}\n")[2]
+        assert [field for field in PROBES.find(probe).Settings.model_fields if f"| `{field}` | " not in settings] == []
+
+
+def test_the_page_of_metrics_has_every_key():
+    page = PAGES_MADE.metrics()
+    for metric_name, metric in every_metric().items():
+        (row,) = re.findall(rf"^\| `{metric_name}` \| .*$", page, re.MULTILINE)
+        assert all(f"`{key}`" in row for key in (*metric.keys, *metric.also))
+        assert f"| {metric.version} |" in row and ("lower: " in row) == bool(metric.lower)
+
+
+def test_the_api_has_every_name_that_pages_and_examples_use():
+    paths = re.findall(r"^::: (\S+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
+    things = [pkgutil.resolve_name(path) for path in paths]
+    texts = [
+        path.read_text() for folder in ("docs", "examples") for path in (ROOT / folder).glob("*.*") if path.is_file()
+    ]
+    used = set(re.findall(r"\bmvar\.([A-Za-z]\w*)", "\n".join(texts))) & set(mvar.__all__) | {"PRESETS", "Probe"}
+    told = {name for name in used if any(getattr(mvar, name) is thing for thing in things)}
+    assert used - told - {path.rpartition(".")[2] for path in paths} == set()
