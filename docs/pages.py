@@ -63,7 +63,8 @@ def command_line() -> str:
 
 def fields() -> str:
     """Every field of a config, the presets, and what can be chosen by name, with settings."""
-    from mvar.config.described import fields_of, typed
+    from mvar.config.allowed import typed
+    from mvar.config.described import fields_of
     from mvar.presets import PRESETS
 
     found = fields_of(PRESETS["digits"])

@@ -82,7 +82,11 @@ def test_overrides_parse_text():
         ({"model.depht": 3}, "model.depht: 'depht' is unknown (did you mean 'depth'?)"),
         ({"mdoel.depth": 3}, "mdoel: 'mdoel' is unknown (did you mean 'model'?)"),
         ({"model.depth": "x"}, "model.depth: 'x': Input should be a valid integer"),
-        ({"model.depth": 0}, "model.depth: 0: Input should be greater than or equal to 1"),
+        (
+            {"model.depth": 0},
+            "model.depth: 0: Input should be greater than or equal to 1; allowed: whole number, 1 or more",
+        ),
+        ({"sample.interval.low": 2}, "low: 2: Input should be less than or equal to 1; allowed: number, 0 to 1"),
         ({"model.pattern": "9*global"}, "names 9 layers; model.depth is 8"),
         ({"model.num_heads": 5}, "model.num_heads: 5 does not divide model.width 64"),
         ({"model.pattern": "mamba", "model.mamba.headdim": 48}, "model.mamba.headdim: 48 does not divide"),

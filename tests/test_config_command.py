@@ -15,7 +15,8 @@ from pydantic import Field
 from mvar import registry
 from mvar.cli import main
 from mvar.config import Config, MambaConfig, RunConfig, override, stored_config
-from mvar.config.described import CHANGES, FieldFacts, fields_of, resolved, typed
+from mvar.config.allowed import typed
+from mvar.config.described import CHANGES, FieldFacts, fields_of, resolved
 from mvar.config.parsing import DERIVED
 from mvar.errors import OK, USER_ERROR
 from mvar.presets import PRESETS

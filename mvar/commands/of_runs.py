@@ -72,7 +72,7 @@ def requests_of_runs(
 
 def _axes(configs: "Sequence[RunConfig]") -> list[str]:
     """What the runs differ in, as words of `--grid`."""
-    from mvar.config.described import typed
+    from mvar.config.allowed import typed
     from mvar.runs.config_file import differences
     from mvar.runs.grid import SECTIONS
 

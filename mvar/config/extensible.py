@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
 
+from mvar.config.allowed import allowed_at
 from mvar.errors import UserError, one_of, quoted
 from mvar.registry import NAME, Registry
 
@@ -106,20 +107,27 @@ def validated(kind: type[Config], values: Any, where: str, context: Any) -> Conf
     try:
         return kind.model_validate(values, context=context)
     except ValidationError as error:
-        raise ValueError(explain_all(error, where)) from None
+        raise ValueError(explain_all(error, kind, where)) from None
 
 
-def explain_all(error: ValidationError, where: str = "") -> str:
-    """What is wrong with a config, in one line: fields, values, and what is allowed."""
-    return "; ".join(dict.fromkeys(_explain(one, where) for one in error.errors()))
+def explain_all(error: ValidationError, kind: type[BaseModel], where: str = "") -> str:
+    """What is wrong with a config, in one line: fields, values, and what is allowed.
+
+    Args:
+        error: pydantic's.
+        kind: the section that was validated.
+        where: its name in the whole config.
+    """
+    return "; ".join(dict.fromkeys(_explain(one, kind, where) for one in error.errors()))
 
 
-def _explain(error: Any, section: str) -> str:
+def _explain(error: Any, kind: type[BaseModel], section: str) -> str:
     where = ".".join(str(part) for part in (*filter(None, [section]), *error["loc"]))
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return message if ":" in message or not where else f"{where}: {message}"
-    return f"{where}: {quoted(error['input'])}: {message}"
+    told = allowed_at(kind, error["loc"])
+    return f"{where}: {quoted(error['input'])}: {message}" + (f"; allowed: {told}" if told else "")
 
 
 def no_settings(kind: type[Extensible], name: str, fields: Iterable[str]) -> UserError:

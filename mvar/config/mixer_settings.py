@@ -39,7 +39,7 @@ def read_settings(text: str, kind: type[Config] | None, base: Config | None, pat
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{where}: {explain_all(error, name)}") from None
+        raise UserError(f"{where}: {explain_all(error, kind, name)}") from None
 
 
 def _named(name: str, given: Mapping[str, str], kind: type[Config], where: str) -> dict[str, str]:
@@ -68,7 +68,7 @@ def _value(where: str, kind: type[Config], values: Mapping[str, Any], field: str
             kind.model_validate({**values, field: value})
         except ValidationError as error:
             if any(one["loc"][:1] == (field,) for one in error.errors()):
-                told = told or explain_all(error, where)
+                told = told or explain_all(error, kind, where)
                 continue
         return value
     raise UserError(told)

@@ -178,7 +178,7 @@ def from_dict(kind: type[C], values: Mapping[str, Any], lenient: bool = False) -
     try:
         return kind.model_validate(values, context={"stored": True, "lenient": lenient})
     except ValidationError as error:
-        raise UserError(explain_all(error)) from None
+        raise UserError(explain_all(error, kind)) from None
 
 
 class Stored(NamedTuple):

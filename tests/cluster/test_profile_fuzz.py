@@ -163,7 +163,8 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
         ("toml", 'qos = ""', "qos: '' is empty"),
         ("toml", 'sbatch = {job-nam = "a,b"}', "job-nam is set by mvar"),
         ("toml", 'sbatch = {job_name = "a,b"}', "job-name is set by mvar"),
-        ("toml", "gpus = 1", "gpus: 1: Input should be 'all' or 'planned'"),
+        ("toml", 'timeout_min = "x"', "as an integer; allowed: whole number, 1 to 10,000,000"),
+        ("toml", "gpus = 1", "gpus: 1: Input should be 'all' or 'planned'; allowed: all, planned"),
         ("toml", 'source = "x"', "source"),
     ],
 )  # fmt: skip
