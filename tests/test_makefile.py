@@ -85,6 +85,17 @@ def test_the_environment_is_made_once(make, tmp_path):
     assert not (venv / "unfinished").exists()
 
 
+def test_the_cpu_build_of_pytorch_comes_first_and_alone(make, tmp_path):
+    assert make(".venv/core", "TORCH=cpu").returncode == 0
+    first, second = (tmp_path / ".venv/installed").read_text().splitlines()
+    words = first.split()
+    assert words[words.index("--index-url") + 1] == "https://download.pytorch.org/whl/cpu"
+    assert words[-2:] == ["torch", "torchvision"] and "--no-deps" in words and "constraints.txt" in words
+    assert second.endswith("-e .") and "--index-url" not in second
+    assert make("other/core", "VENV=other", "TORCH=cpu", "TORCH_INDEX=file:///mirror").returncode == 0
+    assert "--index-url file:///mirror torch" in (tmp_path / "other/installed").read_text()
+
+
 @pytest.mark.parametrize("stop", ["WITHOUT_PIP", "STOP"])
 def test_an_interrupted_environment_is_made_anew(make, tmp_path, stop):
     venv = tmp_path / ".venv"
