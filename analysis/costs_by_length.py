@@ -30,7 +30,9 @@ SIDES = PATCH_SIDES["512"]  # its first scales are whole schedules too: L from 3
 NEVER = "none here"
 LENGTHS = [SIDES[:count] for count in range(4, len(SIDES) + 1)]
 PER_IMAGE = {"state": "state of an image (bytes)", "flops": "FLOPs an image"}
-BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "results" / "mixers.json"  # of `python -m benchmarks.mixers`
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks" / "results"
+OF_MIXERS = BENCHMARKS / "mixers.json"  # of `python -m benchmarks.mixers`
+OF_MODELS = BENCHMARKS / "lengths.json"  # of `python -m benchmarks.lengths`
 Models = Mapping[str, RunConfig]  # by pattern, at the preset's width
 
 
@@ -40,14 +42,17 @@ def draw(page: kit.Writer, manifest: kit.Manifest, table: kit.Table) -> None:
     if not models:
         return
     page.table(lengths(models, manifest))
-    try:
-        latency = read_latency()
-    except UserError as error:
-        latency = None
-        page.problems.append(one_line(error))
-    if latency:
-        page.table(latency_table(models, latency, manifest))
-    page.figure(f"inter_scale-lengths-{manifest.tag}", lengths_figure, models, latency, manifest, page.figures)
+    found: dict[str, Latency | None] = {}
+    for path, named in ((OF_MODELS, "pattern"), (OF_MIXERS, "mixer")):
+        try:
+            found[named] = latency = read_latency(path, named)
+        except UserError as error:
+            found[named] = latency = None
+            page.problems.append(one_line(error))
+        if latency:
+            page.table(latency_table(models, latency, manifest))
+    shown = found["pattern"] or found["mixer"]
+    page.figure(f"inter_scale-lengths-{manifest.tag}", lengths_figure, models, shown, manifest, page.figures)
 
 
 def models_of(records: kit.Records, manifest: kit.Manifest) -> Models:
@@ -131,11 +136,26 @@ def _told(rows: list[dict[str, Any]], key: str, what: str) -> str:
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds in which one mixer by itself goes through an image, by L, on one machine."""
+    """Milliseconds of an image by L, on one machine: of whole models, or of one mixer by itself."""
 
     machine: str
-    width: int
-    ms: Mapping[str, Mapping[int, float]]  # by mixer
+    of: str  # their size, in words
+    is_whole: bool  # models by pattern, else mixers by name
+    ms: Mapping[str, Mapping[int, float]]
+
+    @property
+    def dense(self) -> str:
+        """What the others are held against."""
+        return DENSE if self.is_whole else DENSE.removeprefix("intra+")
+
+    @property
+    def command(self) -> str:
+        """What has measured it."""
+        return f"python -m benchmarks.{(OF_MODELS if self.is_whole else OF_MIXERS).stem}"
+
+    def rows(self, models: Models) -> dict[str, str]:
+        """By pattern of a model, what it is called here."""
+        return {p: p for p in models} if self.is_whole else partners(models)
 
     @property
     def lengths(self) -> list[int]:
@@ -143,8 +163,12 @@ class Latency:
         return sorted({length for taken in self.ms.values() for length in taken})
 
 
-def read_latency(path: Path = BENCHMARK) -> Latency | None:
-    """What `python -m benchmarks.mixers` has stored; None where it has not run.
+def read_latency(path: Path, named: str) -> Latency | None:
+    """What `python -m benchmarks.mixers` has stored, or `benchmarks.lengths`; None where it has not run.
+
+    Args:
+        path: of the document.
+        named: what its rows are told apart by: `mixer`, or `pattern` of whole models.
 
     Raises:
         UserError: a damaged file.
@@ -157,33 +181,45 @@ def read_latency(path: Path = BENCHMARK) -> Latency | None:
         threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"
         clock = ", processor time" if found["settings"].get("processor_time") else ""
         where = f"{machine['cpu']}, {threads}, torch {machine['torch']}{clock}"
-        ms = {row["mixer"]: {int(at): float(taken) for at, taken in row["ms"].items()} for row in found["lengths"]}
-        return Latency(where, int(found["settings"]["mixer_width"]), ms)
+        ms = {row[named]: {int(at): float(taken) for at, taken in row["ms"].items()} for row in found["lengths"]}
+        settings = found["settings"]
+        if named == "mixer":
+            return Latency(where, f"width {int(settings['mixer_width'])}", False, ms)
+        return Latency(where, f"depth {int(settings['depth'])}, width {int(settings['width'])}", True, ms)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: {one_line(error)}; allowed: what `python -m benchmarks.mixers` writes") from error
+        module = path.stem if path in (OF_MODELS, OF_MIXERS) else "mixers"
+        raise UserError(f"{path}: {one_line(error)}; allowed: what `python -m benchmarks.{module}` writes") from error
 
 
 def latency_table(models: Models, latency: Latency, manifest: kit.Manifest) -> kit.Table:
-    """Milliseconds of each partner of `intra` by itself at the least and the largest L, and where it meets `global`."""
-    dense, rows = latency.ms.get("global", {}), []
+    """Milliseconds of each model, or partner of `intra`, at the least and the largest L, and where it crosses."""
+    dense, rows = latency.ms.get(latency.dense, {}), []
     ends = latency.lengths[0], latency.lengths[-1]
-    for mixer in [name for name in partners(models).values() if name in latency.ms]:
-        taken = latency.ms[mixer]
-        row: dict[str, Any] = {"label": mixer, **{f"ms {length}": taken.get(length) for length in ends}}
+    for name in [name for name in latency.rows(models).values() if name in latency.ms]:
+        taken = latency.ms[name]
+        row: dict[str, Any] = {"label": name, **{f"ms {length}": taken.get(length) for length in ends}}
         both = [length for length in latency.lengths if length in taken and length in dense]
-        if mixer != "global" and both:
+        if name != latency.dense and both:
             row["ms crossing"] = _first_below({length: (taken[length], dense[length]) for length in both})
         rows.append(row)
-    shown = [columns.name("mixer"), *(Column(f"ms {n}", f"ms, L = {n:,}", columns.MEASURED, 2) for n in ends)]
-    shown.append(Column("ms crossing", "less than global from L =", columns.MEASURED, is_text=True))
-    title = f"Between scales, latency by L: {manifest.title}"
+    what, told, end = (
+        ("layers", "a whole model draws one image without guidance, decoding left out,", "-models")
+        if latency.is_whole
+        else (
+            "mixer",
+            "one mixer by itself goes through one image scale by scale with its state, as sampling does,",
+            "",
+        )
+    )
+    shown = [columns.name(what), *(Column(f"ms {n}", f"ms, L = {n:,}", columns.MEASURED, 2) for n in ends)]
+    shown.append(Column("ms crossing", f"less than {latency.dense} from L =", columns.MEASURED, is_text=True))
+    title = f"Between scales, latency{' of whole models' * latency.is_whole} by L: {manifest.title}"
     reading = [
-        f"Measured by `python -m benchmarks.mixers`, not on these runs: one mixer by itself, width {latency.width}, "
-        f"goes through one image scale by scale with its state, as sampling does. {kit.prose(latency.machine)}. "
+        f"Measured by `{latency.command}`, not on these runs: {told} {latency.of}. {kit.prose(latency.machine)}. "
         "Another machine, width or batch has other times.",
         "The torch paths, on a processor: kernels of a GPU are not in these times.",
     ]
-    return kit.Table(f"{manifest.name}-latency", title, shown, rows, reading=reading)
+    return kit.Table(f"{manifest.name}-latency{end}", title, shown, rows, reading=reading)
 
 
 def _looks(patterns: list[str]) -> dict[str, dict[str, Any]]:
@@ -205,10 +241,15 @@ def lengths_figure(models: Models, latency: Latency | None, manifest: kit.Manife
                     ax.plot(list(map(_tokens, LENGTHS)), values, markersize=4, **looks[pattern])
             ax.set(xscale="log", yscale="log", xlabel="tokens of an image (L)", ylabel=label)
         if latency:
-            for pattern, mixer in partners(models).items():
-                taken = latency.ms.get(mixer, {})
+            for pattern, name_there in latency.rows(models).items():
+                taken = latency.ms.get(name_there, {})
                 axes[0, 2].plot(list(taken), list(taken.values()), markersize=4, **looks[pattern])
-            axes[0, 2].set(xscale="log", yscale="log", xlabel="tokens of an image (L)", ylabel="ms of the partner")
+            axes[0, 2].set(
+                xscale="log",
+                yscale="log",
+                xlabel="tokens of an image (L)",
+                ylabel="ms an image" if latency.is_whole else "ms of the partner",
+            )
         figure.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
         kit.despine(*axes[0])
     caption = (
@@ -216,7 +257,8 @@ def lengths_figure(models: Models, latency: Latency | None, manifest: kit.Manife
         "of sampling without guidance, at the first 4 to 10 scales of the 512 px schedule."
     )
     if latency:
-        caption += f" Right, measured: the partner of intra by itself, width {latency.width}, {latency.machine}."
+        told = "drawing it with the whole model" if latency.is_whole else "the partner of intra by itself"
+        caption += f" Right, measured: {told}, {latency.of}, {latency.machine}."
     return kit.Figure(name, f"Between scales, memory and FLOPs by L: {manifest.title}", caption)
 
 

@@ -7,6 +7,7 @@ python analysis/knockout.py --results results
 import sys
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ import pandas as pd
 from mvar import Column, columns, matrix_of
 from mvar import analysis as kit
 
-PARTS = ("own", "coarser", "branch", "state")  # targets of the table: whole parts, in all layers
 COLUMNS = (
     Column("model", "model", is_text=True),
     columns.name("cut"),
@@ -31,19 +31,16 @@ COLUMNS = (
     Column("verdict", "verdict", is_text=True),
     Column("n", "seeds", "", 0),
 )
-BY_SCALE = (
-    *COLUMNS[:2],
-    Column("scale", "tokens of", is_text=True),
-    *COLUMNS[5:],
-)
+BY_SCALE = (*COLUMNS[:2], Column("scale", "tokens of", is_text=True), *COLUMNS[5:])
+KINDS = {"cut": "nothing", "mean": "its mean over images", "resample": "another image's"}
+BY_KIND = (*COLUMNS[:2], Column("kind", "what stands there", is_text=True), *COLUMNS[5:])
 BY_FID = (
     *COLUMNS[:2],
     Column("images", "drawn images", "", 0),
     Column("fid", "FID", columns.MEASURED, 2),
     Column("change", "change of FID", columns.MEASURED, 2),
-    Column("control", "random instead", columns.MEASURED, 2),
     Column("draws", "random cuts", "", 0),
-    Column("beyond", "beyond random", columns.MEASURED, 2),
+    *(replace(column, decimals=2) for column in COLUMNS[7:9]),
     Column("half_width", "± over random cuts", columns.MEASURED, 2),
     *COLUMNS[-2:],
 )
@@ -63,24 +60,17 @@ Points = dict[Any, tuple[float, float]]  # mass and effect, by what is cut
 
 
 def table1b(models: list[kit.CutModel]) -> kit.Table:
-    """Mass and effect of whole parts, and a verdict on each: against random keys, or against nothing where none are."""
+    """Mass and effect of whole parts, and a verdict on each: against random keys, or where none are against nothing."""
     rows: list[dict[str, Any]] = []
-    run_ids: list[list[str]] = []
     pairs: dict[Any, tuple[kit.Measured, kit.Measured]] = {}
     for at, model in enumerate(models):
         ranks = {(at, name): rank_correlation(points) for name, points in points_of(model).items()}
         pairs |= {key: (rho, nothing(rho)) for key, rho in ranks.items() if rho}
-        for cut in _parts(model):
-            change, control = model.values(cut, "change"), model.values(cut, "control")
-            assert change is not None  # it is there in a seed
-            pairs[len(rows)] = (change, control or nothing(change))
-            half = model.values(cut, "half_width")
-            row = {"model": model.name, "label": cut, "mass": model.mass(cut), "change": change, "n": change.n}
-            row["entropy"] = model.entropy(cut)
-            row |= {"half_width": half and half.mean, "control": control, "beyond": model.values(cut, "beyond")}
-            row["kept"] = next(k.effects[cut].kept for k in model.found.values() if cut in k.effects)
-            rows.append(row)
-            run_ids.append(sorted(model.run_ids.values()))
+        for cut in model.parts():
+            row = model.row(cut)
+            pairs[len(rows)] = (row["change"], row["control"] or nothing(row["change"]))
+            row |= {"mass": model.mass(cut), "entropy": model.entropy(cut)}
+            rows.append(row | {"kept": next(effect.kept for effect in model.effects(cut).values())})
     verdicts = kit.judge(pairs, higher_is_better=[key for key in pairs if isinstance(key, tuple)])
     for number, row in enumerate(rows):
         row["verdict"] = told(verdicts[number], BESIDE_RANDOM if row["control"] else BESIDE_NONE)
@@ -90,7 +80,7 @@ def table1b(models: list[kit.CutModel]) -> kit.Table:
         "Table 1b: attention mass and effect of a cut",
         COLUMNS,
         rows,
-        run_ids,
+        _run_ids(rows),
         reading=[*_reading(rows, verdicts), *_ranks_reading(models, pairs, verdicts)],
         caption=f"{images} held-out images a run.",
     )
@@ -101,16 +91,13 @@ def by_scale(models: list[kit.CutModel]) -> kit.Table | None:
     rows: list[dict[str, Any]] = []
     pairs: dict[Any, tuple[kit.Measured, kit.Measured]] = {}
     for model in models:
-        for cut, (scale, side) in product(_parts(model), enumerate(model.config.tokenizer.patch_sides)):
-            change, control = (model.values(cut, name, scale) for name in ("change", "control"))
-            if change is None or control is None:
+        for cut, (scale, side) in product(model.parts(), enumerate(model.config.tokenizer.patch_sides)):
+            if not any(effect.controls_by_scale for effect in model.effects(cut).values()):
                 continue
-            if not np.allclose(change.paired(control), 0, rtol=0, atol=1e-12):
-                pairs[len(rows)] = (change, control)
-            half = model.values(cut, "half_width", scale)
-            row = {"model": model.name, "label": cut, "scale": f"{side}×{side}", "change": change, "control": control}
-            beyond = model.values(cut, "beyond", scale)
-            rows.append(row | {"half_width": half and half.mean, "beyond": beyond, "n": change.n})
+            row = model.row(cut, scale)
+            if not np.allclose(row["change"].paired(row["control"]), 0, rtol=0, atol=1e-12):
+                pairs[len(rows)] = (row["change"], row["control"])
+            rows.append(row | {"scale": f"{side}×{side}"})
     about = (
         "The cuts are those of Table 1b, the random ones too; a row's changes are those of the tokens of one scale. "
         "The same: of each of its queries all keys are cut, or none, so that random ones are the same keys."
@@ -118,12 +105,27 @@ def by_scale(models: list[kit.CutModel]) -> kit.Table | None:
     return _beside_random("table1b-scales", "Table 1b by scale", BY_SCALE, rows, pairs, about) if rows else None
 
 
+def by_kind(models: list[kit.CutModel]) -> kit.Table | None:
+    """The change by what stands in for what is cut; None where nothing ever did."""
+    rows: list[dict[str, Any]] = []
+    pairs: dict[Any, tuple[kit.Measured, kit.Measured]] = {}
+    for model in models:
+        for part, kind in product(model.parts(), KINDS):
+            cut = part if kind == "cut" else f"{part},kind={kind}"
+            if any(f"{part},kind={other}" in model.cuts() for other in KINDS) and cut in model.cuts():
+                row = model.row(cut)
+                pairs[len(rows)] = (row["change"], row["control"] or nothing(row["change"]))
+                rows.append(row | {"label": part, "kind": KINDS[kind]})
+    about = "In place of the keys and values of the cut pairs, of a branch or of a state; of random pairs too."
+    return _beside_random("table1b-kinds", "Table 1b by what stands in", BY_KIND, rows, pairs, about) if rows else None
+
+
 def by_fid(models: list[kit.CutModel]) -> kit.Table | None:
     """FID of images that are drawn with a cut, beside that with random keys; None where none was measured."""
     rows: list[dict[str, Any]] = []
     pairs: dict[Any, tuple[kit.Measured, kit.Measured]] = {}
     for model in models:
-        for cut in _parts(model):
+        for cut in model.parts():
             change, control = model.fid(cut, "fid_change"), model.fid(cut, "fid_control")
             if change is None:
                 continue
@@ -139,10 +141,6 @@ def by_fid(models: list[kit.CutModel]) -> kit.Table | None:
         "of a whole set: ± is half of the 95 % t interval over random cuts of one run, and has no part of images."
     )
     return _beside_random("table1b-fid", "Table 1b by FID", BY_FID, rows, pairs, about) if rows else None
-
-
-def _parts(model: kit.CutModel) -> list[str]:
-    return [cut for cut in model.cuts() if "," not in cut and cut.partition(":")[0] in PARTS]
 
 
 def _beside_random(
@@ -164,7 +162,11 @@ def _beside_random(
         "Verdicts are paired t-tests over training seeds at 5 %, of keys against random ones, of a branch or a state "
         f"against no cut; p is corrected by Holm's method over the {tested} of this table that have two seeds or more."
     )
-    return kit.Table(name, title, shown, rows, [list(row["change"].run_ids) for row in rows], reading=[about, judged])
+    return kit.Table(name, title, shown, rows, _run_ids(rows), reading=[about, judged])
+
+
+def _run_ids(rows: list[dict[str, Any]]) -> list[list[str]]:
+    return [list(row["change"].run_ids) for row in rows]
 
 
 def nothing(change: kit.Measured) -> kit.Measured:
@@ -369,9 +371,8 @@ def draw(page: kit.Writer) -> None:
         return
     page.section("Table 1b: mass and effect")
     page.table(table1b(models))
-    for table in (by_scale(models), by_fid(models)):
-        if table:
-            page.table(table)
+    for table in filter(None, (by_scale(models), by_kind(models), by_fid(models))):
+        page.table(table)
     numbers: dict[str, int] = defaultdict(int)
     for model in models:
         data = model.config.data.name

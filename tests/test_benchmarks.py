@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import attention, machine, mixers, official, sampling, scan, statistics, submit
+from benchmarks import attention, lengths, machine, mixers, official, sampling, scan, statistics, submit
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import sampling as gpu_sampling
 from benchmarks.gpu import table as gpu_table
 from mvar import shipped
 from mvar.errors import UserError
 from mvar.mixers.base import inter_scale_mixers
+from mvar.presets import PRESETS
 from mvar.registries import MIXERS
 
 ROOT = Path(__file__).parents[1]
@@ -219,10 +220,32 @@ def test_mixers_are_measured_without_their_peers(tmp_path, capsys, monkeypatch):
     assert {row["mixer"] for row in found["lengths"]} == set(inter_scale_mixers())
     assert all(list(row["ms"]) == ["30", "55"] for row in found["lengths"]) and finite(found["kernels"])
     assert "through an image" in capsys.readouterr().out
-    latency = shipped.load(shipped.find("analysis", "costs_by_length")).read_latency(out)
+    latency = shipped.load(shipped.find("analysis", "costs_by_length")).read_latency(out, "mixer")
     assert latency.lengths == [30, 55] and set(latency.ms) == set(inter_scale_mixers())
     with pytest.raises(UserError, match="processor-time: threads 0; allowed: with --threads 1"):
         mixers.main(mixers.Settings(processor_time=True, **short))
+
+
+def test_lengths_measures_whole_models(tmp_path, capsys):
+    out = tmp_path / "a.json"
+    lengths.main(lengths.Settings(preset="smoke", scales=(2, 1), repeats=1, out=out))
+    found = json.loads(out.read_text())
+    assert {row["pattern"] for row in found["lengths"]} == {
+        "global",
+        "intra",
+        *(f"intra+{n}" for n in inter_scale_mixers()),
+    }
+    assert all(list(row["ms"]) == ["1", "5"] and finite(row["ms"]) for row in found["lengths"])
+    assert "less than" in capsys.readouterr().out and found["settings"]["depth"] == PRESETS["smoke"].model.depth
+    latency = shipped.load(shipped.find("analysis", "costs_by_length")).read_latency(out, "pattern")
+    assert latency.lengths == [1, 5] and f"width {PRESETS['smoke'].model.width}" in latency.of
+    for wrong, said in (
+        ({"preset": "x"}, "preset: 'x' is unknown"),
+        ({"scales": (0, 11)}, "scales: .*; allowed: one number or more, each from 1 to 10"),
+        ({"processor_time": True}, "processor-time: threads 0; allowed: with --threads 1"),
+    ):
+        with pytest.raises(UserError, match=said):
+            lengths.main(lengths.Settings(**wrong))
 
 
 def test_mixers_are_compared_with_their_peers_before_they_are_measured(tmp_path):

@@ -12,9 +12,14 @@ DECIMAL = re.compile(r"(?<![\w.])[-+]?\d+\.\d+(?![\w.]*\d)")
 PROBES = ("prefix", "reach", "state", "corruption")
 SECTIONS = {  # page and heading of the section -> the tables that it rests on
     ("data.md", "Table 6 on Fashion-MNIST"): ["mixers-fashion", "mixers-fashion-differences"],
-    ("knockout.md", "Seen on the demo"): ["table1b-digits"],
+    ("knockout.md", "Seen on the demo"): [f"table1b{part}-digits" for part in ("", "-scales", "-kinds", "-fid")],
     ("knockout.md", "Seen on Fashion-MNIST"): ["table1b-fashion"],
-    ("mixers.md", "Between scales"): ["inter_scale-digits-own", "inter_scale-lengths-digits", "inter_scale-latency"],
+    ("mixers.md", "Between scales"): [
+        "inter_scale-digits-own",
+        "inter_scale-lengths-digits",
+        "inter_scale-latency",
+        "inter_scale-latency-models",
+    ],
     ("mixers.md", "Between scales, at one size"): ["inter_scale-digits-own-size"],
     ("mixers.md", "Between scales, at equal FLOPs"): ["inter_scale-digits-budget-own"],
     ("mixers.md", "Which layers"): ["placement-digits", "placement-digits-differences"],

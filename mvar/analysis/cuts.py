@@ -1,6 +1,7 @@
 """What `mvar knockout` has measured of the runs there are: one model in which something was cut, over its seeds."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 
@@ -15,6 +16,8 @@ from mvar.probes.knockout import Effect
 from mvar.probes.knockout_kept import Knockout
 from mvar.runs.states import DONE
 from mvar.runs.wiring import kept_knockout, run_attention
+
+PARTS = ("own", "coarser", "branch", "state")  # targets of cuts that take away a whole part
 
 
 @dataclass
@@ -60,6 +63,18 @@ class CutModel:
     def cuts(self) -> list[str]:
         """All that was cut in some seed, in order."""
         return list(dict.fromkeys(cut for knockout in self.found.values() for cut in knockout.effects))
+
+    def parts(self) -> list[str]:
+        """Those of whole parts, in all layers."""
+        return [cut for cut in self.cuts() if "," not in cut and cut.partition(":")[0] in PARTS]
+
+    def row(self, cut: str, scale: int | None = None) -> dict[str, Any]:
+        """What tables have of a cut that is there in a seed."""
+        names = ("change", "half_width", "control", "beyond")
+        change, half, control, beyond = (self.values(cut, name, scale) for name in names)
+        assert change is not None
+        row = {"model": self.name, "label": cut, "change": change, "control": control, "beyond": beyond, "n": change.n}
+        return row | {"half_width": half and half.mean}
 
     def mass(self, cut: str) -> Measured | None:
         """Attention mass on the keys of `own` or `coarser`."""

@@ -34,7 +34,9 @@ TABLES = {
     "cost": set(),
     "guidance": {f"guidance-digits-steps{end}" for end in ("", "-differences", "-pairs")},
     "imagenet": {"table2", "table3", "table4"},
-    "costs_by_length": {f"inter_scale-digits-steps{end}" for end in ("", "-differences", "-lengths", "-latency")},
+    "costs_by_length": {
+        f"inter_scale-digits-steps{end}" for end in ("", "-differences", "-lengths", "-latency", "-latency-models")
+    },
     "inter_scale": {f"inter_scale-digits-steps{end}" for end in ("", "-differences", "-own", "-own-size")},
     "knockout": {"table1b"},
     "probes": {"probe-state"},

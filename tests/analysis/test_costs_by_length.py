@@ -29,18 +29,22 @@ def test_crossings_are_where_a_state_of_fixed_size_is_the_smaller_one():
     assert found["intra+global"]["state crossing"] is None
 
 
-def benchmark(**ms):
-    rows = [{"mixer": name, "ms": dict(zip(("30", "66", "2240"), taken, strict=True))} for name, taken in ms.items()]
+def benchmark(named="mixer", **ms):
+    rows = [
+        {named: name.replace("_", "+"), "ms": dict(zip(("30", "66", "2240"), taken, strict=True))}
+        for name, taken in ms.items()
+    ]
     machine = {"cpu": "a processor", "threads": 1, "torch": "2"}
-    return {"machine": machine, "settings": {"mixer_width": 256, "processor_time": True}, "lengths": rows}
+    settings = {"mixer_width": 256, "processor_time": True, "depth": 8, "width": 64}
+    return {"machine": machine, "settings": settings, "lengths": rows}
 
 
 def test_latency_is_the_benchmarks_with_its_machine_and_its_crossings(tmp_path):
     path = tmp_path / "mixers.json"
-    assert SCRIPT.read_latency(path) is None
+    assert SCRIPT.read_latency(path, "mixer") is None
     taken = {"global": (1, 2, 9), "mamba": (2, 1, 3), "markov": (0.5, 3, 10), "conv": (1, 1, 1)}
     path.write_text(json.dumps(benchmark(**taken)))
-    latency = SCRIPT.read_latency(path)
+    latency = SCRIPT.read_latency(path, "mixer")
     table = SCRIPT.latency_table(MODELS, latency, MANIFEST)
     found = {row["label"]: row for row in table.rows}
     assert list(found) == ["global", "mamba", "markov"]  # partners that are rows here
@@ -52,13 +56,27 @@ def test_latency_is_the_benchmarks_with_its_machine_and_its_crossings(tmp_path):
     for damaged in ("{", "[]", json.dumps({"lengths": []}), json.dumps(benchmark(mamba=("x", 1, 1)))):
         path.write_text(damaged)
         with pytest.raises(UserError, match=r"mixers.json: .*; allowed: what `python -m benchmarks.mixers` writes"):
-            SCRIPT.read_latency(path)
+            SCRIPT.read_latency(path, "mixer")
 
 
-def test_the_stored_benchmark_has_every_mixer_and_length():
-    latency = SCRIPT.read_latency()
-    assert set(latency.ms) == set(inter_scale_mixers())
-    assert latency.lengths == [sum(side**2 for side in sides) for sides in SCRIPT.LENGTHS]
+def test_latency_of_whole_models_is_by_their_patterns(tmp_path):
+    path = tmp_path / "lengths.json"
+    taken = {"intra_global": (2, 3, 9), "intra_mamba": (3, 2, 4), "intra": (1, 1, 1), "intra_conv": (1, 1, 1)}
+    path.write_text(json.dumps(benchmark("pattern", **taken)))
+    latency = SCRIPT.read_latency(path, "pattern")
+    table = SCRIPT.latency_table(MODELS, latency, MANIFEST)
+    found = {row["label"]: row for row in table.rows}
+    assert list(found) == ["intra", "intra+global", "intra+mamba"] and "ms crossing" not in found["intra+global"]
+    assert found["intra+mamba"]["ms crossing"] == "66" and found["intra"]["ms crossing"] == "30"
+    assert "`python -m benchmarks.lengths`" in table.reading[0] and "depth 8, width 64" in table.reading[0]
+
+
+def test_the_stored_benchmarks_have_every_mixer_and_length():
+    mixers, models = SCRIPT.read_latency(SCRIPT.OF_MIXERS, "mixer"), SCRIPT.read_latency(SCRIPT.OF_MODELS, "pattern")
+    assert set(mixers.ms) == set(inter_scale_mixers())
+    assert set(models.ms) == {cell.axes["pattern"] for cell in CELLS}
+    for latency in (mixers, models):
+        assert latency.lengths == [sum(side**2 for side in sides) for sides in SCRIPT.LENGTHS]
 
 
 def test_crossings_are_said():

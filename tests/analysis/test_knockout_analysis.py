@@ -104,6 +104,14 @@ def test_each_scale_stands_beside_its_own_random_cuts(results):
     assert knockout.by_scale(models(results)) is None  # of a time before
 
 
+def test_what_stands_in_has_a_table_beside_the_plain_cut(results):
+    cut_runs(results, (0, 1, 2), alone={"own,kind=mean": 0.2, "state": 0.2, "own,kind=mean,layer=0": 0.3})
+    table = knockout.by_kind(models(results))
+    rows = [(row["label"], row["kind"], row["change"].mean) for row in table.rows]
+    assert rows == [("own", "nothing", pytest.approx(0.401)), ("own", "its mean over images", pytest.approx(0.201))]
+    assert table.rows[0]["verdict"].startswith("more harm than") and table.rows[1]["verdict"].startswith("harm (p ")
+
+
 def points_by_seed(effect, seeds=3):
     rng = np.random.default_rng(0)
     return {s: {m: (m, effect(m) + 0.01 * rng.normal()) for m in np.linspace(0.1, 0.9, 23)} for s in range(seeds)}
