@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,18 @@ BINARIES = "chromium", "chromedriver"
 SERIOUS = "serious", "critical"
 
 
+def need(*names: str) -> None:
+    """Without these programs and modules a test is skipped; under REQUIRE_CHROMIUM it fails."""
+    lacking = [name for name in names if not (shutil.which(name) if name in BINARIES else find_spec(name))]
+    if lacking:
+        why = f"not installed: {', '.join(lacking)} (apt-get install chromium chromium-driver, make .venv/dev)"
+        (pytest.fail if os.environ.get("REQUIRE_CHROMIUM") else pytest.skip)(why)
+
+
 @contextmanager
 def chromium(downloads: Path) -> Iterator[Any]:
-    """A driver without a window; skips where there is none, unless that is a failure."""
-    lacking = [name for name in BINARIES if shutil.which(name) is None]
-    if lacking:
-        why = f"no browser: {', '.join(lacking)} not installed: apt-get install chromium chromium-driver"
-        (pytest.fail if os.environ.get("REQUIRE_CHROMIUM") else pytest.skip)(why)
+    """A driver without a window; `need` says what happens where there is none."""
+    need(*BINARIES, "selenium")
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
@@ -47,6 +53,23 @@ def look(driver: Any, width: int, dark: bool = False, height: int = 1000) -> Non
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
     metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
+def point_in(driver: Any, element: Any, x: float, y: float, click: bool = False) -> None:
+    """The pointer moves to a place in an element, from 0 to 1 of its width and height; and what follows is drawn."""
+    from selenium.webdriver import ActionChains
+
+    driver.execute_script("arguments[0].scrollIntoView({ block: 'center' })", element)
+    size = element.size
+    place = round((x - 0.5) * size["width"]), round((y - 0.5) * size["height"])
+    actions = ActionChains(driver, duration=0).move_to_element_with_offset(element, *place)
+    (actions.click() if click else actions).perform()
+    frame(driver)
+
+
+def frame(driver: Any) -> None:
+    """What was asked for is drawn."""
+    driver.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
 
 
 def until(what: Callable[[], Any], seconds: float = 10) -> Any:

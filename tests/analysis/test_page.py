@@ -8,7 +8,7 @@ from base64 import b64decode
 from html import escape
 
 import pytest
-from browser import chromium, look
+from browser import chromium, look, need
 
 from mvar.analysis.compare import Measured
 from mvar.analysis.document import Bullets, Section, Text, document_to_markdown
@@ -17,9 +17,7 @@ from mvar.analysis.panels import panels
 from mvar.analysis.render import Note, Table
 from mvar.runs.columns import Column
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
+CHROMIUM = "chromium"
 QUIET = (
     "--headless",
     "--no-sandbox",
@@ -112,8 +110,8 @@ def test_the_page_needs_nothing_else(page):
         assert f'id="{anchor}"' in html, anchor
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
 def test_a_browser_shows_every_table_and_picture(page, tmp_path):
+    need(CHROMIUM)
     command = [CHROMIUM, *QUIET, f"--user-data-dir={tmp_path}", "--dump-dom", page.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
     source = page.read_text()
@@ -126,13 +124,13 @@ def test_a_browser_shows_every_table_and_picture(page, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
 def test_no_table_is_cut_at_any_width(page, tmp_path):
     """Windows of 1,400, 800 and 400 px and a sheet of A4: frames of these widths hold the page, and are measured."""
     widths = [1400, 800, 718, 400]
     held = escape(page.read_text())
     frames = "".join(f'<iframe style="width:{w}px;height:900px;border:0" srcdoc="{held}"></iframe>' for w in widths)
     (tmp_path / "frames.html").write_text(f"<!DOCTYPE html><body>{frames}<script>{MEASURE}</script></body>")
+    need(CHROMIUM)
     command = [CHROMIUM, *QUIET, f"--user-data-dir={tmp_path / 'user'}", "--dump-dom"]
     done = subprocess.run([*command, (tmp_path / "frames.html").as_uri()], capture_output=True, text=True, timeout=120)
     found = re.search(r"(\[\[.*\]\])", done.stdout)
