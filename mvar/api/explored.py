@@ -10,7 +10,7 @@ import torch
 
 from mvar.analysis.explorer.core import Explorer
 from mvar.analysis.explorer.effects import effects_of
-from mvar.analysis.explorer.subjects import Picture, Subject
+from mvar.analysis.explorer.subjects import Picture, Python, Subject
 from mvar.analysis.explorer.view import View, check_subjects, middle, side_of
 from mvar.analysis.pictures import decoded
 from mvar.api.trained import Trained
@@ -119,7 +119,8 @@ def _subject(
         [_drawn(run, number, seed) for number in gallery.class_numbers(classes, run.class_names)] if classes else []
     )
     pictures += _own(run, paths, file_class)
-    return Subject(run.name, run.python, run.model, pictures, effects_of(parts_of(run.model), run.kept_cuts))
+    loaded = Python(run.python(), run.python(here=False))
+    return Subject(run.name, loaded, run.model, pictures, effects_of(parts_of(run.model), run.kept_cuts))
 
 
 def heldout_of_classes(run: Trained, count: int) -> list[int]:
@@ -145,12 +146,12 @@ def _listed(values: Any) -> list[Any]:
 
 def _heldout(run: Trained, number: int) -> Picture:
     label, codes = run.heldout_tokens(number)
-    name = run.class_names[int(label)]
-    return _of_tokens(run, codes, label, f"held-out image {number}", name, f"image={number}")
+    name, arguments = run.class_names[int(label)], f"image={number}"
+    return _of_tokens(run, codes, label, f"held-out image {number}", name, Python(arguments, arguments))
 
 
 def _of_tokens(
-    run: Trained, codes: torch.Tensor, label: torch.Tensor, name: str, class_name: str, arguments: str
+    run: Trained, codes: torch.Tensor, label: torch.Tensor, name: str, class_name: str, arguments: Python
 ) -> Picture:
     quantizer = run.tokenizer.quantize
     with torch.no_grad():
@@ -162,7 +163,7 @@ def _drawn(run: Trained, number: int, seed: int) -> Picture:
     labels, inputs = run.drawn_inputs(number, seed, {})
     stages = run.grow([number], seed)[0]
     name, arguments = f"drawn, seed {seed}", f"drawn={number}" + (f", seed={seed}" if seed else "")
-    return Picture(name, run.class_names[number], labels[0], inputs[0], stages, arguments)
+    return Picture(name, run.class_names[number], labels[0], inputs[0], stages, Python(arguments, arguments))
 
 
 def _own(run: Trained, paths: Sequence[Path], file_class: str | int | None) -> list[Picture]:
@@ -179,5 +180,6 @@ def _own(run: Trained, paths: Sequence[Path], file_class: str | int | None) -> l
         with torch.no_grad():
             codes = run.tokenizer.encode(to_float(images.image(i, None)[None]).to(run.device))
         label = torch.tensor(number, device=run.device)
-        found.append(_of_tokens(run, codes, label, path.name, class_name, f"file={str(path)!r}{given}"))
+        arguments = Python(*(f"file={file!r}{given}" for file in (str(path), path.name)))
+        found.append(_of_tokens(run, codes, label, path.name, class_name, arguments))
     return found

@@ -66,10 +66,9 @@ class Trained(ABC):
     @abstractmethod
     def class_names(self) -> list[str]: ...
 
-    @property
     @abstractmethod
-    def python(self) -> str:
-        """The expression that loads it, once `mvar` is imported."""
+    def python(self, here: bool = True) -> str:
+        """The expression that loads it, once `mvar` is imported; not here: on a machine with other folders."""
 
     @property
     @abstractmethod

@@ -63,12 +63,12 @@ class TrainedFiles(Trained):
     def class_names(self) -> list[str]:
         return [str(number) for number in range(self.config.data.num_classes)]
 
-    @property
-    def python(self) -> str:
+    def python(self, here: bool = True) -> str:
         pair = self._pair
+        files = (str(file) if here else Path(file).name for file in (pair.checkpoint, pair.tokenizer))
         told = {"patch_sides": pair.patch_sides, "num_heads": pair.num_heads}
         more = "".join(f", {name}={value!r}" for name, value in told.items() if value)
-        return f"mvar.load({str(pair.checkpoint)!r}, {str(pair.tokenizer)!r}{more})"
+        return f"mvar.load({', '.join(map(repr, files))}{more})"
 
     @cached_property
     def model(self) -> ScaleTransformer:

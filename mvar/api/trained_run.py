@@ -48,10 +48,9 @@ class TrainedRun(Trained):
     def class_names(self) -> list[str]:
         return gallery.class_names(self.directory)
 
-    @property
-    def python(self) -> str:
+    def python(self, here: bool = True) -> str:
         root = str(self.store.root)
-        return f"mvar.load({self.name!r}" + (")" if root == "results" else f", results={root!r})")
+        return f"mvar.load({self.name!r}" + (f", results={root!r})" if here and root != "results" else ")")
 
     @cached_property
     def stages(self) -> Stages:

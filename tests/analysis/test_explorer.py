@@ -4,6 +4,7 @@ import json
 import re
 from base64 import b64decode, b64encode
 from hashlib import sha256
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -125,12 +126,25 @@ def test_the_page_is_one_file_that_runs_no_other_script(page):
     assert json.loads(for_script({"a": NASTY + "<!-- &"})) == {"a": NASTY + "<!-- &"}
 
 
-def test_the_lines_of_python_make_the_view(page, explored_store):
+def test_the_lines_of_python_make_the_view(page, explored_store, monkeypatch):
+    monkeypatch.setenv("MVAR_RESULTS", str(explored_store[0].root))
     subject = data_of(page[1])["subjects"][0]
     run = eval(subject["load"], {"mvar": mvar})
     again = eval(f"mvar.explore(run, {subject['pictures'][1]['arguments']}, query=9)", {"mvar": mvar, "run": run})
     assert run.name == explored_store[1]["maps"] and again.subjects[0].pictures[0].name == "held-out image 3"
     np.testing.assert_array_equal(again.weights(), again.at(picture=0).weights(9))
+
+
+def test_a_page_has_no_folder_of_this_machine(runs, tmp_path):
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "own.png")
+    explorer = mvar.explore(runs["maps"], file=tmp_path / "own.png")
+    explorer.page(tmp_path / "a.html", layers=[0], heads=[0])
+    assert str(tmp_path) not in (tmp_path / "a.html").read_text()
+    sent, (subject,) = data_of(tmp_path / "a.html")["subjects"][0], explorer.subjects
+    assert sent["load"] == f"mvar.load({runs['maps'].name!r})" and sent["pictures"][0]["arguments"] == "file='own.png'"
+    here = subject.describe()
+    assert eval(here["load"], {"mvar": mvar}).directory.path == runs["maps"].directory.path
+    assert here["pictures"][0]["arguments"] == f"file={str(tmp_path / 'own.png')!r}"
 
 
 def test_a_smaller_page_lacks_the_last_heads_and_says_so(explored_store, tmp_path, capsys):
@@ -182,13 +196,16 @@ def test_of_models_with_many_tokens_four_layers(runs):
 
 
 @pytest.mark.slow
-def test_a_published_checkpoint(tmp_path, capsys):
+def test_a_published_checkpoint(tmp_path, capsys, monkeypatch):
     files = ["--checkpoint", str(GOLDEN / "var_l2" / "state.safetensors"), "--tokenizer"]
     files += [str(GOLDEN / "tok_full_q4" / "vae.safetensors"), "--results", str(tmp_path / "results")]
     out = tmp_path / "a.html"
     assert main(["explore", *files, "--images", "1", "--out", str(out)]) == OK, capsys.readouterr().err
     (subject,) = data_of(out)["subjects"]
     assert subject["pictures"][0]["name"] == "drawn, seed 0" and data_of(out)["maps"]
+    for path in (files[1], files[3]):
+        (tmp_path / Path(path).name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
     run = eval(subject["load"], {"mvar": mvar})
     again = eval(f"mvar.explore(run, {subject['pictures'][0]['arguments']})", {"mvar": mvar, "run": run})
     row = unpack_row(b64decode(data_of(out)["maps"]["0/0/0/mean"]), again.subjects[0].schedule, 7)

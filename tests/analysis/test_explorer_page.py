@@ -7,15 +7,12 @@ from itertools import product
 
 import numpy as np
 import pytest
-from browser import chromium, complaints, look, serious_faults, until
+from browser import chromium, complaints, frame, look, point_in, serious_faults, until
 from explored import data_of, explored_runs
 from PIL import Image
 
 import mvar
 from mvar.analysis.explorer.view import Side
-
-pytest.importorskip("selenium")
-from selenium.webdriver import ActionChains, Keys
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +41,7 @@ class Page:
 
     def frame(self):
         """What was asked for is drawn."""
-        self.driver.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+        frame(self.driver)
 
     def find(self, selector):
         return self.driver.find_element("css selector", selector)
@@ -59,12 +56,8 @@ class Page:
         scale = self.schedule.levels[token]
         per_side, inside = self.schedule.sides[scale], token - self.schedule.offsets[scale]
         canvas = self.panel(scale, side).find_element("css selector", "canvas")
-        self.driver.execute_script("arguments[0].scrollIntoView({ block: 'center' })", canvas)
-        size = canvas.size["width"]
-        x, y = (((place + 0.5) / per_side - 0.5) * size for place in (inside % per_side, inside // per_side))
-        actions = ActionChains(self.driver, duration=0).move_to_element_with_offset(canvas, round(x), round(y))
-        (actions.click() if click else actions).perform()
-        self.frame()
+        x, y = ((place + 0.5) / per_side for place in (inside % per_side, inside // per_side))
+        point_in(self.driver, canvas, x, y, click)
 
     def choose(self, label, text, side=0):
         (select,) = (
@@ -150,11 +143,13 @@ def quiet(request):
 
 def test_what_is_pointed_at_looks_and_what_is_clicked_stays(page):
     page.open()
+    assert "held" not in page.find(".readout").text
     for token in (0, 3, 12, 29):
         page.point_at(token)
         assert f"Token {token} " in page.find(".readout").text
         page.check(token)
     page.point_at(20, click=True)
+    assert ", held: " in page.find(".readout").text
     for probe in (0, 4, 9, 29):
         page.point_at(probe)
         page.check(20)
@@ -191,6 +186,8 @@ def test_even_is_of_what_the_mixer_sees(page, run, mixer):
 
 
 def test_keys_do_all_that_the_pointer_does(page):
+    from selenium.webdriver import ActionChains, Keys
+
     page.open()
     canvas = page.panel(3).find_element("css selector", "canvas")
     first = page.explorer.view.query
@@ -255,7 +252,8 @@ def measure(page, name):
     page.frame()
 
 
-def test_two_runs_side_by_side_and_the_python_that_makes_them(page):
+def test_two_runs_side_by_side_and_the_python_that_makes_them(page, monkeypatch):
+    monkeypatch.setenv("MVAR_RESULTS", str(page.path.parent / "results"))  # where the page's lines look
     page.open()
     page.find('[data-act="compare"]').click()
     page.ready()
@@ -268,7 +266,7 @@ def test_two_runs_side_by_side_and_the_python_that_makes_them(page):
     page.point_at(26, click=True)
     assert "of its reach" in page.find(".readout").text and "of its mass" in page.find(".readout").text
     lines = page.find(".code").text.splitlines()
-    assert len(lines) == 3 and lines[0] == "import mvar"
+    assert len(lines) == 3 and lines[0] == "import mvar" and "/" not in "".join(lines)
     names = {}
     exec("\n".join([*lines[:2], f"seen = {lines[2]}"]), names)
     seen, first = names["seen"], page.explorer
@@ -303,10 +301,38 @@ def test_the_view_is_saved_as_png_and_as_pdf(page):
     begin = offsets[4] + stream.end()
     pixels = zlib.decompress(document[begin : begin + int(stream[1])])
     assert pixels == picture.tobytes()
+    ends = colours(page, ".key canvas")[[0, -1], -1]  # the most, over black and over white
+    assert all((picture == end).all(-1).any() for end in ends)  # of the saved picture's key
     page.find('[data-act="picture"]').click()
     until(lambda: page.find(".message").text == "Picture copied.")
     copied = "navigator.clipboard.read().then((items) => arguments[0](items.flatMap((item) => item.types)))"
     assert page.driver.execute_async_script(copied) == ["image/png"]
+
+
+def colours(page, selector):
+    """A canvas's pixels `(height, width, 3)`."""
+    script = """const canvas = document.querySelector(arguments[0]), { width, height } = canvas;
+        const copy = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+        copy.drawImage(canvas, 0, 0);
+        return [height, width, [...copy.getImageData(0, 0, width, height).data]]"""
+    height, width, values = page.driver.execute_script(script, selector)
+    return np.array(values, np.uint8).reshape(height, width, 4)[..., :3]
+
+
+def test_the_key_has_the_colours_of_the_panels(page):
+    """The only token of the first scale has the most of it: its panel's colours lie between those at the key's end."""
+    page.open()
+    page.point_at(29, click=True)
+    for heat in ("80", "30"):
+        script = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'))"
+        page.driver.execute_script(script, page.find("input[type=range]"), heat)
+        page.frame()
+        key, panel = colours(page, ".key canvas"), colours(page, '[data-side="0"] [data-scale="0"] canvas')
+        half = len(panel) // 2  # away from the frame, in the lower right
+        low, high = key[0, -1].astype(int) - 1, key[-1, -1].astype(int) + 1
+        found = panel[:half, :half].reshape(-1, 3)
+        assert (low < high).all() and ((low <= found) & (found <= high)).all()
+        assert (np.abs(key[0, -1].astype(int) - key[0, 0]) > 30).any()
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -318,6 +344,14 @@ def test_every_width_in_light_and_dark(page, dark):
             page.ready()
         wide = page.driver.execute_script("return document.documentElement.scrollWidth")
         assert wide <= width, page.driver.execute_script(WIDEST)
+        assert page.driver.execute_script(
+            "const c = document.querySelector('.code'); return c.scrollWidth <= c.clientWidth"
+        )
+        matrix, export = page.find(".matrix").rect, page.find(".export").rect
+        if compared and width == 1600:  # beside each other: no row is left all but empty
+            assert abs(matrix["y"] - export["y"]) < 2 and export["width"] > 1600 / 2
+        else:
+            assert export["y"] >= matrix["y"] + matrix["height"]
         ground = page.driver.execute_script(
             "return getComputedStyle(document.querySelector('.mvar-explorer')).backgroundColor"
         )

@@ -10,7 +10,8 @@ from base64 import b64decode, b64encode
 
 import numpy as np
 import pytest
-from browser import chromium, complaints, look, serious_faults, until
+from browser import BINARIES, chromium, complaints, frame, look, need, point_in, serious_faults, until
+from PIL import Image
 
 import mvar
 from mvar.analysis.explorer import widget
@@ -39,13 +40,18 @@ def test_what_is_asked_is_answered(explorer):
     reply, buffers = answer(subjects, question | {"ask": "pictures"})
     assert reply["id"] == 7 and len(reply["urls"]) == 4 and not buffers
     reply, _ = answer(subjects, question | {"ask": "means"})
+    means = {(row[0], row[1]): row[2:] for row in reply["means"]}
     assert {(row[0], row[1]) for row in reply["means"]} == {(p, h) for p in (0, 1, 2, 4) for h in ("mean", 0, 1)}
     for part, head in ((0, 1), (3, "mean")):
         reply, (data,) = answer(subjects, question | {"ask": "map", "part": part, "head": head})
         row = unpack_row(data, subjects[0].schedule, 20)
         side = view_of({"picture": 1, "query": 20, "sides": [{"subject": 0, "part": part, "head": head}]}).sides
         exact = explorer.at(picture=1, sides=side).weights(20)
-        assert (np.abs(row.weights - exact) <= row.step * 0.5001 + 1e-30).all() and reply == {"id": 7}
+        assert (np.abs(row.weights - exact) <= row.step * 0.5001 + 1e-30).all()
+        rows = [unpack_row(data, subjects[0].schedule, token) for token in range(subjects[0].schedule.num_tokens)]
+        expected = [np.mean([row.mass[-1] for row in rows]), np.mean([row.entropy for row in rows])]
+        assert reply["id"] == 7 and reply["means"] == pytest.approx(expected, rel=1e-5)
+        assert reply["means"] == means.get((part, head), reply["means"])
     for wrong in (
         {"subject": 5},
         {"picture": 9, "ask": "means"},
@@ -57,7 +63,7 @@ def test_what_is_asked_is_answered(explorer):
 
 
 def test_a_widget_knows_what_is_seen_and_a_figure_stands_in_for_it(explorer):
-    pytest.importorskip("anywidget")
+    need("anywidget")
     shown = explorer.widget()
     assert shown.explorer.view == explorer.view and shown.data["subjects"][1]["name"] == explorer.subjects[1].name
     shown.view = {"picture": 1, "query": 4, "sides": [{"subject": 1, "part": 2, "head": "mean"}]}
@@ -96,13 +102,21 @@ window.leave = widget.render({ model, el: document.getElementById("cell") });
 """
 
 
+def test_what_is_not_installed_is_skipped_or_fails(monkeypatch):
+    need("json")
+    for required, outcome in (("1", pytest.fail.Exception), ("", pytest.skip.Exception)):
+        monkeypatch.setenv("REQUIRE_CHROMIUM", required)
+        with pytest.raises(outcome, match="not installed: no_such_module "):
+            need("json", "no_such_module")
+
+
 class Stub:
     """A page with the module, a model that is none, and Python that answers it."""
 
     def __init__(self, driver, explorer, folder):
         self.driver, self.explorer = driver, explorer
         shown = explorer.widget()
-        self.sent = []
+        self.sent, self.waiting = [], []
         shown.send = lambda content, buffers=None: self.sent.append((content, buffers or []))
         self.widget, path = shown, folder / "stub.html"
         script = f"{module()}\n{STUB % json.dumps(shown.data)}"
@@ -112,12 +126,20 @@ class Stub:
         )
         driver.get(path.as_uri())
 
-    def settle(self):
-        """Answer until nothing more is asked."""
+    def settle(self, later=()):
+        """Answer until nothing more is asked; questions of some kinds the next time."""
 
         def done():
-            for question in self.driver.execute_script("return window.asked.splice(0)"):
-                self.widget._asked(self.widget, question, [])
+            for question in [
+                *(self.waiting if not later else []),
+                *self.driver.execute_script("return window.asked.splice(0)"),
+            ]:
+                if question["ask"] in later:
+                    self.waiting.append(question)
+                else:
+                    self.widget._asked(self.widget, question, [])
+            if not later:
+                self.waiting.clear()
             for content, buffers in self.sent:
                 texts = [b64encode(buffer).decode() for buffer in buffers]
                 self.driver.execute_script("window.answered(arguments[0], arguments[1])", content, texts)
@@ -126,7 +148,18 @@ class Stub:
             return self.driver.execute_script(idle)
 
         until(done)
-        self.driver.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+        frame(self.driver)
+
+    def looked(self):
+        """What the module has told of the view, once it has."""
+        self.driver.execute_script("window.saved = null")
+        point_in(self.driver, self.driver.find_element("css selector", "canvas"), 0.5, 0.5)
+        return until(lambda: self.driver.execute_script("return window.saved"))
+
+    def cells(self):
+        """The matrix's values, by mixer and head, of those that are there."""
+        script = "return [...document.querySelectorAll('[data-cell]')].map((cell) => ({ ...cell.dataset }))"
+        return {found["cell"]: float(found["value"]) for found in self.driver.execute_script(script) if found["value"]}
 
     def masses(self, side=0):
         return masses_in(self.driver, side)
@@ -150,18 +183,22 @@ def check_masses(shown, explorer, side=0):
 
 @pytest.mark.slow
 def test_the_module_in_a_bare_page(explorer, tmp_path):
-    pytest.importorskip("selenium")
-    pytest.importorskip("anywidget")
+    need(*BINARIES, "selenium", "anywidget")
     with chromium(tmp_path) as driver:
         look(driver, 1000)
         page = Stub(driver, explorer, tmp_path)
-        page.settle()
+        page.settle(later=["means"])  # of all layers and heads: that can take long, and what is chosen is seen before
         assert len(driver.find_elements("css selector", "h2.title")) == 1
         for side in (0, 1):
             check_masses(page.masses(side), explorer, side)
+        assert page.cells().keys() == {"0/1"} and "not there yet" in driver.find_element("css selector", ".legend").text
+        page.settle()
+        attention = {f"{part}/{head}" for part in (0, 1, 2, 4) for head in ("mean", 0, 1)}
+        assert page.cells().keys() == attention
         option = driver.find_element("xpath", "//*[@data-side='0']//option[text()='3 · mamba (reach)']")
         option.click()
         page.settle()
+        assert page.cells().keys() == attention | {"5/mean"}  # the reach that is looked at
         driver.find_element("css selector", '[data-side="0"] figure[data-scale="2"] canvas').click()
         page.settle()
         until(lambda: driver.execute_script("return window.saved && JSON.parse(window.saved).query < 14"))
@@ -172,6 +209,15 @@ def test_the_module_in_a_bare_page(explorer, tmp_path):
         for side in (0, 1):
             check_masses(page.masses(side), seen, side)
         assert serious_faults(driver, "main") == [] and complaints(driver) == []
+        compare = driver.find_element("css selector", '[data-act="compare"]')
+        shown = "return [...document.querySelectorAll('.side')].filter((side) => !side.hidden).length"
+        for sides in (1, 2):
+            compare.click()
+            page.settle()
+            assert driver.execute_script(shown) == sides == len(json.loads(page.looked())["sides"])
+        driver.find_element("css selector", '[data-act="png"]').click()
+        saved = until(lambda: (tmp_path / "attention.png").is_file() and tmp_path / "attention.png")
+        assert min(Image.open(saved).size) > 300
         page.widget._explorer = explorer.at()  # what fails is said, and asked again
         page.widget.send = lambda content, buffers=None: page.sent.append(({"id": content["id"], "error": "gone"}, []))
         driver.find_element("xpath", "//*[@data-side='1']//option[text()='1 · intra']").click()
@@ -209,8 +255,7 @@ def runs_the_cell(driver):
 
 @pytest.mark.slow
 def test_in_jupyterlab(explored_store, tmp_path):
-    for name in ("selenium", "anywidget", "jupyterlab"):
-        pytest.importorskip(name)
+    need(*BINARIES, "selenium", "anywidget", "jupyterlab")
     store, names = explored_store
     cell = NOTEBOOK["cells"][0]
     source = cell["source"].format(name=names["maps"], results=str(store.root))
@@ -239,6 +284,12 @@ def test_in_jupyterlab(explored_store, tmp_path):
             shown = until(lambda: masses_in(driver), 30)
             explorer = mvar.explore(mvar.load(names["maps"], results=store.root), image=0, layer=0, query=20)
             check_masses(shown, explorer)
+            canvas = driver.find_element("css selector", '.mvar-explorer [data-scale="2"] canvas')
+            for click, told in ((False, ": "), (True, ", held: ")):
+                point_in(driver, canvas, 0.5, 0.5, click)  # the middle of 3x3
+                check_masses(masses_in(driver), explorer.at(query=9))
+                assert f"Token 9 (3×3, row 1, column 1){told}" in driver.find_element("css selector", ".readout").text
+            assert complaints(driver) == []
             if shots := os.environ.get("MVAR_SHOTS"):
                 driver.save_screenshot(f"{shots}/lab.png")
     finally:

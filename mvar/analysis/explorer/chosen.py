@@ -94,7 +94,7 @@ def keep(subjects: Sequence[Subject], choice: Choice, room: int, progress: Progr
         left -= len(text) + len(key) + 6
         kept.maps[key] = text
         if subjects[int(place.split("/")[0])].parts[part].kind == REACH:
-            kept.means[place].append([part, MEAN, *_seven(means)])
+            kept.means[place].append([part, MEAN, *means.listed()])
         if progress:
             progress(len(kept.maps), total)
 
@@ -114,12 +114,7 @@ def keep(subjects: Sequence[Subject], choice: Choice, room: int, progress: Progr
 
 def means_of(subject: Subject, picture: int) -> list[list]:
     """`[mixer, head, own scale, entropy]` of all attention maps of a picture, which are made and not kept."""
-    return [[p, _named(h), *_seven(m)] for (p, h), m in subject.means(picture, [ATTENTION]).items()]
-
-
-def _seven(means: Means) -> list[float]:
-    """To seven digits: what a page takes must be known before it is made."""
-    return [float(f"{value:.7g}") for value in (means.own, means.entropy)]
+    return [[p, _named(h), *m.listed()] for (p, h), m in subject.means(picture, [ATTENTION]).items()]
 
 
 def _named(head: Head) -> int | str:

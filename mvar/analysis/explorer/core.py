@@ -123,7 +123,7 @@ class Explorer:
         return write_page(self.subjects, self.view, path, max_mb, Choice(layers, heads), progress)
 
     def widget(self) -> Any:
-        """The explorer as a widget of a notebook; its `explorer` is the view as it is seen then.
+        """The explorer as a widget of a notebook. Ask it for `explorer`: the view that the mouse has come to.
 
         Raises:
             UserError: anywidget is not installed.

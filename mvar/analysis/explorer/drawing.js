@@ -13,16 +13,42 @@ async function loadPicture(url) {
   const pixels = context.getImageData(0, 0, width, height), values = pixels.data;
   for (let i = 0; i < values.length; i += 4) {
     const light = 0.2126 * values[i] + 0.7152 * values[i + 1] + 0.0722 * values[i + 2];
-    values[i] = values[i + 1] = values[i + 2] = 0.5 * light + 90; // a quiet ground that leaves colour to the heat
+    values[i] = values[i + 1] = values[i + 2] = GROUND[0] + ((GROUND[1] - GROUND[0]) * light) / 255;
   }
   grey.getContext("2d").putImageData(pixels, 0, 0);
   return { plain, grey };
 }
 
+// Heat ----------------------------------------------------------------------------------------------------------------
+
+const GROUND = [60, 140]; // what black and white of a picture are under heat: a quiet grey that leaves colour to it
+const KEY = {
+  width: 130, height: 16,
+  told: "Colours from no weight, left, to the most, right: above over dark places of a picture, below over bright ones",
+};
+
+// A share of the most, as it is laid over the picture.
+function heatOf(share, heat) {
+  return `rgba(${colour(MAGMA, share)},${((0.1 + 0.85 * share) * heat) / 100})`;
+}
+
+// What the colours mean: from 0 to the most, over black and over white of a picture, as panels have them.
+function drawKey(canvas, heat) {
+  const { width, height } = canvas, context = canvas.getContext("2d");
+  GROUND.forEach((grey, row) => {
+    context.fillStyle = `rgb(${grey},${grey},${grey})`;
+    context.fillRect(0, (row * height) / 2, width, height / 2);
+  });
+  for (let x = 0; x < width && heat > 0; x++) {
+    context.fillStyle = heatOf(x / (width - 1), heat);
+    context.fillRect(x, 0, 1, height);
+  }
+}
+
 // One panel: the picture after a scale, and on it where the query looks in that scale.
 function drawPanel(context, size, look) {
-  const { picture, schedule, scale, query, map, probe, state } = look;
-  const at = schedule.place(query), side = schedule.sides[scale], cell = size / side, seen = scale <= at.scale;
+  const { picture, schedule, scale, query, seen, map, probe, state } = look;
+  const at = schedule.place(query), side = schedule.sides[scale], cell = size / side;
   const image = !seen || state.heat === 0 ? picture.plain : picture.grey;
   context.clearRect(0, 0, size, size);
   context.imageSmoothingEnabled = image.width > 64;
@@ -35,8 +61,7 @@ function drawPanel(context, size, look) {
     const most = state.range === "all" ? Math.max(...tops) : tops[scale];
     for (let i = 0; i < side * side; i++) {
       const share = most > 0 ? map.weight(query, first + i) / most : 0;
-      const [r, g, b] = colour(MAGMA, share);
-      context.fillStyle = `rgba(${r},${g},${b},${((0.1 + 0.85 * share) * state.heat) / 100})`;
+      context.fillStyle = heatOf(share, state.heat);
       const x = Math.round((i % side) * cell), y = Math.round(Math.floor(i / side) * cell);
       context.fillRect(x, y, Math.round(((i % side) + 1) * cell) - x, Math.round((Math.floor(i / side) + 1) * cell) - y);
     }

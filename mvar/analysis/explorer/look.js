@@ -4,6 +4,8 @@
 const headName = (head) => (head === "mean" ? "mean over heads" : `head ${head}`);
 const partName = ({ layer, mixer, kind }) => `${layer} · ${mixer}${kind === "reach" ? " (reach)" : ""}`;
 
+const MOVES = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+
 class Look {
   constructor(source) {
     const { view, sides } = source.data;
@@ -12,7 +14,7 @@ class Look {
     this.schedule = new Schedule(sides);
     this.sights = source.data.subjects.map(({ sees }) => sees.map((rows) => new Sight(rows)));
     this.state = {
-      picture: view.picture, query: view.query, pinned: false, probe: null, heat: 60, range: "each", measure: "own",
+      picture: view.picture, query: view.query, pinned: false, probe: null, heat: 80, range: "each", measure: "own",
       sides: view.sides.map((side) => ({ ...side })), active: 0,
     };
   }
@@ -47,9 +49,41 @@ class Look {
     if (this.has(side, side.part, side.head) && heads.includes(side.head)) return;
     side.head = heads.find((head) => this.has(side, side.part, head)) ?? "mean";
   }
+  // Another side is seen beside the one, or no longer.
+  compare() {
+    const { sides } = this.state, { subjects } = this.data;
+    if (sides.length > 1) return sides.pop();
+    const [a] = sides, subject = subjects.length > 1 ? (a.subject + 1) % subjects.length : a.subject;
+    sides.push({ subject, part: Math.min(a.part, subjects[subject].parts.length - 1), head: a.head });
+    this.settle(sides[1]);
+  }
+  // A key on the panel of a scale; whether it did anything.
+  key({ key, shiftKey }, scale) {
+    const { state, schedule } = this;
+    if (key === "Enter" || key === " ") state.pinned = !state.pinned;
+    else if (key === "Escape") [state.pinned, state.probe] = [true, null];
+    else if (!(key in MOVES)) return false;
+    else {
+      const to = this.moved(shiftKey ? state.probe : state.query, scale, MOVES[key]);
+      if (!shiftKey) [state.query, state.pinned, state.probe] = [to, true, null];
+      else if (scale <= schedule.level(state.query)) state.probe = to;
+    }
+    return true;
+  }
+  // The token beside one; from another scale, or none, the one at the query's place.
+  moved(from, scale, [down, right]) {
+    const { schedule } = this;
+    if (from !== null && schedule.level(from) === scale) {
+      const { row, column } = schedule.place(from);
+      return schedule.token(scale, row + down, column + right);
+    }
+    const { side, row, column } = schedule.place(this.state.query), ratio = schedule.sides[scale] / side;
+    return schedule.token(scale, Math.floor((row + 0.5) * ratio), Math.floor((column + 0.5) * ratio));
+  }
   panel(side, scale) {
     const { schedule, state } = this;
-    return { picture: side.stages[scale], schedule, scale, query: state.query, map: side.map, probe: state.probe, state };
+    const { query, probe } = state, seen = scale <= schedule.level(query) && !this.sight(side).blind(query, scale);
+    return { picture: side.stages[scale], schedule, scale, query, seen, map: side.map, probe, state };
   }
   viewed() {
     const sides = this.state.sides.map(({ subject, part, head }) => ({ subject, part, head }));
@@ -60,9 +94,9 @@ class Look {
 // The line above the panels: its text and elements, and what it reads as numbers.
 function sentence(look) {
   const { schedule, state } = look, { query, probe } = state;
-  const parts = [`${schedule.told(query)}${state.pinned ? "" : " (moving)"}`.replace("t", "T")];
+  const parts = [schedule.told(query).replace("t", "T")];
   const numbers = { weight: "", step: "" };
-  parts.push(probe !== null ? ` looks at ${schedule.told(probe)}: ` : ": ");
+  parts.push(probe !== null ? ` looks at ${schedule.told(probe)}: ` : state.pinned ? ", held: " : ": ");
   state.sides.forEach((side, number) => {
     if (state.sides.length > 1) parts.push(`${number ? "; " : ""}${"AB"[number]} `);
     if (!side.map) return parts.push("no map in this file");
@@ -88,7 +122,8 @@ function python(look) {
   const { state } = look, [a, b] = state.sides;
   const where = (side) => {
     const { layer, mixer } = look.part(side), several = look.subject(side).parts.filter((p) => p.layer === layer).length > 1;
-    return [["layer", layer], ...(several ? [["mixer", `"${mixer}"`]] : []), ...(look.isReach(side) || side.head === "mean" ? [] : [["head", side.head]])];
+    const head = look.isReach(side) || side.head === "mean" ? [] : [["head", side.head]];
+    return [["layer", layer], ...(several ? [["mixer", `"${mixer}"`]] : []), ...head];
   };
   const subjects = (b && b.subject !== a.subject ? [a, b] : [a]).map((side) => look.subject(side));
   const load = subjects.length > 1 ? `runs = ${subjects.map((s) => s.load).join(", ")}` : `run = ${subjects[0].load}`;

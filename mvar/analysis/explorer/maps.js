@@ -3,9 +3,9 @@
 // Python.
 //
 // A source has `data` (scales, models, first view) and answers, with promises: `pictures(s, p)` addresses of a picture
-// after every scale; `means(s, p)` rows [mixer, head, own, entropy, ...]; `map(s, p, mixer, head)` bytes as
-// mvar/analysis/explorer/packed.py writes them, or null; `has(...)` whether there are any. Texts of users are only ever
-// set as text.
+// after every scale; `means(s, p)` rows [mixer, head, own, entropy]; `map(s, p, mixer, head)` `{ bytes, means }`, bytes as
+// mvar/analysis/explorer/packed.py writes them and [own, entropy] where `means` has them not, or null; `has(...)` whether
+// there is one. It may have a `note` on where the view can be made again. Texts of users are only ever set as text.
 
 const MAGMA = [
   [59, 15, 112], [100, 26, 128], [140, 41, 129], [183, 55, 121], [222, 73, 104], [247, 112, 92], [254, 159, 109],
@@ -15,9 +15,10 @@ const BLUES = [[240, 246, 252], [202, 221, 240], [148, 190, 223], [85, 150, 200]
 const MAX_COLUMNS = 5;
 const SAMPLE = 512; // pixels: pictures are held at most so large
 const MEASURES = [
-  { key: "own", name: "share in the own scale", unit: "%", column: 2, digits: (x) => (100 * x).toFixed(0) },
-  { key: "entropy", name: "entropy", unit: "nats", column: 3, digits: (x) => x.toFixed(1) },
+  { key: "own", name: "share in the own scale", unit: "%", column: 0, digits: (x) => (100 * x).toFixed(0) },
+  { key: "entropy", name: "entropy", unit: "nats", column: 1, digits: (x) => x.toFixed(1) },
 ];
+const RANGES = { each: "most of each scale", all: "most of all scales" }; // what the colours go up to
 const CUTS = { own: "own scale cut", coarser: "coarser scales cut", state: "state emptied" }; // as `mvar knockout` says them
 for (const [key, name] of Object.entries(CUTS)) {
   MEASURES.push({ key: `cut-${key}`, cut: key, name: `harm, ${name}`, unit: "bits/token", digits: (x) => `${x < 0 ? "" : "+"}${x.toFixed(3)}` });
@@ -128,12 +129,13 @@ export function pageSource(data) {
   return {
     data,
     leftOut: data.leftOut,
+    note: data.note,
     has: (s, p, part, head) => key(s, p, part, head) in data.maps,
     pictures: async (s, p) => data.pictures[key(s, p)],
     means: async (s, p) => data.means[key(s, p)] ?? [],
     map: async (s, p, part, head) => {
       const text = data.maps[key(s, p, part, head)];
-      return text === undefined ? null : bytesOf(text);
+      return text === undefined ? null : { bytes: bytesOf(text) };
     },
   };
 }
@@ -159,9 +161,9 @@ export function widgetSource(model) {
     pictures: async (subject, picture) => (await ask({ ask: "pictures", subject, picture })).message.urls,
     means: async (subject, picture) => (await ask({ ask: "means", subject, picture })).message.means,
     map: async (subject, picture, part, head) => {
-      const { buffers } = await ask({ ask: "map", subject, picture, part, head });
+      const { message, buffers } = await ask({ ask: "map", subject, picture, part, head });
       const { buffer, byteOffset, byteLength } = buffers[0];
-      return new Uint8Array(buffer.slice(byteOffset, byteOffset + byteLength));
+      return { bytes: new Uint8Array(buffer.slice(byteOffset, byteOffset + byteLength)), means: message.means };
     },
     looked: (view) => {
       clearTimeout(telling); // while the pointer moves only now and then

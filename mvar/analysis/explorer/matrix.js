@@ -44,17 +44,19 @@ function layersByHeads(look, group, { changed, say }) {
   function fill() {
     const side = state.sides[Math.min(state.active, state.sides.length - 1)];
     activeBox.hidden = state.sides.length < 2;
-    if (!side.means) return;
+    if (!side.matrix) return;
     const measure = MEASURES.find((m) => m.key === state.measure), { parts, effects } = look.subject(side);
-    const rows = measure.cut ? (effects.changes[measure.cut] ?? []) : side.means;
-    const values = new Map(rows.map((row) => [`${row[0]}/${row[1]}`, row[measure.column ?? 2]]));
+    const values = measure.cut
+      ? new Map((effects.changes[measure.cut] ?? []).map(([part, head, change]) => [`${part}/${head}`, change]))
+      : new Map([...side.matrix.cells].map(([cell, means]) => [cell, means[measure.column]]));
     const evens = parts.map((_, number) => look.sight(side, number).meanEvenEntropy());
     const range = measure.cut ? spanOf(values) : rangeOf(values, measure.unit === "%" ? 1 : Math.max(...evens));
     const width = Math.max(...parts.map((p) => p.heads));
     box.parentElement.classList.toggle("slim", width <= 4);
     const heads = ["mean", ...Array(width).keys()];
     const table = make("table", {}, make("caption", {}, captionOf(measure, effects.images, schedule.count)));
-    table.append(make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "layer"), ...heads.map((h) => make("th", { scope: "col" }, h === "mean" ? "mean" : `head ${h}`)))));
+    const titles = ["layer", ...heads.map((head) => (head === "mean" ? head : `head ${head}`))];
+    table.append(make("thead", {}, make("tr", {}, ...titles.map((title) => make("th", { scope: "col" }, title)))));
     const body = make("tbody");
     parts.forEach((p, number) => {
       const row = make("tr", {}, make("th", { scope: "row" }, partName(p)));
@@ -68,24 +70,41 @@ function layersByHeads(look, group, { changed, say }) {
     table.append(body);
     const focused = scroll.contains(document.activeElement) ? document.activeElement.dataset.cell : null;
     scroll.replaceChildren(table);
-    const current = scroll.querySelector(`[data-cell="${focused ?? `${side.part}/${side.head}`}"]`) ?? scroll.querySelector("button");
+    const wanted = focused ?? `${side.part}/${side.head}`;
+    const current = scroll.querySelector(`[data-cell="${wanted}"]`) ?? scroll.querySelector("button");
     if (current) current.tabIndex = 0;
     if (focused) current?.focus();
-    const missing = scroll.querySelector("button.absent") ? " Striped cells have no map in this file." : "";
+    legend.textContent = legendOf(side, measure, values, range, evens);
+  }
+
+  // What the colours and the dashes mean.
+  function legendOf(side, measure, values, range, evens) {
+    const { parts } = look.subject(side), said = [];
     const [low, high] = range.map((x) => `${measure.unit === "nats" ? x.toFixed(2) : measure.digits(x)} ${measure.unit}`);
-    const alike = new Set(parts.map((p, number) => `${p.mixer} ${evens[number].toFixed(2)}`));
-    const more = { nats: ` Looking alike at all that it sees: ${[...alike].join(", ")} nats.`, "%": "" }[measure.unit];
-    legend.textContent = `Light: ${low}; dark: ${high}.${more ?? " More than 0: worse. A dash: not measured."}${missing}`;
+    if (values.size) said.push(`Light: ${low}; dark: ${high}.`);
+    if (measure.unit === "nats") {
+      const alike = new Set(parts.map((p, number) => `${p.mixer} ${evens[number].toFixed(2)}`));
+      said.push(`Looking alike at all that it sees: ${[...alike].join(", ")} nats.`);
+    }
+    const dashes = parts.some((_, number) => look.headsOf(side, number).some((head) => !values.has(`${number}/${head}`)));
+    if (measure.cut) said.push("More than 0: worse. A dash: not measured.");
+    else if (!side.matrix.whole) said.push("A dash: not there yet.");
+    else if (dashes) said.push("A dash: a reach is measured when it is looked at.");
+    if (scroll.querySelector("button.absent")) said.push("Striped cells have no map in this file.");
+    return said.join(" ");
   }
 
   function matrixButton(side, p, number, head, value, measure, [low, high]) {
     const there = look.has(side, number, head), shown = value === undefined ? "–" : measure.digits(value);
-    const chosen = state.sides.map((s, i) => (s.subject === side.subject && s.part === number && s.head === head ? "AB"[i] : "")).join("");
+    const isHere = (s) => s.subject === side.subject && s.part === number && s.head === head;
+    const chosen = state.sides.map((s, i) => (isHere(s) ? "AB"[i] : "")).join("");
     const text = state.sides.length > 1 && chosen ? `${chosen} ${shown}` : shown;
-    const name = `layer ${p.layer}, ${p.mixer}, ${p.kind === "reach" ? "reach" : headName(head)}: ${measure.name} ${shown}${value === undefined ? "" : ` ${measure.unit}`}`;
+    const unit = value === undefined ? "" : ` ${measure.unit}`, map = p.kind === "reach" ? "reach" : headName(head);
+    const name = `layer ${p.layer}, ${p.mixer}, ${map}: ${measure.name} ${shown}${unit}`;
     const made = make("button", {
-      type: "button", tabindex: "-1", "data-cell": `${number}/${head}`, "data-value": String(value ?? ""), title: there ? name : `${name} (no map in this file)`,
-      "aria-label": there ? name : `${name}, no map in this file`, "aria-pressed": String(Boolean(chosen)), "aria-disabled": String(!there),
+      type: "button", tabindex: "-1", "data-cell": `${number}/${head}`, "data-value": String(value ?? ""),
+      title: there ? name : `${name} (no map in this file)`, "aria-label": there ? name : `${name}, no map in this file`,
+      "aria-pressed": String(Boolean(chosen)), "aria-disabled": String(!there),
     }, text);
     if (!there) made.classList.add("absent");
     if (value !== undefined) {
@@ -103,11 +122,11 @@ function layersByHeads(look, group, { changed, say }) {
 
   scroll.addEventListener("keydown", (event) => {
     const at = event.target.closest("[data-cell]");
-    const moves = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
-    if (!at || !(event.key in moves)) return;
+    if (!at || !(event.key in MOVES)) return;
     event.preventDefault();
-    const [down, right] = moves[event.key], cell = at.parentElement, row = cell.parentElement;
-    const rows = [...row.parentElement.children], target = rows[rows.indexOf(row) + down]?.children[[...row.children].indexOf(cell) + right];
+    const [down, right] = MOVES[event.key], cell = at.parentElement, row = cell.parentElement;
+    const rows = [...row.parentElement.children], column = [...row.children].indexOf(cell) + right;
+    const target = rows[rows.indexOf(row) + down]?.children[column];
     const next = target?.querySelector("button");
     if (!next) return;
     at.tabIndex = -1;

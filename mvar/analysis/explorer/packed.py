@@ -32,6 +32,10 @@ class Means:
     own: float  # mass on the own scale, or its share of the reach
     entropy: float  # nats
 
+    def listed(self) -> list[float]:
+        """Both, to seven digits: what a page takes must be known before it is made."""
+        return [float(f"{value:.7g}") for value in (self.own, self.entropy)]
+
 
 @dataclass(frozen=True)
 class _Numbers:

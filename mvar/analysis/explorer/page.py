@@ -19,8 +19,9 @@ from mvar.progress import Progress
 
 TEMPLATE, STYLE = "page.html.jinja", "explorer.css"
 # joined: a page and anywidget want one
-MODULE = "maps.js", "elements.js", "drawing.js", "look.js", "picture.js", "matrix.js", "explorer.js"
+PARTS = "maps", "elements", "fetched", "drawing", "look", "side", "picture", "matrix", "explorer"
 MB = 1_000_000
+NOTE = "Runs are looked for in $MVAR_RESULTS, else in results; files in the folder that Python runs in."
 START = """\
 const data = JSON.parse(document.getElementById("data").textContent);
 window.explorer = mount(document.getElementById("explorer"), pageSource(data));"""
@@ -33,14 +34,14 @@ def resource(name: str) -> str:
 
 def module() -> str:
     """The JavaScript module of page and widget."""
-    return "\n".join(resource(name) for name in MODULE)
+    return "\n".join(resource(f"{part}.js") for part in PARTS)
 
 
-def description(subjects: Sequence[Subject], view: View) -> dict[str, Any]:
-    """What page and widget know from the start, as JSON values."""
+def description(subjects: Sequence[Subject], view: View, sent: bool = False) -> dict[str, Any]:
+    """What page and widget know from the start, as JSON values; sent: to another machine, as a page is."""
     return {
         "sides": list(subjects[0].schedule.sides),
-        "subjects": [subject.describe() for subject in subjects],
+        "subjects": [subject.describe(sent) for subject in subjects],
         "view": view.to_json(),
     }
 
@@ -58,13 +59,14 @@ def write_page(
     Raises:
         UserError: the pictures alone take more.
     """
-    described = description(subjects, view)
+    described = description(subjects, view, sent=True)
     pictures = [(s, p) for s, subject in enumerate(subjects) for p in range(len(subject.pictures))]
     data = described | {
         "pictures": {f"{s}/{p}": subjects[s].pictures[p].urls() for s, p in pictures},
         "means": {},
         "maps": {},
         "leftOut": [],
+        "note": NOTE,
     }
     cells = sum(len(subjects[s].parts) * (subjects[s].model.config.num_heads + 1) for s, _ in pictures)
     fixed = len(_html(data).encode()) + 60 * cells + 1000 * (len(subjects) + 1)  # and means, sentences

@@ -4,7 +4,7 @@ function exported(look) {
   const { schedule, state } = look;
   const columns = Math.min(MAX_COLUMNS, schedule.sides.length), level = schedule.level(state.query);
   const rows = Math.ceil((level + 1) / columns), size = 220, gap = 16, caption = 44, top = 34;
-  const height = state.sides.length * (top + rows * (size + caption)) + gap + 24;
+  const height = state.sides.length * (top + rows * (size + caption)) + gap + 50;
   const canvas = make("canvas", { width: 2 * (columns * (size + gap) + gap), height: 2 * height }), context = canvas.getContext("2d");
   context.scale(2, 2);
   context.fillStyle = "#fff";
@@ -21,12 +21,18 @@ function exported(look) {
       drawPanel(tile.getContext("2d"), 2 * size, look.panel(side, scale));
       const x = gap + (scale % columns) * (size + gap), y = begin + top - 8 + Math.floor(scale / columns) * (size + caption);
       context.drawImage(tile, x, y, size, size);
-      write(`${times(schedule.sides[scale])}${scale === level ? " own" : ""}: ${percent(side.map.mass(state.query, scale))} ${look.of(side)}`, x, y + size + 16, "600 13px");
+      const name = times(schedule.sides[scale]) + (scale === level ? " own" : "");
+      write(`${name}: ${percent(side.map.mass(state.query, scale))} ${look.of(side)}`, x, y + size + 16, "600 13px");
       write(`most ${percent(side.map.top(state.query, scale))}`, x, y + size + 32, "12px", "#5d646b");
     }
   });
   const { name, class: label } = look.subject(state.sides[0]).pictures[state.picture];
-  write(`${name}, class ${label}; ${schedule.told(state.query)}`, gap, height - 10, "12px", "#5d646b", columns * (size + gap));
+  write(`${name}, class ${label}; ${schedule.told(state.query)}`, gap, height - 36, "12px", "#5d646b", columns * (size + gap));
+  const key = make("canvas", { width: 2 * KEY.width, height: 2 * KEY.height });
+  drawKey(key, state.heat);
+  write("0", gap, height - 12, "12px", "#5d646b");
+  context.drawImage(key, gap + 12, height - 24, KEY.width, KEY.height);
+  write(`the ${RANGES[state.range]}`, gap + KEY.width + 18, height - 12, "12px", "#5d646b");
   return canvas;
 }
 
@@ -43,6 +49,7 @@ function exportControls(look) {
     setTimeout(() => URL.revokeObjectURL(url), 10000);
     say(`Saved as attention.${kind}.`);
   };
+  const writePicture = () => navigator.clipboard.write([new ClipboardItem({ "image/png": exportedPng(look) })]);
   const copy = async (what, begin) => {
     try {
       await begin();
@@ -55,7 +62,7 @@ function exportControls(look) {
     "div", { class: "controls exports" },
     button("Save PNG", () => save("png"), { "data-act": "png" }),
     button("Save PDF", () => save("pdf"), { "data-act": "pdf" }),
-    button("Copy picture", () => copy("Picture", async () => navigator.clipboard.write([new ClipboardItem({ "image/png": exportedPng(look) })])), { "data-act": "picture" }),
+    button("Copy picture", () => copy("Picture", async () => writePicture()), { "data-act": "picture" }),
     button("Copy Python", () => copy("Python", () => navigator.clipboard.writeText(python(look))), { "data-act": "python" }),
     message,
   );

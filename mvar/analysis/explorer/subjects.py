@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -27,6 +27,13 @@ MEAN = "mean"  # in place of a head's number
 Head = int | None
 
 
+class Python(NamedTuple):
+    """Code on this machine, and on another one, to which a page is sent: without folders of this one."""
+
+    here: str
+    elsewhere: str
+
+
 @dataclass(frozen=True)
 class Picture:
     """An image as a model sees it."""
@@ -36,7 +43,7 @@ class Picture:
     label: Tensor  # ()
     inputs: Tensor  # (L - n_0, C)
     stages: np.ndarray  # (S, H, W, channels) uint8, decoded after every scale
-    arguments: str  # of `mvar.explore`, that choose it
+    arguments: Python  # of `mvar.explore`, that choose it
 
     def urls(self) -> list[str]:
         """The picture after every scale, as addresses that hold it."""
@@ -48,7 +55,7 @@ class Subject:
     """A model and pictures of it."""
 
     name: str
-    load: str  # Python that loads it, once `mvar` is imported
+    load: Python  # what loads it, once `mvar` is imported
     model: ScaleTransformer
     pictures: Sequence[Picture]
     effects: Effects
@@ -77,16 +84,17 @@ class Subject:
         """What can be looked at in a mixer: None, the mean over heads, and each of them; of its reach None alone."""
         return [None, *range(self.parts[part].num_heads)]
 
-    def describe(self) -> dict[str, Any]:
-        """What page and widget know of it from the start, as JSON values.
+    def describe(self, sent: bool = False) -> dict[str, Any]:
+        """What page and widget know of it from the start, as JSON values; sent: to another machine, as a page is.
 
         `sees` holds tables of how many tokens of each scale a token sees, a row for each token, coarse to fine up to
         its own scale. A part's `sees` is the number of its table: mixers that see the same share one.
         """
         tables: list[list[list[int]]] = []
+        told = Python._fields.index("elsewhere" if sent else "here")
         return {
             "name": one_line(self.name),
-            "load": self.load,
+            "load": self.load[told],
             "pattern": one_line(self.model.config.pattern),
             "parts": [
                 {
@@ -100,7 +108,7 @@ class Subject:
             ],
             "sees": tables,
             "pictures": [
-                {"name": one_line(p.name), "class": one_line(p.class_name), "arguments": p.arguments}
+                {"name": one_line(p.name), "class": one_line(p.class_name), "arguments": p.arguments[told]}
                 for p in self.pictures
             ],
             "effects": self.effects.to_json(),
@@ -127,10 +135,10 @@ class Subject:
         shown = self.pictures[picture]
         each_map(self.model, shown.label, shown.inputs, wanted, packed)
 
-    def map(self, picture: int, part: int, head: Head) -> bytes:
-        """One packed map."""
-        found: list[bytes] = []
-        self.maps(picture, {part: [head]}, lambda part, head, data, means: found.append(data))
+    def map(self, picture: int, part: int, head: Head) -> tuple[bytes, Means]:
+        """One packed map, and its means."""
+        found: list[tuple[bytes, Means]] = []
+        self.maps(picture, {part: [head]}, lambda part, head, *packed: found.append(packed))
         return found[0]
 
     def means(self, picture: int, kinds: Sequence[str]) -> dict[tuple[int, Head], Means]:

@@ -1,7 +1,8 @@
 """The explorer in a notebook: the page's module as a widget (anywidget), which asks Python for what it shows.
 
 Every question is a message `{"id", "ask", "subject", "picture", ...}`, answered with the same id: `ask` is `pictures`
-(urls), `means` (`[mixer, head, own, entropy]`) or `map` (a packed map as the only buffer). What cannot be answered is
+(urls), `means` (`[mixer, head, own, entropy]` of all attention) or `map` (a packed map as the only buffer, and its
+`[own, entropy]`). What cannot be answered is
 `{"id", "error"}`.
 """
 
@@ -26,7 +27,8 @@ def answer(subjects: list[Subject], question: dict[str, Any]) -> tuple[dict[str,
             return reply | {"urls": subject.pictures[picture].urls()}, []
         if question["ask"] == "means":
             return reply | {"means": means_of(subject, picture)}, []
-        return reply, [subject.map(picture, question["part"], _head(question["head"]))]
+        data, means = subject.map(picture, question["part"], _head(question["head"]))
+        return reply | {"means": means.listed()}, [data]
     except (UserError, LookupError, TypeError, ValueError, RuntimeError) as error:
         return {"id": question.get("id"), "error": str(error) or type(error).__name__}, []
 
