@@ -53,7 +53,7 @@ def rows(settings: Settings) -> Iterator[dict[str, Any]]:
         peak = torch.cuda.max_memory_allocated() / GB if on_gpu else None
         planned = footprint(config, size, "none", "ddp", 1).peak / GB
         flops = train_flops(config.model, config.token_space, size) / taken
-        rate = rate_of(settings.device, config.train.precision)
+        rate = rate_of(settings.device, config.train.precision, config.runtime.tf32)
         product = gemm_rate(settings.device.type, config.train.precision)
         yield {
             "model": name,

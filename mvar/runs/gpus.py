@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from mvar.errors import UserError, one_of
-from mvar.training.cards import CARDS, FP32, FP32_SHARE
+from mvar.training.cards import CARDS
 
 CARD = re.compile(r"([a-z0-9]+)-([1-9]\d{0,3})gb")
 USABLE = 0.95  # of a card's memory: 76 of 80 GB; the rest is the allocator's, the kernels' and the network's
@@ -47,6 +47,4 @@ class Machine:
 
     def flops_per_s(self, precision: str, tf32: bool) -> float:
         """Of one card, at best; in fp32 by `runtime.tf32`."""
-        if precision != "fp32":
-            return CARDS[self.card]
-        return CARDS[self.card] * FP32_SHARE if tf32 else FP32[self.card]
+        return CARDS[self.card].flops_per_s(precision, tf32)

@@ -1,31 +1,63 @@
-"""What GPUs can do at best, by the makers' data sheets: for plans, and for the share of it that a training reaches."""
+"""What GPUs can do at best, by the makers' data sheets: for plans, and for the share of it that a training reaches.
 
+Rates are dense: half of those that the sheets give for sparse matrices. Sources, all NVIDIA's: a100: A100 Tensor Core
+GPU data sheet. h100, h100pcie, h100nvl: H100 Tensor Core GPU data sheet, its columns SXM, PCIe and NVL; h200, h200nvl:
+H200 Tensor Core GPU data sheet. b200: Blackwell data sheet, its column HGX B200. l40s: L40S data sheet. rtx4090: Ada
+GPU architecture white paper, with sums in fp32.
+"""
+
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-# Dense bf16 FLOP/s of a card's matrix units.
-CARDS = {"a100": 312e12, "h100": 989e12, "h200": 989e12, "b200": 2250e12, "l40s": 362e12, "rtx4090": 165e12}
-FP32_SHARE = 0.5  # of the bf16 rate, by TF32
-# FLOP/s of its fp32 units, which do that work where TF32 is off.
-FP32 = {"a100": 19.5e12, "h100": 67e12, "h200": 67e12, "b200": 75e12, "l40s": 91.6e12, "rtx4090": 82.6e12}
+TERA = 1e12
 
-# Bytes a second of its memory.
-BANDWIDTH = {"a100": 2.0e12, "h100": 3.35e12, "h200": 4.8e12, "b200": 8e12, "l40s": 0.86e12, "rtx4090": 1.01e12}
+
+@dataclass(frozen=True)
+class Card:
+    """Rates of one card: 10^12 FLOP/s, and 10^12 bytes a second."""
+
+    half: float  # bf16 and fp16
+    tf32: float
+    fp32: float  # of the units that do this work where TF32 is off
+    bandwidth: float  # of its memory
+
+    def flops_per_s(self, precision: str, tf32: bool) -> float:
+        """FLOP/s at best: in fp32 by `runtime.tf32`."""
+        return TERA * (self.half if precision != "fp32" else self.tf32 if tf32 else self.fp32)
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Of its memory, at best."""
+        return TERA * self.bandwidth
+
+
+CARDS = {
+    "a100": Card(312, 156, 19.5, 2.0),
+    "h100pcie": Card(756, 378, 51, 2.0),
+    "h100nvl": Card(835.5, 417.5, 60, 3.9),
+    "h100": Card(989, 494.5, 67, 3.35),
+    "h200nvl": Card(835.5, 417.5, 60, 4.8),
+    "h200": Card(989, 494.5, 67, 4.8),
+    "b200": Card(2250, 1100, 75, 7.7),
+    "l40s": Card(362.05, 183, 91.6, 0.864),
+    "rtx4090": Card(165.2, 82.6, 82.6, 1.008),
+}
 
 
 def card_of(name: str) -> str | None:
     """The card of `CARDS` that a device of this name is; None of another one."""
     text = name.lower().replace(" ", "")
-    return next((card for card in CARDS if card in text), None)
+    return next((card for card in CARDS if card in text), None)  # a name that begins as another's comes before that
 
 
-def rate_of(device: "torch.device", precision: str) -> float | None:
-    """FLOP/s of a device; None of a CPU and of a card that is not in the table."""
+def rate_of(device: "torch.device", precision: str, tf32: bool) -> float | None:
+    """FLOP/s of a device at best, in fp32 by `runtime.tf32`; None of a CPU and of a card that is not in the table."""
     import torch
 
     if device.type != "cuda":
         return None
     card = card_of(torch.cuda.get_device_name(device))
-    return None if card is None else CARDS[card] * (FP32_SHARE if precision == "fp32" else 1)
+    return None if card is None else CARDS[card].flops_per_s(precision, tf32)

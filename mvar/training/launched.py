@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from mvar.config import RunConfig
 from mvar.kernels.fake_gpu import fake_gpu
-from mvar.training.cards import BANDWIDTH, CARDS, FP32, FP32_SHARE
+from mvar.training.cards import CARDS
 from mvar.transformer import Block
 
 LAUNCH_S = 5e-6  # of one operator, by the host: eager torch does no better
@@ -36,8 +36,9 @@ class Priced(TorchDispatchMode):
         super().__init__()
         self.seconds, self.launches = 0.0, 0
         self._flops_of = flop_registry
-        self._half, self._bandwidth = CARDS[card], BANDWIDTH[card]
-        self._fp32 = CARDS[card] * FP32_SHARE if tf32 else FP32[card]
+        found = CARDS[card]
+        self._half, self._bandwidth = found.flops_per_s("bf16", tf32), found.bytes_per_s
+        self._fp32 = found.flops_per_s("fp32", tf32)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

@@ -24,6 +24,7 @@ from mvar import layout
 from mvar.config import OptimConfig, RuntimeConfig, identity
 from mvar.errors import UserError, warn
 from mvar.progress import Progress
+from mvar.training.cards import rate_of
 from mvar.training.contract import BATCH_STREAM, BEFORE_STEP_STREAM, FORWARD_STREAM, DrawsForBatch, Objective, Tensors
 from mvar.training.distributed import open_fabric
 from mvar.training.feed import Feed
@@ -355,7 +356,8 @@ class _Training:
                 row |= self.observe() if self.log else {}
         step_s = (self.train_s - logged_s) / (done - logged)
         row |= {"train/step_ms": step_s * 1e3, "train/elapsed_s": self.train_s}
-        row |= throughput(self.objective, step_s, self.device, self.optim.precision, self.fabric.world_size)
+        rate = rate_of(self.device, self.optim.precision, self.runtime.tf32)
+        row |= throughput(self.objective, step_s, self.device, rate, self.fabric.world_size)
         if self.log:
             self.log.write(row)
 

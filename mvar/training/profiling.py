@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from mvar.config import RunConfig
 from mvar.tokenizer.model import Tokenizer
+from mvar.training.cards import rate_of
 from mvar.training.distributed import resolve_device
 from mvar.training.generator import GeneratorObjective
 from mvar.training.loop import fit
@@ -77,7 +78,8 @@ def profiled(config: RunConfig, steps: int, trace: Path) -> Profile:
         fit(objective, objective.train, folder, runtime, seed=0, progress=lambda done, of: profiler.step())
     parts = _by_part(found, steps, device.type == "cuda")
     step_ms = sum(e.time_range.elapsed_us() for e in found if e.name.startswith("ProfilerStep")) / steps / 1e3
-    speed = throughput(objective, step_ms / 1e3, device, config.train.precision, 1)
+    rate = rate_of(device, config.train.precision, runtime.tf32)
+    speed = throughput(objective, step_ms / 1e3, device, rate, 1)
     return Profile(parts, step_ms, speed)
 
 

@@ -4,8 +4,6 @@ from typing import Protocol
 
 import torch
 
-from mvar.training.cards import rate_of
-
 MIB = 2**20
 
 
@@ -16,20 +14,22 @@ class Work(Protocol):
     flops: int
 
 
-def throughput(work: Work, seconds: float, device: torch.device, precision: str, processes: int) -> dict[str, float]:
+def throughput(
+    work: Work, seconds: float, device: torch.device, rate: float | None, processes: int
+) -> dict[str, float]:
     """Values of a metrics row; what cannot be told of a device is left out.
 
     Args:
         work: of a step of all processes.
         seconds: of a step.
         device: of this process.
-        precision: of the training.
+        rate: FLOP/s of the device at best, by `cards.rate_of`; None: it is not known.
         processes: that share a step, on devices of one kind.
     """
     row: dict[str, float] = {}
     if work.tokens and seconds > 0:
         row["train/tokens_per_s"] = work.tokens / seconds
-    if (rate := rate_of(device, precision)) and work.flops and seconds > 0:
+    if rate and work.flops and seconds > 0:
         row["train/mfu"] = work.flops / (seconds * processes * rate)
     if device.type == "cuda":
         row["train/peak_mib"] = torch.cuda.max_memory_allocated(device) / MIB

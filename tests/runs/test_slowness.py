@@ -9,7 +9,7 @@ from mvar.kernels.fake_gpu import fake_gpu
 from mvar.mixers.conv import ScaleConv
 from mvar.runs import runner, slowness
 from mvar.runs.store import Store
-from mvar.training.cards import BANDWIDTH, CARDS, FP32
+from mvar.training.cards import CARDS
 from mvar.training.launched import LAUNCH_S, Priced
 
 
@@ -87,12 +87,12 @@ def test_what_is_launched_takes_the_longest_of_launch_bytes_and_products():
             a = torch.zeros(size, size, dtype=dtype, device="cuda")
             with Priced("a100", tf32=False) as product:
                 a @ a
-            rate = CARDS["a100"] if dtype == torch.bfloat16 else FP32["a100"]
+            rate = CARDS["a100"].flops_per_s("bf16" if dtype == torch.bfloat16 else "fp32", tf32=False)
             assert product.seconds == max(2 * size**3 / rate, LAUNCH_S)
         a = torch.zeros(large, large, device="cuda")
         with Priced("a100", tf32=False) as priced:
             a.mT.contiguous()[:3].unsqueeze(0)  # one copy, else views
-        assert priced.launches == 1 and priced.seconds == 2 * a.nbytes / BANDWIDTH["a100"]
+        assert priced.launches == 1 and priced.seconds == 2 * a.nbytes / CARDS["a100"].bytes_per_s
         with Priced("a100", tf32=False) as priced:
             a[0].tanh()
         assert priced.seconds == LAUNCH_S

@@ -21,7 +21,6 @@ from mvar.runs.gpus import Machine
 from mvar.runs.stage_costs import encoding_flops
 from mvar.tokenizer.model import Tokenizer
 from mvar.training import footprint as counting
-from mvar.training.cards import CARDS, FP32
 from mvar.training.footprint import Held, few_layers, footprint, layers, step
 from mvar.training.optimizer import build_adamw
 from mvar.transformer import ScaleTransformer
@@ -173,7 +172,6 @@ def test_gpu_hours_have_the_encoding_of_fresh_crops():
     images, encoding = SMALL.train.steps * SMALL.train.batch_size, encoding_flops(SMALL) / 0.5 / 3600
     assert hours(train_tokens="online") - hours() == pytest.approx(images * encoding / 67e12)
     assert hours(train_tokens="online", runtime_tf32=True) - hours() == pytest.approx(images * encoding / (989e12 / 2))
-    assert FP32.keys() == CARDS.keys()
 
 
 def test_a_share_of_the_rate_is_assumed_given_or_measured(tmp_path):

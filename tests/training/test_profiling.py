@@ -10,6 +10,7 @@ from mvar.cli import main
 from mvar.commands.status_table import Row, _speed
 from mvar.presets import PRESETS
 from mvar.runs import at_hand
+from mvar.runs.gpus import Machine
 from mvar.training import cards, profiling
 from mvar.training.throughput import throughput
 
@@ -70,13 +71,29 @@ def test_speed_of_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**20)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     wanted = {"train/tokens_per_s": 1000.0, "train/mfu": 0.5, "train/peak_mib": 3.0}
-    assert throughput(work, 1.0, device, "bf16", 2) == wanted
-    assert throughput(work, 1.0, device, "fp32", 2)["train/mfu"] == 1.0  # by TF32
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA GeForce RTX 4090")
-    assert cards.rate_of(device, "bf16") == cards.CARDS["rtx4090"]
+    assert throughput(work, 1.0, device, cards.rate_of(device, "bf16", False), 2) == wanted
+    assert throughput(work, 1.0, device, cards.rate_of(device, "fp32", True), 2)["train/mfu"] == 1.0
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Another")
-    assert throughput(work, 1.0, device, "bf16", 2).keys() == {"train/tokens_per_s", "train/peak_mib"}
-    assert throughput(work, 2.0, torch.device("cpu"), "bf16", 1) == {"train/tokens_per_s": 500.0}
+    assert cards.rate_of(device, "bf16", False) is cards.rate_of(torch.device("cpu"), "bf16", False) is None
+    assert throughput(work, 1.0, device, None, 2).keys() == {"train/tokens_per_s", "train/peak_mib"}
+    assert throughput(work, 2.0, torch.device("cpu"), None, 1) == {"train/tokens_per_s": 500.0}
+
+
+def test_a_cards_rate_is_that_of_the_runs_own_settings(monkeypatch):
+    """What MFU is of is what the plan counts with; a card is found by the name that its driver gives it."""
+    device = torch.device("cuda")
+    for name, card in (
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100pcie"),
+        ("NVIDIA H200 NVL", "h200nvl"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+    ):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        machine, settings = Machine.parse(f"1x{card}-80gb"), [("bf16", False), ("fp32", True), ("fp32", False)]
+        rates = [cards.rate_of(device, *setting) for setting in settings]
+        assert rates == [machine.flops_per_s(*setting) for setting in settings]
+        assert rates[0] > rates[1] >= rates[2]  # half precision, TF32, fp32
 
 
 def test_status_tells_what_is_known():
