@@ -232,6 +232,36 @@ def test_likelihood(run, here):
             run.nll(images, classes)
 
 
+def test_what_is_loaded_computes_as_its_run_does(run):
+    """In fp32 by the run's own settings, whatever the process has; afterwards the process has that again."""
+
+    def now():
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    seen, before = set(), now()
+    watching = torch.nn.modules.module.register_module_forward_pre_hook(lambda *_: seen.add(now()))
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        for call in (
+            lambda: run.sample([3]),
+            lambda: run.grow([3]),
+            lambda: run.nll(np.zeros((1, 8, 8, 1), np.uint8), [3]),
+            lambda: run.attention(images=2),
+            lambda: run.attention_map(0, drawn=3),
+            lambda: run.knockout(["own"], draws=1, images=2),
+            lambda: run.probe("prefix", images=2, scales=[4], of=["heldout"], guidance=[0], samples=2),
+            lambda: mvar.explore(run, image=0),
+        ):
+            seen.clear()
+            call()
+            assert seen == {("highest", False)} and now() == ("high", True)
+    finally:
+        watching.remove()
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
 def test_attention(run, here, capsys):
     """Kept where the command keeps it, and by both the same; of an image that is drawn too."""
     stats = run.attention()

@@ -19,6 +19,7 @@ from mvar.data.pictures import decode
 from mvar.errors import UserError, one_of
 from mvar.probes.single_maps import parts_of
 from mvar.runs import gallery
+from mvar.training.numerics import precise
 
 COUNT = 4  # images, where none are chosen
 NO_CLASS = "no class"
@@ -83,7 +84,10 @@ def explore(
     """
     if not runs:
         raise UserError("runs: none; allowed: one or more that mvar.load returned")
-    subjects = [_subject(run, image, drawn, seed, file, file_class) for run in runs]
+    subjects = []
+    for run in runs:
+        with precise(run.config.runtime):
+            subjects.append(_subject(run, image, drawn, seed, file, file_class))
     check_subjects(subjects)
     query = middle(subjects[0]) if query is None else query
     subjects[0].scale_of(query)  # refused if it is not there

@@ -29,6 +29,7 @@ from mvar.runs import gallery
 from mvar.runs.display import shown
 from mvar.runs.stages.reject import LabelScore
 from mvar.tokenizer.model import Tokenizer
+from mvar.training.numerics import as_in_its_run
 from mvar.transformer import ScaleTransformer
 
 
@@ -86,6 +87,7 @@ class Trained(ABC):
 
     # Images -----------------------------------------------------------------------------------------------------------
 
+    @as_in_its_run
     def sample(
         self, classes: Sequence[str | int] = (), per_class: int = 1, seed: int = 0, **settings: Any
     ) -> np.ndarray:
@@ -116,6 +118,7 @@ class Trained(ABC):
         score, tokenizer = self._score(config), self.tokenizer
         return gallery.draw_set(self._drawer(config), tokenizer, numbers, per_class, config, score)
 
+    @as_in_its_run
     def grow(self, classes: Sequence[str | int] = (), seed: int = 0, **settings: Any) -> np.ndarray:
         """Draw an image of each class and decode it after every scale.
 
@@ -138,8 +141,7 @@ class Trained(ABC):
         numbers = gallery.class_numbers(classes, self.class_names)
         seeds = [(seed, number) for number in range(len(numbers))]
         config = self._drawing(settings, seed)
-        sample = config.sample
-        return grow(self._drawer(config), self.tokenizer, torch.tensor(numbers), seeds, sample)
+        return grow(self._drawer(config), self.tokenizer, torch.tensor(numbers), seeds, config.sample)
 
     def _drawing(self, settings: Mapping[str, Any], seed: int) -> RunConfig:
         """The config with other settings of the sampling."""
@@ -157,6 +159,7 @@ class Trained(ABC):
 
     # Likelihood -------------------------------------------------------------------------------------------------------
 
+    @as_in_its_run
     def nll(
         self,
         images: np.ndarray | None = None,
@@ -229,6 +232,7 @@ class Trained(ABC):
     ) -> tuple[Measurable, Path]:
         """What `attention`, `knockout` or `probe` measures, and where it is kept: in the run, or in `kept_in`."""
 
+    @as_in_its_run
     def _kept_attention(self, source: str, images: int, batch: int, options: dict[str, Any]) -> AttentionStats:
         what, folder = self.measurable(source, images, batch, options)
         with shown("attention", "measuring") as progress:
@@ -240,6 +244,7 @@ class Trained(ABC):
     ) -> AttentionStats:
         """How much attention stays inside a scale and goes to each coarser one; measured once, and kept."""
 
+    @as_in_its_run
     def knockout(
         self,
         cuts: Sequence[str] = (),
@@ -288,6 +293,7 @@ class Trained(ABC):
         """The config with the evaluation that images are judged by; `fid`: it is wanted whatever `options` name."""
         return self.config
 
+    @as_in_its_run
     def probe(
         self, name: str, images: int = 0, batch: int = 0, out: str | Path | None = None, **settings: Any
     ) -> Probed:
@@ -316,6 +322,7 @@ class Trained(ABC):
         with shown(name, "measuring") as progress:
             return measure_probe(name, made, what, config, Path(out) if out else folder, progress)
 
+    @as_in_its_run
     def attention_map(
         self,
         layer: int,
@@ -361,12 +368,12 @@ class Trained(ABC):
         labels, inputs = self._heldout(image) if drawn is None else self.drawn_inputs(drawn, seed, settings)
         return attention_map(self.model, labels[0], inputs[0], layer, head, query=query, scale=scale)
 
+    @as_in_its_run
     def drawn_inputs(self, drawn: str | int, seed: int, settings: Mapping[str, Any]) -> Batch:
         """Label `(1,)` and inputs of an image as the model saw it while drawing."""
         labels = torch.tensor(gallery.class_numbers([drawn], self.class_names), device=self.device)
         config = self._drawing(settings, seed)
-        sample = config.sample
-        return labels, drawn_inputs(self._drawer(config), self.tokenizer.quantize, labels, [(seed, 0)], sample)
+        return labels, drawn_inputs(self._drawer(config), self.tokenizer.quantize, labels, [(seed, 0)], config.sample)
 
     def _heldout(self, image: int) -> Batch:
         """Label and inputs of a held-out image."""

@@ -72,6 +72,7 @@ class EvaluateTokenizer(Plugged, InResults, Answer):
         from mvar.runs.stages.sample import save_grid
         from mvar.runs.store import Store
         from mvar.training.distributed import resolve_device
+        from mvar.training.numerics import precise
 
         tokenizer, config, folder, store = self._opened(Store(self.results))
         tokenizer = tokenizer.to(resolve_device(config.runtime)).eval()
@@ -79,7 +80,7 @@ class EvaluateTokenizer(Plugged, InResults, Answer):
         every = Images(load_images(config.data, split), "images")
         chosen = every.subset(spread_indices(len(every), self.images or len(every)))
         extractor, lacking = _extractor(config, store)
-        with shown("tokenizer") as progress:
+        with shown("tokenizer") as progress, precise(config.runtime):
             found = tokenizer_quality(tokenizer, chosen, extractor, progress)
         if self.rows:
             few = spread_indices(len(chosen), self.rows)

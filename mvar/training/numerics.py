@@ -1,23 +1,60 @@
 """How a GPU computes, by the runtime's settings: fp32 products and convolutions in TF32, kernels of the same bits."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
 
-from mvar.config import RuntimeConfig
+from mvar.config import RunConfig, RuntimeConfig
+
+
+class OfARun(Protocol):
+    """What knows the run that it computes for."""
+
+    config: RunConfig
+
+
+P, R, S = ParamSpec("P"), TypeVar("R"), TypeVar("S", bound=OfARun)
 
 
 def prepare_process(runtime: RuntimeConfig) -> None:
     """Threads, and the precision of products and convolutions; of the whole process, until the next call."""
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
+    _set_precision(runtime)
+
+
+def _set_precision(runtime: RuntimeConfig) -> None:
     on_gpu = runtime.device != "cpu" and torch.cuda.is_available()
     tf32 = on_gpu and runtime.tf32
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32  # of convolutions; torch's own default is on
+
+
+@contextmanager
+def precise(runtime: RuntimeConfig) -> Iterator[None]:
+    """While fp32 is as in a run with these settings; afterwards the process has it as before."""
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    _set_precision(runtime)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
+
+
+def as_in_its_run(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """A method that computes as `precise` with the run's settings."""
+
+    @wraps(method)
+    def computed(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
+        with precise(self.config.runtime):
+            return method(self, *args, **kwargs)
+
+    return computed
 
 
 @contextmanager
