@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,9 @@ import torch
 from benchmarks import attention, lengths, machine, mixers, official, sampling, scan, statistics, submit
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import sampling as gpu_sampling
+from benchmarks.gpu import settings as gpu_settings
 from benchmarks.gpu import table as gpu_table
+from benchmarks.gpu import training as gpu_training
 from mvar import shipped
 from mvar.errors import UserError
 from mvar.mixers.base import inter_scale_mixers
@@ -390,6 +394,17 @@ def test_what_was_not_measured_is_a_dash():
     )
 
 
+def test_a_peak_is_held_against_the_plans(monkeypatch):
+    """Not more above it than the plan leaves free of a card's memory; one GPU has a dash in place of sharded steps."""
+    monkeypatch.setattr(gpu_training, "footprint", lambda *_: SimpleNamespace(peak=20e9))
+    settings = gpu.Settings()
+    for peak, holds in ((19.0, True), (21.0, True), (21.1, False)):
+        assert gpu_training.planned(settings, "VAR", "none", 1, peak)["holds"] is holds
+    rows = list(gpu_training.not_sharded(settings))
+    assert [(row["strategy"], row["keeps"]) for row in rows] == [("fsdp", "none"), ("fsdp", "full")] * 2
+    assert all(row["planned_gb"] == 20 and row["peak_gb"] is None and "holds" not in row for row in rows)
+
+
 def test_a_part_of_the_gpu_benchmark_that_fails_is_a_row():
     def rows(settings):
         yield {"model": "VAR"}
@@ -421,7 +436,7 @@ def test_the_gpu_benchmark_is_rehearsed_to_its_end(tmp_path):
     assert done.returncode == 0, done.stderr
     [document] = tmp_path.glob("gpu-*-tiny.json")
     found = json.loads(document.read_text())["parts"]
-    assert set(found) == {"parity", "replay", "sampling", "training", "processes"}
+    assert set(found) == {"parity", "replay", "agreement", "sampling", "training", "processes"}
     parity = found["parity"]
     assert {row["mixer"] for row in parity} == set(MIXERS.names())
     assert all(row.get("holds") is not False for rows in found.values() for row in rows)
@@ -429,7 +444,14 @@ def test_the_gpu_benchmark_is_rehearsed_to_its_end(tmp_path):
     assert {row["batch"] for row in found["replay"]} == {1, 2} == {row["batch"] for row in found["sampling"]}
     assert all(row["tokens_that_differ"] == 0 and row["replayed_s"] > 0 for row in found["replay"])
     assert all(row["times_the_official"] is None for row in found["sampling"])
-    assert [row["model"] for row in found["training"]] == ["VAR", "M-VAR"]
+    assert {(row["model"], row["precision"]) for row in found["agreement"]} == set(
+        product(("VAR", "M-VAR"), gpu_settings.HALF)
+    )
+    ways = [(row["model"], row["strategy"], row["keeps"]) for row in found["training"] + found["processes"][1:]]
+    assert ways[:6] == [*product(("VAR", "M-VAR"), ["ddp"], ("none", "selective", "full"))]
+    assert ways[6:] == [*product(("VAR", "M-VAR"), ["fsdp"], ("none", "full"))]
+    for row in found["training"] + found["processes"][1:]:
+        assert row["step_s"] > 0 and row["planned_gb"] > 0 and row["peak_gb"] is None
     page = document.with_suffix(".md").read_text()
     assert page.count("| - |") > 4 and all(f"## {title}" in page for title in gpu_table.TITLES.values())
     assert str(tmp_path) not in document.read_text() + page

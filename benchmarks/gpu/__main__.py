@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from benchmarks.gpu import parity, processes, replay, sampling, table, training
+from benchmarks.gpu import agreement, parity, processes, replay, sampling, table, training
 from benchmarks.gpu.settings import Settings
 from benchmarks.machine import begin, describe_machine
 from mvar.errors import UserError
@@ -19,6 +19,7 @@ from mvar.files import atomic_write, write_json
 PARTS: dict[str, Callable[[Settings], Iterator[dict[str, Any]]]] = {
     "parity": parity.rows,
     "replay": replay.rows,
+    "agreement": agreement.rows,
     "sampling": sampling.rows,
     "training": training.rows,
     "processes": processes.rows,

@@ -1,4 +1,7 @@
-"""Two processes: what they sum, share out and gather is right, by NCCL where there are two GPUs, else by gloo."""
+"""Two processes: what they sum, share out and gather is right, and a training step whose weights they share.
+
+By NCCL where there are two GPUs, else by gloo.
+"""
 
 import json
 import os
@@ -12,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from benchmarks.gpu import training
 from benchmarks.gpu.settings import Settings, wait
 from mvar.files import write_json
 
@@ -19,18 +23,19 @@ WORLD = 2
 
 
 def rows(settings: Settings) -> Iterator[dict[str, Any]]:
-    """One row; none on a machine with a single GPU."""
+    """A row of their sums, and rows of sharded steps: on a machine with a single GPU what the plan says alone."""
     gpus = torch.cuda.device_count()
     if gpus == 1:
         yield {"said": "one GPU; NCCL needs two"}
+        yield from training.not_sharded(settings)
         return
     backend, size = ("nccl", 1 << 26) if gpus else ("gloo", 1 << 12)
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_process, args=(folder, backend, size, settings.repeats), nprocs=WORLD)
-        yield json.loads((Path(folder) / "found.json").read_text())
+        torch.multiprocessing.spawn(_process, args=(folder, backend, size, settings), nprocs=WORLD)
+        yield from json.loads((Path(folder) / "found.json").read_text())
 
 
-def _process(rank: int, folder: str, backend: str, size: int, repeats: int) -> None:
+def _process(rank: int, folder: str, backend: str, size: int, settings: Settings) -> None:
     device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
     if backend == "nccl":
         torch.cuda.set_device(device)
@@ -40,12 +45,14 @@ def _process(rank: int, folder: str, backend: str, size: int, repeats: int) -> N
     store = dist.FileStore(f"{folder}/store", WORLD)
     dist.init_process_group(backend, store=store, rank=rank, world_size=WORLD)
     try:
-        found = {"backend": backend, "processes": WORLD} | _sums(rank, size, device, repeats) | _gradients(rank, device)
+        sums = _sums(rank, size, device, settings.repeats) | _gradients(rank, device)
+        steps = list(training.sharded(settings, WORLD))
     finally:
         dist.destroy_process_group()
     if not rank:
-        found["holds"] = found["sums_are_right"] and found["gradient_error"] < 1e-5
-        write_json(Path(folder) / "found.json", found)
+        holds = sums["sums_are_right"] and sums["gradient_error"] < 1e-5
+        first = {"backend": backend, "processes": WORLD, **sums, "holds": holds}
+        write_json(Path(folder) / "found.json", [first, *steps])
 
 
 def _sums(rank: int, size: int, device: torch.device, repeats: int) -> dict[str, Any]:

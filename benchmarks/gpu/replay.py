@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.settings import PATTERNS, Settings, timed
+from mvar.config import RunConfig
 from mvar.sampling import generate
 from mvar.sampling.graphs import Graphs, record_cuda
 from mvar.tokenizer.quantizer import ResidualQuantizer
@@ -18,12 +19,18 @@ OWN_ALLOCATIONS = 16  # of a replayed batch, whatever the model
 def models(settings: Settings, name: str) -> tuple[ScaleTransformer, ResidualQuantizer]:
     """A generator with random weights, and the quantizer it draws with, on the device."""
     config = settings.config(name)
+    model = random_model(config)
+    return model.to(settings.device).eval(), ResidualQuantizer(config.tokenizer).to(settings.device).eval()
+
+
+def random_model(config: RunConfig) -> ScaleTransformer:
+    """A run's generator with random weights, the same each time, on the CPU."""
     torch.manual_seed(0)
     model = ScaleTransformer.empty(config.model, config.token_space, config.runtime)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.02)
-    return model.to(settings.device).eval(), ResidualQuantizer(config.tokenizer).to(settings.device).eval()
+    return model
 
 
 def graphs(settings: Settings) -> Graphs:

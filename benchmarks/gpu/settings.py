@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.machine import seconds
 from mvar.config import RunConfig, override
+from mvar.kernels.recompute import Kept
 from mvar.presets import PRESETS
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,10 +41,11 @@ class Settings:
         """A GPU where there is one."""
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    def config(self, name: str) -> RunConfig:
-        """The run of a model of `PATTERNS`."""
+    def config(self, name: str, kept: Kept = "none") -> RunConfig:
+        """The run of a model of `PATTERNS`; `kept`: what its layers keep for the backward pass."""
         found = override(PRESETS[self.preset], {"model.pattern": PATTERNS[name]})
         fields = {f"{section}.precision": self.precision for section in ("train", "sample")}
+        fields |= {"runtime.checkpoint_activations": kept}
         fields |= {"sample.cfg_scale": 1.5, "sample.top_k": 900, "sample.top_p": 0.96}
         return override(found, fields | (TINY if self.tiny else {}))
 

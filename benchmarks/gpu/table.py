@@ -10,9 +10,10 @@ Row = dict[str, Any]
 TITLES = {
     "parity": "Parity with fp64 on the CPU: largest error, of the largest value",
     "replay": "Replays of graphs",
+    "agreement": "Tokens in half precision against fp32: as many differ as the logits say",
     "sampling": "Sampling",
     "training": "Training step, and its memory against the plan",
-    "processes": "Two processes",
+    "processes": "Two processes, and a step whose weights they share",
 }
 
 

@@ -1,20 +1,30 @@
-"""A training step: its share of the card's rate (MFU), and its peak of memory against the plan's."""
+"""A training step: its share of the card's rate (MFU), and its peak of memory against the plan's, by what layers keep.
+
+A peak holds where it is not more above the plan's than the plan leaves free of a card's memory. Steps whose weights are
+sharded need two GPUs; without a GPU two processes go through them all the same.
+"""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gpu.replay import models
+from benchmarks.gpu.replay import random_model
 from benchmarks.gpu.settings import HALF, PATTERNS, Settings, timed
 from mvar.config import RunConfig
 from mvar.cost import train_flops
+from mvar.kernels.recompute import Kept
 from mvar.runs.clock import gemm_rate
 from mvar.runs.gpu_plan import GB
+from mvar.runs.gpus import USABLE
 from mvar.training.cards import rate_of
 from mvar.training.footprint import footprint
+from mvar.training.strategies import share_out
 from mvar.transformer import ScaleTransformer
+
+KEPT: tuple[Kept, ...] = get_args(Kept)
+SHARDED: tuple[Kept, ...] = ("none", "full")
 
 
 class Step:
@@ -40,32 +50,63 @@ class Step:
 
 
 def rows(settings: Settings) -> Iterator[dict[str, Any]]:
-    """A row a model. What a CPU cannot tell, its peak of memory and a card's rate, is None."""
-    size = 2 if settings.tiny else settings.train_batch
-    on_gpu = settings.device.type == "cuda"
+    """A row a model and what its layers keep. What a CPU cannot tell, a peak of memory and a card's rate, is None."""
     for name in PATTERNS:
-        config, (model, _) = settings.config(name), models(settings, name)
-        step = Step(model, config, size, settings.device)
-        if on_gpu:
-            step()
-            torch.cuda.reset_peak_memory_stats()
-        taken = timed(settings, {"step": step})["step"]
-        peak = torch.cuda.max_memory_allocated() / GB if on_gpu else None
-        planned = footprint(config, size, "none", "ddp", 1).peak / GB
-        flops = train_flops(config.model, config.token_space, size) / taken
-        rate = rate_of(settings.device, config.train.precision, config.runtime.tf32)
-        product = gemm_rate(settings.device.type, config.train.precision)
-        yield {
-            "model": name,
-            "batch": size,
-            "step_s": taken,
-            "images_per_s": size / taken,
-            "mfu": rate and flops / rate,
-            "of_a_large_product": flops / product,
-            "planned_gb": planned,
-            "peak_gb": peak,
-            "peak_over_plan": peak and peak / planned,
-        }
-        del model, step
-        if on_gpu:
-            torch.cuda.empty_cache()
+        for kept in KEPT:
+            config = settings.config(name, kept)
+            step = Step(random_model(config).to(settings.device), config, size_of(settings), settings.device)
+            row = measured(settings, name, kept, step, 1)
+            if kept == "none":
+                row |= speed(settings, config, row["step_s"])
+            yield row
+            del step
+            if settings.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+def size_of(settings: Settings) -> int:
+    """Images of a step."""
+    return 2 if settings.tiny else settings.train_batch
+
+
+def measured(settings: Settings, name: str, kept: Kept, step: Step, processes: int) -> dict[str, Any]:
+    """Seconds of a step, and its peak of memory on this device beside the plan's."""
+    size, on_gpu = size_of(settings), settings.device.type == "cuda"
+    if on_gpu:
+        step()
+        torch.cuda.reset_peak_memory_stats()
+    taken = timed(settings, {"step": step})["step"]
+    peak = torch.cuda.max_memory_allocated() / GB if on_gpu else None
+    return planned(settings, name, kept, processes, peak) | {"step_s": taken, "images_per_s": size * processes / taken}
+
+
+def planned(settings: Settings, name: str, kept: Kept, processes: int, peak_gb: float | None = None) -> dict[str, Any]:
+    """What the plan says of a step's memory on each device, beside what was measured; None: it was not."""
+    size, strategy = size_of(settings), "fsdp" if processes > 1 else "ddp"
+    plan = footprint(settings.config(name, kept), size, kept, strategy, processes).peak / GB
+    row: dict[str, Any] = {"model": name, "strategy": strategy, "keeps": kept, "batch": size, "planned_gb": plan}
+    row |= {"peak_gb": peak_gb, "peak_over_plan": peak_gb and peak_gb / plan}
+    return row | ({} if peak_gb is None else {"holds": peak_gb <= plan / USABLE})
+
+
+def speed(settings: Settings, config: RunConfig, taken: float) -> dict[str, Any]:
+    """What share of the card's rate a step of so many seconds reaches, and of a large product's."""
+    flops = train_flops(config.model, config.token_space, size_of(settings)) / taken
+    rate = rate_of(settings.device, config.train.precision, config.runtime.tf32)
+    product = gemm_rate(settings.device.type, config.train.precision)
+    return {"mfu": rate and flops / rate, "of_a_large_product": flops / product}
+
+
+def sharded(settings: Settings, processes: int) -> Iterator[dict[str, Any]]:
+    """A row a model and what its layers keep, of a step whose weights these processes share; each calls it."""
+    for name in PATTERNS:
+        for kept in SHARDED:
+            config = settings.config(name, kept)
+            model = random_model(config)
+            share_out(model, list(model.each_block()), settings.device.type, processes)
+            yield measured(settings, name, kept, Step(model, config, size_of(settings), settings.device), processes)
+
+
+def not_sharded(settings: Settings) -> Iterator[dict[str, Any]]:
+    """The same rows where there is one GPU: what the plan says alone."""
+    return (planned(settings, name, kept, 2) for name in PATTERNS for kept in SHARDED)

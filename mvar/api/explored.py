@@ -19,7 +19,7 @@ from mvar.data.pictures import decode
 from mvar.errors import UserError, one_of
 from mvar.probes.single_maps import parts_of
 from mvar.runs import gallery
-from mvar.training.numerics import precise
+from mvar.training.numerics import as_in_its_run
 
 COUNT = 4  # images, where none are chosen
 NO_CLASS = "no class"
@@ -84,10 +84,7 @@ def explore(
     """
     if not runs:
         raise UserError("runs: none; allowed: one or more that mvar.load returned")
-    subjects = []
-    for run in runs:
-        with precise(run.config.runtime):
-            subjects.append(_subject(run, image, drawn, seed, file, file_class))
+    subjects = [_subject(run, image, drawn, seed, file, file_class) for run in runs]
     check_subjects(subjects)
     query = middle(subjects[0]) if query is None else query
     subjects[0].scale_of(query)  # refused if it is not there
@@ -103,6 +100,7 @@ def explore(
     return Explorer(subjects, View(0, query, tuple(sides)))
 
 
+@as_in_its_run
 def _subject(
     run: Trained,
     image: int | Sequence[int] | None,

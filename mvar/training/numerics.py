@@ -17,7 +17,9 @@ class OfARun(Protocol):
     config: RunConfig
 
 
-P, R, S = ParamSpec("P"), TypeVar("R"), TypeVar("S", bound=OfARun)
+P = ParamSpec("P")
+R = TypeVar("R")
+S = TypeVar("S", bound=OfARun)
 
 
 def prepare_process(runtime: RuntimeConfig) -> None:
@@ -47,7 +49,7 @@ def precise(runtime: RuntimeConfig) -> Iterator[None]:
 
 
 def as_in_its_run(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
-    """A method that computes as `precise` with the run's settings."""
+    """A method, or a function of what knows its run, that computes as `precise` with the run's settings."""
 
     @wraps(method)
     def computed(self: S, *args: P.args, **kwargs: P.kwargs) -> R:

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -95,18 +95,10 @@ class Sharded(Whole):
     """
 
     def __init__(self, objective: Objective, fabric: "Fabric") -> None:
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
-        # layers return views, of their modulation, and nothing writes into them
-        warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
         self._objective, self._fabric, self._own = objective, fabric, objective.module
         # fully_shard moves what it shares out to the device itself, unit by unit: the whole never lies there
         objective.module = copy.deepcopy(self._own)
-        mesh = init_device_mesh(fabric.device.type, (fabric.world_size,))
-        for unit in objective.units():
-            fully_shard(unit, mesh=mesh)
-        fully_shard(objective.module, mesh=mesh)
+        share_out(objective.module, objective.units(), fabric.device.type, fabric.world_size)
         _release(self._own)
 
     def wrapped(self) -> LossModule:
@@ -144,6 +136,26 @@ class Sharded(Whole):
         self._objective.module = _provide(self._own).to(self._fabric.device)
         for tensor in (*self._own.parameters(), *self._own.buffers()):
             torch.distributed.broadcast(tensor.data, 0)
+
+
+def share_out(module: nn.Module, units: Sequence[nn.Module], device: str, processes: int) -> None:
+    """Leave of a module its share in each process, on its device, unit by unit (FSDP2); all processes call it.
+
+    Args:
+        module: the same in all of them.
+        units: submodules of it that are whole while they work, e.g. layers.
+        device: `cuda` or `cpu`.
+        processes: of the process group.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    # layers return views, of their modulation, and nothing writes into them
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+    mesh = init_device_mesh(device, (processes,))
+    for unit in units:
+        fully_shard(unit, mesh=mesh)
+    fully_shard(module, mesh=mesh)
 
 
 def _release(module: nn.Module) -> None:
