@@ -262,7 +262,8 @@ class Store:
         self.root = Path(root)
         self._index: RunIndex | None = None
         self._indexed = 0.0
-        self.checked_tokens: dict[Path, dict[str, Any]] = {}  # ids of caches held against their images in this job
+        # by folder: what token caches and `vectors` are of that were held against their images in this job
+        self.checked: dict[Path, dict[str, Any]] = {}
 
     def run(self, name: str) -> RunDirectory:
         """The directory of a name, whether it exists yet or not."""

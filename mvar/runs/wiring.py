@@ -76,7 +76,7 @@ class Stages:
     def tokens(self) -> TokenStage:
         """The token cache."""
         config, directory = self.config, self.store.stage("tokens", self.config.tokens_id)
-        return TokenStage(directory, self.watch, config, self.tokenizer, self.store.checked_tokens)
+        return TokenStage(directory, self.watch, config, self.tokenizer, self.store.checked)
 
     @cached_property
     def extractor(self) -> ExtractorStage:
@@ -99,7 +99,8 @@ class Stages:
     def _vectors(self, stage: str) -> VectorStage:
         """The training images as they are compared; a part of the stage that compares."""
         directory = self.store.stage("vectors", self.config.data_id)
-        return VectorStage(directory, self.watch.under(stage), self.config.data, self.config.runtime.num_workers)
+        data, workers = self.config.data, self.config.runtime.num_workers
+        return VectorStage(directory, self.watch.under(stage), data, workers, self.store.checked)
 
     # Of the run -------------------------------------------------------------------------------------------------------
 

@@ -85,7 +85,7 @@ class _Worker:
     terminated = False
     orphaned = False
     busy = threading.Event()  # with a task
-    checked_tokens: ClassVar[dict[Path, dict[str, Any]]] = {}  # as `Store.checked_tokens`, by whatever task
+    checked: ClassVar[dict[Path, dict[str, Any]]] = {}  # as `Store.checked`, by whatever task
 
     @classmethod
     def should_stop(cls) -> bool:
@@ -128,7 +128,7 @@ def work(kind: str, config_values: dict[str, Any], root: str, run: str = "") -> 
         begin_child()
         config = from_dict(RunConfig, config_values, lenient=True)  # checked where it was asked for
         store = Store(Path(root))
-        store.checked_tokens = _Worker.checked_tokens
+        store.checked = _Worker.checked
         state, reason, is_user_error = _work(kind, config, store, run)
     except Stopped:
         state, reason, is_user_error = STOPPED, "", False

@@ -134,4 +134,4 @@ def test_so_do_the_tasks_of_a_worker(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "_work", lambda kind, config, store, run: stores.append(store) or ("done", "", False))
     for _ in range(2):
         assert workers.work("tokens", CONFIG.model_dump(mode="json"), str(tmp_path)).state == "done"
-    assert stores[0] is not stores[1] and stores[0].checked_tokens is stores[1].checked_tokens
+    assert stores[0] is not stores[1] and stores[0].checked is stores[1].checked

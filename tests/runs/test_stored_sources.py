@@ -48,7 +48,7 @@ def settings_of(data: DataConfig) -> dict[str, str]:
 @pytest.mark.parametrize("layout", STORED)
 def test_what_is_decoded_once_is_kept(layout, tmp_path):
     data = written(layout, tmp_path / "set")
-    stage = VectorStage(Store(tmp_path / "results").stage("vectors", "x"), Watch(), data, 0)
+    stage = VectorStage(Store(tmp_path / "results").stage("vectors", "x"), Watch(), data, 0, {})
     assert not stage.is_done()
     vectors = stage.load()
     assert vectors is not None and stage.is_done()
@@ -58,7 +58,7 @@ def test_what_is_decoded_once_is_kept(layout, tmp_path):
 
 
 def test_nothing_is_kept_of_what_is_in_memory(tmp_path):
-    stage = VectorStage(Store(tmp_path).stage("vectors", "x"), Watch(), DataConfig(), 0)
+    stage = VectorStage(Store(tmp_path).stage("vectors", "x"), Watch(), DataConfig(), 0, {})
     assert stage.is_done() and stage.load() is None
 
 

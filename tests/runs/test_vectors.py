@@ -10,6 +10,7 @@ from PIL import Image
 from mvar import rows
 from mvar.config import RunConfig, override
 from mvar.data.crops import ImageSet
+from mvar.data.folders import FolderSource
 from mvar.data.splits import load_images
 from mvar.errors import UserError
 from mvar.evaluation.copies import compared
@@ -51,10 +52,11 @@ def decoded(monkeypatch) -> list[int]:
     return seen
 
 
-def make(config: RunConfig, store: Store, report=lambda done, total: None):
-    watch = Watch(lambda stage, done, total: report(done, total))
+def make(config: RunConfig, store: Store, report=lambda done, total: None, checked=None):
+    """By a job that has `checked` something; None: by one of its own."""
+    watch, found = Watch(lambda stage, done, total: report(done, total)), {} if checked is None else checked
     directory = store.stage("vectors", config.data_id)
-    return VectorStage(directory, watch, config.data, config.runtime.num_workers).load()
+    return VectorStage(directory, watch, config.data, config.runtime.num_workers, found).load()
 
 
 def rows_of(config: RunConfig) -> np.ndarray:
@@ -75,6 +77,22 @@ def test_decoded_once_for_a_data_set(config, store, decoded, num_workers):
     other = override(config, {"tokenizer.vocab_size": 64, "seed": 1, "evaluation.num_images": 50})
     assert np.array_equal(make(other, store).rows, expected) and not decoded
     assert store.stage("vectors", config.data_id).state() == DONE
+
+
+def test_the_files_are_looked_at_once_a_job(config, store, decoded, monkeypatch):
+    """Whatever runs and floors it compares; by the next job again, and where the rows are gone."""
+    looked, fingerprint, checked = [], FolderSource.fingerprint, {}
+    monkeypatch.setattr(
+        FolderSource, "fingerprint", lambda self, indices: looked.append(1) or fingerprint(self, indices)
+    )
+    found = [make(config, store, checked=checked) for _ in range(3)]
+    assert len(looked) == 1 and all(np.array_equal(found[0].rows, other.rows) for other in found)
+    make(config, store)
+    assert len(looked) == 2
+    (store.stage("vectors", config.data_id).path / "meta.json").unlink()
+    decoded.clear()
+    make(config, store, checked=checked)
+    assert len(looked) == 3 and len(decoded) == NUM_TRAIN
 
 
 def test_digits_are_in_memory_anyway(store):

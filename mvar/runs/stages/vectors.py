@@ -38,10 +38,12 @@ class VectorStage(SharedStage):
     Args:
         data: whose training images.
         num_workers: threads that decode images; 0 decodes between batches.
+        checked: by folder, what rows are of that were held against the images in this job; `load` adds to it.
     """
 
     data: DataConfig
     num_workers: int
+    checked: dict[Path, dict[str, Any]]
     name = "vectors"
 
     @property
@@ -53,8 +55,12 @@ class VectorStage(SharedStage):
         """Whether they are there, and of the files that are there now."""
         if find(self.data.name).in_memory:
             return True
+        return self._are_of(self._plan)
+
+    def _are_of(self, plan: Mapping[str, Any]) -> bool:
+        """Whether there are rows of what a plan says."""
         meta = _read(self.directory.path / layout.META)
-        return {name: meta.get(name) for name in self._plan} == self._plan
+        return {name: meta.get(name) for name in plan} == plan
 
     def build(self) -> Mapping[str, float]:
         """Decode what is missing.
@@ -79,8 +85,8 @@ class VectorStage(SharedStage):
         return {}
 
     def load(self) -> Vectors | None:
-        """All training images, as `Vectors`; made where they are missing or of other files. None where they
-        are in memory anyway.
+        """All training images, as `Vectors`; made where they are missing or of other files, for which the files are
+        looked at once a job. None where they are in memory anyway.
 
         Raises:
             UserError: an image that cannot be read; a damaged file.
@@ -92,6 +98,7 @@ class VectorStage(SharedStage):
         sha256 = read_document(self.directory.path / layout.META)["sha256"]
         if not path.is_file() or path.stat().st_size != total * width or known_digest(path) != sha256:
             raise UserError(f"{path}: missing or damaged (wrong checksum); remove its folder and it is made again")
+        self.checked[self.directory.path] = self._plan
         return Vectors(np.memmap(path, np.uint8, "r", shape=(total, width)), self._image_shape)
 
     @property
@@ -108,6 +115,9 @@ class VectorStage(SharedStage):
     @cached_property
     def _plan(self) -> dict[str, Any]:
         """What the rows are of."""
+        known = self.checked.get(self.directory.path)
+        if known and self._are_of(known):
+            return known
         width = compared(torch.zeros(1, *self._image_shape, dtype=torch.uint8)).shape[1]
         return {"data": self._train.fingerprint, "shape": [len(self._train), width]}
 
