@@ -11,7 +11,18 @@ from mvar.commands.narrow import Narrow
 from mvar.config import RunConfig
 from mvar.errors import OK, USER_ERROR, UserError, complain, counted, say
 from mvar.files import read_json
-from mvar.runs.gpu_plan import Setting, disk_gb, fewest, gpu_hours, gpus_needed, opened, settle, smallest, told_nearest
+from mvar.runs.gpu_plan import (
+    Setting,
+    disk_gb,
+    fewest,
+    gpu_hours,
+    gpus_needed,
+    opened,
+    settle,
+    shared_gb,
+    smallest,
+    told_nearest,
+)
 from mvar.runs.gpus import Machine
 from mvar.runs.request import Request, unique
 from mvar.runs.store import Store
@@ -74,7 +85,7 @@ class OnGpus:
     setting: Setting | None  # of all of them; None: nothing fits
     mfu: float  # of the cards' rate, what GPU-hours rest on
     gpu_hours: float | None
-    disk_gb: float
+    disk_gb: float  # at most
     least_gb: float  # the least that a step takes of a card here
     gpus_needed: int | None  # where nothing fits: the fewest such cards that would do
 
@@ -96,16 +107,27 @@ def machine_of(text: str) -> Machine:
 
 def runs_on(requests: Sequence[Request], store: Store, machine: Machine, share: Share) -> list[OnGpus]:
     """Every run once, by its training: evaluations of the same one share it."""
-    found: dict[str, OnGpus] = {}
+    return [_on(evaluations, store, machine, share) for evaluations in _trainings(requests, store)]
+
+
+def _trainings(requests: Sequence[Request], store: Store) -> list[list[RunConfig]]:
+    """The evaluations of every training."""
+    found: dict[str, list[RunConfig]] = {}
     for config in unique(store.as_stored(config) for request in requests for config in request.configs()):
-        if config.key not in found:
-            found[config.key] = _on(config, store, machine, share.of(config.model.pattern))
+        found.setdefault(config.key, []).append(config)
     return list(found.values())
 
 
-def _on(config: RunConfig, store: Store, machine: Machine, mfu: float) -> OnGpus:
+def caches_gb(requests: Sequence[Request], store: Store) -> float | None:
+    """Disk for what runs share; None where it cannot be told yet."""
+    return shared_gb((config for evaluations in _trainings(requests, store) for config in evaluations), store)
+
+
+def _on(evaluations: Sequence[RunConfig], store: Store, machine: Machine, share: Share) -> OnGpus:
     from mvar.cost import num_params, train_flops
 
+    config = evaluations[0]
+    mfu = share.of(config.model.pattern)
     setting = settle(config, machine)
     return OnGpus(
         name=store.run_of(config).name,
@@ -116,14 +138,14 @@ def _on(config: RunConfig, store: Store, machine: Machine, mfu: float) -> OnGpus
         setting=setting,
         mfu=mfu,
         gpu_hours=gpu_hours(config, machine, setting, mfu) if setting else None,
-        disk_gb=disk_gb(config),
+        disk_gb=disk_gb(evaluations),
         least_gb=smallest(config, machine.gpus).peak / 1e9,
         gpus_needed=None if setting else gpus_needed(config, machine),
     )
 
 
-def print_on(runs: Sequence[OnGpus], machine: Machine, share: Share) -> None:
-    """The table, its sums, and what is assumed."""
+def print_on(runs: Sequence[OnGpus], machine: Machine, share: Share, caches: float | None) -> None:
+    """The table, its sums, and what is assumed; `caches`: as `caches_gb`."""
     setting = f"on {machine.gpus} GPUs with"
     columns: dict[str, Sequence[str]] = {
         "pattern": [run.pattern for run in runs],
@@ -143,9 +165,12 @@ def print_on(runs: Sequence[OnGpus], machine: Machine, share: Share) -> None:
     console.print(narrow.table([run.name for run in runs], columns, console))
     hours, disk = sum(run.gpu_hours or 0 for run in runs), sum(run.disk_gb for run in runs)
     flops = sum(run.training_flops for run in runs)
+    told = "token caches aside: the data were not looked at yet"
+    if caches is not None:
+        told = f"{caches:,.2f} GB of token caches and of what near-copies are searched in"
     say(
         f"{len(runs)} runs, {flops:.3g} training FLOPs, {hours:,.0f} GPU-hours, {hours / machine.gpus:,.0f} hours on "
-        f"{machine.gpus} GPUs, {disk:,.0f} GB of checkpoints, weights and images"
+        f"{machine.gpus} GPUs, at most {disk:,.0f} GB of checkpoints, weights and images; {told}"
     )
     half, fp32, by_tf32 = (
         f"{machine.flops_per_s(precision, tf32) / 1e12:,.0f}"

@@ -76,17 +76,17 @@ class Plan(Run, Answer):
         return OK
 
     def _on_gpus(self) -> int:
-        from mvar.commands.gpu_table import Share, exit_code_of, machine_of, print_on, runs_on
+        from mvar.commands.gpu_table import Share, caches_gb, exit_code_of, machine_of, print_on, runs_on
         from mvar.runs.store import Store
 
         share, machine = Share.parse(self.mfu), machine_of(self.on)
-        runs = runs_on(self.requests(), Store(self.results), machine, share)
+        requests, store = self.requests(), Store(self.results)
+        runs, caches = runs_on(requests, store, machine, share), caches_gb(requests, store)
         if self.json:
-            self.answer(
-                {"on": self.on, "mfu": share.mfu, "mfu_is": share.told, "runs": [run.to_json() for run in runs]}
-            )
+            told = {"on": self.on, "mfu": share.mfu, "mfu_is": share.told, "shared_disk_gb": caches}
+            self.answer({**told, "runs": [run.to_json() for run in runs]})
         else:
-            print_on(runs, machine, share)
+            print_on(runs, machine, share, caches)
         return exit_code_of(runs, machine)
 
 

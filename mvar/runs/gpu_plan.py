@@ -1,20 +1,25 @@
 """What runs take on given GPUs: memory, the settings that fit, GPU-hours and disk; counted, nothing is run."""
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mvar import cost
-from mvar.config import RunConfig
+from mvar.config import DataConfig, RunConfig
+from mvar.data.sources.contract import find
+from mvar.data.tokens import token_dtype
 from mvar.errors import UserError
+from mvar.evaluation.copies import MAX_SIDE
 from mvar.kernels.recompute import Kept
 from mvar.runs.gpus import Machine
-from mvar.runs.stage_costs import encoding_flops
+from mvar.runs.stage_costs import encoding_flops, num_images
+from mvar.runs.store import Store
 from mvar.training.footprint import Footprint, Strategy, footprint
 
 # FLOPs of a step over those without recomputing: backward costs two forward passes, and `full` does a third.
 RECOMPUTED: dict[Kept, float] = {"none": 1.0, "selective": 1.0, "full": 4 / 3}
 SMALL = 8  # images a card: below, recomputing layers costs less than the card's idle units
+LABEL_BYTES = 8  # of a row of a token cache
 GB = 1e9
 
 
@@ -162,10 +167,41 @@ def gpu_hours(config: RunConfig, machine: Machine, setting: Setting, mfu: float)
     return seconds / mfu / 3600
 
 
-def disk_gb(config: RunConfig) -> float:
-    """Checkpoints on the way, weights in the end and drawn images; token caches are shared and not counted."""
+def disk_gb(evaluations: Sequence[RunConfig]) -> float:
+    """What a run takes of the disk, at the moment when that is most.
+
+    While it trains that is its checkpoints and one more, which is written before the oldest goes. Afterwards a
+    checkpoint, weights and images stay; those of the evaluation that is being drawn lie there twice.
+
+    Args:
+        evaluations: of one run, all that are wanted of it.
+    """
+    config, means = evaluations[0], len(evaluations[0].train.ema)
     weights = 4 * cost.num_params(config.model, config.token_space)
-    means = len(config.train.ema)
-    checkpoints = config.runtime.keep_checkpoints * (3 + means) * weights
-    pixels = config.evaluation.num_images * config.data.image_size**2 * config.data.channels
-    return (checkpoints + (1 + means) * weights + pixels) / GB
+    checkpoint = (3 + means) * weights
+    images = {one.evaluation_id: one.evaluation.num_images * _pixels(one.data) for one in evaluations}.values()
+    training = (config.runtime.keep_checkpoints + 1) * checkpoint
+    return max(training, checkpoint + (1 + means) * weights + sum(images) + max(images)) / GB
+
+
+def shared_gb(configs: Iterable[RunConfig], store: Store) -> float | None:
+    """Token caches, and training images as near-copies are searched among them: once for all runs that share them.
+
+    None where the data of some were not looked at yet.
+    """
+    found: dict[str, float] = {}
+    for config in configs:
+        train, heldout = num_images(config, store)
+        if not train:
+            return None
+        schedule, codes = config.token_space.schedule, token_dtype(config.tokenizer.vocab_size).itemsize
+        rows = train * config.cached_crops + heldout
+        found[f"tokens {config.tokens_id}"] = rows * (schedule.num_tokens * codes + LABEL_BYTES)
+        if not find(config.data.name).in_memory:
+            found[f"vectors {config.data_id}"] = train * min(_pixels(config.data), MAX_SIDE**2 * config.data.channels)
+    return sum(found.values()) / GB
+
+
+def _pixels(data: DataConfig) -> int:
+    """Bytes of an image."""
+    return data.image_size**2 * data.channels

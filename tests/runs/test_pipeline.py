@@ -14,6 +14,8 @@ from mvar import rows
 from mvar.checkpoints.weights import load_weights
 from mvar.config import override
 from mvar.errors import UserError
+from mvar.presets import PRESETS
+from mvar.runs.gpu_plan import GB, shared_gb
 from mvar.runs.pipeline import execute
 from mvar.runs.stages.contract import Watch
 from mvar.runs.stages.sample import SampleStage
@@ -51,6 +53,15 @@ def test_run_directory_is_complete(finished):
     assert store.tokenizer_quality(CONFIG)["vocab_size"] == 16
     rows = [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()]
     assert rows == sorted(set(rows)) and rows[-1] == CONFIG.train.steps
+
+
+def test_the_plan_knows_the_size_of_token_caches(finished):
+    """To the byte; of data that nobody has looked at it says nothing."""
+    store = Store(finished)
+    folder = store.stage("tokens", CONFIG.tokens_id).path
+    there = sum(path.stat().st_size for path in folder.glob("*/*.bin"))
+    assert shared_gb([CONFIG, CONFIG], store) == pytest.approx(there / GB, rel=1e-12) and there > 0
+    assert shared_gb([CONFIG, PRESETS["imagenet256-d16"]], store) is None
 
 
 def test_samples_are_balanced_and_in_adms_layout(finished):

@@ -16,10 +16,11 @@ from mvar.config import MambaConfig, ModelConfig, RuntimeConfig, TokenSpace, ove
 from mvar.data.crops import to_float
 from mvar.errors import USER_ERROR, UserError
 from mvar.presets import PRESETS
-from mvar.runs.gpu_plan import GB, Setting, gpu_hours, settle
+from mvar.runs.gpu_plan import GB, Setting, disk_gb, gpu_hours, settle
 from mvar.runs.gpus import Machine
 from mvar.runs.stage_costs import encoding_flops
 from mvar.tokenizer.model import Tokenizer
+from mvar.training import checkpoint
 from mvar.training import footprint as counting
 from mvar.training.footprint import Held, few_layers, footprint, layers, step
 from mvar.training.optimizer import build_adamw
@@ -142,6 +143,9 @@ def test_plan_says_what_fits_and_what_does_not(capsys, tmp_path):
     assert main([*words, "--on", "2xh100-80gb"]) == 0
     shown = capsys.readouterr()
     assert "micro_batch=16" in shown.out and "assumed, not measured: 40%" in shown.out + shown.err
+    assert re.search(
+        r"at most 0 GB of checkpoints, weights and images; 0\.\d+ GB of token caches", shown.out + shown.err
+    )
     assert main([*words, "--on", "4xh100-80gb", "--json"]) == 0
     (run,) = json.loads(capsys.readouterr().out)["runs"]
     assert run["fits_on"] == 1 and run["setting"]["micro_batch"] == 8 and run["gpus_needed"] is None
@@ -172,6 +176,30 @@ def test_gpu_hours_have_the_encoding_of_fresh_crops():
     images, encoding = SMALL.train.steps * SMALL.train.batch_size, encoding_flops(SMALL) / 0.5 / 3600
     assert hours(train_tokens="online") - hours() == pytest.approx(images * encoding / 67e12)
     assert hours(train_tokens="online", runtime_tf32=True) - hours() == pytest.approx(images * encoding / (989e12 / 2))
+
+
+def test_disk_holds_the_checkpoint_that_is_being_written(tmp_path, monkeypatch):
+    """Beside all that are kept; and afterwards the images of every evaluation, those that are being drawn twice."""
+    sizes = {"model.depth": 2, "model.width": 128, "model.pattern": "global"}  # their names take little of a file
+    config = override(SMALL, {**sizes, "runtime.keep_checkpoints": 2, "evaluation.num_images": 10})
+    model = ScaleTransformer(config.model, config.token_space)
+    optimizer, held, kept = build_adamw(model, config.train), [], checkpoint.keep_newest
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    state = {"module": model.state_dict(), "optimizer": optimizer.state_dict()}
+
+    def keep(path, count):
+        held.append(sum(found.stat().st_size for found in tmp_path.glob("step_*.pt")))
+        kept(path, count)
+
+    monkeypatch.setattr(checkpoint, "keep_newest", keep)
+    for number in range(1, 6):
+        checkpoint.save(tmp_path, number, state, config.runtime.keep_checkpoints)
+    assert disk_gb([config]) * GB == pytest.approx(max(held), rel=0.03) and held[-1] > 2.9 * held[0]
+    many = [override(config, {"evaluation.num_images": 10**7, "sample.cfg_scale": scale}) for scale in (0, 1, 2)]
+    assert disk_gb(many) - disk_gb(many[:2]) == pytest.approx(10**7 * 64 / GB)
+    assert disk_gb(many[:1]) == pytest.approx(2 * 10**7 * 64 / GB, rel=0.03)
 
 
 def test_a_share_of_the_rate_is_assumed_given_or_measured(tmp_path):
