@@ -2,6 +2,7 @@
 metrics), and of files beside this folder."""
 
 import io
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout, suppress
@@ -19,6 +20,7 @@ COPIED = {
     "contributing.md": "CONTRIBUTING.md",
     "security.md": "SECURITY.md",
 }
+OFFICIAL = "<!-- the figures of benchmarks/results/official.json -->"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -30,8 +32,28 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """A link to a file of the repository that is no page here becomes its name."""
+    """A link to a file of the repository that is no page here becomes its name; stored figures get their place."""
+    markdown = markdown.replace(OFFICIAL, beside_the_official_code(ROOT / "benchmarks/results/official.json"))
     return re.sub(r"\[([^\]]*)\]\(\.\./(?!#)[^)]*\)", r"\1", markdown)
+
+
+def beside_the_official_code(path: Path) -> str:
+    """The table of what `benchmarks.official` has stored; a sentence where it has not."""
+    if not path.is_file():
+        return "It has not been run on a machine without other work yet."
+    found = json.loads(path.read_text())
+    machine, settings = found["machine"], found["settings"]
+    size = f"depth {settings['depth']}, width {settings['width']}, {settings['resolution']} px"
+    lines = [f"{machine['cpu']}, threads: {machine['threads']}, torch {machine['torch']}; {size}, "]
+    lines[0] += f"batch {settings['batch']}, fp32, medians of {settings['repeats']}. Where an aim is missed, the last "
+    lines[0] += "column is the share of our time that its matrix products would take at the rate of a large one."
+    lines += ["", "| model | work | official, s | ours, s | times faster | aim | of ours: products |"]
+    lines.append("|---|---|--:|--:|--:|--:|--:|")
+    for row in found["rows"]:
+        share = "" if row["ratio"] >= row["aim"] else f"{row['products_share']:.0%}"
+        times = " | ".join(f"{row[name]:.2f}" for name in ("official_s", "ours_s", "ratio", "aim"))
+        lines.append(f"| {row['model']} | {row['work']} | {times} | {share} |")
+    return "\n".join(lines)
 
 
 def _outside(text: str) -> str:

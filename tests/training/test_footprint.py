@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -245,6 +246,24 @@ def test_every_model_of_the_papers_fits_eight_cards(monkeypatch):
         config = override(PRESETS[preset], {"model.pattern": pattern})
         assert footprint(config, 4, "full", "fsdp", 8).peak / GB <= on.limit_gb
     assert max(run) == 3 and len(run) <= 4 * 3 * 4  # of two images and of three, of three ways to keep
+
+
+def test_the_benchmark_prints_a_row_a_model_and_keeps_it(tmp_path, capsys, monkeypatch):
+    peaks = {("none", "ddp"): 9e9, ("full", "ddp"): 8e9, ("none", "fsdp"): 7e9, ("full", "fsdp"): 6e9}
+    monkeypatch.setattr(memory, "footprint", lambda config, images, *way: SimpleNamespace(peak=peaks[way[:2]]))
+    monkeypatch.setattr(memory, "settle", lambda config, on: Setting("fsdp", "full", 12, 5.5) if on.gpus > 4 else None)
+    for on, told in (
+        ("8xh100-80gb", "strategy=fsdp checkpoint_activations=full micro_batch=12"),
+        ("4xl40s-48gb", "no"),
+    ):
+        memory.main(memory.Settings(on=on, out=tmp_path / "a.json"))
+        lines = capsys.readouterr().out.splitlines()
+        for name, images in (("VAR-d36 at 512 px", 768), ("M-VAR-d32", 1024)):
+            (line,) = (line for line in lines if name in line)
+            assert re.findall(r"\d+", line.partition(name)[2])[:5] == [str(images // Machine.parse(on).gpus), *"9876"]
+            assert told in line
+        stored = json.loads((tmp_path / "a.json").read_text())
+        assert [row["model"] for row in stored["rows"]] == list(memory.ROWS) and stored["on"] == on
 
 
 def test_the_documents_table_is_the_stored_one():
