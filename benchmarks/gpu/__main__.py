@@ -15,6 +15,7 @@ from benchmarks.gpu.settings import Settings
 from benchmarks.machine import begin, describe_machine
 from mvar.errors import UserError
 from mvar.files import atomic_write, write_json
+from mvar.training.numerics import prepare_process
 
 PARTS: dict[str, Callable[[Settings], Iterator[dict[str, Any]]]] = {
     "parity": parity.rows,
@@ -39,6 +40,7 @@ def main(settings: Settings) -> None:
     if settings.device.type == "cpu" and not settings.tiny:
         raise UserError("gpu: there is none here; allowed: a machine with one, or --tiny for a rehearsal without")
     sampling.checkouts(settings)
+    prepare_process(settings.config("VAR").runtime)  # fp32 as runs have it
     machine = describe_machine()
     name = re.sub(r"[^a-z0-9]+", "-", f"gpu-{machine['gpu']}{'-tiny' if settings.tiny else ''}".lower())
     result: dict[str, Any] = {"machine": machine, "settings": dict(vars(settings)), "parts": {}}

@@ -18,6 +18,7 @@ from torch import nn
 from benchmarks.gpu import training
 from benchmarks.gpu.settings import Settings, wait
 from mvar.files import write_json
+from mvar.training.numerics import prepare_process
 
 WORLD = 2
 
@@ -42,6 +43,7 @@ def _process(rank: int, folder: str, backend: str, size: int, settings: Settings
     else:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         torch.set_num_threads(1)
+    prepare_process(settings.config("VAR").runtime)
     store = dist.FileStore(f"{folder}/store", WORLD)
     dist.init_process_group(backend, store=store, rank=rank, world_size=WORLD)
     try:
