@@ -232,7 +232,6 @@ class Trained(ABC):
     ) -> tuple[Measurable, Path]:
         """What `attention`, `knockout` or `probe` measures, and where it is kept: in the run, or in `kept_in`."""
 
-    @as_in_its_run
     def _kept_attention(self, source: str, images: int, batch: int, options: dict[str, Any]) -> AttentionStats:
         what, folder = self.measurable(source, images, batch, options)
         with shown("attention", "measuring") as progress:
@@ -244,7 +243,6 @@ class Trained(ABC):
     ) -> AttentionStats:
         """How much attention stays inside a scale and goes to each coarser one; measured once, and kept."""
 
-    @as_in_its_run
     def knockout(
         self,
         cuts: Sequence[str] = (),
@@ -293,7 +291,6 @@ class Trained(ABC):
         """The config with the evaluation that images are judged by; `fid`: it is wanted whatever `options` name."""
         return self.config
 
-    @as_in_its_run
     def probe(
         self, name: str, images: int = 0, batch: int = 0, out: str | Path | None = None, **settings: Any
     ) -> Probed:

@@ -23,6 +23,7 @@ from mvar.probes.attention_mass import AttentionStats, attention_rows, global_la
 from mvar.probes.measurable import Measurable
 from mvar.progress import Progress
 from mvar.rows import Rows
+from mvar.training.numerics import precise
 
 SUMMARY_ROWS = 64  # images that are read at a time when statistics are made of them
 
@@ -39,7 +40,7 @@ def measure(what: Measurable, folder: Path, progress: Progress | None = None) ->
     if (found := kept(what, folder)) is not None:
         return found
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / layout.ATTENTION_LOCK):
+    with FileLock(folder / layout.ATTENTION_LOCK), precise(what.runtime):
         found = kept(what, folder)  # another process may have been at it
         if found is None:
             found = _measure(what, folder, progress)

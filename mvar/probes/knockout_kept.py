@@ -23,6 +23,7 @@ from mvar.probes.measurable import Measurable, Opened
 from mvar.probes.subject import Subject
 from mvar.progress import Progress
 from mvar.sampling import balanced_labels
+from mvar.training.numerics import precise
 
 SCHEMA_VERSION = 1
 OF_FID = ("fid", "fid_change", "fid_images", "fid_by", "fid_controls")
@@ -77,7 +78,7 @@ def measure_cuts(
             raise UserError(f"{name}: {count}; allowed: 1 or more")
     asked = Asked(draws, fid_images, fid_draws)
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / layout.KNOCKOUT_LOCK):
+    with FileLock(folder / layout.KNOCKOUT_LOCK), precise(what.runtime):
         record = _Record(what, folder)
         wanted = list(cuts) or record.standard
         texts = list(dict.fromkeys(cut.text for cut in wanted))

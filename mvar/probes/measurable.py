@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mvar.config import SampleConfig
+from mvar.config import RuntimeConfig, SampleConfig
 from mvar.data.crops import ImageSet
 from mvar.data.sources.contract import Split
 from mvar.errors import UserError, one_of
@@ -45,14 +45,16 @@ class Opened:
 class Measurable:
     """A model and images of it. `identity` (JSON values) is all that decides the result; `open` loads what it takes.
 
-    Where images are judged, `extractor_id` says by which extractor, empty where nothing can judge them; `reference()`
-    what they are compared with instead of the held-out images as they are, nothing where it is these.
+    `runtime` says how fp32 is computed on a GPU. Where images are judged, `extractor_id` says by which extractor, empty
+    where nothing can judge them; `reference()` what they are compared with instead of the held-out images as they are,
+    nothing where it is these.
     """
 
     identity: dict[str, Any]
     open: Callable[[], Opened]
     extractor_id: str = ""
     reference: Callable[[], dict[str, Any]] = dict
+    runtime: RuntimeConfig = RuntimeConfig()
 
     def judged_by(self) -> dict[str, Any]:
         """All that decides FID beside the images; nothing where there is none.

@@ -22,6 +22,7 @@ from mvar.probes.measurable import MAX_IMAGES, Measurable
 from mvar.probes.subject import Subject
 from mvar.progress import Progress
 from mvar.registries import PROBES
+from mvar.training.numerics import precise
 
 SCHEMA_VERSION = 1
 
@@ -69,7 +70,7 @@ def measure_probe(
     """
     cases = probe.cases(config)
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / layout.PROBES_LOCK):
+    with FileLock(folder / layout.PROBES_LOCK), precise(what.runtime):
         record = _Record(name, probe, what, config, folder)
         missing = [case for case in cases if not record.has(case)]
         for done, case in enumerate(missing):

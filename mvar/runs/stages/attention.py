@@ -88,7 +88,8 @@ class AttentionStage(RunStage):
             sample = _plain(self.config.sample)
             return Opened(model, tokenizer, sample, len(chosen), batch, codes, self._images, self._judge)
 
-        return Measurable(identity, open_run, self.config.extractor_id, lambda: other_reference(self.config))
+        judged = (self.config.extractor_id, lambda: other_reference(self.config))
+        return Measurable(identity, open_run, *judged, runtime=self.config.runtime)
 
     def drawn(self, num_images: int, batch_size: int = 0, sample: SampleConfig | None = None) -> Measurable:
         """The first images that the run draws, classes balanced, none rejected.
@@ -109,7 +110,7 @@ class AttentionStage(RunStage):
                 model, tokenizer = self.train.generator_of(settings.ema), self.train.load_tokenizer()
             return drawn_images(model, tokenizer, num_images, settings)
 
-        return Measurable(identity, open_run)
+        return Measurable(identity, open_run, runtime=self.config.runtime)
 
     def _images(self, split: Split) -> ImageSet:
         return load_images(self.config.data, split)
