@@ -262,8 +262,7 @@ class Store:
         self.root = Path(root)
         self._index: RunIndex | None = None
         self._indexed = 0.0
-        # by folder: what token caches and `vectors` are of that were held against their images in this job
-        self.checked: dict[Path, dict[str, Any]] = {}
+        self.checked: dict[Path, dict[str, Any]] = {}  # what caches and vectors were found to be of, in this job
 
     def run(self, name: str) -> RunDirectory:
         """The directory of a name, whether it exists yet or not."""
