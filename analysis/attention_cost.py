@@ -94,15 +94,7 @@ def scored_models(
     groups: dict[str, dict[str, AttentionStats]] = defaultdict(dict)
     configs: dict[str, RunConfig] = {}
     problems = []
-    done = set(records.table.loc[records.table["state"] == DONE, "run_id"])
-    others = Counter(records.configs[run_id].model.pattern for run_id in done)
-    if done and not others.pop("global", 0):
-        told = ", ".join(f"{pattern} ({count})" for pattern, count in sorted(others.items()))
-        problems.append(
-            "Table 1: no finished run has global attention in every layer, so the score is not measured; layers of "
-            f"the runs there: {told}; `mvar run mixers` trains one that has"
-        )
-    for run_id in sorted(done - _of_size_sweeps_alone(records)):
+    for run_id in sorted(_done(records) - _of_size_sweeps_alone(records)):
         config = records.configs[run_id]
         if config.model.pattern != "global":
             continue
@@ -116,6 +108,16 @@ def scored_models(
     return [ScoredModel(configs[key], stats, seeds) for key, stats in groups.items() if stats], problems
 
 
+def _done(records: kit.Records) -> set[str]:
+    return set(records.table.loc[records.table["state"] == DONE, "run_id"])
+
+
+def other_layers(records: kit.Records) -> str:
+    """Which layers the finished runs have, where none has global attention in every one; else nothing."""
+    found = Counter(records.configs[run_id].model.pattern for run_id in _done(records))
+    return "" if "global" in found else ", ".join(f"`{name}` ({count})" for name, count in sorted(found.items()))
+
+
 def _of_size_sweeps_alone(records: kit.Records) -> set[str]:
     """Runs that only sweeps over sizes asked for: small models, which the table has no room for beside the others."""
     asked: dict[bool, set[str]] = {True: set(), False: set()}
@@ -125,8 +127,13 @@ def _of_size_sweeps_alone(records: kit.Records) -> set[str]:
     return asked[True] - asked[False] if asked[False] else set()
 
 
-def table1(models: list[ScoredModel]) -> kit.Table:
-    """Cost by three accountings and score, for VAR's 256 and 512 px schedules and for every trained model's own."""
+def table1(models: list[ScoredModel], others: str = "") -> kit.Table:
+    """Cost by three accountings and score, for VAR's 256 and 512 px schedules and for every trained model's own.
+
+    Args:
+        models: what the score is of.
+        others: `other_layers` of the runs there.
+    """
     measured_sides = {model.config.tokenizer.patch_sides for model in models}
     rows: list[dict[str, Any]] = []
     run_ids: list[list[str]] = []
@@ -151,7 +158,7 @@ def table1(models: list[ScoredModel]) -> kit.Table:
         rows,
         run_ids,
         notes,
-        _reading(models),
+        _reading(models, others),
     )
 
 
@@ -194,7 +201,7 @@ def _printed(sides: tuple[int, ...], part: str) -> dict[str, float]:
     return {}
 
 
-def _reading(models: list[ScoredModel]) -> list[str]:
+def _reading(models: list[ScoredModel], others: str) -> list[str]:
     lines = [
         "Cost is exact, from the schedule alone. Dense counts all L x L cells, as the paper does, those included that "
         "the block-causal mask throws away; kept counts what has to be computed.",
@@ -203,7 +210,8 @@ def _reading(models: list[ScoredModel]) -> list[str]:
         "prefers nothing puts there.",
     ]
     if not models:
-        lines.append("No trained run with global attention in every layer is there: the score is not measured.")
+        told = f" Layers of the finished ones: {others}; `mvar run mixers` trains one that has." * bool(others)
+        lines.append(f"The score is not measured: it takes a run with global attention in every layer.{told}")
     verdicts, called = verdicts_on(models), names(models)
     for number, scored in enumerate(models):
         lines += _score_reading(called[number], scored, verdicts[number, "uniform"], verdicts[number, "half"])
@@ -304,7 +312,7 @@ def draw(page: kit.Writer) -> None:
 
     models, problems = scored_models(page.records, measure)
     page.problems += problems
-    table = table1(models)
+    table = table1(models, other_layers(page.records))
     page.headlines += [f"Attention, {line}" for line in table.reading if "inside a scale lie" in line]
     page.table(table)
     page.figure(table.name, table1_figure, table, page.figures)
