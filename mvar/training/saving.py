@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Checkpoints:
-    """Those of one training. One process writes a file, several a folder, in the background.
+    """Those of one training. One process writes a file, several a folder; what lies on GPUs in the background.
 
     Args:
         directory: where they lie.
@@ -50,7 +50,8 @@ class Checkpoints:
         return found
 
     def save(self, step: int, state: dict[str, Any], keep: int) -> None:
-        """Write one; of several processes each its part, while training goes on.
+        """Write one; of several processes each its part. From GPUs a copy is written while training goes on; on CPUs
+        training waits, as the copy would take the memory that training needs.
 
         Args:
             step: steps done.
@@ -64,7 +65,10 @@ class Checkpoints:
             checkpoint.save(self._directory, step, state, keep)
             return
         self.finish()
-        self._writing = shards.Writing(shards.path_of(self._directory, step), *split(state), keep, self._group)
+        path, on_cpu = shards.path_of(self._directory, step), self._fabric.device.type == "cpu"
+        self._writing = shards.Writing(path, *split(state), keep, self._group, as_they_are=on_cpu)
+        if on_cpu:
+            self.finish()
 
     def finish(self) -> None:
         """Until what is being written is complete; raises what `save` raises."""

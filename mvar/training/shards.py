@@ -57,14 +57,24 @@ class Writing:
         rest: what else there is to know, of the first process.
         keep: how many checkpoints stay.
         group: of all processes, on the CPU, used by nothing else meanwhile.
+        as_they_are: tensors are not copied; whoever makes this changes none before `wait` has returned.
     """
 
-    def __init__(self, path: Path, tensors: dict[str, Tensor], rest: dict[str, Any], keep: int, group: Any) -> None:
+    def __init__(
+        self,
+        path: Path,
+        tensors: dict[str, Tensor],
+        rest: dict[str, Any],
+        keep: int,
+        group: Any,
+        as_they_are: bool = False,
+    ) -> None:
         from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
         self._path, self._keep, self._group = path, keep, group
         self._rank, self._world = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
-        self._tensors = BlockingAsyncStager().stage(own_part(tensors, self._rank, self._world))
+        own = own_part(tensors, self._rank, self._world)
+        self._tensors = own if as_they_are else BlockingAsyncStager().stage(own)
         self._rest = io.BytesIO()
         if not self._rank:
             torch.save({"step": step_of(path), "state": rest}, self._rest)

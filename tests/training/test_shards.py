@@ -6,6 +6,7 @@ import os
 import pickle
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from mvar.presets import PRESETS
 from mvar.runs.store import Store
 from mvar.training import checkpoint, shards
 from mvar.training.kept import split
-from mvar.training.saving import take
+from mvar.training.saving import Checkpoints, take
 from mvar.transformer import ScaleTransformer
 
 
@@ -82,6 +83,18 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, group, monkeyp
     go.set()
     writing.wait()
     torch.testing.assert_close(checkpoint.load(path)["module"], before, rtol=0, atol=0)
+
+
+def test_on_cpus_nothing_is_copied_and_training_waits(tmp_path, group, monkeypatch):
+    """A copy would be of the size of all that training holds."""
+    monkeypatch.delattr("torch.distributed.checkpoint.staging.BlockingAsyncStager.stage")
+    module, optimizer = trained(1)
+    checkpoints = Checkpoints(tmp_path, SimpleNamespace(world_size=2, device=torch.device("cpu")))
+    checkpoints.save(1, {"module": module.state_dict(), "optimizer": optimizer.state_dict()}, keep=2)
+    found = checkpoint.load(shards.path_of(tmp_path, 1))
+    torch.testing.assert_close(found["module"], dict(module.state_dict()), rtol=0, atol=0)
+    torch.testing.assert_close(found["optimizer"]["state"], optimizer.state_dict()["state"], rtol=0, atol=0)
+    checkpoints.close()
 
 
 def test_the_newest_are_kept_of_either_form(tmp_path, group):
