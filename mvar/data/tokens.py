@@ -26,10 +26,10 @@ from mvar.escaping import one_line
 from mvar.files import atomic_write, known_digest, read_json, write_json
 from mvar.progress import Progress
 from mvar.rows import Rows
-from mvar.tokenizer.model import Tokenizer
+from mvar.tokenizer.model import Tokenizer, at_once
 
 SCHEMA_VERSION = 1
-BATCH_SIZE = 128  # images of a round, which `Tokenizer.encode` takes in turn where they are large
+BATCH_SIZE = 128  # images of a process's round, fewer where they are large: all processes get some
 ADOPTED_ROWS, ADOPTED_SHARE = 64, 0.9
 MAX_META_BYTES = 1 << 20
 
@@ -74,7 +74,7 @@ def build_token_cache(
         crops: random crops an image (and flips, where the data config has them); 0 for one central crop.
         seed: of the crops.
         ids: what the cache is made from, as JSON values; opening asks for the same.
-        batch_size: images of a round.
+        batch_size: images of a process's round, fewer where they are large.
         num_workers: threads that decode images; 0 decodes between batches.
         progress: called with (rows done, rows in all).
         together: opened with the rows that are done, while others are encoded: the processes that share that, which
@@ -350,8 +350,9 @@ def token_rounds(
     def encode(pixels: Tensor) -> tuple[Tensor]:
         return (tokenizer.encode(to_float(pixels.to(device))),)
 
-    total = len(images) * max(crops, 1)
-    for (tokens,) in in_rounds(load, total, batch_size, encode, group, None, heed, done, num_workers):
+    total, side = len(images) * max(crops, 1), tokenizer.schedule.sides[-1] * tokenizer.config.downsample
+    size = at_once((side, side), batch_size)
+    for (tokens,) in in_rounds(load, total, size, encode, group, None, heed, done, num_workers):
         yield tokens
 
 

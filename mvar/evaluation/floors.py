@@ -16,6 +16,8 @@ are as new as the held-out ones, and of one that repeats training images.
 `floor/psnr`: of reconstructed held-out images, in dB. `floor/codes_used`: different codes in all reconstructed images.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from torch import Tensor
 
 from mvar.config import EvaluationConfig
 from mvar.data.crops import to_float, to_uint8
+from mvar.data.rounds import ALONE, Heed, Sharing, alone, in_rounds, nothing
 from mvar.errors import UserError
 from mvar.evaluation.copies import Vectors, copy_rate
 from mvar.evaluation.extractor import Extractor
@@ -35,6 +38,7 @@ from mvar.tokenizer.model import Tokenizer, at_once
 
 NUM_SPLITS = 5
 BATCH_SIZE = 100
+Together = Callable[[str], AbstractContextManager[tuple[Sharing, Heed]]]  # of the split whose images are reconstructed
 
 
 def floors(
@@ -45,6 +49,7 @@ def floors(
     config: EvaluationConfig,
     progress: Progress | None = None,
     vectors: Vectors | None = None,
+    together: Together = lambda split: alone(),
 ) -> dict[str, float]:
     """Metrics of real and of reconstructed images against the held-out ones; the module's text says what each is.
 
@@ -57,15 +62,15 @@ def floors(
         config: as for `image_metrics`.
         progress: called batch by batch with images done and in all, over all passes; what it raises ends the work.
         vectors: of all training images; the search for copies reads them in place of the images.
+        together: opened while `reconstructed` images are made: the processes that share that, and what they heed.
 
     Raises:
         UserError: too few images, no labels, not uint8, or different sizes.
     """
     labels, train_labels = (_labels(images) for images in (heldout, train))
-    all_train, heldout = Images(train, "training images"), Images(heldout, "held-out images")
+    all_train, heldout = Images(train, "training images"), reconstructed(heldout, "heldout", config)
     check_same_size(heldout, all_train)
-    chosen = spread_indices(len(all_train), config.num_images)
-    train = all_train.subset(chosen)
+    train, chosen = reconstructed(train, "train", config), spread_indices(len(all_train), config.num_images)
     few, known, copying = len(train), len(heldout), len(heldout) + len(all_train)
     sizes = [2 * few + known, known, few, 4 * known + copying, 3 * few + copying]
     metrics, first, second, *passes = in_turn(progress, sizes)
@@ -80,7 +85,8 @@ def floors(
     for name, images, report in (("heldout", heldout, passes[0]), ("train", train, passes[1])):
         count, compared = len(images), len(images) if images is heldout else 0
         coding, extracting, searching, comparing = in_turn(report, [count, count, count + copying, compared])
-        shown, used = reconstruct(tokenizer, images, coding)
+        with together(name) as (group, heed):
+            shown, used = reconstruct(tokenizer, images, coding, group, heed)
         codes += used.sum(0)
         features, logits = extractor.extract(Images(shown, "reconstructed images"), progress=extracting)
         result[f"floor/fid_reconstruction_{name}"] = frechet_distance(features, heldout_features)
@@ -93,6 +99,13 @@ def floors(
                 result["floor/label_accuracy_reconstruction"] = accuracy
     result["floor/fid_reconstruction"] = result["floor/fid_reconstruction_heldout"]
     return result | {"floor/codes_used": float(np.count_nonzero(codes))}
+
+
+def reconstructed(images: Any, split: str, config: EvaluationConfig) -> Images:
+    """Those images of a split, `train` or `heldout`, whose reconstructions the floors are of."""
+    if split == "heldout":
+        return Images(images, "held-out images")
+    return Images(images, "training images").subset(spread_indices(len(images), config.num_images))
 
 
 def _labels(images: Any) -> np.ndarray:
@@ -118,27 +131,41 @@ def _over_splits(name: str, features: Tensor, labels: np.ndarray, share: float) 
 
 @torch.no_grad()
 def reconstruct(
-    tokenizer: Tokenizer, images: Images, progress: Progress | None = None
+    tokenizer: Tokenizer,
+    images: Images,
+    progress: Progress | None = None,
+    group: Sharing = ALONE,
+    heed: Heed = nothing,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images through their tokens and back, uint8 `(N, ch, H, W)`; how often each scale used each code, int64 `(S, V)`.
 
     The images are a map of a temporary file (`Spooled`): however many there are, memory holds one batch.
+
+    Args:
+        tokenizer, images: the same in all processes.
+        progress: called with images done and in all.
+        group: the processes that share the work; in all but the first the result is empty.
+        heed: see `Heed`.
     """
     device = next(tokenizer.parameters()).device
     was_training = tokenizer.training
     tokenizer.eval()
     usage = np.zeros((tokenizer.schedule.num_scales, tokenizer.config.vocab_size), np.int64)
-    shown = Spooled()
+    shown, count, size = Spooled(), 0, at_once(images.image_shape, BATCH_SIZE)
+
+    def work(batch: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = tokenizer.encode(to_float(batch).to(device))
+        return to_uint8(tokenizer.decode(tokenizer.quantize.latents(tokens)[-1])), tokens
+
     try:
-        for batch in images.batches(at_once(images.image_shape, BATCH_SIZE), progress):
-            tokens = tokenizer.encode(to_float(batch).to(device))
-            latent = tokenizer.quantize.latents(tokens)[-1]
-            shown.add(to_uint8(tokenizer.decode(latent)))
+        for pixels, tokens in in_rounds(images.__getitem__, len(images), size, work, group, progress, heed):
+            shown.add(pixels)
+            count += len(pixels)
             for scale, part in enumerate(tokens.split(list(tokenizer.schedule.lengths), dim=1)):
-                usage[scale] += part.flatten().bincount(minlength=usage.shape[1]).cpu().numpy()
+                usage[scale] += part.flatten().bincount(minlength=usage.shape[1]).numpy()
     finally:
         tokenizer.train(was_training)
-    return shown.mapped(len(images), *images.image_shape), usage
+    return shown.mapped(count, *images.image_shape), usage
 
 
 def psnr(images: Any, reference: Any, progress: Progress | None = None) -> float:

@@ -98,6 +98,8 @@ class Spooled:
     def mapped(self, *shape: int) -> np.ndarray:
         """All rows, uint8 of that shape, read where they are used; what is written to the map is not kept."""
         self._file.flush()
+        if not shape[0]:
+            return np.empty(shape, np.uint8)  # no file without a byte can be mapped
         return np.memmap(self._file, np.uint8, "c", shape=shape)
 
 

@@ -144,21 +144,25 @@ def _write_environment(stages: Stages) -> None:
 
 
 def follow(store: Store, should_stop: ShouldStop) -> None:
-    """Take part in what the first process calls for, until it sends this one away: encoding of tokens, trainings,
-    samplings and evaluations.
+    """Take part in what the first process calls for, until it sends this one away: encoding of tokens, reconstruction
+    of images, trainings, samplings and evaluations.
 
     One that was asked to stop ends early, in all processes at the same point: the first one decides what is next.
     """
     team = distributed.current_team()
     assert team
     while (message := team.hear()) != distributed.LEAVE:
-        kind = next(kind for kind in ("train", "sample", "evaluate", "tokens") if kind in message)
-        config = from_dict(RunConfig, message[kind])
+        kind, values = next(iter(message.items()))  # what is called for comes first
+        config = from_dict(RunConfig, values)
         prepare_process(config.runtime)
-        run = RunDirectory(Path(message["run"])) if "run" in message else None  # tokens are of no run alone
+        run = RunDirectory(Path(message["run"])) if "run" in message else None  # shared stages are of no run alone
         stages = Stages(config, store, Watch(should_stop=should_stop), run)
         if kind == "tokens":
             stages.tokens.take_part(message["split"], message["done"])
+        elif kind == "quality":
+            stages.tokenizer.take_part()
+        elif kind == "floors":
+            stages.floors.take_part(message["split"])
         elif kind == "train":
             stages.train.take_part(message["tokens"])
         elif kind == "sample":

@@ -20,6 +20,7 @@ from mvar.data.splits import load_images
 from mvar.data.tokens import open_token_cache, token_dtype
 from mvar.errors import UserError
 from mvar.files import file_digest
+from mvar.tokenizer import model
 from mvar.tokenizer.model import Tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +77,13 @@ def test_batch_size_does_not_change_the_crops(images, tmp_path, monkeypatch):
     monkeypatch.setattr(Tokenizer, "encode", lambda _, x: ((x.flatten(1)[:, 100:121] + 1) * 127.5).round().long())
     first, second = (build(tmp_path / str(size), images, batch_size=size) for size in (7, 64))
     assert np.array_equal(first.tokens, second.tokens) and len(np.unique(first.tokens)) > 10
+
+
+def test_a_round_has_few_large_images(images, tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(Tokenizer, "encode", lambda _, x: sizes.append(len(x)) or x.flatten(1)[:, :21].long().abs())
+    monkeypatch.setattr(model, "MOST_PIXELS", 50 * images.image(0, None)[0].size)
+    assert len(build(tmp_path, images, batch_size=64).tokens) == sum(sizes) and set(sizes) == {50, sum(sizes) % 50}
 
 
 def test_zero_crops_is_the_central_one(images, tmp_path):

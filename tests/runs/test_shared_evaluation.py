@@ -6,8 +6,11 @@ import pytest
 from joined_processes import together
 from tiny_runs import CONFIG
 
+from mvar import layout
 from mvar.config import override
+from mvar.data.rounds import ALONE
 from mvar.data.splits import load_images
+from mvar.evaluation import floors
 from mvar.evaluation.extractors.contract import kind_of
 from mvar.evaluation.metrics.contract import every_metric
 from mvar.evaluation.reference import write_reference
@@ -57,3 +60,34 @@ def test_nor_does_it_against_a_file_of_reference(store, tmp_path):
     config = override(ASKED, {"evaluation.reference": str(path)})
     pipeline.execute(config, store)  # draws its images
     assert check_alike(config, store)["reference"]["num_images"] == 100
+
+
+@pytest.mark.slow
+def test_nor_does_it_for_what_is_reconstructed(store, monkeypatch):
+    """The tokenizer's quality and the floors: batches of all processes, the last one smaller."""
+    monkeypatch.setattr("mvar.evaluation.floors.BATCH_SIZE", 7)
+    config = override(CONFIG, {"runtime.device": "cpu"})
+    stages = Stages(config, store, Watch())
+    paths = [stages.tokenizer.directory.path / layout.QUALITY, stages.floors.directory.path / layout.FLOORS]
+
+    def make(store):
+        for path in paths:
+            path.unlink()
+        made = Stages(config, store, Watch())
+        made.tokenizer.restore_quality()
+        made.floors.run()
+        return [path.read_bytes() for path in paths]
+
+    taken, reconstruct = store.root / "taken", floors.reconstruct
+
+    def noting(*args, group=ALONE, **kwargs):
+        (taken / f"{group.rank} of {group.world} {args[1].what}").touch()
+        return reconstruct(*args, group=group, **kwargs)
+
+    alone = make(store)
+    taken.mkdir()
+    for module in ("tokenizer", "floors"):
+        monkeypatch.setattr(f"mvar.runs.stages.{module}.reconstruct", noting)
+    together(store.root, 2, make)
+    assert [path.read_bytes() for path in paths] == alone
+    assert {path.name for path in taken.iterdir()} >= {"1 of 2 held-out images", "1 of 2 training images"}

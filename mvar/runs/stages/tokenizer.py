@@ -1,6 +1,7 @@
 """The tokenizer: trained on the data, or taken from the published checkpoint that the config names. Runs share it."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from mvar import layout
 from mvar.artefacts import complain_of
 from mvar.checkpoints.weights import load_weights, save_weights
 from mvar.config import Config, DataConfig, EvaluationConfig, RuntimeConfig, TokenizerConfig, identity
+from mvar.data.rounds import Heed
 from mvar.data.splits import load_images
 from mvar.evaluation.fidelity import check_reference
 from mvar.evaluation.floors import psnr, reconstruct
@@ -18,10 +20,10 @@ from mvar.evaluation.images import Images
 from mvar.files import known_digest
 from mvar.runs.documents import write_document
 from mvar.runs.published_tokenizer import check_source, published_tokenizer, source_digest
-from mvar.runs.stages.contract import SharedStage, way_out
+from mvar.runs.stages.contract import SharedStage, all_together, way_out
 from mvar.runs.states import DONE, Stopped
 from mvar.tokenizer.model import Tokenizer
-from mvar.training.distributed import resolve_device
+from mvar.training.distributed import Group, resolve_device
 from mvar.training.loop import fit
 from mvar.training.tokenizer import TokenizerObjective
 
@@ -143,14 +145,26 @@ class TokenizerStage(SharedStage):
 
     def _measured(self, tokenizer: Tokenizer) -> dict[str, Any]:
         """The PSNR of held-out images and the codes that they use."""
-        heldout = Images(load_images(self.data, "heldout"), "held-out images")
-
-        def heed(done: int, total: int) -> None:  # without a report: the training's steps stay in sight
-            self.watch.check()
-
-        shown, usage = reconstruct(tokenizer.to(self.device), heldout, heed)
+        heldout = self._heldout()
+        # without a report: the training's steps stay in sight
+        with self._together() as (group, heed):
+            shown, usage = reconstruct(tokenizer.to(self.device), heldout, group=group, heed=heed)
         return {
-            "psnr_db": psnr(shown, heldout, heed),
+            "psnr_db": psnr(shown, heldout, lambda done, total: self.watch.check()),
             "codes_used": int((usage.sum(0) > 0).sum()),
             "vocab_size": self.settings.vocab_size,
         }
+
+    def take_part(self) -> None:
+        """Reconstruct another process's share of the held-out images, which the first one measures."""
+        with suppress(Stopped), self._together() as (group, heed):
+            reconstruct(self.load(), self._heldout(), group=group, heed=heed)
+
+    def _heldout(self) -> Images:
+        return Images(load_images(self.data, "heldout"), "held-out images")
+
+    def _together(self) -> AbstractContextManager[tuple[Group, Heed]]:
+        """All processes of the job, which the first one calls."""
+        sections = {"data": self.data, "tokenizer": self.settings, "runtime": self.runtime.for_batch(1)}
+        call = {name: section.model_dump(mode="json") for name, section in sections.items()}
+        return all_together(self.runtime, self.watch, {"quality": call})
