@@ -21,8 +21,14 @@ def to_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -
     from safetensors.torch import save
 
     header = {METADATA: json.dumps(metadata, allow_nan=False)} if metadata else None
-    # cloned: two names of one tensor (shared layers) are refused by the format
-    return save({name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}, header)
+    found: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        place = own.untyped_storage().data_ptr()
+        found[name] = own.clone() if place in places else own  # two names of one tensor are refused by the format
+        places.add(place)
+    return save(found, header)
 
 
 def save_weights(path: Path | str, module: nn.Module, metadata: dict[str, Any]) -> None:
