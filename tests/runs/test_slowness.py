@@ -7,10 +7,12 @@ from tiny_runs import CONFIG
 from mvar.config import override
 from mvar.kernels.fake_gpu import fake_gpu
 from mvar.mixers.conv import ScaleConv
+from mvar.presets import PRESETS
+from mvar.registries import MIXERS
 from mvar.runs import runner, slowness
 from mvar.runs.store import Store
 from mvar.training.cards import CARDS
-from mvar.training.launched import LAUNCH_S, Priced
+from mvar.training.launched import LAUNCH_S, Priced, layer_seconds
 
 
 def config(pattern, **values):
@@ -78,6 +80,13 @@ def test_on_a_gpu_what_goes_token_by_token_is_told_by_its_launches(on_a_gpu, mon
     monkeypatch.setattr(ScaleConv, "forward", lambda self, x, *rest: told.append(x.sum().item()))
     slowness.warn_of_slow_runs(runs[:1], 1)  # what looks at values cannot be counted: nothing is said, and nothing ends
     assert not capsys.readouterr().err and not told
+
+
+@pytest.mark.slow
+def test_no_mixer_of_ours_is_counted_as_ten_times_as_long():
+    """Optional kernels are not launched for it, whether they are there or not: there are no values."""
+    taken = {name: layer_seconds(PRESETS["digits"], name, 32, "h100") for name in MIXERS.names()}
+    assert 0 < max(taken.values()) < slowness.TIMES * taken["global"]
 
 
 def test_what_is_launched_takes_the_longest_of_launch_bytes_and_products():
