@@ -73,7 +73,7 @@ def cost_figure(records: kit.Records, manifests: Sequence[kit.Manifest], directo
             ax.set(xlabel=f"{label} (× {power})" if size != 1 else label)
             ax.margins(x=0.22, y=0.12)
         axes[0, 0].set(ylabel="FID ↓")
-        kit.legend_below(figure, axes[0, 0], "layers")
+        kit.legend_below(figure, axes[0, :1], "layers")
         kit.despine(*axes[0])
     caption = (
         "Every finished run of the sweeps; W and D are Table 5's narrower and shallower M-VAR, N of M the layers "

@@ -223,7 +223,7 @@ def guidance_figure(found: Found, asked: Setting, manifest: kit.Manifest, direct
         by_cfg.set(xlabel="guidance (cfg)", ylabel="FID ↓")
         by_recall.set(xlabel="recall ↑", ylabel="precision ↑")
         by_is.set(xlabel="IS ↑", ylabel="FID ↓")
-        kit.legend_below(figure, by_cfg, "models")
+        kit.legend_below(figure, [by_cfg], "models")
         kit.despine(*axes[0])
     caption = (
         "One training a model and seed, sampled at several strengths of guidance, all else as asked. Left: bands are "

@@ -133,7 +133,7 @@ def overfitting_figure(found: Curves, records: kit.Records, manifest: kit.Manife
                     ax.fill_between(mean.index, mean - spread, mean + spread, color=look["color"], alpha=0.15, lw=0)
         ax.set(xlabel="training step", ylabel="NLL ↓ (bits per token)")
         ax.xaxis.get_major_locator().set_params(integer=True)
-        kit.legend_below(figure, ax, "held-out (solid), training (dashed)")
+        kit.legend_below(figure, [ax], "held-out (solid), training (dashed)")
         kit.despine(ax)
     caption = (
         "Likelihood of the same held-out images (solid) and training images (dashed) over training"

@@ -317,7 +317,7 @@ def figure(name: str, kind: type[Probe], models: list[ProbedModel], directory: P
                 axes[0, column].set_title("\n".join(told), fontsize="x-small")
         for ax, value in zip(axes[:, 0], values, strict=True):
             ax.set_ylabel(value.label, fontsize="small")
-        kit.legend_below(page, axes[-1, 0], "layers")
+        kit.legend_below(page, axes[-1], "layers")
     left = f" {len(groups) - len(panels)} more are in the table alone." if len(groups) > MAX_PANELS else ""
     caption = (
         f"{first_sentence(kind)}. Bars: standard deviation over seeds, with one seed half of the 95 % interval over "

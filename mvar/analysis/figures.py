@@ -39,9 +39,11 @@ def unit(largest: float) -> tuple[float, str]:
     return 10.0**exponent, f"10{str(exponent).translate(str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
 
 
-def legend_below(figure: Any, ax: Any, title: str) -> None:
-    """One entry a label, in the order of the mixers, under the panels."""
-    handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+def legend_below(figure: Any, axes: Iterable[Any], title: str) -> None:
+    """One entry a label of any of the panels, in the order of the mixers, under them."""
+    handles: dict[str, Any] = {}
+    for ax in axes:
+        handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     names = [*[name for name in MIXERS if name in handles], *[name for name in handles if name not in MIXERS]]
     figure.legend(
         [handles[n] for n in names], names, title=title, loc="outside lower center", ncols=len(names), fontsize="small"

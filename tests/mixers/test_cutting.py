@@ -7,9 +7,10 @@ import torch
 
 from mvar.config import MambaConfig, ModelConfig, RuntimeConfig
 from mvar.kernels.attention import Severed, attend, attend_chosen
-from mvar.mixers.base import Chosen
+from mvar.mixers.base import Chosen, mixer_class
 from mvar.mixers.cutting import editing_output, editing_state, emptied, map_tensors, severing
 from mvar.mixers.global_attention import KeyValueState
+from mvar.registries import MIXERS
 from mvar.scales import ScaleSchedule
 
 SCHEDULE = ScaleSchedule((1, 2, 3))
@@ -109,6 +110,25 @@ def mixer_of(name, small_config):
 @pytest.fixture
 def small_config():
     return ModelConfig(width=16, num_heads=2, mamba=MambaConfig(d_state=8, headdim=8))
+
+
+@pytest.mark.parametrize("name", [name for name in MIXERS.names() if "keys" in mixer_class(name).cuts])
+def test_all_keys_but_one_give_what_that_key_alone_gives(name, small_config):
+    """Its value, whatever the query, and whatever the other tokens are; who does not see it gets nothing."""
+    mixer, key = mixer_of(name, small_config), 3  # of the scale in the middle
+    x = torch.randn(1, LENGTH, 16, dtype=torch.float64)
+    pairs = torch.ones(1, LENGTH, LENGTH, dtype=torch.bool)
+    pairs[..., key] = False
+    sees = torch.from_numpy(mixer.visible(mixer.settings, SCHEDULE))[:, key]
+    other = torch.randn_like(x)
+    other[:, key] = x[:, key]
+    with torch.no_grad(), severing(mixer, Severed(pairs)):
+        (found, _), (again, _) = mixer(x, SCHEDULE.span()), mixer(other, SCHEDULE.span())
+    assert 0 < sees.sum() < LENGTH
+    torch.testing.assert_close(found[:, sees], found[:, [key]].expand(-1, int(sees.sum()), -1), rtol=0, atol=1e-12)
+    torch.testing.assert_close(found[:, ~sees], found[:, [0]].expand(-1, int((~sees).sum()), -1), rtol=0, atol=1e-12)
+    assert not torch.allclose(found[:, 0], found[:, key])
+    torch.testing.assert_close(again, found, rtol=0, atol=1e-12)
 
 
 def test_an_emptied_state_is_a_new_beginning(small_config):
