@@ -170,15 +170,13 @@ class _Process:
         return code
 
     def _make(self, work: Work, store: Store) -> None:
-        from mvar.runs.pipeline import execute
-        from mvar.runs.stages.contract import Watch
-        from mvar.runs.wiring import Stages
+        from mvar.runs.pipeline import execute, execute_shared
 
         self._progress = (work.name, "", 0)
         self._run, self._was_ours = store.run(work.name) if work.kind == RUN else None, False
         self._refuse_second(store, work)
         if work.kind != RUN:
-            Stages(work.config, store, Watch(self.progress, self.should_stop)).shared(work.kind).run()
+            execute_shared(work.kind, work.config, store, self.progress, self.should_stop)
         elif execute(work.config, store, self.progress, self.should_stop, store.run(work.name)) == STOPPED:
             raise Stopped("asked to stop")
 

@@ -70,6 +70,28 @@ def execute(
     return DONE
 
 
+def execute_shared(
+    kind: str,
+    config: RunConfig,
+    store: Store,
+    progress: Tell | None = None,
+    should_stop: ShouldStop | None = None,
+) -> None:
+    """Do what is missing of a stage that several runs share, in a process that computes as for a run.
+
+    Args:
+        kind: of the stage, one of `mvar.runs.wiring.SHARED`.
+        config: of a run that needs it.
+        store, progress, should_stop: as for `execute`.
+
+    Raises:
+        UserError: something the user can mend.
+        Stopped: it was asked to stop.
+    """
+    _prepare(config)
+    Stages(config, store, Watch(progress or nobody, should_stop or never)).shared(kind).run()
+
+
 def _measure(stages: Stages) -> None:
     """Add to a finished run's evaluation the metrics that it lacks; it stays finished, whatever becomes of them.
 

@@ -173,12 +173,10 @@ def _work(kind: str, config: RunConfig, store: Store, run: str) -> tuple[str, st
     import torch
 
     torch.set_num_threads(_Worker.threads)
-    from mvar.runs.pipeline import execute
-    from mvar.runs.stages.contract import Watch
-    from mvar.runs.wiring import Stages
+    from mvar.runs.pipeline import execute, execute_shared
 
     if run:  # the whole of it, or the metrics that it lacks
         directory = RunDirectory(Path(run))
         return execute(config, store, _Worker.progress, _Worker.should_stop, directory), "", False
-    Stages(config, store, Watch(_Worker.progress, _Worker.should_stop)).shared(kind).run()
+    execute_shared(kind, config, store, _Worker.progress, _Worker.should_stop)
     return DONE, "", False

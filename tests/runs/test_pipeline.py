@@ -15,6 +15,7 @@ from mvar.checkpoints.weights import load_weights
 from mvar.config import override
 from mvar.errors import UserError
 from mvar.presets import PRESETS
+from mvar.runs import pipeline
 from mvar.runs.gpu_plan import GB, shared_gb
 from mvar.runs.pipeline import execute
 from mvar.runs.stages.contract import Watch
@@ -267,6 +268,14 @@ def test_a_published_tokenizer_is_loaded_not_trained(finished, tmp_path, monkeyp
     for name, message in (("no.pth", "no file"), ("cut.pth", "truncated"), ("other.pth", "extra")):
         with pytest.raises(UserError, match=f"tokenizer.checkpoint.*{message}"):
             build(name)
+
+
+def test_a_shared_stage_is_made_as_in_a_run(finished, monkeypatch):
+    """Where TF32 is off, say: torch's convolutions have it on by default, and tokens would be others."""
+    told = []
+    monkeypatch.setattr(pipeline, "prepare_process", told.append)
+    pipeline.execute_shared("tokens", CONFIG, Store(finished))
+    assert told == [CONFIG.runtime]
 
 
 def test_stages_are_made_once(finished, monkeypatch):
