@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mvar.kernels import optional
 
@@ -19,12 +20,13 @@ NO_KERNEL = """
     split_with_sizes unbind t detach alias as_strided unfold chunk empty empty_like new_empty diagonal lift_fresh
     is_same_size sym_size sym_stride numel
 """
+COPIES = frozenset(("_to_copy", "copy_"))
 WAITS = frozenset(("_local_scalar_dense", "item", "nonzero", "masked_select", "equal", "is_nonzero"))
 
 
 class Launches(TorchDispatchMode):
     """Counts the operators that a GPU would launch; in `waits` what makes the host wait for it, in order: copies from
-    it, copies to it from memory that is not pinned, and values that are read."""
+    it, copies to it from memory that is not pinned, indices of the host, and values that are read."""
 
     def __init__(self):
         super().__init__()
@@ -33,12 +35,16 @@ class Launches(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
-        tensors = [a for a in args if isinstance(a, torch.Tensor)]
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         out = func(*args, **(kwargs or {}))
         if name not in NO_KERNEL.split():
             self.counts[name] += 1
-        moved = isinstance(out, torch.Tensor) and name in ("_to_copy", "copy_", "index")
-        if name in WAITS or (moved and any(t.device.type != out.device.type for t in tensors if t.ndim)):
+        made = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        # a number that an operator is given from the host goes with the launch itself; one that is copied does not
+        from_host = any(t.device.type == "cpu" and (t.ndim or name in COPIES) for t in given)
+        to_device = from_host and any(t.is_cuda for t in made)
+        to_host = any(t.is_cuda for t in given) and any(t.device.type == "cpu" for t in made)
+        if name in WAITS or to_device or to_host:
             self.waits.append((sum(self.counts.values()), name))
         return out
 

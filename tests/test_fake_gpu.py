@@ -2,6 +2,7 @@
 
 import ast
 import collections
+import importlib
 import inspect
 import json
 import subprocess
@@ -111,6 +112,31 @@ def on_fake_gpu(pattern, precision, runtime=RuntimeConfig(), head_dim=8):
     return training, sampling
 
 
+def test_what_makes_the_host_wait_is_seen():
+    """Copies of single numbers and lists of indices too; a number that goes along with a launch is none."""
+    waiting = {
+        "sum().cpu()": lambda x: x.sum().cpu(),
+        "to memory of the host": lambda x: torch.empty(2, 3).copy_(x),
+        "tensor(3.).to()": lambda x: torch.tensor(3.0).to("cuda"),
+        "tensor(3., device)": lambda x: torch.tensor(3.0, device="cuda"),
+        "copy_(tensor(1.))": lambda x: x[0].copy_(torch.tensor(1.0)),
+        "indices of the host": lambda x: x[torch.tensor([1, 0])],
+        "a list of indices": lambda x: x[[0]],
+        "written to indices of the host": lambda x: x.index_put_((torch.tensor([0]),), x[:1]),
+    }
+    free = {
+        "numbers": lambda x: x.mul(2.0).masked_fill_(x > 0, 1).sum(),
+        "a number in a tensor": lambda x: x * torch.tensor(2.0),
+        "indices on the device": lambda x: x[torch.zeros(2, dtype=torch.long, device="cuda")],
+    }
+    with fake_gpu():
+        for name, act in (waiting | free).items():
+            x = torch.zeros(2, 3, device="cuda")
+            with Launches() as launches:
+                act(x)
+            assert len(launches.waits) == (name in waiting), name
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_training_and_sampling_stay_on_the_gpu_and_wait_for_nothing(name):
     on_fake_gpu(name, "bf16")
@@ -211,6 +237,36 @@ def test_auto_takes_flash_attn_on_its_own_gpus_alone(monkeypatch):
         assert not attention.takes_runs("auto", torch.device("cuda"))
 
 
+@pytest.mark.parametrize("pattern", ["intra", "global"])
+def test_flash_attn_where_it_has_no_kernel_is_one_line(monkeypatch, pattern):
+    """Forced, in half precision: heads that are too wide, a CPU, an older GPU. What is fp32 is torch's everywhere."""
+    inputs = torch.zeros(1, dtype=torch.long), torch.zeros(1, 13, TOKENIZER.code_channels)
+
+    def said(precision="bf16", **sizes):
+        model, _ = build(pattern, RuntimeConfig(attention_backend="flash_attn"), **sizes)
+        with fake_gpu(precision):
+            model.to_empty(device="cuda")(*(t.to("cuda") for t in inputs))
+
+    def refused(why):
+        return pytest.raises(
+            UserError, match=rf"^runtime\.attention_backend: 'flash_attn' {why}; allowed here: auto, torch$"
+        )
+
+    with Kernels(*PACKAGES[:3]):
+        said(head_dim=attention.WIDEST), said("fp32", head_dim=attention.WIDEST + 8)
+        with refused("has no kernel for heads of 264 channels, 256 at most"):
+            said(head_dim=attention.WIDEST + 8)
+        model, _ = build(pattern, RuntimeConfig(attention_backend="flash_attn"))
+        model.to_empty(device="cpu").levels.zero_()
+        model(*inputs)
+        with refused("runs on GPUs from Ampere on alone, which cpu is not"), torch.autocast("cpu", torch.bfloat16):
+            model(*inputs)
+        monkeypatch.setattr(attention, "is_rehearsal", lambda: False)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+        with refused("runs on GPUs from Ampere on alone, which cuda:0 is not"):
+            said()
+
+
 def test_without_packages_a_gpu_takes_torchs_kernels():
     model, tokenizer = build("global")
     with fake_gpu("bf16"):
@@ -267,6 +323,18 @@ def test_the_stored_signature_is_that_of_the_source(package, name, source):
             argument.annotation = None
     parameters = eval(f"lambda {ast.unparse(found.args)}: None")
     assert inspect.signature(parameters) == signature(package, name)
+
+
+def test_stored_signatures_say_where_they_were_read():
+    """Two packages are built by nvcc alone: where one is installed, it is compared."""
+    for package, stored in json.loads(SIGNATURES.read_text()).items():
+        where = stored["source"]
+        assert stored["version"] in where or "a test compares them" in where, package
+        if find_spec(stored["module"].split(".")[0]) and "a test compares" not in where:
+            module = importlib.import_module(stored["module"])
+            for name in stored["functions"]:
+                names = inspect.signature(getattr(module, name)).parameters
+                assert names.keys() == signature(package, name).parameters.keys()
 
 
 def test_a_run_says_once_which_scan_it_takes_and_why(capsys):

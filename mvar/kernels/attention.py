@@ -96,9 +96,14 @@ def takes_runs(backend: str, device: torch.device) -> bool:
     """
     if backend != "auto":
         return backend == "flash_attn"
-    if device.type != "cuda" or torch.compiler.is_compiling() or optional.flash_attention_of_runs() is None:
+    if torch.compiler.is_compiling() or optional.flash_attention_of_runs() is None:
         return False
-    return is_rehearsal() or torch.cuda.get_device_capability(device) >= AMPERE
+    return _is_its_gpu(device)
+
+
+def _is_its_gpu(device: torch.device) -> bool:
+    """Whether flash-attn runs there."""
+    return device.type == "cuda" and (is_rehearsal() or torch.cuda.get_device_capability(device) >= AMPERE)
 
 
 def _overlapping(x: Tensor, bounds: list[tuple[int, int]]) -> Sequence[Tensor]:
@@ -221,6 +226,7 @@ def _flash_attn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     attention = _found(optional.flash_attention())
     if q.dtype not in HALF or k.shape[2] == 1:
         return _torch(q, k, v)
+    _check_has_kernel(q)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     deterministic = torch.are_deterministic_algorithms_enabled()
     return attention(q, k, v, softmax_scale=1.0, deterministic=deterministic).transpose(1, 2)
@@ -229,6 +235,7 @@ def _flash_attn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _flash_attn_in_scales(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
     """Attention inside every scale of a span, all scales of all images in one call."""
     attention = _found(optional.flash_attention_of_runs())
+    _check_has_kernel(q)
     batch, longest = q.shape[0], max(span.schedule.lengths[span.first : span.last])
     bounds = _bounds(span.schedule, span.first, span.last, batch, q.device)
     q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (q, k, v))
@@ -245,6 +252,16 @@ def _bounds(schedule: ScaleSchedule, first: int, last: int, batch: int, device: 
     ends = [image * span.length + end for image in range(batch) for end in ends]
     with torch.inference_mode(False):  # kept: the next call may want gradients
         return torch.tensor([0, *ends], dtype=torch.int32).to(device)
+
+
+def _check_has_kernel(q: Tensor) -> None:
+    if q.shape[-1] > WIDEST:
+        problem = f"has no kernel for heads of {q.shape[-1]} channels, {WIDEST} at most"
+    elif not torch.compiler.is_compiling() and not _is_its_gpu(q.device):
+        problem = f"runs on GPUs from Ampere on alone, which {q.device} is not"
+    else:
+        return
+    raise UserError(f"runtime.attention_backend: 'flash_attn' {problem}; allowed here: auto, torch")
 
 
 def _found(kernel: optional.Kernel) -> Callable[..., Tensor]:

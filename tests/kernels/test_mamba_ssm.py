@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -19,7 +20,11 @@ def folder_of_mamba_ssm() -> Path:
     spec = find_spec("mamba_ssm")
     if spec and spec.submodule_search_locations:
         return Path(spec.submodule_search_locations[0]).parent
-    reason = f"mamba-ssm is neither installed nor in {INSTALLED}: `make .venv/mamba-ssm`"
+    missing(f"mamba-ssm is neither installed nor in {INSTALLED}: `make .venv/mamba-ssm`")
+
+
+def missing(reason: str) -> NoReturn:
+    """Skip what cannot be compared here; where it must be, that fails."""
     if os.environ.get("REQUIRE_MAMBA_SSM"):
         pytest.fail(reason)
     pytest.skip(reason)
@@ -32,7 +37,7 @@ TOLERANCE = {"torch.float32": 4e-6, "torch.bfloat16": 2e-2}
 def errors_of(driver: str, *arguments: object) -> dict[str, list[dict[str, float]]]:
     """What a driver prints: by precision and case the relative error of each tensor."""
     if find_spec("triton") is None:
-        pytest.skip("triton is not installed: torch's CPU build comes without it")
+        missing("triton is not installed: torch's CPU build comes without it")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, Path(__file__).with_name(driver), *arguments]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -44,6 +49,14 @@ def errors_of(driver: str, *arguments: object) -> dict[str, list[dict[str, float
             for name, error in case.items():
                 assert error < TOLERANCE[precision], f"{precision}, case {number}, {name}: relative error {error}"
     return found
+
+
+def test_a_kernel_that_must_be_compared_is_not_skipped(monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "find_spec", lambda name: None)
+    for required, outcome in (("", pytest.skip.Exception), ("1", pytest.fail.Exception)):
+        monkeypatch.setenv("REQUIRE_MAMBA_SSM", required)
+        with pytest.raises(outcome, match="triton is not installed"):
+            errors_of("mamba_ssm_driver.py")
 
 
 @pytest.mark.slow
