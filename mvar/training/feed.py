@@ -19,8 +19,8 @@ class Feed:
 
     With workers, `objective.load` runs ahead of time: in threads, or in processes of torch's DataLoader where it
     decodes pictures, whose Python code would keep the interpreter from the steps. What is random is drawn before that,
-    in order, so the number of workers changes nothing. For a GPU what is loaded is pinned, so that nobody waits for its
-    copy, and the next copy is on its way while one micro-batch is worked on.
+    in order, so the number of workers changes nothing. For a GPU what is loaded is pinned, and copied on a stream of
+    its own: the host goes on, and the GPU copies while it still works on the micro-batch before.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Feed:
         items = (item for step in steps for item in part(step))
         loads = _Loads(objective, pinned=device.type == "cuda")
         self._device = device
-        self._moved: Item | None = None  # the next one, on the device
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._threads = None
         if objective.decodes and num_workers:
             self._loaded = _by_processes(loads, items, num_workers)
@@ -51,18 +51,16 @@ class Feed:
 
     def next(self) -> Item:
         """The number of the next micro-batch's first row in its step's batch, and its loaded rows."""
-        now = self._moved or self._move()
-        self._moved = self._move() if self._device.type == "cuda" else None
-        if now is None:
-            raise StopIteration
-        return now
-
-    def _move(self) -> Item | None:
-        try:
-            first, rows = next(self._loaded)
-        except StopIteration:
-            return None
-        return first, tuple(tensor.to(self._device, non_blocking=True) for tensor in rows)
+        first, rows = next(self._loaded)
+        if self._copies is None:
+            return first, tuple(tensor.to(self._device) for tensor in rows)
+        with torch.cuda.stream(self._copies):
+            copied = tuple(tensor.to(self._device, non_blocking=True) for tensor in rows)
+        working = torch.cuda.current_stream(self._device)
+        working.wait_stream(self._copies)
+        for tensor in copied:
+            tensor.record_stream(working)  # else its memory would be the next copy's while it is worked on
+        return first, copied
 
 
 class _Loads(Dataset):

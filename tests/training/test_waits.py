@@ -1,6 +1,7 @@
 """Between logged steps the host waits for nothing on the device, and batches come in copies that nobody waits for."""
 
 import types
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -52,8 +53,8 @@ def test_nothing_is_read_between_logged_steps(tmp_path, monkeypatch, precision):
 class Rows:
     """A tensor as the feed sees it."""
 
-    def __init__(self, number, log):
-        self.number, self.log, self.pinned = number, log, False
+    def __init__(self, number, streams):
+        self.number, self.streams, self.pinned = number, streams, False
 
     def pin_memory(self):
         self.pinned = True
@@ -61,22 +62,51 @@ class Rows:
 
     def to(self, device, non_blocking=False):
         assert self.pinned and non_blocking and device.type == "cuda"
-        self.log.append(f"copied {self.number}")
+        self.streams.queue(f"copy {self.number}")
         return self
+
+    def record_stream(self, stream):
+        self.streams.kept.append((self.number, stream))
+
+
+class Streams:
+    """In place of a GPU's: what is queued on each, and which of the other's it waits for."""
+
+    def __init__(self, monkeypatch):
+        self.current, self.queued, self.kept = "main", {"main": [], "copies": []}, []
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: "copies")
+        monkeypatch.setattr(torch.cuda, "stream", self.on)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: types.SimpleNamespace(wait_stream=self.wait))
+
+    def queue(self, what):
+        self.queued[self.current].append(what)
+
+    def wait(self, other):
+        self.queue(f"wait for {self.queued[other][-1]}")
+
+    @contextmanager
+    def on(self, stream):
+        self.current, before = stream, self.current
+        yield
+        self.current = before
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_for_a_gpu_are_pinned_and_copied_ahead(workers):
-    log = []
+def test_batches_for_a_gpu_are_pinned_and_copied_beside_its_work(monkeypatch, workers):
+    """A copy waits for nothing that is queued; what works on it waits for that copy alone, and keeps its memory."""
+    streams = Streams(monkeypatch)
     objective = types.SimpleNamespace(load=lambda rows: rows, decodes=False)
-    with Feed(objective, lambda step: [(0, (Rows(step, log),))], range(3), workers, torch.device("cuda")) as feed:
+    part, device = (lambda step: [(0, (Rows(step, streams),))]), torch.device("cuda")
+    with Feed(objective, part, range(3), workers, device) as feed:
         for step in range(3):
             first, (rows,) = feed.next()
             assert (first, rows.number) == (0, step)
-            log.append(f"worked on {step}")
+            streams.queue(f"work on {step}")
         with pytest.raises(StopIteration):
             feed.next()
-    assert log == ["copied 0", "copied 1", "worked on 0", "copied 2", "worked on 1", "worked on 2"]
+    assert streams.queued["copies"] == ["copy 0", "copy 1", "copy 2"]
+    assert streams.queued["main"] == [f"{what} {k}" for k in range(3) for what in ("wait for copy", "work on")]
+    assert [number for number, _ in streams.kept] == [0, 1, 2]
 
 
 def test_precision_of_products_is_a_setting_of_gpus(monkeypatch):
