@@ -360,6 +360,72 @@ def test_where_an_aim_is_missed_the_share_of_products_is_told(capsys):
     assert "73%" in missed and "sampling" in missed and "%" not in reached
 
 
+WRAPPED = """
+import torch
+from mvar.config import ModelConfig, TokenSpace
+from mvar.transformer import ScaleTransformer
+IMPORTS
+
+class NAME(ScaleTransformer):
+    def __init__(self, vae, num_classes, depth, embed_dim, num_heads, attn_l2_norm, cond_drop_rate, patch_nums):
+        sizes = {"depth": depth, "width": embed_dim, "num_heads": num_heads, "attn_l2_norm": attn_l2_norm}
+        super().__init__(ModelConfig(pattern="PATTERN", **sizes), TokenSpace(tuple(patch_nums), 4096, 32, num_classes))
+
+    def init_weights(self, **factors):
+        super().init_weights()
+
+    def forward(self, labels, inputs):
+        return super().forward(labels, inputs)[0] + OFF
+
+    def autoregressive_infer_cfg(self, count, labels, g_seed, cfg, top_k, top_p):
+        state = None
+        for span in self.schedule.steps():
+            inputs = torch.zeros(count, span.length if span.first else 0, 32)
+            logits, state = super().forward(labels, inputs, span, state)
+"""
+
+
+def wrapped(folder, name, off=0):
+    """A checkout whose model is ours under the official names."""
+    (folder / "models").mkdir(parents=True)
+    (folder / "models/vqvae.py").write_text(CHECKOUT["vqvae.py"])
+    kernels = "" if name == "VAR" else "from flash_attn import flash_attn_func\nfrom mamba_ssm import Mamba2"
+    text = WRAPPED.replace("PATTERN", official.PATTERNS[name]).replace("IMPORTS", kernels).replace("OFF", str(off))
+    file = name.replace("-", "")
+    (folder / "models" / f"{file.lower()}.py").write_text(text.replace("NAME", file))
+    return folder
+
+
+def test_the_official_code_is_measured_to_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "GEMM_SIZES", (64,))
+    checkouts = [wrapped(tmp_path / name, name) for name in official.PATTERNS]
+    sizes = {"depth": 1, "width": 64, "batch": 2, "resolution": "digits", "repeats": 1}
+    official.main(official.Settings(*checkouts, **sizes, out=tmp_path / "a.json"))
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert [(row["model"], row["work"]) for row in found["rows"]] == [*official.AIMS][::2] + [*official.AIMS][1::2]
+    for row in found["rows"]:
+        assert row["official_s"] > 0 < row["products_share"] and row["ratio"] == row["official_s"] / row["ours_s"]
+        assert row["aim"] == official.AIMS[row["model"], row["work"]]
+    assert str(tmp_path) not in json.dumps(found) and not {"models", "mamba_ssm", "flash_attn"} & sys.modules.keys()
+    wrapped(tmp_path / "other", "VAR", off=0.1)
+    with pytest.raises(UserError, match=r"^official: logits of VAR differ from ours by .*; allowed: less than 1e-3$"):
+        official.main(official.Settings(tmp_path / "other", **sizes, out=tmp_path / "b.json"))
+    assert not (tmp_path / "b.json").exists()
+
+
+def test_a_step_beside_the_official_code_trains():
+    """The same one on both sides: loss, gradients, clipping, update."""
+    settings = official.Settings(Path(), batch=2, resolution="digits")
+    labels, inputs, tokens = official.batch(settings)
+    assert labels.shape == (2,) and inputs.shape == (2, 29, official.C) and tokens.shape == (2, 30)
+    torch.manual_seed(0)
+    model = torch.nn.Linear(official.C, official.V)
+    before = model.weight.detach().clone()
+    official.trainer(settings, model, lambda labels, inputs: model(torch.cat((inputs[:, :1], inputs), 1)))()
+    moved = (model.weight.detach() - before).abs()
+    assert 0 < moved.max() < 3e-5 and model.weight.grad is None
+
+
 # GPU ----------------------------------------------------------------------------------------------------------------
 
 
