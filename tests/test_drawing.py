@@ -8,12 +8,14 @@ from probed_models import PATTERNS, SPACE, model_of, quantizer
 
 from benchmarks.gpu.agreement import PLAIN, SDS, agreement
 from benchmarks.gpu.settings import HALF
-from mvar.config import RunConfig, RuntimeConfig, SampleConfig, override
+from mvar.config import RunConfig, RuntimeConfig, SampleConfig, TokenizerConfig, override
 from mvar.errors import UserError
 from mvar.mixers.room import tensors_in
+from mvar.runs.gallery import draw_set
 from mvar.sampling import generate
 from mvar.sampling.draws import ImageStreams
 from mvar.sampling.graphs import Graphs, record_cuda
+from mvar.tokenizer.model import Tokenizer
 
 CONFIG = SampleConfig(cfg_scale=1.5, top_p=0.9)
 
@@ -77,6 +79,18 @@ def test_what_is_drawn_once_is_not_recorded():
         draw(two, [0, 1], CONFIG, on_latent=lambda scale, latent: latents.append((scale, latent)))
     assert recorder.recorded == 1
     assert all(torch.equal(latents[i][1], latents[i + 3][1]) and latents[i][0] == i % 3 for i in range(6))
+
+
+def test_sets_of_images_are_drawn_by_replays_where_these_are_asked_for(monkeypatch):
+    """`mvar sample` and `mvar.load(...).sample`: the same images."""
+    sizes = {"vocab_size": SPACE.vocab_size, "code_channels": 4, "width": 8, "channel_multipliers": (1, 2)}
+    tokenizer = Tokenizer(TokenizerConfig(patch_sides=SPACE.patch_sides, **sizes), 1).double().eval()
+    config = override(RunConfig(), {"runtime.sample_batch": 2, "runtime.cuda_graphs": True})
+    draw, recorder = partial(draw_set, model_of("global"), tokenizer, [0, 1], 3, config), Recorder()
+    expected = draw()
+    monkeypatch.setattr(Graphs, "of", lambda runtime, device: Graphs(recorder) if runtime.cuda_graphs else None)
+    assert (draw() == expected).all()
+    assert (recorder.recorded, recorder.replayed) == (1, 2 * len(SPACE.patch_sides))
 
 
 def test_graphs_are_for_gpus_that_are_asked_for_them():

@@ -93,6 +93,8 @@ class Subject:
     def draw(self, labels: Tensor, prefix: Tensor) -> np.ndarray:
         """Draw an image a label, by `sample`: image i has the stream `(sample.seed, i)`.
 
+        Never by CUDA graphs: what a probe has changed in the model may need the host at every step.
+
         Args:
             labels: `(N,)`.
             prefix: `(N, n)` tokens of the coarsest scales that are given; n = 0: nothing is.

@@ -14,6 +14,7 @@ from mvar.runs.stages.contract import way_out
 from mvar.runs.stages.reject import LabelScore
 from mvar.runs.stages.sample import draw_images
 from mvar.runs.store import RunDirectory
+from mvar.sampling.graphs import Graphs
 from mvar.tokenizer.model import Tokenizer
 from mvar.transformer import ScaleTransformer
 
@@ -64,11 +65,11 @@ def draw_set(
         raise UserError(f"per_class: {per_class}; allowed: 1 or more")
     labels = torch.tensor(numbers).repeat_interleave(per_class)
     seeds, size = [(config.sample.seed, i) for i in range(len(labels))], config.runtime.sample_batch
-    parts = []
+    parts, graphs = [], Graphs.of(config.runtime, model.pos_1LC.device)
     with shown("sample", "drawing") as progress:
         for part in (slice(i, i + size) for i in range(0, len(labels), size)):
             progress(part.start, len(labels))
-            parts.append(draw_images(model, tokenizer, labels[part], seeds[part], config, score))
+            parts.append(draw_images(model, tokenizer, labels[part], seeds[part], config, score, graphs))
     return np.concatenate(parts)
 
 
