@@ -6,15 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mvar import layout
+from mvar.cluster import job
+from mvar.cluster.submission import Work
 from mvar.config import override
 from mvar.errors import UserError
 from mvar.files import write_json
 from mvar.presets import PRESETS
 from mvar.runs import pipeline, workers
 from mvar.runs.stages.contract import Watch
+from mvar.runs.stages.tokens import TokenStage
 from mvar.runs.store import Store
 from mvar.runs.wiring import Stages
 from mvar.training import distributed
@@ -135,3 +139,32 @@ def test_so_do_the_tasks_of_a_worker(tmp_path, monkeypatch):
     for _ in range(2):
         assert workers.work("tokens", CONFIG.model_dump(mode="json"), str(tmp_path)).state == "done"
     assert stores[0] is not stores[1] and stores[0].checked is stores[1].checked
+
+
+def test_a_shared_stage_computes_as_its_run_whatever_its_process_did_before(tmp_path, monkeypatch):
+    """In fp32 by `runtime.tf32`, in a worker and in SLURM's job; torch's own default is TF32 in convolutions."""
+    seen, threads = [], torch.get_num_threads()
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    def now():
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    monkeypatch.setattr(TokenStage, "run", lambda self: seen.append(now()))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(workers._Worker, "threads", threads, raising=False)
+    process = object.__new__(job._Process)
+    try:
+        for tf32 in (False, True):
+            config = override(CONFIG, {"runtime.tf32": tf32, "runtime.device": "auto"})
+            for door in (
+                lambda of: workers._work("tokens", of, Store(tmp_path), ""),
+                lambda of: process._make(Work("tokens", "tokens-x", of), Store(tmp_path)),
+            ):
+                torch.set_float32_matmul_precision("highest" if tf32 else "high")
+                torch.backends.cudnn.allow_tf32 = not tf32
+                door(config)
+        assert seen == [("highest", False)] * 2 + [("high", True)] * 2
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+        torch.set_num_threads(threads)
