@@ -154,7 +154,7 @@ class Profile(Config):
 
     @property
     def for_stages(self) -> "Profile":
-        """The same cluster for a job of shared stages: one process, and one GPU where runs have GPUs."""
+        """The same cluster for a job of shared stages that are one process's: one GPU where runs have GPUs."""
         gpus = min(1, self.gpus_per_node)
         return self.model_copy(update={"nodes": 1, "gpus_per_node": gpus, "tasks_per_node": 1})
 

@@ -1,5 +1,6 @@
 """The batch scripts of a submission, as `mvar submit --dry-run` prints them: on a machine without SLURM too."""
 
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from mvar import layout
@@ -30,7 +31,7 @@ def scripts(found: Plan, store: "Store", profile: Profile) -> list[tuple[str, st
     written = []
     for end, elements in found.jobs():
         is_stages, count = end == STAGES, len(elements)
-        asked = profile_of_job(profile, is_stages, num_arrays)
+        asked = profile_of_job(profile, chain(*elements) if is_stages else None, num_arrays)
         executor = make_executor(submission, job_name(folder, end), asked, [] if is_stages else waits, here=False)
         what = "one job" if count == 1 else f"an array of {count}"
         written.append((f"{'shared stages' if is_stages else 'runs'}, {what}", _text(executor, count)))

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -26,7 +26,7 @@ from mvar.cluster.job import Element
 from mvar.cluster.profile_files import CONTROL
 from mvar.cluster.profiles import Profile
 from mvar.cluster.queue import active_elements
-from mvar.cluster.submission import STAGES, START_MARK, Claim, Submission, job_of, new_id, note_job_id, note_sent
+from mvar.cluster.submission import STAGES, START_MARK, Claim, Submission, Work, job_of, new_id, note_job_id, note_sent
 from mvar.config import RunConfig
 from mvar.errors import UserError, warn
 from mvar.runs.plan import METRICS, RUN, Task, tasks_of
@@ -131,7 +131,8 @@ def _send(submission: Submission, waits_for: Sequence[str]) -> Submission:
     num_arrays = sum(not job.is_stages for job in submission.jobs)
     try:
         for job in submission.jobs:
-            profile = profile_of_job(submission.profile, job.is_stages, num_arrays)
+            works = chain(*(submission.works(job.name, i) for i in range(len(job.elements)))) if job.is_stages else None
+            profile = profile_of_job(submission.profile, works, num_arrays)
             executor = make_executor(submission, job.name, profile, [] if job.is_stages else waits)
             elements = [Element(str(submission.folder), job.name, i) for i in range(len(job.elements))]
             job_id = _sbatch(executor, elements, profile)
@@ -165,11 +166,26 @@ def job_name(folder: Path, end: str) -> str:
     return f"mvar-{folder.name}{end}"
 
 
-def profile_of_job(profile: Profile, is_stages: bool, num_arrays: int) -> Profile:
-    """What one job asks for. SLURM caps each array on its own, the profile all of them together."""
-    if is_stages:
-        return profile.for_stages
+def profile_of_job(profile: Profile, stages: Iterable[Task | Work] | None, num_arrays: int) -> Profile:
+    """What one job asks for. SLURM caps each array on its own, the profile all of them together.
+
+    Args:
+        profile: of the runs.
+        stages: that the job makes; None: it makes runs.
+        num_arrays: of runs, in the submission.
+    """
+    if stages is not None:
+        return of_stages(profile, stages)
     return profile.model_copy(update={"array_parallelism": max(1, profile.array_parallelism // max(1, num_arrays))})
+
+
+def of_stages(profile: Profile, stages: Iterable[Task | Work]) -> Profile:
+    """What a job of shared stages asks for: all that a run may have where tokens are written, which all its processes
+    share; but where a tokenizer is trained first, the others would wait for one of them."""
+    every = list(stages)
+    trains = any(stage.kind == "tokenizer" and not stage.config.tokenizer.checkpoint for stage in every)
+    shares = any(stage.kind == "tokens" for stage in every) and not trains and profile.gpus_per_node
+    return profile if shares else profile.for_stages
 
 
 def _sbatch(executor: "SlurmExecutor", elements: Sequence[Element], profile: Profile) -> str:
@@ -287,7 +303,7 @@ def check(found: Plan, profile: Profile) -> None:
     """
     wanted = [profile] if found.runs else []
     if found.stages:
-        wanted.append(profile.for_stages)
+        wanted.append(of_stages(profile, chain(*found.stages)))
     for one in {p.model_dump_json(): p for p in wanted}.values():
         check_profile(one)
 

@@ -33,6 +33,7 @@ from mvar.runs.workers import Board, Outcome
 POLL_S = 0.25
 GPU = "CUDA_VISIBLE_DEVICES"
 SKIPPED = "skipped"
+WORTH_A_TEAM = 1e15  # FLOPs: some tens of seconds of a GPU in fp32, as long as it takes a team to begin
 
 
 def run_all(
@@ -87,18 +88,19 @@ def worker_places(runtime: RuntimeConfig, num_workers: int | None) -> list[dict[
 
 def gpus_of(tasks: Sequence[Task], places: Sequence[Mapping[str, str]]) -> dict[str, int]:
     """How many of the places each task takes, by its key: one, and of GPUs as many as a training is planned on, or
-    where fewer trainings than that leave some idle, its share of all.
+    where fewer trainings than that leave some idle, its share of all; all of them where many tokens are written.
 
     Raises:
         UserError: a training fits on none of them, nor on all.
     """
     count = len({place[GPU] for place in places if GPU in place})
+    found = {task.key: 1 for task in tasks}
+    if not count:
+        return found
+    found |= {task.key: count for task in tasks if task.kind == "tokens" and task.flops >= WORTH_A_TEAM}
     untrained = [task for task in tasks if task.kind == RUN and not RunDirectory(Path(task.run)).weights.is_file()]
-    if not count or not untrained:
-        return {task.key: 1 for task in tasks}
-    machine = machine_here(count)
-    given = shared_out([task.config for task in untrained], machine)
-    return {task.key: 1 for task in tasks} | {task.key: gpus for task, gpus in zip(untrained, given, strict=True)}
+    given = shared_out([task.config for task in untrained], machine_here(count)) if untrained else []
+    return found | {task.key: gpus for task, gpus in zip(untrained, given, strict=True)}
 
 
 def _visible_gpus() -> list[str]:

@@ -6,7 +6,11 @@ import pytest
 
 from mvar.cluster.profiles import PROFILES, Profile, load_profile
 from mvar.cluster.scheduler import clean_environment
+from mvar.cluster.submit import profile_of_job
 from mvar.errors import UserError
+from mvar.presets import PRESETS
+from mvar.runs.plan import RUN, tasks_of
+from mvar.runs.store import Store
 
 TOML = """
 base = "slurm-gpu"
@@ -83,6 +87,18 @@ def test_one_process_a_gpu_and_stages_on_one(tmp_path):
     stages = profile.for_stages
     assert (stages.nodes, stages.gpus_per_node, stages.num_tasks_per_node) == (1, 1, 1)
     assert Profile().num_tasks_per_node == 1 and Profile().for_stages.gpus_per_node == 0
+
+
+def test_a_job_that_writes_tokens_has_all_gpus_unless_a_tokenizer_is_trained_first(tmp_path):
+    """Its processes encode together (`TokenStage.take_part`); a training would be one's alone."""
+    profile = Profile(nodes=2, gpus_per_node=8)
+    published, own = (tasks_of([PRESETS[name]], Store(tmp_path)) for name in ("imagenet256-d16", "imagefolder64"))
+    for tasks, wanted in ((published, profile), (own, profile.for_stages)):
+        stages = [task for task in tasks if task.kind != RUN]
+        assert {task.kind for task in stages} >= {"tokenizer", "tokens"}
+        assert profile_of_job(profile, stages, 1) == wanted
+        assert profile_of_job(profile, [task for task in stages if task.kind == "floors"], 1) == profile.for_stages
+        assert profile_of_job(Profile(), stages, 1) == Profile().for_stages
 
 
 def test_variables_of_another_job_or_launcher_do_not_leak(monkeypatch):
