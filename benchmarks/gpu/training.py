@@ -15,7 +15,7 @@ from benchmarks.gpu.settings import HALF, PATTERNS, Settings, timed
 from mvar.config import RunConfig
 from mvar.cost import train_flops
 from mvar.kernels.recompute import Kept
-from mvar.runs.clock import gemm_rate
+from mvar.runs.clock import gemm_rate_of
 from mvar.runs.gpu_plan import GB
 from mvar.runs.gpus import USABLE
 from mvar.training.cards import rate_of
@@ -93,7 +93,7 @@ def speed(settings: Settings, config: RunConfig, taken: float) -> dict[str, Any]
     """What share of the card's rate a step of so many seconds reaches, and of a large product's."""
     flops = train_flops(config.model, config.token_space, size_of(settings)) / taken
     rate = rate_of(settings.device, config.train.precision, config.runtime.tf32)
-    product = gemm_rate(settings.device.type, config.train.precision)
+    product = gemm_rate_of(config, config.train.precision)
     return {"mfu": rate and flops / rate, "of_a_large_product": flops / product}
 
 

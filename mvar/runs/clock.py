@@ -8,7 +8,7 @@ from functools import cache
 import torch
 
 from mvar import cost
-from mvar.config import RunConfig
+from mvar.config import RunConfig, RuntimeConfig
 from mvar.errors import UserError
 from mvar.evaluation.extractors.classifier import Classifier
 from mvar.runs.experiment import training_flops
@@ -17,6 +17,7 @@ from mvar.runs.stage_costs import image_flops
 from mvar.runs.store import Store
 from mvar.tokenizer.model import Tokenizer
 from mvar.training.distributed import resolve_device
+from mvar.training.numerics import precise
 from mvar.transformer import ScaleTransformer
 
 PROBE_FLOPS = 5e10  # a training step beyond this is not probed: on one core it would take seconds
@@ -62,7 +63,8 @@ class Clock:
         before = torch.get_num_threads()
         torch.set_num_threads(self._threads)
         try:
-            return task.flops / network_rate(task.config, task.kind == "extractor") if task.flops else 0.0
+            with precise(task.config.runtime):
+                return task.flops / network_rate(task.config, task.kind == "extractor") if task.flops else 0.0
         finally:
             torch.set_num_threads(before)
 
@@ -73,8 +75,9 @@ class Clock:
         torch.set_num_threads(self._threads)
         try:
             if training_flops(config) / max(config.train.steps, 1) <= PROBE_FLOPS:
-                return step_rate(config), "timed steps"
-            return gemm_rate(resolve_device(config.runtime), config.train.precision), "GEMM rate (lower bound)"
+                with precise(config.runtime):
+                    return step_rate(config), "timed steps"
+            return gemm_rate_of(config, config.train.precision), "GEMM rate (lower bound)"
         finally:
             torch.set_num_threads(before)
 
@@ -105,7 +108,7 @@ def network_rate(config: RunConfig, of_extractor: bool) -> float:
     device, data = resolve_device(config.runtime), config.data
     flops = 3.0 * NUM_IMAGES * image_flops(config, of_extractor)
     if flops > PROBE_FLOPS:
-        return gemm_rate(device, config.tokenizer.train.precision)
+        return gemm_rate_of(config, config.tokenizer.train.precision)
     with torch.random.fork_rng(devices=[]):
         classifier = Classifier(data.channels, data.num_classes)
         network = classifier if of_extractor else Tokenizer(config.tokenizer, data.channels)
@@ -123,9 +126,19 @@ def network_rate(config: RunConfig, of_extractor: bool) -> float:
     return flops / step()
 
 
+def gemm_rate_of(config: RunConfig, precision: str) -> float:
+    """`gemm_rate` on a run's device, by its settings."""
+    return gemm_rate(resolve_device(config.runtime), precision, config.runtime.tf32)
+
+
 @cache
-def gemm_rate(device: str, precision: str, budget_s: float = 0.3) -> float:
-    """FLOP/s of large matrix products on a device: what no model can exceed there."""
+def gemm_rate(device: str, precision: str, tf32: bool, budget_s: float = 0.3) -> float:
+    """FLOP/s of large matrix products on a device, in fp32 by `runtime.tf32`: what no model can exceed there."""
+    with precise(RuntimeConfig(tf32=tf32)):
+        return _gemm_rate(device, precision, budget_s)
+
+
+def _gemm_rate(device: str, precision: str, budget_s: float) -> float:
     size = 1024 if device == "cpu" else 8192
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))

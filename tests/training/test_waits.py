@@ -9,6 +9,7 @@ from fake_gpu import WAITS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mvar.config import ModelConfig, RuntimeConfig, TokenizerConfig, TokenSpace, TrainConfig
+from mvar.runs import clock
 from mvar.tokenizer.model import Tokenizer
 from mvar.training import numerics
 from mvar.training.feed import Feed
@@ -118,6 +119,18 @@ def test_precision_of_products_is_a_setting_of_gpus(monkeypatch):
         assert torch.backends.cudnn.allow_tf32 is (wanted == "high")  # torch's own default is on
     torch.backends.cudnn.allow_tf32 = convolutions
     torch.set_float32_matmul_precision(before)
+
+
+def test_rates_that_plans_rest_on_are_timed_as_runs_compute(monkeypatch):
+    before = torch.get_float32_matmul_precision()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(clock, "_gemm_rate", lambda *_: torch.get_float32_matmul_precision())
+    clock.gemm_rate.cache_clear()
+    try:
+        assert [clock.gemm_rate("cuda", "fp32", tf32) for tf32 in (True, False)] == ["high", "highest"]
+    finally:
+        clock.gemm_rate.cache_clear()
+    assert torch.get_float32_matmul_precision() == before
 
 
 def test_so_are_deterministic_kernels():
