@@ -251,7 +251,7 @@ def test_what_is_loaded_computes_as_its_run_does(run):
             lambda: run.attention_map(0, drawn=3),
             lambda: run.knockout(["own"], draws=1, images=2),
             lambda: run.probe("prefix", images=2, scales=[4], of=["heldout"], cfg_scale=[0], samples=2),
-            lambda: mvar.explore(run, image=0),
+            lambda: mvar.explore(run, image=0).weights(query=29),
         ):
             seen.clear()
             call()

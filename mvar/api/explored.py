@@ -122,7 +122,8 @@ def _subject(
     )
     pictures += _own(run, paths, file_class)
     loaded = Python(run.python(), run.python(here=False))
-    return Subject(run.name, loaded, run.model, pictures, effects_of(parts_of(run.model), run.kept_cuts))
+    effects = effects_of(parts_of(run.model), run.kept_cuts)
+    return Subject(run.name, loaded, run.model, pictures, effects, run.config.runtime)
 
 
 def heldout_of_classes(run: Trained, count: int) -> list[int]:

@@ -21,7 +21,6 @@ from mvar.analysis.pictures import Look, looks_figure
 from mvar.analysis.style import save
 from mvar.errors import UserError
 from mvar.files import check_place
-from mvar.probes.single_maps import each_map
 from mvar.progress import Progress
 
 KINDS = (".png", ".pdf")
@@ -59,14 +58,13 @@ class Explorer:
 
     def _row(self, side: Side, query: int) -> np.ndarray:
         subject = self.subjects[side.subject]
-        picture, schedule = subject.pictures[self.view.picture], subject.schedule
         scale, found = subject.scale_of(query), []
 
         def take(part: int, head: int | None, blocks: Any) -> None:
             found.append(next(islice(blocks, scale, None)))
 
-        each_map(subject.model, picture.label, picture.inputs, {side.part: [side.head]}, take)
-        return found[0][query - schedule.offsets[scale]].numpy()
+        subject.each_map(self.view.picture, {side.part: [side.head]}, take)
+        return found[0][query - subject.schedule.offsets[scale]].numpy()
 
     def figure(self) -> Any:
         """The view as a matplotlib figure: for each side a row, the picture after every scale under the weights."""

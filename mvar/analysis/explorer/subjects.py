@@ -15,10 +15,12 @@ from torch import Tensor
 
 from mvar.analysis.explorer.effects import Effects
 from mvar.analysis.explorer.packed import Means, measure, pack
+from mvar.config import RuntimeConfig
 from mvar.errors import UserError
 from mvar.escaping import one_line
 from mvar.probes.single_maps import Part, each_map, parts_of
 from mvar.scales import ScaleSchedule
+from mvar.training.numerics import precise
 from mvar.transformer import ScaleTransformer
 
 SMALL = 64  # pixels: larger pictures are compressed with loss
@@ -59,6 +61,7 @@ class Subject:
     model: ScaleTransformer
     pictures: Sequence[Picture]
     effects: Effects
+    runtime: RuntimeConfig = RuntimeConfig()
 
     @cached_property
     def parts(self) -> list[Part]:
@@ -132,8 +135,7 @@ class Subject:
         def packed(part: int, head: Head, blocks: Any) -> None:
             take(part, head, *pack(blocks, self.schedule))
 
-        shown = self.pictures[picture]
-        each_map(self.model, shown.label, shown.inputs, wanted, packed)
+        self.each_map(picture, wanted, packed)
 
     def map(self, picture: int, part: int, head: Head) -> tuple[bytes, Means]:
         """One packed map, and its means."""
@@ -149,9 +151,16 @@ class Subject:
             found[part, head] = measure(blocks, self.schedule)
 
         wanted = {number: self.heads(number) for number, part in enumerate(self.parts) if part.kind in kinds}
-        shown = self.pictures[picture]
-        each_map(self.model, shown.label, shown.inputs, wanted, measured)
+        self.each_map(picture, wanted, measured)
         return found
+
+    def each_map(
+        self, picture: int, wanted: Mapping[int, Sequence[Head]], take: Callable[[int, Head, Any], None]
+    ) -> None:
+        """`single_maps.each_map` of a picture."""
+        shown = self.pictures[picture]
+        with precise(self.runtime):
+            each_map(self.model, shown.label, shown.inputs, wanted, take)
 
 
 def _number(values: list[Any], value: Any) -> int:
