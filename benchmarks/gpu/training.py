@@ -4,6 +4,7 @@ A peak holds where it is not more above the plan's than the plan leaves free of 
 sharded need two GPUs; without a GPU two processes go through them all the same.
 """
 
+import gc
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -74,6 +75,7 @@ def measured(settings: Settings, name: str, kept: Kept, step: Step, processes: i
     size, on_gpu = size_of(settings), settings.device.type == "cuda"
     if on_gpu:
         step()
+        gc.collect()  # sharded models hold themselves: the one before this would count
         torch.cuda.reset_peak_memory_stats()
     taken = timed(settings, {"step": step})["step"]
     peak = torch.cuda.max_memory_allocated() / GB if on_gpu else None
