@@ -25,8 +25,8 @@ def layers_figure(table: kit.Table, manifest: kit.Manifest, directory: Path) -> 
     rows = [row for row in table.rows if row.get("fid") or row.get("nll")]
     if not rows:
         raise UserError(f"figure {manifest.name}: no finished run to draw")
-    with kit.canvas(directory, manifest.name, 2.9, ncols=2) as (_, axes):
-        for ax, key, label in zip(axes[0], ("fid", "nll"), ("FID ↓", "held-out NLL ↓ (bits per token)"), strict=True):
+    with kit.canvas(directory, manifest.name, 3.3, ncols=2) as (figure, axes):
+        for ax, key, label in zip(axes[0], ("fid", "nll"), ("FID ↓", "held-out NLL ↓ (bits/token)"), strict=True):
             looks = _looks(rows)
             for number, (rule, look) in enumerate(looks.items()):  # rows of no rule, none and all, are of every line
                 there = sorted((r for r in rows if r.get(key) and r.get("rule") in (rule, "")), key=_replaced)
@@ -35,10 +35,10 @@ def layers_figure(table: kit.Table, manifest: kit.Manifest, directory: Path) -> 
                 kit.points(ax, xs, [row[key] for row in there], **look)
             ax.set(xlabel=f"layers replaced by intra+mamba (of {rows[0]['depth']})", ylabel=label)
             ax.set_xticks(sorted(set(map(_replaced, rows))))
-        if len(_looks(rows)) > 1:
-            axes[0, 0].legend(title="layers replaced", fontsize="small")
         kit.despine(*axes[0])
         printed = _paper_curve(axes[0, 0], rows)
+        if printed or len(_looks(rows)) > 1:
+            kit.legend_below(figure, figure.axes, "layers replaced" if len(_looks(rows)) > 1 else "")
     bars = kit.bars_text(row.get(key) for row in rows for key in ("fid", "nll"))
     which = "from the input on" if None in _looks(rows) else "as the legend says"
     caption = f"FID (left) and held-out likelihood (right) as layers are replaced {which}; {bars}.{printed}"
@@ -51,10 +51,13 @@ def _paper_curve(ax: Any, rows: Sequence[dict[str, Any]]) -> str:
     if not printed:
         return ""
     beside = ax.twinx()
-    beside.plot(*zip(*printed, strict=True), "o--", color=PAPER, markerfacecolor="none", linewidth=1)
+    beside.plot(
+        *zip(*printed, strict=True), "o--", color=PAPER, markerfacecolor="none", linewidth=1, label="paper, right axis"
+    )
     beside.set_ylabel("FID, paper (ImageNet 256)", color=PAPER)
     beside.tick_params(axis="y", colors=PAPER)
     beside.spines["top"].set_visible(False)
+    beside.spines["right"].set_color(PAPER)
     beside.grid(False)
     beside.margins(y=0.15)
     return " Hollow, dashed, on the right axis: the end points that the paper states, on ImageNet."
@@ -68,7 +71,7 @@ def _looks(rows: Sequence[Mapping[str, Any]]) -> dict[Any, dict[str, Any]]:
     """How the line of each rule is drawn; a single line as M-VAR is."""
     rules = list(dict.fromkeys(row.get("rule") for row in rows if row.get("rule") != "")) or [""]
     if len(rules) == 1:
-        return {rules[0]: kit.mixer_look("intra+mamba") | {"label": None}}
+        return {rules[0]: kit.mixer_look("intra+mamba") | {"label": "measured"}}
     return {rule: {"color": f"C{n}", "marker": "os^"[n % 3], "label": rule} for n, rule in enumerate(rules)}
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mvar.analysis.contract import Analysis
     from mvar.analysis.cuts import CutModel, cut_models
     from mvar.analysis.family import baseline_of
-    from mvar.analysis.figures import ERROR_BARS, band, bars_text, legend_below, points, unit
+    from mvar.analysis.figures import ERROR_BARS, band, bars_text, legend_below, name_points, points, unit
     from mvar.analysis.grids import read_samples, real_images, tile
     from mvar.analysis.inline import prose
     from mvar.analysis.manifests import Manifest, in_common
@@ -55,7 +55,7 @@ _HOMES = {
     "mvar.analysis.contract": ("Analysis",),
     "mvar.analysis.cuts": ("CutModel", "cut_models"),
     "mvar.analysis.family": ("baseline_of",),
-    "mvar.analysis.figures": ("ERROR_BARS", "band", "bars_text", "legend_below", "points", "unit"),
+    "mvar.analysis.figures": ("ERROR_BARS", "band", "bars_text", "legend_below", "name_points", "points", "unit"),
     "mvar.analysis.grids": ("read_samples", "real_images", "tile"),
     "mvar.analysis.inline": ("prose",),
     "mvar.analysis.maps": ("attention_map", "draw_flow"),

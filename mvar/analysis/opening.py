@@ -1,4 +1,4 @@
-"""What the report opens with: its name and date, the main table in short, and samples of its rows."""
+"""What the report opens with: its name and date, the main table in short, samples of its rows, and the verdicts."""
 
 import re
 from collections.abc import Sequence
@@ -21,7 +21,8 @@ from mvar.runs.columns import Column
 DAY = re.compile(r"^\d{4}-\d\d-\d\d")
 LIFTED = "Their samples are above, on the first screen of this report."
 NAME = "Ablations of sequence mixers"
-KEYS = ("fid", "paper_fid", "nll", "n")
+KEYS = ("fid", "paper_fid", "nll")  # as many columns as leave the samples a place on the first screen
+SEEDS = "n"
 VERDICT = Column("fid_verdict", "FID beside the baseline's", is_text=True)
 
 
@@ -45,8 +46,8 @@ def date_line(records: Records, used: pd.DataFrame) -> list[Block]:
     return [Text(f"Runs of {found[0]}." if len(found) == 1 else f"Runs of {found[0]} to {found[-1]}.")]
 
 
-def overview(tables: Tables) -> tuple[Manifest, Table] | None:
-    """The first table that compares a pair and that runs stand behind, in a few columns, with the verdicts."""
+def overview(tables: Tables) -> tuple[Manifest, Table, Table] | None:
+    """The first table that compares a pair and that runs stand behind, in a few columns; and its verdicts."""
     measured = (one for one in tables if one[0].experiment.pair and any("n" in row for row in one[1].rows))
     found = next(measured, None)
     if found is None:
@@ -58,10 +59,10 @@ def overview(tables: Tables) -> tuple[Manifest, Table] | None:
     for row in rows:
         if row["label"] == baseline:
             row["fid_verdict"] = "the baseline"
-    chosen = [column for column in table.columns if column.key in KEYS]
-    at = next((i for i, column in enumerate(chosen) if column.key == "n"), len(chosen))
-    columns = [table.columns[0], *chosen[:at], VERDICT, *chosen[at:]]
-    return manifest, Table("overview", f"In short: {table.title}", columns, rows, caption=table.caption)
+    columns = [table.columns[0], *(column for column in table.columns if column.key in KEYS)]
+    judged = [table.columns[0], VERDICT, *(column for column in table.columns if column.key == SEEDS)]
+    short = Table("overview", f"In short: {table.title}", columns, rows, caption=table.caption)
+    return manifest, short, Table("overview-verdicts", f"Verdicts: {table.title}", judged, rows)
 
 
 def picture(sections: Sequence[Section], manifest: Manifest) -> Figure | None:
@@ -84,9 +85,9 @@ def opening(records: Records, tables: Tables, used: pd.DataFrame, sections: Sequ
     found = overview(tables)
     if found is None:
         return blocks
-    manifest, table = found
+    manifest, table, verdicts = found
     figure = picture(sections, manifest)
     if figure:
         lift(figure, sections)
     about = Text(f"{markdown(manifest.artefact)}, {markdown(manifest.title)}, in short:")
-    return [*blocks, about, table, *([figure] if figure else [])]
+    return [*blocks, about, table, *([figure] if figure else []), verdicts]

@@ -71,7 +71,8 @@ def _direction(a: float, b: float) -> str:
 
 def _change(name: str, first: Row, last: Row, key: str, verdict: Verdict) -> str:
     a, b = first[key], last[key]
-    return f"{name}: {a.text(2)} ({_name(first)}), {b.text(2)} ({_name(last)}); the last is {verdict.told}."
+    values = f"{name}: {a.text(2)} ({_name(first)}), {b.text(2)} ({_name(last)})"
+    return f"{values}. {_name(last)} against {_name(first)} is {verdict.told}."
 
 
 def rule_reading(rows: Sequence[Row], family: Family) -> list[str]:

@@ -260,9 +260,8 @@ def _has_printed(rows: Sequence[Mapping[str, Any]]) -> bool:
 
 def _settings_line(found: pd.DataFrame, beside_paper: bool) -> str:
     line = (
-        f"{images_line(found, beside_paper)} FID of so many is above that of more images (its bias is upwards, the "
-        "more so the fewer there are): it compares only with FIDs of the same counts. Sampling time is for the whole "
-        "set."
+        f"{images_line(found, beside_paper)} With fewer images FID comes out higher for the same model: its bias is "
+        "upwards. So it compares only with FIDs of the same counts. Sampling time is for the whole set."
     )
     return line + _copies_line(found)
 

@@ -140,6 +140,29 @@ def test_no_table_is_cut_at_any_width(page, tmp_path):
         assert scrolled <= wide and right <= wide, (width, scrolled, right)
 
 
+FIRST_SCREEN = """
+const seen = (what) => [...document.querySelectorAll(what)].filter((part) => part.checkVisibility());
+const bottom = (what) => seen(what)[0].getBoundingClientRect().bottom;
+return {table: bottom("#table-overview table"), figure: bottom("main figure img"), date: bottom("h1 ~ p"),
+  contents: seen("a[href^='#']").length, sections: document.querySelectorAll("section").length};
+"""
+
+
+def test_the_first_screen_has_table_and_figure(page, tmp_path):
+    """On a laptop's, a tablet's and a telephone's; below 60rem the list of contents is folded under the title."""
+    with chromium(tmp_path) as driver:
+        for width, height in ((1280, 800), (800, 1000), (400, 860)):
+            look(driver, width, height=height)
+            driver.get(page.as_uri())
+            found = driver.execute_script(FIRST_SCREEN)
+            assert 0 < found["date"] < found["table"] < found["figure"] <= height, (width, found)
+            is_narrow = width < 960
+            assert found["contents"] == (0 if is_narrow else found["sections"]) and found["sections"] > 5
+            if is_narrow:
+                driver.execute_script("document.querySelector('.contents summary').click()")
+                assert driver.execute_script(FIRST_SCREEN)["contents"] == found["sections"]
+
+
 PRINTED = """
 const page = document.documentElement, wide = page.clientWidth;
 const all = what => [...document.querySelectorAll(what)].filter(part => part.offsetParent);
