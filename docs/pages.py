@@ -22,6 +22,10 @@ COPIED = {
 }
 OFFICIAL = "<!-- the figures of benchmarks/results/official.json -->"
 
+MARK = re.compile(r"<!-- (dry run|only parsed): (.*) -->")
+FILE = re.compile(r"^<!-- file: (\S+) -->$", re.MULTILINE)
+MARKED = re.compile(r"((?:^<!-- (?:dry run|only parsed): [^\n]* -->\n)+)^```\w*\n.*?^```$", re.MULTILINE | re.DOTALL)
+
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add them."""
@@ -32,9 +36,27 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """A link to a file of the repository that is no page here becomes its name; stored figures get their place."""
+    """A link to a file of the repository that is no page here becomes its name; stored figures get their place; it is
+    said how tests run a block of commands."""
     markdown = markdown.replace(OFFICIAL, beside_the_official_code(ROOT / "benchmarks/results/official.json"))
-    return re.sub(r"\[([^\]]*)\]\(\.\./(?!#)[^)]*\)", r"\1", markdown)
+    linked = re.sub(r"\[([^\]]*)\]\(\.\./(?!#)[^)]*\)", r"\1", markdown)
+    return FILE.sub(_whole_file, MARKED.sub(_with_marks, linked))
+
+
+def _whole_file(place: re.Match[str]) -> str:
+    """A file of the repository as a block."""
+    path = ROOT / place[1]
+    return f"```{path.suffix[1:].replace('py', 'python')}\n{path.read_text().rstrip()}\n```"
+
+
+def _with_marks(block: re.Match[str]) -> str:
+    """A block of commands, and below it how tests run them where they do not as they stand there."""
+    marks = [(kind, *text.partition(": ")[::2]) for kind, text in MARK.findall(block[1])]
+    dry = [f"`{line}`" for kind, line, _ in marks if kind == "dry run"]
+    parsed = [f"`{line}` ({why})" for kind, line, why in marks if kind != "dry run"]
+    told = [f"only plan {', '.join(dry)}"] * bool(dry) + [f"only parse {', '.join(parsed)}"] * bool(parsed)
+    how = f"Tests run such blocks at rehearsal size. Of this one they {', and '.join(told)}."
+    return f"{block[0]}\n\n<small>{how}</small>\n"
 
 
 def beside_the_official_code(path: Path) -> str:
@@ -135,19 +157,21 @@ def metrics() -> str:
     from mvar.evaluation.metrics.contract import NEEDS, every_metric
     from mvar.presets import PRESETS
 
-    rows = []
+    rows, keys = [], []
     for name, metric in every_metric().items():
-        better = [f"{way}: {names(keys)}" for way, keys in (("lower", metric.lower), ("higher", metric.higher)) if keys]
         asked = "always" if metric.by_default(PRESETS["digits"]) else "where `evaluation.also` names it"
-        keys = names((*metric.keys, *metric.also))
-        rows.append(
-            (f"`{name}`", keys, f"{metric.version}", "; ".join(better), names(metric.needs), asked, about(metric))
-        )
-    heads = ("name", "keys", "version", "better", "needs", "measured", "what it is")
-    needs = table(("needs", "what that is"), [(f"`{name}`", text) for name, text in NEEDS.items()])
-    return "\n".join(
-        ["# Every metric", "", *METRICS_BEGIN, *table(heads, rows), "", "## What they need", "", *needs, ""]
+        rows.append((f"`{name}`", f"{metric.version}", names(metric.needs), asked, about(metric)))
+        for key in (*metric.keys, *metric.also):
+            better = "lower" if key in metric.lower else "higher" if key in metric.higher else ""
+            keys.append((f"`{key}`", f"`{name}`", better))
+    needs = [(f"`{name}`", text) for name, text in NEEDS.items()]
+    parts = (
+        *("# Every metric", "", *METRICS_BEGIN),
+        *table(("name", "version", "needs", "measured", "what it is"), rows),
+        *("", "## Keys", "", *table(("key in `eval.json`", "of", "better"), keys)),
+        *("", "## What they need", "", *table(("needs", "what that is"), needs), ""),
     )
+    return "\n".join(parts)
 
 
 def about(kind: type) -> str:

@@ -1,12 +1,13 @@
 """The commands of the documentation, and what is marked in its Markdown about how a test runs them.
 
 Every line of a code block that calls `mvar`, or a script of `analysis/`, is run, at rehearsal size. What cannot be is
-marked by a comment above the block, which a reader of the page does not see:
+marked by a comment above the block, of which `docs/pages.py` makes a line below it:
 
     <!-- dry run: mvar submit -->
     <!-- only parsed: mvar cancel RUN: there is no SLURM -->
 
-A mark holds for the commands that begin with its words; `only parsed` also says why.
+A mark holds for the commands that begin with its words; `only parsed` also says why. Commands inside sentences are
+parsed where they have all their arguments; of lines that call `make`, or a benchmark, targets and options are checked.
 """
 
 import re
@@ -20,8 +21,11 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
     *(ROOT / "slurm").glob("*.md"),
     *(ROOT / "results").glob("*.md"),
+    *(ROOT / "examples").glob("*.md"),
 ]
 BLOCK = re.compile(r"((?:^<!-- [^\n]* -->\n)*)^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`(mvar\s+[^`]+)`")
+BESIDE = re.compile(r"^(?:\$ )?(make(?: |$)[^\n#]*|python -m benchmarks\.[^\n#]*)", re.MULTILINE)
 MARK = re.compile(r"<!-- (dry run|only parsed): (.*) -->")
 RUN, DRY, PARSED = "run", "dry run", "only parsed"
 
@@ -55,6 +59,17 @@ def commands(page: Path) -> list[Documented]:
         if language in ("", "sh", "bash", "console"):
             found += _of_block(name(page), MARK.findall(marks), text.replace("\\\n", " ").splitlines())
     return found
+
+
+def inline(page: Path) -> list[str]:
+    """The commands inside the sentences and tables of a page."""
+    return [" ".join(found.split()) for found in INLINE.findall(BLOCK.sub("", page.read_text()))]
+
+
+def beside(page: Path) -> list[list[str]]:
+    """The words of the lines of its blocks that call `make` or a benchmark."""
+    lines = (line for _, _, text in BLOCK.findall(page.read_text()) for line in BESIDE.findall(text))
+    return [shlex.split(line) for line in lines]
 
 
 def _of_block(page: str, marks: list[tuple[str, str]], lines: list[str]) -> list[Documented]:

@@ -60,6 +60,7 @@ STAND_INS = {
     r"-s([12])\b": "-s0",
     r"evaluate mixers --preset smoke": "evaluate mixers",
     r"forget mixers-smoke-steps": "forget mine",
+    r"train\.steps=60\b": "train.steps=4",
 }
 LATE = ("matplotlib.pyplot", "seaborn", "sklearn.datasets", "torch._dynamo", "torch.utils.flop_counter")  # imports
 MORE = {"knockout": ["--images", "8"], "attention": ["--images", "16"]}  # words of a rehearsal, by the command
@@ -171,8 +172,8 @@ def load_everything() -> None:
 
 def begin() -> None:
     """A run of four mixers, and checkpoints under the names that were published."""
-    for preset in ("digits", "smoke"):
-        PRESETS[preset] = override(PRESETS[preset], SHORT)
+    for preset, more in (("digits", {}), ("smoke", {}), ("imagefolder-small", {"model.depth": 2})):
+        PRESETS[preset] = override(PRESETS[preset], SHORT | more)
     runner.run_all, scheduler.is_here = run_all, lambda: False
     for rate in ("step_rate", "network_rate", "gemm_rate"):  # a plan times nothing
         setattr(clock, rate, lambda *_: 1e9)

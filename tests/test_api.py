@@ -430,6 +430,16 @@ def test_the_page_on_python(here, monkeypatch):
             assert f"| `{name}` |" in page
 
 
+@pytest.mark.parametrize(("page", "is_there"), [("README.md", "table"), ("docs/explore.md", "run")])
+def test_python_on_other_pages(here, monkeypatch, page, is_there):
+    """As above: `digits` and its model are the tiny run, of one layer less than what is looked at."""
+    monkeypatch.setitem(mvar.PRESETS, "digits", TINY)
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    names = {}
+    exec(block.replace("digits-d8-w64-global", "digits-d2-w16-global").replace("layer=2", "layer=1"), names)
+    assert is_there in names
+
+
 def test_the_name_of_the_table_says_what_it_is():
     """`help(mvar.runs)` and editors: the package's name stands for the table of its runs."""
     import inspect

@@ -2,17 +2,20 @@
 stays short.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
 import pkgutil
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from types import ModuleType
 
 import pytest
-from documented import DRY, PAGES, PARSED, ROOT, RUN, commands, name
+from documented import DRY, PAGES, PARSED, ROOT, RUN, beside, commands, inline, name
 
 import mvar
 from mvar.cli import COMMANDS, parse
@@ -48,6 +51,38 @@ def test_every_command_line_is_one(page):
         except (UserError, SystemExit) as error:
             pytest.fail(f"{command.line}: {error}")
         assert type(parsed) is COMMANDS[command.words[1]]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_inside_sentences_are_commands(page):
+    """What lacks an argument names a command and runs nothing: `mvar export`, `mvar evaluate --checkpoint`."""
+    for line in dict.fromkeys(inline(page)):
+        words = shlex.split(line.replace("...", ""))[1:]
+        assert words[0] in COMMANDS, line
+        with contextlib.suppress(SystemExit):
+            try:
+                parse(words)
+            except UserError as error:
+                assert re.search(r"not given|Missing value|Expected \d+ values", str(error)), f"{line}: {error}"
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_what_is_made_can_be_made():
+    """`make` knows the targets of every page, and benchmarks their options."""
+    lines = [words for page in [*PAGES, ROOT / "CONTRIBUTING.md"] for words in beside(page)]
+    assert {words[0] for words in lines} == {"make", "python"}
+    made = {tuple(words) for words in lines if words[0] == "make"}
+    assert ("make", "demo") in made and ("make", "gpu", "OFFICIAL=../VAR", "OFFICIAL_MVAR=../MVAR") in made
+    for words in made:
+        done = subprocess.run([*words, "-n"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, (words, done.stderr)
+    sources = "".join(path.read_text() for path in (ROOT / "benchmarks").rglob("*.py"))
+    for words in lines:
+        options = re.findall(r"--([a-z][\w-]*)", " ".join(words))
+        assert [
+            option for option in options if not re.search(rf"^    {option.replace('-', '_')}: ", sources, re.M)
+        ] == []
+        assert words[0] == "make" or importlib.util.find_spec(words[2]), words
 
 
 @pytest.fixture(scope="session")
@@ -113,6 +148,16 @@ def test_links_lead_to_files(page):
         assert target in made or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_every_example_stands_whole_on_the_page_of_kinds():
+    """In the pages that are built; on GitHub its link does."""
+    text = (ROOT / "docs/own-parts.md").read_text()
+    shown = PAGES_MADE.on_page_markdown(text)
+    for path in (ROOT / "examples").glob("*.*"):
+        if path.stem not in ("README", "mixer", "metric"):  # they have pages of their own
+            assert path.read_text().rstrip() in shown and f"](../examples/{path.name})" in text, path
+    assert "<!-- file" not in shown
+
+
 def test_pages_are_in_the_menu():
     menu = (ROOT / "mkdocs.yml").read_text()
     assert [page.name for page in (ROOT / "docs").glob("*.md") if page.name not in menu] == []
@@ -139,9 +184,10 @@ def test_the_page_of_fields_has_every_field_and_setting():
 def test_the_page_of_metrics_has_every_key():
     page = PAGES_MADE.metrics()
     for metric_name, metric in every_metric().items():
-        (row,) = re.findall(rf"^\| `{metric_name}` \| .*$", page, re.MULTILINE)
-        assert all(f"`{key}`" in row for key in (*metric.keys, *metric.also))
-        assert f"| {metric.version} |" in row and ("lower: " in row) == bool(metric.lower)
+        assert re.search(rf"^\| `{metric_name}` \| {metric.version} \| ", page, re.MULTILINE)
+        for key in (*metric.keys, *metric.also):
+            better = "lower" if key in metric.lower else "higher" if key in metric.higher else ""
+            assert f"\n| `{key}` | `{metric_name}` | {better} |\n" in page
 
 
 def test_the_api_has_every_name_that_pages_and_examples_use():
@@ -153,3 +199,10 @@ def test_the_api_has_every_name_that_pages_and_examples_use():
     used = set(re.findall(r"\bmvar\.([A-Za-z]\w*)", "\n".join(texts))) & set(mvar.__all__) | {"PRESETS", "Probe"}
     told = {name for name in used if any(getattr(mvar, name) is thing for thing in things)}
     assert used - told - {path.rpartition(".")[2] for path in paths} == set()
+
+
+def test_a_mark_is_seen_on_the_page():
+    marks = "<!-- dry run: mvar submit -->\n<!-- only parsed: mvar cancel RUN: there is no SLURM -->\n"
+    shown = PAGES_MADE.on_page_markdown(f"Text.\n\n{marks}```\nmvar submit x\n```\n\nMore.\n")
+    assert "they only plan `mvar submit`, and only parse `mvar cancel RUN` (there is no SLURM)." in shown
+    assert "Tests run" not in PAGES_MADE.on_page_markdown("```\nmvar status\n```\n")

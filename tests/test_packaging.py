@@ -204,6 +204,12 @@ def test_a_wheel_runs_the_demo_beside_a_users_own_folders_of_these_names(install
     installed.mvar(tmp_path, "attention", run, "--images", "20", "--out", "attention")
     installed.mvar(tmp_path, "sample", run, "--classes", "0,1", "--per-class", "2")
     installed.mvar(tmp_path, "evaluate", run, "--set", "sample.cfg_scale=2")
+    assert run in installed.mvar(tmp_path, "logs", run)
+    assert "7 runs" in installed.mvar(tmp_path, "plan", "mixers", "layers", "--preset", "smoke")
+    assert "SLURM" in installed.mvar(tmp_path, "doctor")
+    installed.mvar(tmp_path, "knockout", run, "--images", "8", "--cut", "own")
+    installed.mvar(tmp_path, "explore", run, "--out", "explorer.html")
+    assert "<title>" in (tmp_path / "explorer.html").read_text()
     for written in ("attention/attention_flow.png", "grid.png"):
         assert (tmp_path / written).read_bytes().startswith(b"\x89PNG"), written
     for path in runs:
