@@ -19,6 +19,7 @@ from mvar.data.splits import load_images
 from mvar.errors import UserError
 from mvar.evaluation.images import spread_indices
 from mvar.evaluation.likelihood import heldout_nll
+from mvar.memory import give_back_freed_memory
 from mvar.progress import Progress
 from mvar.runs.at_hand import settled
 from mvar.runs.documents import read_or_warn, write_document
@@ -152,7 +153,7 @@ class TrainStage(RunStage):
         config = self.config
         objective = self._objective(model)
         with distributed.together(runtime):
-            return fit(
+            result = fit(
                 objective,
                 config.train,
                 self.directory.path,
@@ -163,6 +164,8 @@ class TrainStage(RunStage):
                 observe=observe,
                 means=means,
             )
+        give_back_freed_memory()  # of moments and gradients: the gaps that they leave are too small for what comes
+        return result
 
     @property
     def _is_online(self) -> bool:
