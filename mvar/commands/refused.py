@@ -8,6 +8,7 @@ from typing import Any
 
 import tyro
 
+from mvar.commands.overview import name_of
 from mvar.errors import UserError, one_of
 
 HELP = ("-h", "--help")
@@ -44,8 +45,8 @@ def refusal(command: type, arguments: list[str], complaint: str) -> UserError:
             continue
         value = value or next(iter(arguments[number + 1 : number + 2]), "")
         if option in positional:
-            alone = f"mvar {command.__name__.lower()} {value or option[2:].upper()}"
-            return UserError(f"option: {option!r} is unknown, {alone} does without; allowed: {', '.join(options)}")
+            alone = f"mvar {name_of(command)} {value or option[2:].upper()}"
+            return UserError(f"option: {option!r} is unknown; allowed: {alone}; {', '.join(options)}")
         if "--set" in options and (field := _field(command, option, options)):
             return UserError(f"option: {option!r} is unknown; allowed: --set {field}={value or 'VALUE'}")
         return one_of("option", option, options)
