@@ -37,6 +37,12 @@ class Look {
   of(side) {
     return this.isReach(side) ? "of its reach" : "of its mass";
   }
+  // The largest weight on a scale that is not finer than the query's, in words.
+  mostOf(side, scale) {
+    const { query } = this.state;
+    if (this.sight(side).blind(query, scale)) return `not seen by ${this.part(side).mixer}`;
+    return `most ${percent(side.map.top(query, scale))}`;
+  }
   has(side, part, head) {
     return this.source.has(side.subject, this.state.picture, part, head);
   }

@@ -23,7 +23,7 @@ function exported(look) {
       context.drawImage(tile, x, y, size, size);
       const name = times(schedule.sides[scale]) + (scale === level ? " own" : "");
       write(`${name}: ${percent(side.map.mass(state.query, scale))} ${look.of(side)}`, x, y + size + 16, "600 13px");
-      write(`most ${percent(side.map.top(state.query, scale))}`, x, y + size + 32, "12px", "#5d646b");
+      write(look.mostOf(side, scale), x, y + size + 32, "12px", "#5d646b");
     }
   });
   const { name, class: label } = look.subject(state.sides[0]).pictures[state.picture];

@@ -105,18 +105,12 @@ function scalePanel(look, scale, acts) {
     const mass = seen ? side.map.mass(query, scale) : 0;
     figure.dataset.mass = seen ? String(mass) : "";
     share.textContent = seen ? percent(mass) : "";
-    most.textContent = finer ? "finer: not seen" : seen ? mostOf(side) : "no map here";
+    most.textContent = finer ? "finer: not seen" : seen ? look.mostOf(side, scale) : "no map here";
     filled.style.width = `${100 * mass}%`;
     tick.style.left = `${finer ? 0 : 100 * look.sight(side).evenShare(query, scale)}%`;
     bar.hidden = !seen;
     const told = seen ? `${percent(mass)} ${look.of(side)}` : "not seen";
     canvas.setAttribute("aria-label", `Scale ${times(sides)}: ${told}. Arrow keys move the token that looks.`);
-  }
-
-  function mostOf(side) {
-    const { query } = state;
-    if (look.sight(side).blind(query, scale)) return `not seen by ${look.part(side).mixer}`;
-    return `most ${percent(side.map.top(query, scale))}`;
   }
 
   return { figure, draw };
