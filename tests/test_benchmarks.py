@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -341,6 +342,18 @@ def test_attention_in_place_of_flash_attn_stays_within_scales():
     scan = official.OfficialMamba.of(settings.schedule)(d_model=64, d_state=8, d_conv=4, expand=2)
     x = torch.randn(2, 30, 64)
     torch.testing.assert_close(scan(x[:, :14]), scan(x)[:, :14])
+
+
+def test_times_and_the_yardstick_are_by_one_clock(monkeypatch):
+    """The processor's: the share of products is of times that other work is in or not, but alike."""
+    clocks, sides = set(), [("VAR", work, side) for work in ("sampling", "training") for side in ("official", "ours")]
+    monkeypatch.setattr(official, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(official, "check", lambda settings: {"VAR": Path()})
+    monkeypatch.setattr(official, "runs_of", lambda *_: dict.fromkeys(sides, lambda: None))
+    monkeypatch.setattr(official, "seconds", lambda runs, repeats, clock: clocks.add(clock) or dict.fromkeys(runs, 2.0))
+    monkeypatch.setattr(machine, "gemm_flops_per_s", lambda clock: clocks.add(clock) or 1e9)
+    rows = official.measure(official.Settings(Path(), resolution="digits"))["rows"]
+    assert clocks == {time.process_time} and [row["ratio"] for row in rows] == [1, 1]
 
 
 def test_another_number_of_parameters_is_one_line(tmp_path):
