@@ -45,7 +45,7 @@ class Settings:
 def row(name: str, machine: Machine) -> dict[str, Any]:
     """Peaks in GB of one model, and a setting that fits."""
     preset, pattern = ROWS[name]
-    config = override(PRESETS[preset], {"model.pattern": pattern})
+    config = override(PRESETS[preset], {"model.pattern": pattern, "runtime.scan_backend": "torch"})
     images = config.train.batch_size // machine.gpus
     peaks = {
         title: footprint(config, images, kept, strategy, machine.gpus).peak / GB

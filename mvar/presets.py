@@ -93,7 +93,7 @@ def imagenet(depth: int, resolution: int) -> RunConfig:
             num_workers=8,
             checkpoint_every=1000,
             log_every=50,
-            sample_batch=50,
+            sample_batch="auto",
             strategy="auto",
             micro_batch="auto",
             checkpoint_activations="auto",

@@ -26,6 +26,7 @@ from mvar.probes.knockout_kept import Knockout, measure_cuts
 from mvar.probes.measurable import Batch, Measurable, drawn_inputs
 from mvar.probes.probe_kept import Probed, measure_probe
 from mvar.runs import gallery
+from mvar.runs.at_hand import drawn_at_once
 from mvar.runs.display import shown
 from mvar.runs.stages.reject import LabelScore
 from mvar.tokenizer.model import Tokenizer
@@ -203,7 +204,7 @@ class Trained(ABC):
             raise UserError(f"images: {images.dtype} {images.shape}; allowed: {allowed}")
         if len(labels) != len(images):
             raise UserError(f"labels: {len(labels)} for {len(images)} images; allowed: one class an image")
-        tokens, size = [], self.config.runtime.sample_batch
+        tokens, size = [], drawn_at_once(self.config)
         with torch.no_grad():
             for start in range(0, len(images), size):
                 pixels = to_float(np.ascontiguousarray(np.moveaxis(images[start : start + size], -1, 1)))

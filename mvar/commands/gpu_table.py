@@ -11,12 +11,15 @@ from mvar.commands.narrow import Narrow
 from mvar.config import RunConfig
 from mvar.errors import OK, USER_ERROR, UserError, complain, counted, say
 from mvar.files import read_json
+from mvar.runs.at_hand import no_room_to_draw
 from mvar.runs.gpu_plan import (
+    GB,
     Setting,
     disk_gb,
     fewest,
     gpu_hours,
     gpus_needed,
+    most_drawn,
     opened,
     settle,
     shared_gb,
@@ -26,6 +29,8 @@ from mvar.runs.gpu_plan import (
 from mvar.runs.gpus import Machine
 from mvar.runs.request import Request, unique
 from mvar.runs.store import Store
+from mvar.training.counted_scan import SAID, scan_of
+from mvar.training.drawing_footprint import drawing, encoding
 
 PATTERNS = {"VAR": "global", "M-VAR": "intra+mamba"}  # of the models that `make gpu` trains
 ASSUMED = 0.4  # of a card's rate, by models of this size with torch's kernels
@@ -88,10 +93,17 @@ class OnGpus:
     disk_gb: float  # at most
     least_gb: float  # the least that a step takes of a card here
     gpus_needed: int | None  # where nothing fits: the fewest such cards that would do
+    would_fit: Setting | None  # where nothing fits of what the run leaves open: what does on all of them
+    sample_batch: int  # images that each GPU draws at once; 0: not one fits
+    sampling_gb: float  # that drawing them takes of a card, or drawing one
+    encoding_gb: float  # that writing tokens of images takes of a card
+    scan: str | None  # back end of Mamba's scan that `setting` is counted with; None: it has none
+    no_room_to_draw: str = ""  # why they cannot be drawn here
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {**vars(self), "setting": self.setting and vars(self.setting)}
+        settings = {"setting": self.setting, "would_fit": self.would_fit}
+        return {**vars(self), **{name: found and vars(found) for name, found in settings.items()}}
 
 
 def machine_of(text: str) -> Machine:
@@ -128,19 +140,26 @@ def _on(evaluations: Sequence[RunConfig], store: Store, machine: Machine, share:
 
     config = evaluations[0]
     mfu = share.of(config.model.pattern)
-    setting = settle(config, machine)
+    setting, images = settle(config, machine), most_drawn(config, machine)
+    sampling_gb = drawing(config, max(1, images)) / GB
     return OnGpus(
         name=store.run_of(config).name,
         pattern=config.model.pattern,
         parameters=num_params(config.model, config.token_space),
         training_flops=train_flops(config.model, config.token_space, config.train.steps * config.train.batch_size),
-        fits_on=fewest(opened(config), machine, range(1, machine.gpus + 1)),
+        fits_on=fewest(config, machine, range(1, machine.gpus + 1)),
         setting=setting,
         mfu=mfu,
         gpu_hours=gpu_hours(config, machine, setting, mfu) if setting else None,
         disk_gb=disk_gb(evaluations),
         least_gb=smallest(config, machine.gpus).peak / 1e9,
         gpus_needed=None if setting else gpus_needed(config, machine),
+        would_fit=None if setting else settle(opened(config), machine),
+        sample_batch=images,
+        sampling_gb=sampling_gb,
+        encoding_gb=encoding(config) / GB,
+        scan=scan_of(config),
+        no_room_to_draw="" if sampling_gb <= machine.limit_gb else str(no_room_to_draw(config, machine)),
     )
 
 
@@ -153,13 +172,14 @@ def print_on(runs: Sequence[OnGpus], machine: Machine, share: Share, caches: flo
         "training FLOPs": [f"{run.training_flops:.3g}" for run in runs],
         "fits on": [str(run.fits_on or "-") for run in runs],
         "peak GB": [f"{run.setting.peak_gb:.1f}" if run.setting else "-" for run in runs],
+        "sampling GB": [f"{run.sampling_gb:.1f} ({run.sample_batch or 1} at once)" for run in runs],
         "GPU-hours": ["-" if run.gpu_hours is None else f"{run.gpu_hours:,.0f}" for run in runs],
         "disk GB": [f"{run.disk_gb:,.0f}" for run in runs],
         setting: [
             run.setting.fields.replace("runtime.", "") if run.setting else _nearest(run, machine) for run in runs
         ],
     }
-    dispensable = ("pattern", "training FLOPs", "parameters", "disk GB", "fits on")
+    dispensable = ("pattern", "training FLOPs", "parameters", "disk GB", "fits on", "sampling GB")
     narrow = Narrow("run", dispensable, {"pattern": 10, setting: 27})
     console = wide_console(400)
     console.print(narrow.table([run.name for run in runs], columns, console))
@@ -176,24 +196,31 @@ def print_on(runs: Sequence[OnGpus], machine: Machine, share: Share, caches: flo
         f"{machine.flops_per_s(precision, tf32) / 1e12:,.0f}"
         for precision, tf32 in (("bf16", False), ("fp32", False), ("fp32", True))
     )
+    told_scan = " and ".join(sorted({SAID[run.scan] for run in runs if run.scan}))
     mfus = " or ".join(sorted({f"{run.mfu:.0%}" for run in runs}))
     say(
         f"{share.told}: {mfus} of {half} TFLOP/s a card (fp32: {fp32}, or {by_tf32} with runtime.tf32=true); "
-        "training alone, no sampling; with tokens=online also encoding, in fp32. Peaks are counted; limit "
-        f"{machine.limit_gb:.1f} of "
+        "training alone, no sampling; with tokens=online also encoding, in fp32. Peaks are counted"
+        f"{told_scan and f', {told_scan}'}; limit {machine.limit_gb:.1f} of "
         f"{machine.memory_gb:g} GB. Where runtime says auto, a run has what the plan says for the GPUs that it is given"
     )
 
 
 def _nearest(run: OnGpus, machine: Machine) -> str:
-    return f"nothing: {told_nearest(run.least_gb, machine, run.gpus_needed)}"
+    return f"nothing: {_told(run, machine)}"
+
+
+def _told(run: OnGpus, machine: Machine) -> str:
+    told = told_nearest(run.least_gb, machine, run.gpus_needed)
+    return f"{told}; {run.would_fit.fields} would do here" if run.would_fit else told
 
 
 def exit_code_of(runs: Sequence[OnGpus], machine: Machine) -> int:
     """2 where a run fits nowhere on the machine, with a line of what would do for the largest of them."""
     misfits = [run for run in runs if not run.setting]
     if not misfits:
-        return OK
+        undrawn = next((run for run in runs if run.no_room_to_draw), None)
+        return complain(f"on: {undrawn.name}: {undrawn.no_room_to_draw}", USER_ERROR) if undrawn else OK
     largest = max(misfits, key=lambda run: run.least_gb)
     told = f"{len(misfits)} of {counted(len(runs), 'run')} do not fit; {largest.name} needs"
-    return complain(f"on: {told} {told_nearest(largest.least_gb, machine, largest.gpus_needed)}", USER_ERROR)
+    return complain(f"on: {told} {_told(largest, machine)}", USER_ERROR)

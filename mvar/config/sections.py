@@ -252,7 +252,10 @@ class RuntimeConfig(Config):
     keep_checkpoints: int = Field(
         default=2, ge=1, description="Newest checkpoints that an unfinished training keeps; a finished one keeps one."
     )
-    sample_batch: int = Field(default=100, ge=1, description="Images that are drawn at once.")
+    sample_batch: PositiveInt | Literal["auto"] = Field(
+        default=100,
+        description="Images that are drawn at once; auto: 50, on a GPU as many of them as fit, as mvar plan says.",
+    )
     likelihood_points: int = Field(
         default=6,
         ge=0,

@@ -9,6 +9,7 @@ import torch
 from mvar.checkpoints.weights import load_weights
 from mvar.config import RunConfig, override
 from mvar.errors import UserError, one_of
+from mvar.runs.at_hand import drawn_at_once
 from mvar.runs.display import shown
 from mvar.runs.stages.contract import way_out
 from mvar.runs.stages.reject import LabelScore
@@ -64,7 +65,7 @@ def draw_set(
     if per_class < 1:
         raise UserError(f"per_class: {per_class}; allowed: 1 or more")
     labels = torch.tensor(numbers).repeat_interleave(per_class)
-    seeds, size = [(config.sample.seed, i) for i in range(len(labels))], config.runtime.sample_batch
+    seeds, size = [(config.sample.seed, i) for i in range(len(labels))], drawn_at_once(config)
     parts, graphs = [], Graphs.of(config.runtime, model.pos_1LC.device)
     with shown("sample", "drawing") as progress:
         for part in (slice(i, i + size) for i in range(0, len(labels), size)):

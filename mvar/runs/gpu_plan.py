@@ -14,10 +14,13 @@ from mvar.kernels.recompute import Kept
 from mvar.runs.gpus import Machine
 from mvar.runs.stage_costs import encoding_flops, num_images
 from mvar.runs.store import Store
+from mvar.training.drawing_footprint import drawing
 from mvar.training.footprint import Footprint, Strategy, footprint
+from mvar.training.strategies import NO_MEANS, num_parts
 
 # FLOPs of a step over those without recomputing: backward costs two forward passes, and `full` does a third.
 RECOMPUTED: dict[Kept, float] = {"none": 1.0, "selective": 1.0, "full": 4 / 3}
+MOST_DRAWN = 50  # at once, as the official code does; more are hardly quicker
 SMALL = 8  # images a card: below, recomputing layers costs less than the card's idle units
 LABEL_BYTES = 8  # of a row of a token cache
 GB = 1e9
@@ -45,21 +48,30 @@ class Setting:
 class Choices:
     """The settings that a step may be made with."""
 
-    strategies: tuple[Strategy, ...] = ("ddp", "fsdp")
-    kept: tuple[Kept, ...] = ("none", "selective", "full")
-    micro_batch: int | None = None  # None: any that divides
+    strategies: tuple[Strategy, ...]
+    kept: tuple[Kept, ...]
+    micro_batch: int | None  # None: any that divides
 
     @classmethod
     def of(cls, config: RunConfig, gpus: int) -> "Choices":
-        """What a run leaves open by `auto`; running means of its weights are kept by `ddp` alone."""
-        free, runtime = cls(), config.runtime
+        """What a run leaves open by `auto`; running means of its weights are kept by `ddp` alone.
+
+        Raises:
+            UserError: it is to be sharded, and to keep such means.
+        """
+        runtime = config.runtime
+        if config.train.ema and runtime.strategy == "fsdp" and gpus > 1:
+            raise UserError(NO_MEANS)
         size = runtime.images_at_once
         if runtime.micro_batch is None:
             size = config.train.batch_size // gpus // runtime.accumulate
-        kept = free.kept if runtime.checkpoint_activations == "auto" else (runtime.checkpoint_activations,)
-        if runtime.strategy == "auto":
-            return cls(("ddp",) if config.train.ema else free.strategies, kept, size)
-        return cls((runtime.strategy,), kept, size)
+        kept, strategy = runtime.checkpoint_activations, runtime.strategy
+        free: tuple[Strategy, ...] = ("ddp",) if config.train.ema else ("ddp", "fsdp")
+        return cls(
+            strategies=free if strategy == "auto" else (strategy,),
+            kept=("none", "selective", "full") if kept == "auto" else (kept,),
+            micro_batch=size,
+        )
 
     def sizes(self, part: int) -> list[int]:
         """Micro-batches that divide a part."""
@@ -84,8 +96,8 @@ def part_of(config: RunConfig, gpus: int) -> int:
     return batch // gpus
 
 
-def settle(config: RunConfig, machine: Machine, choices: Choices = Choices()) -> Setting | None:
-    """The quickest setting that fits; None where nothing does.
+def settle(config: RunConfig, machine: Machine) -> Setting | None:
+    """The quickest setting that fits, of what the run leaves open; None where nothing does.
 
     All is kept before anything is recomputed, weights are whole before they are shared, and micro-batches are as large
     as fit; but those below `SMALL` images come last.
@@ -93,9 +105,10 @@ def settle(config: RunConfig, machine: Machine, choices: Choices = Choices()) ->
     Raises:
         UserError: the batch does not divide.
     """
-    part = part_of(config, machine.gpus)
+    part, choices = part_of(config, machine.gpus), Choices.of(config, machine.gpus)
+    num_parts(config.runtime, config.train, machine.gpus)  # what is set must divide
     sizes = choices.sizes(part)
-    if not sizes or smallest(config, machine.gpus, choices).peak / GB > machine.limit_gb:
+    if not sizes or smallest(config, machine.gpus).peak / GB > machine.limit_gb:
         return None
     for least in (min(SMALL, part), 1):
         for kept in choices.kept:
@@ -110,8 +123,9 @@ def settle(config: RunConfig, machine: Machine, choices: Choices = Choices()) ->
     return None
 
 
-def smallest(config: RunConfig, gpus: int, choices: Choices = Choices()) -> Footprint:
-    """What a step takes at least: sharded, recomputed, an image at a time, as far as that may be chosen."""
+def smallest(config: RunConfig, gpus: int) -> Footprint:
+    """What a step takes at least: sharded, recomputed, an image at a time, as far as the run leaves that open."""
+    choices = Choices.of(config, gpus)
     size = min(choices.sizes(config.train.batch_size // gpus), default=1)
     return footprint(config, size, choices.kept[-1], choices.shared(gpus)[-1], gpus)
 
@@ -119,7 +133,8 @@ def smallest(config: RunConfig, gpus: int, choices: Choices = Choices()) -> Foot
 def gpus_needed(config: RunConfig, machine: Machine) -> int | None:
     """The fewest such cards, more than there are, that a run fits on; None: no number that divides its batch."""
     batch = config.train.batch_size
-    counts = (gpus for gpus in range(machine.gpus + 1, batch + 1) if batch % gpus == 0)
+    dividing = (gpus for gpus in range(machine.gpus + 1, batch + 1) if batch % gpus == 0)
+    counts = (gpus for gpus in dividing if Choices.of(config, gpus).sizes(batch // gpus))
     return next((gpus for gpus in counts if smallest(config, gpus).peak / GB <= machine.limit_gb), None)
 
 
@@ -148,6 +163,15 @@ def fewest(config: RunConfig, machine: Machine, counts: Iterable[int]) -> int | 
                 if taken.peak / GB <= machine.limit_gb:
                     return gpus
     return None
+
+
+def most_drawn(config: RunConfig, machine: Machine) -> int:
+    """How many images a run draws at once on such a card: `runtime.sample_batch`; `auto`: as many as fit, 0 if not one
+    does."""
+    size = config.runtime.sample_batch
+    if size != "auto":
+        return size
+    return bisect_right(range(1, MOST_DRAWN + 1), machine.limit_gb, key=lambda images: drawing(config, images) / GB)
 
 
 def told_nearest(least_gb: float, machine: Machine, needed: int | None) -> str:

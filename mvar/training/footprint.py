@@ -36,6 +36,7 @@ from mvar.data.online import CHUNK
 from mvar.kernels.fake_gpu import fake_gpu
 from mvar.kernels.recompute import Kept, is_dear
 from mvar.tokenizer.model import Tokenizer
+from mvar.training.counted_scan import scan_of, standing_in
 from mvar.transformer import Block, ScaleTransformer
 
 Strategy = Literal["ddp", "fsdp"]
@@ -129,7 +130,8 @@ def footprint(config: RunConfig, images: int, kept: Kept, strategy: Strategy, pr
         processes: GPUs.
     """
     # pydantic gives frozen models a hash, its stub knows that only of models with frozen=True in the class line.
-    counted = _counted(config.model, config.token_space, config.train.precision, kept)  # pyright: ignore[reportArgumentType]  # fmt: skip
+    scan = scan_of(config)
+    counted = _counted(config.model, config.token_space, config.train.precision, kept, scan)  # pyright: ignore[reportArgumentType]  # fmt: skip
     share = processes if strategy == "fsdp" else 1
     tokenizer = encoding = 0
     if config.train.tokens == "online":
@@ -146,7 +148,7 @@ def footprint(config: RunConfig, images: int, kept: Kept, strategy: Strategy, pr
 
 
 @dataclass(frozen=True)
-class _Line:
+class Line:
     """Bytes that grow linearly with the images: those of two, and of three."""
 
     two: int
@@ -161,14 +163,19 @@ class _Counted:
     parameters: int
     largest: int  # parameters of the largest layer
     root: int  # of what is in no layer: embeddings and the head, which stay whole until the backward pass is done
-    saved: _Line
-    layers: tuple[_Line, ...]  # of each kind, while it is recomputed
-    logits: _Line
+    saved: Line
+    layers: tuple[Line, ...]  # of each kind, while it is recomputed
+    logits: Line
 
 
 @cache
-def _counted(model: Any, space: Any, precision: str, kept: Kept) -> _Counted:
-    runtime = RuntimeConfig(checkpoint_activations=kept, scan_backend="torch", attention_backend="torch")
+def _counted(model: Any, space: Any, precision: str, kept: Kept, scan: str | None) -> _Counted:
+    with standing_in(scan) as runtime:
+        return _count(model, space, precision, runtime.model_copy(update={"checkpoint_activations": kept}))
+
+
+def _count(model: Any, space: Any, precision: str, runtime: RuntimeConfig) -> _Counted:
+    kept = runtime.kept
     with torch.device("meta"):
         module = ScaleTransformer(model, space, runtime)
     sizes = [sum(p.numel() for p in block.parameters()) for block in module.each_block()]
@@ -177,9 +184,9 @@ def _counted(model: Any, space: Any, precision: str, kept: Kept) -> _Counted:
         module.to_empty(device="cuda").train()
         both = [few_layers(module, images, kept, "cuda") for images in (2, 3)]
         found = [[0] if kept == "none" else layers(module, images, kept, "cuda") for images in (2, 3)]
-    logits, saved = (_Line(*values) for values in zip(*both, strict=True))
+    logits, saved = (Line(*values) for values in zip(*both, strict=True))
     root = parameters - sum(sizes)
-    return _Counted(parameters, max(sizes), root, saved, tuple(_Line(*one) for one in zip(*found, strict=True)), logits)
+    return _Counted(parameters, max(sizes), root, saved, tuple(Line(*one) for one in zip(*found, strict=True)), logits)
 
 
 @cache

@@ -36,7 +36,7 @@ from mvar.training.running_means import RunningMeans
 from mvar.training.saving import Checkpoints, take
 from mvar.training.shares import local, whole
 from mvar.training.skips import SkippedSteps, TrainingDiverged
-from mvar.training.strategies import Sharded, num_parts, strategy_of
+from mvar.training.strategies import NO_MEANS, Sharded, num_parts, strategy_of
 from mvar.training.throughput import throughput
 from mvar.training.tracking import open_trackers
 
@@ -96,7 +96,7 @@ def fit(
     training.observe = observe or dict
     training.means = means or training.means
     if means and means.half_lives and isinstance(training.sharing, Sharded):
-        raise UserError("runtime.strategy: fsdp keeps no running means of the weights (train.ema); allowed: ddp")
+        raise UserError(NO_MEANS)
     start = training.restore()
     try:
         with reproducible(runtime, training.device):

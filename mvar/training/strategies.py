@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from lightning_fabric.wrappers import _FabricModule
 
+NO_MEANS = "runtime.strategy: fsdp keeps no running means of the weights (train.ema); allowed: ddp"
+
 
 def num_parts(runtime: RuntimeConfig, optim: OptimConfig, processes: int) -> int:
     """Micro-batches of each process in a step.

@@ -4,28 +4,33 @@ import multiprocessing
 import shutil
 import sys
 from concurrent.futures import Future
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny_runs import CONFIG
 
+from mvar import layout
 from mvar.checkpoints.weights import load_weights
 from mvar.cli import main
 from mvar.cluster.executor import Slurm
 from mvar.cluster.profiles import Profile
+from mvar.commands import gpu_table
 from mvar.config import override
 from mvar.errors import OK, USER_ERROR, UserError
-from mvar.presets import PRESETS
-from mvar.runs import at_hand, runner
-from mvar.runs.at_hand import gpus_for, settled, shared_out
+from mvar.presets import IMAGENET_TRAIN_IMAGES, PRESETS
+from mvar.runs import at_hand, gpu_plan, runner
+from mvar.runs.at_hand import drawn_at_once, gpus_for, settled, shared_out
 from mvar.runs.display import Lines
-from mvar.runs.gpu_plan import GB
+from mvar.runs.gpu_plan import GB, settle
 from mvar.runs.gpus import Machine
 from mvar.runs.pipeline import execute
 from mvar.runs.plan import RUN, tasks_of
+from mvar.runs.stage_costs import encoding_flops
 from mvar.runs.states import DONE, FAILED
 from mvar.runs.store import Store
+from mvar.training.counted_scan import scan_of
 from mvar.training.footprint import footprint
 
 OPEN = {"runtime.strategy": "auto", "runtime.micro_batch": "auto", "runtime.checkpoint_activations": "auto"}
@@ -81,6 +86,56 @@ def test_auto_leaves_alone_what_is_set(monkeypatch):
         settled(means)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"train.ema": [100]},
+        {"runtime.strategy": "fsdp"},
+        {"runtime.strategy": "ddp"},
+        {"runtime.micro_batch": "4"},
+        {"runtime.micro_batch": "null", "runtime.accumulate": "2"},
+        {"runtime.checkpoint_activations": "selective"},
+    ],
+)
+def test_the_plan_says_what_the_run_does(monkeypatch, store, changes):
+    """Where much fits, where weights have to be shared, and where nothing does: the same setting, or none."""
+    config, outcomes = override(SMALL, changes), []
+    asked = SimpleNamespace(configs=lambda: [config])
+    monkeypatch.setattr(gpu_table, "drawing", lambda config, images: 0)
+    for limit in (80, peak(1, "full", "ddp", 2) * 0.99, 1e-9):
+        on_gpus(monkeypatch, limit, 2)
+        (planned,) = gpu_table.runs_on([asked], store, machine(limit, 2), gpu_table.Share(0.4, "so"))
+        try:
+            done = settled(config)
+        except UserError:
+            done = None
+        outcomes.append(planned.setting is not None)
+        assert (planned.setting is None) == (done is None) and planned.scan == scan_of(config)
+        if planned.setting and done:
+            size = done.micro_batch or config.train.batch_size // 2 // done.accumulate
+            ran = (done.strategy, done.checkpoint_activations, size)
+            assert (planned.setting.strategy, planned.setting.kept, planned.setting.micro_batch) == ran
+    assert outcomes[0] and not outcomes[2]
+
+
+def test_images_are_drawn_as_many_at_once_as_fit(monkeypatch, capsys):
+    """Where `runtime.sample_batch` is auto; a number stays, and on a CPU it is the official code's."""
+    config = override(SMALL, {"runtime.sample_batch": "auto"})
+    for module in (at_hand, gpu_plan):
+        monkeypatch.setattr(module, "drawing", lambda config, images: (2 + images) * GB)
+    assert config.evaluation_id == SMALL.evaluation_id
+    assert drawn_at_once(override(config, {"runtime.device": "cpu"})) == 50 and drawn_at_once(SMALL) == 100
+    monkeypatch.setattr(at_hand, "resolve_device", lambda runtime: "cuda")
+    monkeypatch.setattr(at_hand, "machine_here", lambda count: machine(9.5, count))
+    assert drawn_at_once(config) == 7
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("runtime.sample_batch: auto is 7: 9.0 of 10.0 GB of a GPU by count")
+    monkeypatch.setattr(at_hand, "machine_here", lambda count: machine(1e-9, count))
+    with pytest.raises(UserError, match=r"sample_batch: 1 image at once: .* GB, limit 0\.0; allowed: larger GPUs"):
+        drawn_at_once(config)
+
+
 def test_a_run_is_given_as_few_gpus_as_it_fits_on(capsys):
     def given(limit_gb: float, gpus: int, counts=None) -> int:
         return gpus_for(SMALL, machine(limit_gb, gpus), counts)
@@ -130,8 +185,10 @@ def test_too_little_memory_and_processes_that_do_not_divide_are_a_line_each(monk
     with pytest.raises(UserError, match="batch_size: 32 does not divide into 3 processes x accumulate 1; allowed"):
         settled(SMALL)
     on_gpus(monkeypatch, 80, 4)
-    with pytest.raises(UserError, match="micro_batch: 16 images in 4 processes do not divide batch_size 32; allowed"):
-        settled(override(SMALL, {"runtime.micro_batch": "16"}))
+    large = override(SMALL, {"runtime.micro_batch": "16"})
+    for call in (settled, lambda config: settle(config, machine(80, 4))):  # the run, and the plan
+        with pytest.raises(UserError, match="micro_batch: 16 images in 4 processes do not divide batch_size 32; allow"):
+            call(large)
 
 
 def test_on_gpus_a_training_takes_several_workers_and_what_is_trained_one(monkeypatch, store):
@@ -142,6 +199,22 @@ def test_on_gpus_a_training_takes_several_workers_and_what_is_trained_one(monkey
     trained = {task.config.seed: runner.gpus_of(tasks, places)[task.key] for task in tasks if task.kind == RUN}
     assert trained == {1: 2, 0: 1}
     assert set(runner.gpus_of(tasks, [{}, {}]).values()) == {1}
+
+
+def test_on_gpus_many_tokens_are_written_by_all_workers(monkeypatch, tmp_path):
+    """Few are not worth the start of a team; what else is shared is one worker's."""
+    monkeypatch.setattr(runner, "machine_here", lambda count: machine(80, count))
+    tasks = tasks_of([CONFIG], Store(tmp_path))
+    places = [{runner.GPU: gpu} for gpu in ("3", "4", "3")]
+    (tokens,) = (task for task in tasks if task.kind == "tokens")
+    assert runner.gpus_of(tasks, places)[tokens.key] == 1
+    monkeypatch.setattr(runner, "WORTH_A_TEAM", tokens.flops)
+    assert {task.kind: runner.gpus_of(tasks, places)[task.key] for task in tasks if task.kind != RUN} == {
+        **{"tokenizer": 1, "extractor": 1, "floors": 1},
+        "tokens": 2,
+    }
+    imagenet = PRESETS["imagenet256-d16"]
+    assert encoding_flops(imagenet) * IMAGENET_TRAIN_IMAGES > 1e15 > tokens.flops > 0
 
 
 def test_the_workers_of_a_team_see_the_gpus_of_all_of_them(monkeypatch, store):
@@ -201,6 +274,22 @@ def test_workers_of_a_team_train_a_run_together(tmp_path, monkeypatch, store):
     alone = load_weights(Store(tmp_path / "alone").run_of(config).weights)[0]
     for name, value in load_weights(run.weights)[0].items():
         torch.testing.assert_close(value, alone[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_workers_of_a_team_write_tokens_together(tmp_path, store):
+    """Two on the CPU: the bytes are those of one process."""
+    config = override(CONFIG, {"runtime.device": "cpu", "runtime.threads": 1})
+    name = f"tokens-{config.tokens_id}"
+    shutil.copytree(store.root / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns(name))
+    together = Store(tmp_path)
+    (task,) = (task for task in tasks_of([config], together) if task.kind == "tokens")
+    places = runner.worker_places(config.runtime, 2)
+    with runner._Runner([task], together, places, Lines([task], sys.stdout), {task.key: 2}) as found:
+        assert not found.run() and found.outcomes[task.key].state == DONE
+    for split in ("train", "heldout"):
+        parts = (Path(root.root / "stages" / name / split / layout.TOKENS).read_bytes() for root in (store, together))
+        assert len(set(parts)) == 1
 
 
 def test_a_profile_gives_a_run_as_many_gpus_and_nodes_as_planned():

@@ -12,12 +12,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks import memory
 from benchmarks.gpu import settings as gpu_settings
 from mvar.cli import main
+from mvar.commands import gpu_table
 from mvar.commands.gpu_table import PATTERNS, Share
 from mvar.config import MambaConfig, ModelConfig, RuntimeConfig, TokenSpace, override
 from mvar.data.crops import to_float
 from mvar.errors import USER_ERROR, UserError
+from mvar.kernels import optional
+from mvar.kernels.scan import KERNELS
 from mvar.presets import PRESETS
-from mvar.runs.gpu_plan import GB, Setting, disk_gb, gpu_hours, settle
+from mvar.runs.gpu_plan import GB, Setting, disk_gb, gpu_hours, opened, settle
 from mvar.runs.gpus import Machine
 from mvar.runs.stage_costs import encoding_flops
 from mvar.tokenizer.model import Tokenizer
@@ -28,7 +31,7 @@ from mvar.training.optimizer import build_adamw
 from mvar.transformer import ScaleTransformer
 
 ROOT = Path(__file__).parents[2]
-SMALL = override(PRESETS["smoke"], {"model.pattern": "intra+mamba"})
+SMALL = override(PRESETS["smoke"], {"model.pattern": "intra+mamba", "runtime.scan_backend": "torch"})
 
 
 def model_of(pattern, kept, depth=3):
@@ -126,11 +129,37 @@ def machine(limit_gb, gpus=2):
 
 def test_the_quickest_setting_that_fits_is_taken():
     whole = footprint(SMALL, 16, "none", "ddp", 2).peak / GB
-    found = settle(SMALL, machine(whole * 1.001))
+    found = settle(opened(SMALL), machine(whole * 1.001))
     assert found and (found.strategy, found.kept, found.micro_batch) == ("ddp", "none", 16)
-    smaller = settle(SMALL, machine(whole * 0.999))
+    smaller = settle(opened(SMALL), machine(whole * 0.999))
     assert smaller and smaller.kept == "none" and smaller.micro_batch == 8 and smaller.peak_gb <= whole
-    assert settle(SMALL, machine(1e-6)) is None
+    assert settle(opened(SMALL), machine(1e-6)) is settle(SMALL, machine(whole * 0.999)) is None
+
+
+def test_the_plan_names_the_scan_that_it_counted(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_table, "drawing", lambda config, images: 0)
+    words = ["plan", "mixers", "--preset", "smoke", "--only", "M-VAR", "--results", str(tmp_path), "--on"]
+    assert main([*words, "2xh100-80gb", "--set", "runtime.scan_backend=torch"]) == 0
+    assert "Peaks are counted, with torch's own scan; limit 76.0" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_scan_that_will_run_is_counted(monkeypatch):
+    """Compiled layers keep what the reference does; fla's scan keeps B and C of every head."""
+
+    def saved(name="auto", compiled=False):
+        config = override(SMALL, {"runtime.scan_backend": name, "runtime.compile": compiled})
+        return footprint(config, 4, "none", "ddp", 1).saved
+
+    every = {name: saved(name) for name in ("torch", "plain", "fla", "mamba_ssm")}
+    assert saved(compiled=True) == saved("torch", True) == every["plain"] > every["torch"] == every["mamba_ssm"]
+    mamba, width, length = SMALL.model.mamba, SMALL.model.width, SMALL.token_space.schedule.num_tokens
+    heads = mamba.expand * width // mamba.headdim
+    of_heads = 4 * SMALL.model.depth * 4 * length * heads * 2 * mamba.d_state
+    assert every["fla"] > of_heads > 0 and every["fla"] != every["torch"]
+    for installed in ("fla", "mamba_ssm"):
+        monkeypatch.setitem(KERNELS, installed, KERNELS[installed]._replace(find=lambda: print))
+        assert saved() == every[installed]
+    assert KERNELS["fla"].find() is print and optional.fla_scan is not print
 
 
 @pytest.mark.parametrize("text", ["8h100", "0xh100-80gb", "8xh100", "axh100-80gb"])
@@ -147,6 +176,7 @@ def test_plan_says_what_fits_and_what_does_not(capsys, tmp_path):
     assert re.search(
         r"at most 0 GB of checkpoints, weights and images; 0\.\d+ GB of token caches", shown.out + shown.err
     )
+    assert "Peaks are counted; limit 76.0 of 80 GB" in " ".join(shown.out.split())
     assert main([*words, "--on", "4xh100-80gb", "--json"]) == 0
     (run,) = json.loads(capsys.readouterr().out)["runs"]
     assert run["fits_on"] == 1 and run["setting"]["micro_batch"] == 8 and run["gpus_needed"] is None
@@ -158,12 +188,22 @@ def test_plan_says_what_fits_and_what_does_not(capsys, tmp_path):
 def test_plan_says_what_is_nearest_where_nothing_fits(capsys, tmp_path):
     """Exit code 2, and the number of such cards that would do."""
     names = ["plan", "mixers", "--preset", "smoke", "--only", "VAR", "--results", str(tmp_path), "--set"]
-    wide = ["model.width=8192", "model.depth=4", "model.num_heads=8"]
+    wide = ["model.width=8192", "model.depth=4", "model.num_heads=8", "runtime.strategy=auto"]
     assert main([*names, *wide, "--on", "2xrtx4090-24gb"]) == USER_ERROR
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("mvar: error: on: 1 of 1 run do not fit; ")
     needed = int(re.fullmatch(r".* needs [\d.]+ GB a GPU at least, limit 22\.8; (\d+) such GPUs would do", line)[1])
-    assert needed > 2 and main([*names, *wide, "--on", f"{needed}xrtx4090-24gb"]) == 0
+    on = ["--on", f"{needed}xrtx4090-24gb"]
+    assert needed > 2 and main([*names, *wide, *on]) == 0
+    capsys.readouterr()
+    assert main([*names, *wide[:-1], *on]) == USER_ERROR  # of the run itself no number would do: it is not sharded
+    told = capsys.readouterr().err
+    assert "no number of such GPUs would do; runtime.strategy=fsdp runtime.checkpoint_activations=" in told
+    assert main([*names, *wide[:-1], "runtime.strategy=fsdp", "train.ema=[1000]", *on]) == USER_ERROR
+    assert "fsdp keeps no running means" in capsys.readouterr().err
+    assert main([*names, "runtime.sample_batch=1000000", "--on", "1xrtx4090-24gb"]) == USER_ERROR
+    assert re.search(r"sample_batch: 1,000,000 images at once: [\d.]+ GB, limit 22\.8; allowed: 50 or fewer, or auto",
+                     capsys.readouterr().err)  # fmt: skip
 
 
 def test_gpu_hours_have_the_encoding_of_fresh_crops():

@@ -20,6 +20,7 @@ from mvar.files import file_digest
 from mvar.probes.attention_kept import kept, measure
 from mvar.probes.attention_mass import AttentionStats
 from mvar.probes.measurable import MAX_IMAGES, Batch, Measurable, Opened, drawn_images
+from mvar.runs.at_hand import drawn_at_once
 from mvar.runs.stages.contract import RunStage, retold
 from mvar.runs.stages.extractor import ExtractorStage
 from mvar.runs.stages.tokens import TokenStage
@@ -123,7 +124,7 @@ class AttentionStage(RunStage):
         weights = self.directory.weights
         if not weights.is_file():
             raise UserError(f"{weights}: not there; allowed: a run that has finished training")
-        size = batch_size or self.config.runtime.sample_batch
+        size = batch_size or drawn_at_once(self.config)
         return {"source": source, "limit": limit, "batch_size": size, "weights_sha256": file_digest(weights)}
 
 

@@ -18,12 +18,13 @@ import torch
 
 from mvar import layout
 from mvar.artefacts import complain_of, write_artefact
-from mvar.config import RunConfig
+from mvar.config import RunConfig, override
 from mvar.data import npz
 from mvar.data.crops import to_uint8
 from mvar.errors import UserError, warn
 from mvar.files import atomic_write, known_digest, write_json
 from mvar.rows import Rows
+from mvar.runs.at_hand import drawn_at_once
 from mvar.runs.documents import read_or_warn
 from mvar.runs.environment import execution_of
 from mvar.runs.measured import lacking
@@ -173,11 +174,17 @@ class SampleStage(RunStage):
         tokenizer = self.train.tokenizer.load()
         return self.train.generator_of(self.config.sample.ema), tokenizer
 
+    @cached_property
+    def _batch(self) -> int:
+        """Images that each process draws at once: as the first one has decided, where there are several."""
+        return drawn_at_once(self.config)
+
     def _draw(self, model: ScaleTransformer, tokenizer: Tokenizer, rows: Rows) -> None:
         """Draw, together with the other processes where there are any, and append what they draw."""
         team = distributed.current_team()
         if team:
-            message = {"sample": self.config.model_dump(mode="json"), "done": rows.done}
+            config = override(self.config, {"runtime.sample_batch": self._batch})
+            message = {"sample": config.model_dump(mode="json"), "done": rows.done}
             team.call({**message, "run": str(self.directory.path)})
         report = self.watch.report(self.name)
 
@@ -197,7 +204,7 @@ class SampleStage(RunStage):
         """
         config, score = self.config, self.reject.load()
         graphs = Graphs.of(config.runtime, model.pos_1LC.device)
-        count, size, labels = self._count, config.runtime.sample_batch, self._labels
+        count, size, labels = self._count, self._batch, self._labels
         with distributed.together(config.runtime) as group:
             while done < count and not group.any(self.watch.should_stop()):
                 began = time.perf_counter()
@@ -219,7 +226,7 @@ class SampleStage(RunStage):
         """Write what becomes of all rows, the images themselves last."""
         runtime = self.config.runtime
         execution = execution_of(runtime, self.train.tokenizer.device)
-        timing = {"sample_s": rows.extra["sample_s"], "batch_size": runtime.sample_batch}
+        timing = {"sample_s": rows.extra["sample_s"], "batch_size": self._batch}
         timing |= {"processes": execution["processes"], "execution": execution}
         write_json(self.folder / layout.TIMING, timing)
         pixels = np.memmap(rows.partial, np.uint8, "r", shape=(self._count, *self._image_shape))

@@ -21,7 +21,7 @@ from mvar.evaluation.images import spread_indices
 from mvar.evaluation.likelihood import heldout_nll
 from mvar.memory import give_back_freed_memory
 from mvar.progress import Progress
-from mvar.runs.at_hand import settled
+from mvar.runs.at_hand import drawn_at_once, settled
 from mvar.runs.documents import read_or_warn, write_document
 from mvar.runs.environment import execution_of, steps_of
 from mvar.runs.stages.contract import RunStage, way_out
@@ -120,7 +120,7 @@ class TrainStage(RunStage):
 
     def _likelihoods(self, model: ScaleTransformer) -> Observe:
         """What the log has of the likelihood of training and of held-out images, the same ones every time."""
-        quantizer, sets = self.tokenizer.load().quantize, {}
+        quantizer, sets, size = self.tokenizer.load().quantize, {}, drawn_at_once(self.config)
         limit = self.config.runtime.likelihood_images if self.config.runtime.likelihood_points else 0
         if limit and self._is_online:
             crops = self._fresh_crops()
@@ -135,7 +135,7 @@ class TrainStage(RunStage):
             measured = {}
             for split, found in sets.items():
                 with suppress(UserError):  # logits that are not finite: whether training goes on, the loop decides
-                    nll = heldout_nll(model, quantizer, *found, batch_size=self.config.runtime.sample_batch)
+                    nll = heldout_nll(model, quantizer, *found, batch_size=size)
                     measured[f"{split}/nll_bits_per_token"] = nll["eval/nll_bits_per_token"]
             return measured
 
