@@ -25,7 +25,11 @@ SECTIONS = {  # page and heading of the section -> the tables that it rests on
     ],
     ("mixers.md", "Between scales, at one size"): ["inter_scale-digits-own-size"],
     ("mixers.md", "Between scales, at equal FLOPs"): ["inter_scale-digits-budget-own"],
-    ("mixers.md", "Between scales, on Fashion-MNIST"): ["inter_scale-fashion-own", "table1b-fashion"],
+    ("mixers.md", "Between scales, on Fashion-MNIST"): [
+        "inter_scale-fashion-own",
+        "table1b-fashion",
+        "cuts-markov-fashion",
+    ],
     ("mixers.md", "Which layers"): ["placement-digits", "placement-digits-differences"],
     ("probes.md", "Seen on the demo"): [f"probe-{name}{among}-digits" for name in PROBES for among in ("", "-models")],
     ("probes.md", "Seen on Fashion-MNIST"): [
