@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +27,7 @@ from mvar.runs.stage_costs import encoding_flops
 from mvar.tokenizer.model import Tokenizer
 from mvar.training import checkpoint
 from mvar.training import footprint as counting
+from mvar.training.counted_scan import standing_in
 from mvar.training.footprint import Held, few_layers, footprint, layers, step
 from mvar.training.optimizer import build_adamw
 from mvar.transformer import ScaleTransformer
@@ -160,6 +162,18 @@ def test_the_scan_that_will_run_is_counted(monkeypatch):
         monkeypatch.setitem(KERNELS, installed, KERNELS[installed]._replace(find=lambda: print))
         assert saved() == every[installed]
     assert KERNELS["fla"].find() is print and optional.fla_scan is not print
+
+
+@pytest.mark.skipif(find_spec("fla") is None, reason="fla-core is not installed")
+def test_what_stands_in_for_flas_scan_keeps_what_its_source_does():
+    """Queries, keys, values and sums of decays; the rest is None here: no state before a training's first token."""
+    source = Path(find_spec("fla").origin).parent / "ops/simple_gla/chunk.py"
+    kept = re.search(r"class ChunkSimpleGLAFunction.*?ctx\.save_for_backward\((.*?)\)", source.read_text(), re.S)[1]
+    assert re.split(r",\s*", kept) == ["q", "k", "v", "g", "g_gamma", "initial_state", "chunk_indices"]
+    q, k, v, g = (torch.ones(2, 3, 4, *last, requires_grad=True) for last in ((5,), (5,), (6,), ()))
+    with standing_in("fla"):
+        y, _ = optional.fla_scan()(q, k, v, g=g, scale=1.0)
+    assert [t.shape for t in y.grad_fn.saved_tensors] == [t.shape for t in (q, k, v, g)] and y.shape == v.shape
 
 
 @pytest.mark.parametrize("text", ["8h100", "0xh100-80gb", "8xh100", "axh100-80gb"])
