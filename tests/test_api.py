@@ -440,6 +440,15 @@ def test_python_on_other_pages(here, monkeypatch, page, is_there):
     assert is_there in names
 
 
+def test_python_on_the_page_of_plug_ins():
+    """The first block leaves out what a mixer is made of, and is told so; the second is whole."""
+    registered, settings = re.findall(r"```python\n(.*?)```", (ROOT / "docs/plug-ins.md").read_text(), re.DOTALL)
+    with pytest.raises(UserError, match=r"mixer 'recent': lacks .*; allowed: a class that has all that mvar.Mixer"):
+        exec(registered, {})
+    exec(settings, names := {})
+    assert names["Settings"]().per_class == 300
+
+
 def test_the_name_of_the_table_says_what_it_is():
     """`help(mvar.runs)` and editors: the package's name stands for the table of its runs."""
     import inspect
