@@ -4,14 +4,12 @@ A product and a convolution count as in `mvar.cost`, a backward pass twice its f
 decoding pictures, a metric's statistics) is not counted; how fast a stage is, is measured while it works.
 """
 
-from collections.abc import Callable
 from functools import cache, partial
 
 import torch
-from torch import Tensor
 
 from mvar import layout
-from mvar.config import DataConfig, RunConfig, TokenizerConfig
+from mvar.config import DataConfig, RunConfig
 from mvar.data.sources.contract import find
 from mvar.data.splits import load_images
 from mvar.errors import UserError
@@ -19,7 +17,7 @@ from mvar.evaluation.extractors.classifier import BATCH_SIZE, Classifier
 from mvar.registries import SOURCES
 from mvar.runs.documents import read_or_empty
 from mvar.runs.store import Store
-from mvar.tokenizer.model import Tokenizer
+from mvar.tokenizer.flops import coding_flops, counted
 
 
 def stage_flops(kind: str, config: RunConfig, store: Store) -> float:
@@ -77,7 +75,7 @@ def num_images(config: RunConfig, store: Store) -> tuple[int, int]:
     if config.data.name in SOURCES.own or not find(config.data.name).in_memory:
         return 0, 0
     try:
-        return _in_memory(config.data)  # pyright: ignore[reportArgumentType]  as below
+        return _in_memory(config.data)  # pyright: ignore[reportArgumentType]  as in `tokenizer.flops`
     except UserError:  # said where they are read
         return 0, 0
 
@@ -89,24 +87,14 @@ def _in_memory(data: DataConfig) -> tuple[int, int]:
 
 def _coding(config: RunConfig) -> tuple[int, int]:
     """FLOPs of encoding and of decoding one image."""
-    # pydantic gives frozen models a hash, its stub knows that only of models with frozen=True in the class line.
-    return _coding_of(config.tokenizer, config.data)  # pyright: ignore[reportArgumentType]  see above
-
-
-@cache  # by what it depends on: the runs of a sweep share it
-def _coding_of(tokenizer_config: TokenizerConfig, data: DataConfig) -> tuple[int, int]:
-    with torch.device("meta"):
-        tokenizer = Tokenizer(tokenizer_config, data.channels)
-        images = torch.empty(1, data.channels, data.image_size, data.image_size)
-        latent = tokenizer.features(images)
-    return _counted(partial(tokenizer.features, images)), _counted(partial(tokenizer.decode, latent))
+    return coding_flops(config.tokenizer, config.data.channels)
 
 
 def _judging(config: RunConfig) -> int:
     """FLOPs of the classifier on one image; 0 of another extractor, which is not trained."""
     if config.evaluation.extractor != "classifier":
         return 0
-    return _judging_of(config.data)  # pyright: ignore[reportArgumentType]  as above
+    return _judging_of(config.data)  # pyright: ignore[reportArgumentType]  as in `tokenizer.flops`
 
 
 @cache
@@ -114,12 +102,4 @@ def _judging_of(data: DataConfig) -> int:
     with torch.device("meta"):
         classifier = Classifier(data.channels, data.num_classes)
         images = torch.empty(1, data.channels, data.image_size, data.image_size)
-    return _counted(partial(classifier, images))
-
-
-def _counted(act: Callable[[], Tensor | tuple[Tensor, Tensor]]) -> int:
-    from torch.utils.flop_counter import FlopCounterMode  # as slow to import as the rest together
-
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        act()
-    return counter.get_total_flops()
+    return counted(partial(classifier, images))

@@ -30,6 +30,11 @@ class Objective(ABC):
     decodes: bool = False  # whether `load` decodes pictures: worth processes of their own, where there are workers
     wants_metrics: bool = True  # set by the loop: whether this step is logged, and `loss` must give metrics at all
 
+    @property
+    def encoding_flops(self) -> int:
+        """Of encoding a step's images in fp32, where that is a part of the step."""
+        return 0
+
     def units(self) -> Sequence[nn.Module]:
         """Submodules that `runtime.strategy=fsdp` shards one by one, e.g. layers; none: each process has it whole."""
         return ()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mvar import cost
 from mvar.config import TrainConfig
+from mvar.tokenizer.flops import coding_flops
 from mvar.tokenizer.quantizer import ResidualQuantizer
 from mvar.training.contract import DataOrder, Objective, Tensors
 from mvar.transformer import ScaleTransformer
@@ -141,6 +142,12 @@ class OnlineObjective(NextScale):
     def __init__(self, model: ScaleTransformer, crops: "FreshCrops", train: TrainConfig, seed: int) -> None:
         super().__init__(model, crops.tokenizer.quantize, crops.images.labels, train, seed)
         self.crops = crops
+
+    @property
+    def encoding_flops(self) -> int:
+        """As `mvar plan` counts them."""
+        tokenizer = self.crops.tokenizer
+        return self.train.batch_size * coding_flops(tokenizer.config, tokenizer.in_channels)[0]
 
     def batch(self, step: int, rng: np.random.Generator) -> Tensors:
         """As `NextScale.batch`, and `(B,)` the epochs."""

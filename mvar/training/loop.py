@@ -356,8 +356,8 @@ class _Training:
                 row |= self.observe() if self.log else {}
         step_s = (self.train_s - logged_s) / (done - logged)
         row |= {"train/step_ms": step_s * 1e3, "train/elapsed_s": self.train_s}
-        rate = rate_of(self.device, self.optim.precision, self.runtime.tf32)
-        row |= throughput(self.objective, step_s, self.device, rate, self.fabric.world_size)
+        rate, encoding = (rate_of(self.device, p, self.runtime.tf32) for p in (self.optim.precision, "fp32"))
+        row |= throughput(self.objective, step_s, self.device, rate, self.fabric.world_size, encoding)
         if self.log:
             self.log.write(row)
 

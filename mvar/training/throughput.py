@@ -13,9 +13,17 @@ class Work(Protocol):
     tokens: int
     flops: int
 
+    @property
+    def encoding_flops(self) -> int: ...
+
 
 def throughput(
-    work: Work, seconds: float, device: torch.device, rate: float | None, processes: int
+    work: Work,
+    seconds: float,
+    device: torch.device,
+    rate: float | None,
+    processes: int,
+    encoding_rate: float | None = None,
 ) -> dict[str, float]:
     """Values of a metrics row; what cannot be told of a device is left out.
 
@@ -25,12 +33,14 @@ def throughput(
         device: of this process.
         rate: FLOP/s of the device at best, by `cards.rate_of`; None: it is not known.
         processes: that share a step, on devices of one kind.
+        encoding_rate: FLOP/s at best of encoding images, where that is a part of those seconds.
     """
     row: dict[str, float] = {}
     if work.tokens and seconds > 0:
         row["train/tokens_per_s"] = work.tokens / seconds
     if rate and work.flops and seconds > 0:
-        row["train/mfu"] = work.flops / (seconds * processes * rate)
+        at_best = work.flops / rate + (work.encoding_flops / encoding_rate if encoding_rate else 0)
+        row["train/mfu"] = at_best / (seconds * processes)
     if device.type == "cuda":
         row["train/peak_mib"] = torch.cuda.max_memory_allocated(device) / MIB
     return row

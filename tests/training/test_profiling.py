@@ -2,17 +2,24 @@
 
 import json
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 
 from mvar.cli import main
 from mvar.commands.status_table import Row, _speed
+from mvar.config import override
+from mvar.data.online import FreshCrops
 from mvar.presets import PRESETS
 from mvar.runs import at_hand
+from mvar.runs.gpu_plan import Setting, gpu_hours
 from mvar.runs.gpus import Machine
+from mvar.tokenizer.model import Tokenizer
 from mvar.training import cards, profiling
+from mvar.training.generator import OnlineObjective
 from mvar.training.throughput import throughput
+from mvar.transformer import ScaleTransformer
 
 TINY = (
     "--set model.depth=2 model.width=16 model.num_heads=2 model.mamba.headdim=8 model.mamba.d_state=8 "
@@ -77,6 +84,25 @@ def test_speed_of_a_gpu(monkeypatch):
     assert cards.rate_of(device, "bf16", False) is cards.rate_of(torch.device("cpu"), "bf16", False) is None
     assert throughput(work, 1.0, device, None, 2).keys() == {"train/tokens_per_s", "train/peak_mib"}
     assert throughput(work, 2.0, torch.device("cpu"), None, 1) == {"train/tokens_per_s": 500.0}
+
+
+@pytest.mark.parametrize(("precision", "tf32"), [("bf16", False), ("bf16", True), ("fp32", False)])
+def test_mfu_of_fresh_crops_is_what_the_plan_counts_with(monkeypatch, precision, tf32):
+    """Their encoding is work too, at the rate of fp32: a run that takes as long as planned has the plan's MFU."""
+    settings = {"train.tokens": "online", "train.precision": precision, "runtime.tf32": tf32, "train.steps": 5}
+    config = override(PRESETS["smoke"], settings)
+    with torch.device("meta"):
+        model = ScaleTransformer(config.model, config.token_space)
+        tokenizer = Tokenizer(config.tokenizer, config.data.channels)
+    crops = FreshCrops(cast("Any", SimpleNamespace(labels=[0])), tokenizer, 0)
+    objective = OnlineObjective(model, crops, config.train, 0)
+    assert objective.encoding_flops > 0 < objective.flops
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    hours = gpu_hours(config, Machine.parse("2xh100-80gb"), Setting("ddp", "none", 1, 1.0), 0.4)
+    rate, encoding = (cards.rate_of(torch.device("cuda"), p, tf32) for p in (precision, "fp32"))
+    told = throughput(objective, hours * 3600 / 5 / 2, torch.device("cuda"), rate, 2, encoding)
+    assert told["train/mfu"] == pytest.approx(0.4)
 
 
 def test_a_cards_rate_is_that_of_the_runs_own_settings(monkeypatch):
