@@ -2,6 +2,10 @@
 
 import ctypes
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 _KEEP_BYTES = 2**31 - 1
@@ -29,6 +33,21 @@ def give_back_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim:
         trim(0)
+
+
+def release(tensor: "Tensor") -> "Tensor":
+    """Free the memory of a tensor's values; its shape and the tensor itself stay. Of a part of another it stays."""
+    storage = tensor.untyped_storage()
+    if storage.resizable() and storage.nbytes() == tensor.nbytes:
+        storage.resize_(0)
+    return tensor
+
+
+def provide(tensor: "Tensor") -> None:
+    """Memory again for what was released, with any values in it."""
+    storage = tensor.untyped_storage()
+    if not storage.nbytes():
+        storage.resize_(tensor.nbytes)
 
 
 def peak_mib() -> float:

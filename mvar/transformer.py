@@ -18,6 +18,7 @@ from mvar.config import ModelConfig, RuntimeConfig, TokenSpace
 from mvar.kernels.compiling import compiled
 from mvar.kernels.gelu import gelu
 from mvar.kernels.recompute import Kept, with_kept
+from mvar.memory import release
 from mvar.mixers.base import Mixer, chosen_in
 from mvar.pattern import mixer_name, parse_branches
 from mvar.scales import Span
@@ -234,12 +235,26 @@ class ScaleTransformer(nn.Module):
 
     @classmethod
     def empty(
-        cls, config: ModelConfig, space: TokenSpace, runtime: RuntimeConfig = RuntimeConfig()
+        cls,
+        config: ModelConfig,
+        space: TokenSpace,
+        runtime: RuntimeConfig = RuntimeConfig(),
+        released: bool = False,
     ) -> "ScaleTransformer":
-        """A model whose parameters hold no values yet, for weights to be loaded: drawing billions takes a minute."""
+        """A model whose parameters hold no values yet, for weights to be loaded: drawing billions takes a minute.
+
+        Args:
+            config, space, runtime: of the model.
+            released: there is no memory for values either, until `memory.provide`.
+        """
+
+        def room(tensor: Tensor) -> Tensor:
+            made = torch.empty_like(tensor, device="cpu")
+            return release(made) if released and isinstance(tensor, nn.Parameter) else made
+
         with torch.device("meta"):
             model = cls(config, space, runtime)
-        model.to_empty(device="cpu")
+        model._apply(room)
         model.levels.copy_(torch.tensor(model.schedule.levels))
         return model
 

@@ -1,7 +1,7 @@
 """The contract of an objective: what the training loop asks of whatever is trained, and the order of the data."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -25,6 +25,9 @@ class Objective(ABC):
     """
 
     module: nn.Module  # what is trained; its parameters and buffers are what checkpoints hold
+    # Makes another such module, with the values of before the first step, where `module` has none yet: the first
+    # process makes it where no checkpoint has later ones. None: `module` has them.
+    first: Callable[[], nn.Module] | None = None
     tokens: int = 0  # that a step of the whole batch predicts; 0: not told
     flops: int = 0  # of that step, forward and backward; 0: not told
     decodes: bool = False  # whether `load` decodes pictures: worth processes of their own, where there are workers

@@ -145,9 +145,10 @@ class _Training:
     # Resuming ------------------------------------------------------------------------------------------------------
 
     def restore(self) -> int:
-        """Load the newest checkpoint; returns the steps done."""
+        """Load the newest checkpoint, or begin where there is none; returns the steps done."""
         found = self.checkpoints.newest()
         if not found:
+            self.sharing.begin()
             return 0
         step, where = found.step, found.path
         try:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from mvar.config import OptimConfig, RuntimeConfig
 from mvar.errors import UserError
-from mvar.memory import give_back_freed_memory
+from mvar.memory import give_back_freed_memory, provide, release
 from mvar.training.contract import Objective, Tensors
-from mvar.training.shares import whole
+from mvar.training.shares import copy_share, whole
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -66,7 +66,26 @@ class Whole:
 
     def __init__(self, objective: Objective, fabric: "Fabric") -> None:
         self._objective, self._fabric = objective, fabric
-        objective.module.to(fabric.device)
+        _provided(objective.module).to(fabric.device)
+
+    def begin(self) -> None:
+        """Give the module its values of before the first step, if it has none: no checkpoint has later ones.
+
+        The first process makes them, and hands them to the others tensor by tensor.
+        """
+        if self._objective.first is None:
+            return
+        device, first = self._fabric.device, self._objective.first() if self._fabric.is_global_zero else None
+        values = first.state_dict() if first else {}
+        for name, target in self._objective.module.state_dict().items():
+            value = values[name].to(device) if first else torch.empty(target.shape, dtype=target.dtype, device=device)
+            if self._fabric.world_size > 1:
+                torch.distributed.broadcast(value, 0)
+            copy_share(target, value)
+            del value
+            if first:
+                release(values[name])
+        give_back_freed_memory()
 
     def wrapped(self) -> "_FabricModule | LossModule":
         """What computes the loss."""
@@ -90,18 +109,24 @@ class Whole:
 
 class Sharded(Whole):
     """Each process holds a share of every layer's weights, gradients and moments (FSDP2); a layer is whole while it
-    works. What is trained is a copy of the module, so that the module itself stays what it is; meanwhile it holds names
-    and shapes alone.
+    works. What is trained is a copy of the module, so that the module itself stays what it is; meanwhile its parameters
+    hold names and shapes alone.
 
     Gradients of every micro-batch are shared out at once: kept whole, they would undo what sharding saves.
     """
 
     def __init__(self, objective: Objective, fabric: "Fabric") -> None:
         self._objective, self._fabric, self._own = objective, fabric, objective.module
-        # fully_shard moves what it shares out to the device itself, unit by unit: the whole never lies there
-        objective.module = copy.deepcopy(self._own)
+        objective.module = _without_values(self._own)
         share_out(objective.module, objective.units(), fabric.device.type, fabric.world_size)
-        _release(self._own)
+        objective.module.to_empty(device=fabric.device)  # of a share: the whole never lies there
+        for buffer, value in zip(objective.module.buffers(), self._own.buffers(), strict=True):
+            copy_share(buffer, value)
+        for target, value in zip(objective.module.parameters(), self._own.parameters(), strict=True):
+            if objective.first is None:
+                copy_share(target, value)
+            release(value)  # one after another: nothing is held twice
+        give_back_freed_memory()  # processes that load pictures are forked from here
 
     def wrapped(self) -> LossModule:
         return LossModule(self._objective)
@@ -120,22 +145,22 @@ class Sharded(Whole):
         try:
             yield
         finally:
-            _release(self._own.cpu())
+            for value in self._own.cpu().parameters():
+                release(value)
+            give_back_freed_memory()
 
     def _gather(self) -> None:
-        now = self._objective.module.state_dict()
-        found = {name: self._of_all(value) for name, value in now.items()}
-        if self._fabric.is_global_zero:
-            _provide(self._own).load_state_dict(found)
-
-    def _of_all(self, value: Tensor) -> Tensor | None:
-        """A whole tensor on the CPU: every process is needed for it, and one keeps it."""
-        value = whole(value)
-        return value.cpu() if self._fabric.is_global_zero else None
+        """The weights of now for the first process's own module; every process is needed for each of them."""
+        is_first = self._fabric.is_global_zero
+        kept = _provided(self._own).state_dict() if is_first else {}
+        for name, value in self._objective.module.state_dict().items():
+            value = whole(value)
+            if is_first:
+                kept[name].copy_(value)
 
     def close(self) -> None:
         self._gather()
-        self._objective.module = _provide(self._own).to(self._fabric.device)
+        self._objective.module = _provided(self._own).to(self._fabric.device)
         for tensor in (*self._own.parameters(), *self._own.buffers()):
             torch.distributed.broadcast(tensor.data, 0)
 
@@ -160,21 +185,16 @@ def share_out(module: nn.Module, units: Sequence[nn.Module], device: str, proces
     fully_shard(module, mesh=mesh)
 
 
-def _release(module: nn.Module) -> None:
-    """Give the memory of a module's tensors back; names, shapes and the tensors themselves stay."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        storage = tensor.untyped_storage()
-        if storage.resizable() and storage.nbytes() == tensor.nbytes:  # it is no part of another's
-            storage.resize_(0)
-    give_back_freed_memory()  # processes that load pictures are forked from here
+def _without_values(module: nn.Module) -> nn.Module:
+    """A copy of a module whose parameters are on `meta`."""
+    made = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in module.parameters()}
+    return copy.deepcopy(module, dict[int, Any](made))
 
 
-def _provide(module: nn.Module) -> nn.Module:
-    """Memory for what was released, with any values in it; the module."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        storage = tensor.untyped_storage()
-        if not storage.nbytes():
-            storage.resize_(tensor.nbytes)
+def _provided(module: nn.Module) -> nn.Module:
+    """The module, whose parameters have memory, be it with any values."""
+    for parameter in module.parameters():
+        provide(parameter)
     return module
 
 

@@ -1,5 +1,6 @@
 """Several processes write one token cache: its bytes are those of one process, stopped or not. And fresh crops."""
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from tiny_runs import CONFIG
 from torch.testing import assert_close
 
 from mvar import rows as rows_module
-from mvar.config import override
+from mvar.config import RunConfig, override
 from mvar.errors import UserError
 from mvar.runs.stages.contract import Watch
 from mvar.runs.states import Stopped
@@ -58,20 +59,42 @@ def test_the_number_of_processes_does_not_matter(store, tmp_path, monkeypatch, w
     assert now == built(store)
 
 
-def trained(store: Store, folder: Path, stop_after: int = 0) -> Stages:
+def trained(store: Store, folder: Path, stop_after: int = 0, config: RunConfig = ONLINE) -> Stages:
     """A run on fresh crops, asked to stop after so many steps and gone on with."""
     directory = RunDirectory(folder)
     folder.mkdir()
-    directory.write_config(ONLINE)
-    stages = Stages(ONLINE, store, Watch(), directory)
+    directory.write_config(config)
+    stages = Stages(config, store, Watch(), directory)
     stages.tokens.run()
     if stop_after:
         steps: list[int] = []
         watch = Watch(lambda *_: steps.append(0), lambda: len(steps) >= stop_after)
         with pytest.raises(Stopped):
-            Stages(ONLINE, store, watch, directory).train.run()
+            Stages(config, store, watch, directory).train.run()
     stages.train.run()
     return stages
+
+
+@pytest.mark.slow
+def test_a_run_whose_weights_are_shared_is_that_of_one_process(store):
+    """The model is made without values: the first process gives them, or a checkpoint does. Its log has the likelihood
+    of the whole model; before its first step it has taken over what it starts from."""
+    source = trained(store, store.root / "source").run.weights
+    started = override(ONLINE, {"train.init_from": str(source), "seed": 1})
+    whole = trained(store, store.root / "whole", config=started).run
+    shared = override(started, {"runtime.strategy": "fsdp"})
+    together(store.root, 2, partial(trained, folder=store.root / "shared", stop_after=3, config=shared))
+    found = RunDirectory(store.root / "shared")
+    one, two = load_file(whole.weights), load_file(found.weights)
+    for name, value in one.items():
+        assert_close(two[name], value, rtol=0, atol=1e-5)
+    assert (found.path / "start.json").read_bytes() == (whole.path / "start.json").read_bytes()
+    wanted, rows = ([json.loads(line) for line in (run.path / "metrics.jsonl").open()] for run in (whole, found))
+    assert [row["step"] for row in rows] == [row["step"] for row in wanted]
+    for row, other in zip(rows, wanted, strict=True):
+        for name in row.keys() - {"train/step_ms", "train/elapsed_s", "train/tokens_per_s"}:
+            assert row[name] == pytest.approx(other[name], rel=1e-4), name
+    assert any("heldout/nll_bits_per_token" in row for row in rows)
 
 
 def test_a_run_on_fresh_crops_keeps_no_cache_of_training_images(store):

@@ -42,15 +42,24 @@ def toy(parts=1, precision="fp32"):
     return Toy(), toy_optim(steps=7, precision=precision), split(parts)
 
 
-def generator(parts=1, precision="fp32", pattern="intra+mamba", width=16):
+def generator(parts=1, precision="fp32", pattern="intra+mamba", width=16, hollow=False):
     torch.manual_seed(1)
     tokenizer = Tokenizer(TOKENIZER, 1)
     sizes = {"depth": 2, "width": width, "num_heads": 2, "mamba": MambaConfig(d_state=8, headdim=16)}
-    model = ScaleTransformer(ModelConfig(pattern=pattern, drop_path=0.3, **sizes), TokenSpace((1, 2, 4), 16, 4, 3))
+    what = ModelConfig(pattern=pattern, drop_path=0.3, **sizes), TokenSpace((1, 2, 4), 16, 4, 3)
+    state = torch.get_rng_state()
+
+    def first():
+        torch.set_rng_state(state)
+        return ScaleTransformer(*what)
+
+    model = ScaleTransformer.empty(*what, released=True) if hollow else first()
     rng = np.random.default_rng(0)
     cache = TokenCache(Path(), rng.integers(16, size=(20, 21), dtype=np.uint8), rng.integers(3, size=20), {})
     optim = TrainConfig(steps=7, batch_size=8, base_lr=0.1, label_dropout=0.3, precision=precision)
-    return GeneratorObjective(model, tokenizer.quantize, cache, optim, seed=2), optim, split(parts)
+    objective = GeneratorObjective(model, tokenizer.quantize, cache, optim, seed=2)
+    objective.first = first if hollow else None
+    return objective, optim, split(parts)
 
 
 def online(workers=2):

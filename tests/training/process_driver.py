@@ -7,6 +7,7 @@ trainings in the middle, goes on, and leaves its weights in the folder.
 import os
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,11 +31,12 @@ class BadPart(Toy):
         return (error + float("nan") if step in (4, 5) and has_first else error), metrics
 
 
-def shared(strategy, parts=1, **fields):
-    objective, optim, runtime = generator(parts)
+def shared(strategy, parts=1, precision="fp32", **fields):
+    objective, optim, runtime = generator(parts, precision)
     return objective, optim, runtime.model_copy(update={"strategy": strategy, **fields})
 
 
+HALF = "bf16", "fp16"
 CASES = {
     "toy": lambda: toy(1),
     "toy-accumulated": lambda: toy(2),
@@ -43,6 +45,8 @@ CASES = {
     "generator-accumulated": lambda: generator(2),
     "generator-sharded": lambda: shared("fsdp"),
     "generator-sharded-accumulated": lambda: shared("fsdp", 2, checkpoint_activations="full"),
+    **{f"generator-{half}": partial(generator, precision=half) for half in HALF},
+    **{f"generator-sharded-{half}": partial(shared, "fsdp", precision=half) for half in HALF},
     "online": lambda: online(workers=1),
     "tokenizer": tokenizer,
 }

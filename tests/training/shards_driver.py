@@ -3,6 +3,7 @@
 Arguments: output folder, port. The folders `alone` and `wide` hold trainings that one process has made.
 """
 
+import gc
 import json
 import os
 import sys
@@ -18,7 +19,7 @@ from mvar.training import loop
 from mvar.training.footprint import step
 from mvar.training.kept import newest_first
 from mvar.training.loop import fit
-from mvar.training.shares import local
+from mvar.training.shares import local, whole
 
 LEGS = {"alone": ("fsdp", "ddp"), "ddp": ("ddp", "fsdp"), "fsdp": ("fsdp", "ddp", "fsdp")}
 STEPS = 2  # of a leg
@@ -26,6 +27,7 @@ STEPS = 2  # of a leg
 
 def peak_bytes(work) -> int:
     """The most memory that tensors made meanwhile take at one time."""
+    gc.collect()  # what is freed meanwhile would make it less
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
         work()
     live = peak = 0
@@ -37,23 +39,50 @@ def peak_bytes(work) -> int:
 
 
 def restore_of(directory: Path, strategy: str) -> dict:
-    """The most that a process holds during a restore, and its share of weights and moments, in bytes.
+    """The most that a process holds from the making of the model until it is restored, and its share of weights and
+    moments, in bytes.
 
     A file is mapped, which counts as memory here although its pages are the disk's.
     """
     newest = newest_first(directory / "checkpoints")[0]
     mapped = newest.stat().st_size if newest.is_file() else 0
-    objective, optim, runtime = wide(strategy)
-    training = loop._Training(objective, optim, directory, runtime, seed=3)
-    made = peak_bytes(training.restore)
-    training.checkpoints.close()
-    weights = sum(local(p).numel() * 4 for p in objective.module.parameters())
-    return {"held": weights + made - mapped, "share": 3 * weights}
+    _, optim, runtime = wide(strategy)
+    began = []
+
+    def begin_and_restore() -> None:
+        began.append(loop._Training(wide(strategy, hollow=True)[0], optim, directory, runtime, seed=3))
+        assert began[0].restore() == 1
+
+    made = peak_bytes(begin_and_restore)
+    began[0].checkpoints.close()
+    weights = sum(local(p).numel() * 4 for p in began[0].parameters)
+    return {"held": made - mapped, "share": 3 * weights}
 
 
-def wide(strategy: str):
-    """Large enough for its tensors to count beside what processes tell each other."""
-    objective, optim, runtime = generator(width=128)
+def beginning_of(directory: Path, strategy: str, hollow: bool) -> dict:
+    """The most that a process holds until its first step, its share, all weights, and the largest of them, in bytes."""
+    _, optim, runtime = wide(strategy)
+    began = []
+
+    def begin() -> None:
+        objective, _, _ = wide(strategy, hollow)
+        began.append(loop._Training(objective, optim, directory, runtime, seed=3))
+        assert began[0].restore() == 0
+
+    held = peak_bytes(begin)
+    began[0].checkpoints.close()
+    reached = [whole(p).detach() for p in began[0].parameters]
+    for value, wanted in zip(reached, wide("ddp")[0].module.parameters(), strict=True):
+        assert torch.equal(value, wanted)
+    share = sum(local(p).numel() * 4 for p in began[0].parameters)
+    sizes = [4 * value.numel() for value in reached]
+    return {"held": held, "share": share, "whole": sum(sizes), "largest": max(sizes)}
+
+
+def wide(strategy: str, hollow: bool = False):
+    """Large enough for its tensors to count beside what processes tell each other; without values if `hollow`, as
+    stages make it for several processes."""
+    objective, optim, runtime = generator(width=128, hollow=hollow)
     return objective, optim.model_copy(update={"steps": 1}), runtime.model_copy(update={"strategy": strategy})
 
 
@@ -65,6 +94,8 @@ def measure(folder: Path, rank: int) -> None:
         assert fit(objective, optim, folder / f"wide-{strategy}", runtime, seed=3).finished
         told["folder"] = restore_of(folder / f"wide-{strategy}", strategy)
         (folder / f"held-{strategy}-{rank}.json").write_text(json.dumps(told))
+    begun = {name: beginning_of(folder / name, "fsdp", name == "hollow") for name in ("hollow", "filled")}
+    (folder / f"begun-{rank}.json").write_text(json.dumps(begun))
     saved = {kept: saved_of(folder, kept) for kept in ("none", "selective", "full")}
     (folder / f"saved-{rank}.json").write_text(json.dumps(saved))
 
@@ -87,8 +118,17 @@ def saved_of(folder: Path, kept: str) -> dict:
 
 
 def weighed(module):
-    """Observes the module that a training was begun with: how large its weights are."""
-    return lambda: {"train/weights": sum(float(p.detach().square().sum()) for p in module.parameters())}
+    """Observes the module that a training was begun with: how large its weights are, and its logits."""
+    labels, inputs = torch.tensor([0]), torch.ones(1, 20, 4)
+
+    def observe() -> dict:
+        with torch.no_grad():
+            logits, _ = module.eval()(labels, inputs)
+        module.train()
+        weights = sum(float(p.detach().square().sum()) for p in module.parameters())
+        return {"train/weights": weights, "train/logits": float(logits.square().sum())}
+
+    return observe
 
 
 def step_over(directory: Path, rank: int) -> None:

@@ -19,6 +19,7 @@ from toy_objective import RUNTIME, Toy, assert_identical, rows_of, split, toy_op
 
 from mvar.config import RuntimeConfig
 from mvar.errors import UserError
+from mvar.memory import release
 from mvar.training.checkpoint import load_latest, path_of
 from mvar.training.loop import TrainingDiverged, fit
 from mvar.training.metrics_log import is_logged, is_observed, logged_steps, missing_rows
@@ -37,6 +38,24 @@ def uninterrupted(variant: str) -> Path:
     directory, (optim, runtime) = Path(tempfile.mkdtemp()), VARIANTS[variant]
     assert fit(Toy(), optim, directory, runtime, seed=3).finished
     return directory
+
+
+def test_a_module_without_values_gets_them_where_no_checkpoint_has_later_ones(tmp_path):
+    """One that is made then, and once: going on needs none."""
+    made = []
+
+    def hollow(die_at=None):
+        toy = Toy(die_at=die_at)
+        for parameter in toy.module.parameters():
+            release(parameter)
+        toy.first = lambda: made.append(die_at) or Toy().module
+        return toy
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(hollow(die_at=7), toy_optim(), tmp_path, RUNTIME, seed=3)
+    assert fit(hollow(), toy_optim(), tmp_path, RUNTIME, seed=3).finished
+    assert_identical(uninterrupted("plain"), tmp_path)
+    assert made == [7]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

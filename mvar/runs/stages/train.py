@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mvar import layout
-from mvar.checkpoints.warm_start import Start, start_from
+from mvar.checkpoints.warm_start import start_from
 from mvar.checkpoints.weights import load_weights, save_tensors
 from mvar.config import RuntimeConfig, identity
 from mvar.data.online import FreshCrops
@@ -40,6 +40,7 @@ from mvar.transformer import ScaleTransformer
 
 STATUS_INTERVAL_S = 2.0
 Observe = Callable[[], dict[str, float]]
+First = Callable[[], ScaleTransformer] | None
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,7 @@ class TrainStage(RunStage):
         self.directory.check_known()
         config = self.config
         runtime = settled(config) if config.train.steps else config.runtime
-        model, start = self._new_generator(runtime)
-        if start:
-            write_document(self.directory.path / layout.START, start.to_json())
+        model, first = self._new_generator(runtime)
         means = RunningMeans(model, config.train.ema, config.train.batch_size)
         if config.train.steps:
             team = distributed.current_team()
@@ -83,7 +82,7 @@ class TrainStage(RunStage):
                 team.call({"train": shared.model_dump(mode="json"), "run": run, "tokens": checked})
             self._note_execution(runtime)
             progress = _StatusWriter(self.directory, self.watch.report(self.name))
-            result = self._fit(model, runtime, progress, self._likelihoods(model), means)
+            result = self._fit(model, first, runtime, progress, self._likelihoods(model), means)
             self.directory.write_status(RUNNING, self.name, step=result.step, train_s=result.train_s)
             if not result.finished:
                 raise Stopped(f"train: step {result.step} of {config.train.steps}")
@@ -103,14 +102,25 @@ class TrainStage(RunStage):
         if checked is not None:
             self.tokens.take("train", checked)
         runtime = self.config.runtime  # as the first process has decided
-        self._fit(self._new_generator(runtime)[0], runtime)
+        self._fit(*self._new_generator(runtime), runtime)
 
-    def _new_generator(self, runtime: RuntimeConfig) -> tuple[ScaleTransformer, Start | None]:
-        """The generator before its first step, and what it starts from."""
-        config = self.config
-        torch.manual_seed(config.seed)
-        model = ScaleTransformer(config.model, config.token_space, runtime)
-        return model, start_from(model, config.train.init_from) if config.train.init_from else None
+    def _new_generator(self, runtime: RuntimeConfig) -> tuple[ScaleTransformer, First]:
+        """The generator before its first step; and what makes it, where several processes share its weights: it has
+        no values then, and no process holds all of them for nothing."""
+        config, team = self.config, distributed.current_team()
+
+        def first() -> ScaleTransformer:
+            torch.manual_seed(config.seed)
+            model = ScaleTransformer(config.model, config.token_space, runtime)
+            if config.train.init_from:
+                start = start_from(model, config.train.init_from)
+                if not team or not team.rank:
+                    write_document(self.directory.path / layout.START, start.to_json())
+            return model
+
+        if config.train.steps and team and team.world > 1 and runtime.strategy == "fsdp":
+            return ScaleTransformer.empty(config.model, config.token_space, runtime, released=True), first
+        return first(), None
 
     def _note_execution(self, runtime: RuntimeConfig) -> None:
         """Keep how the run's steps are made: each way once, in order. No part of what the run is."""
@@ -144,6 +154,7 @@ class TrainStage(RunStage):
     def _fit(
         self,
         model: ScaleTransformer,
+        first: First,
         runtime: RuntimeConfig,
         progress: Progress | None = None,
         observe: Observe | None = None,
@@ -152,6 +163,7 @@ class TrainStage(RunStage):
         """Train by the loop, together with the other processes where there are any."""
         config = self.config
         objective = self._objective(model)
+        objective.first = first
         with distributed.together(runtime):
             result = fit(
                 objective,
