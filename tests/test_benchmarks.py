@@ -11,15 +11,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from benchmarks import attention, lengths, machine, mixers, official, sampling, scan, statistics, submit
 from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import parity as gpu_parity
 from benchmarks.gpu import sampling as gpu_sampling
 from benchmarks.gpu import settings as gpu_settings
 from benchmarks.gpu import table as gpu_table
 from benchmarks.gpu import training as gpu_training
 from mvar import shipped
 from mvar.errors import UserError
+from mvar.kernels import causal_conv, optional
 from mvar.mixers.base import inter_scale_mixers
 from mvar.presets import PRESETS
 from mvar.registries import MIXERS
@@ -484,6 +487,30 @@ def test_a_peak_is_held_against_the_plans(monkeypatch):
     assert all(row["planned_gb"] == 20 and row["peak_gb"] is None and "holds" not in row for row in rows)
 
 
+def test_parity_names_causal_conv1d_and_is_without_it_too(monkeypatch):
+    """No setting names it: a mixer takes it where it is."""
+    asked = []
+
+    def convolve(x, weight, bias, initial_states, activation):
+        asked.append(x.dtype)
+        padded = torch.cat((initial_states, x), 2) if initial_states is not None else F.pad(x, (weight.shape[1] - 1, 0))
+        return F.silu(F.conv1d(padded, weight[:, None], bias, groups=len(bias)))
+
+    monkeypatch.setattr(gpu_parity.MIXERS, "names", lambda: ["gdn", "gla"])
+    monkeypatch.setattr(optional, "causal_conv1d", lambda: convolve)
+    fits = lambda x, weight: x.dtype != torch.float64 and optional.causal_conv1d() is not None  # noqa: E731
+    monkeypatch.setattr(causal_conv, "_fits_package", fits)
+    monkeypatch.setattr(gpu_parity, "DTYPES", {"fp32": torch.float32})
+    rows = [*gpu_parity.rows(gpu.Settings(tiny=True))]
+    assert [(row["mixer"], row["back_end"]) for row in rows] == [
+        *(("gdn", "torch, causal_conv1d"), ("gdn", "torch"), ("gdn", "compiled, causal_conv1d"), ("gdn", "compiled")),
+        *(("gla", "torch"), ("gla", "compiled")),
+    ]
+    assert all(row["holds"] for row in rows) and len(asked) == 6
+    monkeypatch.setattr(optional, "causal_conv1d", lambda: lambda *args, **kwargs: 2 * convolve(*args, **kwargs))
+    assert [row["holds"] for row in gpu_parity.rows(gpu.Settings(tiny=True))][:2] == [False, True]
+
+
 def test_a_part_of_the_gpu_benchmark_that_fails_is_a_row():
     def rows(settings):
         yield {"model": "VAR"}
@@ -519,17 +546,21 @@ def test_the_gpu_benchmark_is_rehearsed_to_its_end(tmp_path):
     parity = found["parity"]
     assert {row["mixer"] for row in parity} == set(MIXERS.names())
     assert all(row.get("holds") is not False for rows in found.values() for row in rows)
-    assert {row["back_end"] for row in parity if "said" not in row} >= {"torch", "plain"}
+    assert {row["back_end"] for row in parity if "said" not in row} >= {"torch", "plain", "compiled"}
     assert {row["batch"] for row in found["replay"]} == {1, 2} == {row["batch"] for row in found["sampling"]}
     assert all(row["tokens_that_differ"] == 0 and row["replayed_s"] > 0 for row in found["replay"])
     assert all(row["times_the_official"] is None for row in found["sampling"])
     assert {(row["model"], row["precision"]) for row in found["agreement"]} == set(
         product(("VAR", "M-VAR"), gpu_settings.HALF)
     )
-    ways = [(row["model"], row["strategy"], row["keeps"]) for row in found["training"] + found["processes"][1:]]
+    compiled = [row for row in found["training"] if row.get("compiled")]
+    assert [row["model"] for row in compiled] == ["VAR", "M-VAR"] and all(row["step_s"] > 0 for row in compiled)
+    memory = [row for row in found["training"] + found["processes"][1:] if row not in compiled]
+    ways = [(row["model"], row["strategy"], row["keeps"]) for row in memory]
     assert ways[:6] == [*product(("VAR", "M-VAR"), ["ddp"], ("none", "selective", "full"))]
     assert ways[6:] == [*product(("VAR", "M-VAR"), ["fsdp"], ("none", "full"))]
-    for row in found["training"] + found["processes"][1:]:
+    assert 0 <= found["processes"][0]["sharded_error"] < 1e-2
+    for row in memory:
         assert row["step_s"] > 0 and row["planned_gb"] > 0 and row["peak_gb"] is None
     page = document.with_suffix(".md").read_text()
     assert page.count("| - |") > 4 and all(f"## {title}" in page for title in gpu_table.TITLES.values())

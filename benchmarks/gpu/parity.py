@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from typing import Any, get_args
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -9,10 +10,12 @@ from torch import Tensor
 from benchmarks.gpu.settings import Settings
 from mvar.config import MambaConfig, ModelConfig, RuntimeConfig
 from mvar.errors import UserError
+from mvar.kernels import optional
+from mvar.kernels.compiling import compiled
 from mvar.mixers.base import Chosen, Mixer
 from mvar.mixers.room import tensors_in
 from mvar.registries import MIXERS
-from mvar.scales import ScaleSchedule
+from mvar.scales import ScaleSchedule, Span
 
 ALLOWED = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 1e-2}  # of the largest value; a wrong kernel is off by all of it
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -20,9 +23,9 @@ Passed = dict[str, list[Tensor]]
 
 
 def back_ends(name: str) -> list[RuntimeConfig]:
-    """The settings of kernels that a mixer is run with: torch's alone, and each other one forced."""
+    """The settings that a mixer is run with: torch's kernels alone, compiled, and each other kernel forced."""
     plain = RuntimeConfig.model_validate(dict.fromkeys(_kernels(), "torch"))
-    found = [plain]
+    found = [plain, plain.model_copy(update={"compile": True})]
     used = {"global": "attention_backend", "intra": "attention_backend", "markov": "attention_backend"}
     for field, choices in _kernels().items():
         if field == used.get(name, "") or (name == "mamba" and field != "attention_backend"):
@@ -36,14 +39,22 @@ def _kernels() -> dict[str, tuple[str, ...]]:
     return {name: get_args(field.annotation) for name, field in fields if name.endswith("_backend")}
 
 
+def whole_image(mixer: Mixer, x: Tensor, span: Span) -> tuple[Tensor, Any]:
+    """What layers are compiled for."""
+    return mixer(x, span)
+
+
 def passes(mixer: Mixer, x: Tensor, schedule: ScaleSchedule, half: torch.dtype | None) -> Passed:
-    """Of two pieces of an image: the output, the state between them, and the gradients of the input and all weights."""
+    """Of two pieces of an image: the output, the state between them, and the gradients of the input and all weights of
+    the image as a whole, which is compiled where the mixer's layer is; on a GPU alone, a rehearsal on a CPU is not."""
     x = x.clone().requires_grad_()
     first, second = schedule.span(0, schedule.num_scales - 1), schedule.span(schedule.num_scales - 1)
     with torch.autocast(x.device.type, half, enabled=half is not None):
         y, state = mixer(x[:, : first.length], first)
         z, _ = mixer(x[:, first.length :], second, state)
-        whole, _ = mixer(x, schedule.span())
+        with torch.compiler.set_stance("default" if x.is_cuda else "force_eager"):
+            call = compiled(whole_image) if mixer.runtime.compile else whole_image
+            whole, _ = call(mixer, x, schedule.span())
     outputs = torch.cat((y, z), 1)
     weights = torch.linspace(-1, 1, whole.numel(), device=x.device, dtype=x.dtype).view_as(whole)
     gradients = torch.autograd.grad((whole.to(x.dtype) * weights).sum(), [x, *mixer.parameters()])
@@ -72,6 +83,7 @@ def rows(settings: Settings) -> Iterator[dict[str, Any]]:
         wanted = passes(mixer, x, schedule, None)
         for runtime in back_ends(name):
             taken = {f: getattr(runtime, f) for f in _kernels() if getattr(runtime, f) != "torch"}
+            taken |= {"compile": "compiled"} if runtime.compile else {}
             own = Chosen.of(config, name).build(config, runtime)
             own.load_state_dict(mixer.state_dict())
             own.to(settings.device)
@@ -80,15 +92,42 @@ def rows(settings: Settings) -> Iterator[dict[str, Any]]:
                     continue  # it has no such kernel, and torch's would stand under its name
                 row = {"mixer": name, "back_end": ", ".join(taken.values()) or "torch", "precision": precision}
                 half = None if precision == "fp32" else dtype
-                try:
-                    found = passes(own, x.float().to(settings.device), schedule, half)
-                except UserError as missing:
-                    yield row | {"said": str(missing)}
-                    continue
-                except Exception as failed:  # of a kernel that is not ours: the other rows stay
-                    yield row | {"said": f"{type(failed).__name__}: {failed}".splitlines()[0], "holds": False}
-                    continue
-                errors = {part: error(found[part], wanted[part]) for part in wanted}
-                yield (
-                    row | errors | {"allowed": ALLOWED[precision], "holds": max(errors.values()) <= ALLOWED[precision]}
-                )
+                yield from compared(row, own, x.float().to(settings.device), schedule, half, wanted)
+
+
+def compared(
+    row: dict[str, Any], mixer: Mixer, x: Tensor, schedule: ScaleSchedule, half: torch.dtype | None, wanted: Passed
+) -> Iterator[dict[str, Any]]:
+    """Errors, or why there are none; two rows where causal-conv1d convolves, which no setting names: with and without.
+
+    Args:
+        row: what is compared.
+        mixer, x, schedule, half: of `passes`.
+        wanted: what it gives in fp64.
+    """
+
+    def errors() -> dict[str, Any]:
+        try:
+            found = passes(mixer, x, schedule, half)
+        except UserError as missing:
+            return {"said": str(missing)}
+        except Exception as failed:  # of a kernel that is not ours: the other rows stay
+            return {"said": f"{type(failed).__name__}: {failed}".splitlines()[0], "holds": False}
+        by_part = {part: error(found[part], wanted[part]) for part in wanted}
+        allowed = ALLOWED[row["precision"]]
+        return by_part | {"allowed": allowed, "holds": max(by_part.values()) <= allowed}
+
+    convolve, calls = optional.causal_conv1d(), []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(True)
+        assert convolve
+        return convolve(*args, **kwargs)
+
+    with patch.object(optional, "causal_conv1d", lambda: convolve and counted):
+        first = errors()
+    if calls:
+        yield row | {"back_end": f"{row['back_end']}, causal_conv1d"} | first
+        with patch.object(optional, "causal_conv1d", lambda: None):
+            first = errors()
+    yield row | first

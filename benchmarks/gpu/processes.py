@@ -8,6 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,14 @@ from torch import nn
 
 from benchmarks.gpu import training
 from benchmarks.gpu.settings import Settings, wait
+from mvar.config import override
 from mvar.files import write_json
+from mvar.training.loop import fit
 from mvar.training.numerics import prepare_process
+from mvar.training.profiling import random_objective
 
 WORLD = 2
+SHARDED_ERROR = 1e-2  # of what two steps move weights by; a wrong gradient moves them as far
 
 
 def rows(settings: Settings) -> Iterator[dict[str, Any]]:
@@ -48,11 +53,12 @@ def _process(rank: int, folder: str, backend: str, size: int, settings: Settings
     dist.init_process_group(backend, store=store, rank=rank, world_size=WORLD)
     try:
         sums = _sums(rank, size, device, settings.repeats) | _gradients(rank, device)
+        sums |= _trained(rank, Path(folder), device.type)
         steps = list(training.sharded(settings, WORLD))
     finally:
         dist.destroy_process_group()
     if not rank:
-        holds = sums["sums_are_right"] and sums["gradient_error"] < 1e-5
+        holds = sums["sums_are_right"] and sums["gradient_error"] < 1e-5 and sums["sharded_error"] < SHARDED_ERROR
         first = {"backend": backend, "processes": WORLD, **sums, "holds": holds}
         write_json(Path(folder) / "found.json", [first, *steps])
 
@@ -73,6 +79,29 @@ def _sums(rank: int, size: int, device: torch.device, repeats: int) -> dict[str,
     rate = values.numel() * values.itemsize * repeats / (time.perf_counter() - began) / 1e9
     right = torch.equal(total, wanted) and torch.equal(whole, wanted)
     return {"sums_are_right": right, "all_reduce_gb_per_s": rate}
+
+
+def _trained(rank: int, folder: Path, device: str) -> dict[str, Any]:
+    """Two steps of the training loop itself, of a tiny M-VAR that both share (FSDP2), saved after the first and gone on
+    with from there, against whole weights (DDP): the largest difference of a weight, of the largest move."""
+    at = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": WORLD, "LOCAL_WORLD_SIZE": WORLD, "GROUP_RANK": 0}
+    os.environ |= {name: str(value) for name, value in at.items()} | {"TORCHELASTIC_RUN_ID": "gpu"}
+    tiny = Settings(tiny=True, precision="fp32").config("M-VAR")
+    found = [_values(random_objective(tiny, 2)[0])]
+    for strategy, legs in (("ddp", (2,)), ("fsdp", (1, 2))):
+        fields = {"runtime.strategy": strategy, "runtime.device": device, "runtime.log_every": 1, "train.base_lr": 0.1}
+        config = override(tiny, fields | {"runtime.micro_batch": None, "runtime.checkpoint_activations": "full"})
+        for steps in legs:  # the first of two ends by being asked to stop
+            _, objective = random_objective(config, 2)
+            asked = iter([False] * steps + [True])
+            fit(objective, objective.train, folder / strategy, config.runtime, seed=0, should_stop=partial(next, asked))
+        found.append(_values(objective.module))
+    begun, whole, shared = found
+    return {"sharded_error": ((shared - whole).abs().max() / (whole - begun).abs().max()).item()}
+
+
+def _values(module: nn.Module) -> torch.Tensor:
+    return nn.utils.parameters_to_vector(module.parameters()).detach().cpu()
 
 
 def _gradients(rank: int, device: torch.device) -> dict[str, Any]:

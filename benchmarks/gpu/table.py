@@ -26,7 +26,8 @@ def aims(parts: dict[str, list[Row]]) -> list[Row]:
             found.append({"aim": what, "wanted": row["aim"], "measured": row["times_the_official"]})
     for row in parts.get("training", []):
         if "mfu" in row:
-            found.append({"aim": f"{row['model']}: MFU of a training step", "wanted": MFU_AIM, "measured": row["mfu"]})
+            what = f"{row['model']}{', compiled' * row.get('compiled', False)}: MFU of a training step"
+            found.append({"aim": what, "wanted": MFU_AIM, "measured": row["mfu"]})
     return found
 
 

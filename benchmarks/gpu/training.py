@@ -5,15 +5,20 @@ sharded need two GPUs; without a GPU two processes go through them all the same.
 """
 
 import gc
+import statistics
+import tempfile
+import time
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import pairwise
 from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 
 from benchmarks.gpu.replay import random_model
-from benchmarks.gpu.settings import HALF, PATTERNS, Settings, timed
-from mvar.config import RunConfig
+from benchmarks.gpu.settings import HALF, PATTERNS, Settings, timed, wait
+from mvar.config import RunConfig, override
 from mvar.cost import train_flops
 from mvar.kernels.recompute import Kept
 from mvar.runs.clock import gemm_rate_of
@@ -21,10 +26,13 @@ from mvar.runs.gpu_plan import GB
 from mvar.runs.gpus import USABLE
 from mvar.training.cards import rate_of
 from mvar.training.footprint import footprint
+from mvar.training.loop import fit
+from mvar.training.profiling import random_objective
 from mvar.training.strategies import share_out
 from mvar.transformer import ScaleTransformer
 
 KEPT: tuple[Kept, ...] = get_args(Kept)
+WARM, FAR = 2, 10**6  # steps that are not measured; steps that no training here reaches
 SHARDED: tuple[Kept, ...] = ("none", "full")
 
 
@@ -51,18 +59,56 @@ class Step:
 
 
 def rows(settings: Settings) -> Iterator[dict[str, Any]]:
-    """A row a model and what its layers keep. What a CPU cannot tell, a peak of memory and a card's rate, is None."""
+    """A row a model and what its layers keep, and one of compiled layers, all of the training loop itself.
+
+    What a CPU cannot tell, a peak of memory and a card's rate, is None; it does not compile either.
+    """
     for name in PATTERNS:
         for kept in KEPT:
             config = settings.config(name, kept)
-            step = Step(random_model(config).to(settings.device), config, size_of(settings), settings.device)
-            row = measured(settings, name, kept, step, 1)
-            if kept == "none":
-                row |= speed(settings, config, row["step_s"])
-            yield row
-            del step
-            if settings.device.type == "cuda":
-                torch.cuda.empty_cache()
+            taken, peak = looped(settings, config)
+            row = planned(settings, name, kept, 1, peak) | rate_a_second(settings, taken)
+            yield row | (speed(settings, config, taken) if kept == "none" else {})
+        config = override(settings.config(name), {"runtime.compile": True})
+        stance = "default" if settings.device.type == "cuda" else "force_eager"
+        with torch.compiler.set_stance(stance):
+            taken, _ = looped(settings, config)
+        row = {"model": name, "strategy": "ddp", "keeps": "none", "compiled": True, "batch": size_of(settings)}
+        yield row | rate_a_second(settings, taken) | speed(settings, config, taken)
+
+
+class _EnoughSteps(Exception):
+    """In place of the last one, which would write a checkpoint."""
+
+
+def looped(settings: Settings, config: RunConfig) -> tuple[float, float | None]:
+    """Median seconds of a step as `mvar run` makes it, on random tokens, and the most GB that it holds."""
+    fields = {"train.batch_size": size_of(settings), "runtime.strategy": "ddp", "runtime.micro_batch": None}
+    config = override(config, fields | {"runtime.log_every": FAR, "runtime.checkpoint_every": FAR})
+    steps, times = WARM + settings.repeats, list[float]()
+
+    def progress(done: int, of: int) -> None:
+        wait(settings.device)
+        times.append(time.perf_counter())
+        if done == WARM and settings.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        if done == steps:
+            raise _EnoughSteps
+
+    objective = random_objective(config, steps + 1)[1]
+    with tempfile.TemporaryDirectory() as folder, suppress(_EnoughSteps):
+        fit(objective, objective.train, folder, config.runtime, seed=0, progress=progress)
+    peak = torch.cuda.max_memory_allocated() / GB if settings.device.type == "cuda" else None
+    del objective
+    gc.collect()
+    if settings.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return statistics.median(b - a for a, b in pairwise(times[WARM - 1 :])), peak
+
+
+def rate_a_second(settings: Settings, taken: float, processes: int = 1) -> dict[str, Any]:
+    """Seconds of a step, and images a second."""
+    return {"step_s": taken, "images_per_s": size_of(settings) * processes / taken}
 
 
 def size_of(settings: Settings) -> int:
@@ -72,14 +118,14 @@ def size_of(settings: Settings) -> int:
 
 def measured(settings: Settings, name: str, kept: Kept, step: Step, processes: int) -> dict[str, Any]:
     """Seconds of a step, and its peak of memory on this device beside the plan's."""
-    size, on_gpu = size_of(settings), settings.device.type == "cuda"
+    on_gpu = settings.device.type == "cuda"
     if on_gpu:
         step()
         gc.collect()  # sharded models hold themselves: the one before this would count
         torch.cuda.reset_peak_memory_stats()
     taken = timed(settings, {"step": step})["step"]
     peak = torch.cuda.max_memory_allocated() / GB if on_gpu else None
-    return planned(settings, name, kept, processes, peak) | {"step_s": taken, "images_per_s": size * processes / taken}
+    return planned(settings, name, kept, processes, peak) | rate_a_second(settings, taken, processes)
 
 
 def planned(settings: Settings, name: str, kept: Kept, processes: int, peak_gb: float | None = None) -> dict[str, Any]:

@@ -59,7 +59,8 @@ class Share:
         if Path(text).suffix == ".json":
             try:
                 result = read_json(text)
-                found = {row["model"]: float(row["mfu"]) for row in result["parts"]["training"] if row.get("mfu")}
+                rows = (row for row in result["parts"]["training"] if not row.get("compiled"))
+                found = {row["model"]: float(row["mfu"]) for row in rows if row.get("mfu")}
                 by_pattern = {PATTERNS[model]: mfu for model, mfu in found.items() if model in PATTERNS}
                 share = cls(min(found.values()), f"measured on {result['machine']['gpu']}", by_pattern)
             except FileNotFoundError:

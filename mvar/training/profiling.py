@@ -60,7 +60,7 @@ def profiled(config: RunConfig, steps: int, trace: Path) -> Profile:
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it tells of its start, and of GPUs that are not there
     device = torch.device(resolve_device(config.runtime))
-    model, objective = _objective(config, steps + 3)
+    model, objective = random_objective(config, steps + 3)
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     schedule = torch.profiler.schedule(wait=1, warmup=1, active=steps, repeat=1)
     found: list[Any] = []
@@ -83,7 +83,8 @@ def profiled(config: RunConfig, steps: int, trace: Path) -> Profile:
     return Profile(parts, step_ms, speed)
 
 
-def _objective(config: RunConfig, steps: int) -> tuple[ScaleTransformer, GeneratorObjective]:
+def random_objective(config: RunConfig, steps: int) -> tuple[ScaleTransformer, GeneratorObjective]:
+    """A run's generator before its first step, to be trained so many of them on random tokens, the same each time."""
     torch.manual_seed(0)
     tokenizer = Tokenizer(config.tokenizer, config.data.channels)
     model = ScaleTransformer(config.model, config.token_space, config.runtime)

@@ -262,6 +262,7 @@ def test_a_share_of_the_rate_is_assumed_given_or_measured(tmp_path):
     assert Share.parse("0.55").mfu == 0.55 and "as given" in Share.parse("0.55").told
     path = tmp_path / "gpu-x.json"
     rows = [{"model": "VAR", "mfu": 0.51}, {"model": "M-VAR", "mfu": 0.37}, {"said": "Error", "holds": False}]
+    rows += [{"model": "VAR", "mfu": 0.1, "compiled": True}]  # no run compiles unless it is asked for
     path.write_text(json.dumps({"machine": {"gpu": "H100"}, "parts": {"training": rows}}))
     share = Share.parse(str(path))
     assert (share.mfu, share.told) == (0.37, "measured on H100")
