@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from mvar.config import RuntimeConfig, override
-from mvar.cost import state_bytes
 from mvar.kernels.fake_gpu import fake_gpu
 from mvar.presets import IMAGENET, PRESETS
 from mvar.runs.gpu_plan import GB, MOST_DRAWN, most_drawn
@@ -36,14 +35,6 @@ def test_a_few_layers_and_images_stand_for_all_of_them(graphs):
     assert counted.held.at(9) == held
     config = override(MIXED, {"runtime.cuda_graphs": graphs})
     assert drawing(config, 9) >= counted.weights + held
-
-
-@pytest.mark.slow
-def test_states_of_both_halves_of_guidance_are_in_it():
-    """Of each image keys and values of every layer."""
-    config = override(MIXED, {"model.pattern": "global"})
-    an_image = 2 * state_bytes(config.model, config.token_space)
-    assert drawing(config, 80) - drawing(config, 40) > 40 * an_image > 0
 
 
 @pytest.mark.slow
