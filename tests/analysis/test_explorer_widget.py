@@ -280,7 +280,7 @@ def test_in_jupyterlab(explored_store, tmp_path):
             look(driver, 1400)
             driver.get(f"http://127.0.0.1:{port}/lab/tree/a.ipynb?token={token}")
             until(lambda: runs_the_cell(driver), 60)
-            until(lambda: driver.find_elements("css selector", ".mvar-explorer figure[data-mass]"), 60)
+            until(lambda: driver.find_elements("css selector", ".mvar-explorer figure[data-mass]"), 120)
             shown = until(lambda: masses_in(driver), 30)
             explorer = mvar.explore(mvar.load(names["maps"], results=store.root), image=0, layer=0, query=20)
             check_masses(shown, explorer)
