@@ -138,8 +138,7 @@ def test_the_quickest_setting_that_fits_is_taken():
     assert settle(opened(SMALL), machine(1e-6)) is settle(SMALL, machine(whole * 0.999)) is None
 
 
-def test_the_plan_names_the_scan_that_it_counted(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_table, "drawing", lambda config, images: 0)
+def test_the_plan_names_the_scan_that_it_counted(undrawn, capsys, tmp_path):
     words = ["plan", "mixers", "--preset", "smoke", "--only", "M-VAR", "--results", str(tmp_path), "--on"]
     assert main([*words, "2xh100-80gb", "--set", "runtime.scan_backend=torch"]) == 0
     assert "Peaks are counted, with torch's own scan; limit 76.0" in " ".join(capsys.readouterr().out.split())
@@ -182,7 +181,13 @@ def test_a_machine_is_named_as_it_is_read(text):
         Machine.parse(text)
 
 
-def test_plan_says_what_fits_and_what_does_not(capsys, tmp_path):
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Drawing takes nothing: counting it takes a second a model."""
+    monkeypatch.setattr(gpu_table, "drawing", lambda config, images: 0)
+
+
+def test_plan_says_what_fits_and_what_does_not(undrawn, capsys, tmp_path):
     words = ["plan", "mixers", "--preset", "smoke", "--only", "VAR", "--results", str(tmp_path)]
     assert main([*words, "--on", "2xh100-80gb"]) == 0
     shown = capsys.readouterr()
@@ -199,7 +204,7 @@ def test_plan_says_what_fits_and_what_does_not(capsys, tmp_path):
     assert main([*words, "--on", "2xh1-80gb"]) == main([*words, "--on", "2xh100-80gb", "--mfu", "2"]) == USER_ERROR
 
 
-def test_plan_says_what_is_nearest_where_nothing_fits(capsys, tmp_path):
+def test_plan_says_what_is_nearest_where_nothing_fits(undrawn, capsys, tmp_path):
     """Exit code 2, and the number of such cards that would do."""
     names = ["plan", "mixers", "--preset", "smoke", "--only", "VAR", "--results", str(tmp_path), "--set"]
     wide = ["model.width=8192", "model.depth=4", "model.num_heads=8", "runtime.strategy=auto"]
@@ -215,6 +220,10 @@ def test_plan_says_what_is_nearest_where_nothing_fits(capsys, tmp_path):
     assert "no number of such GPUs would do; runtime.strategy=fsdp runtime.checkpoint_activations=" in told
     assert main([*names, *wide[:-1], "runtime.strategy=fsdp", "train.ema=[1000]", *on]) == USER_ERROR
     assert "fsdp keeps no running means" in capsys.readouterr().err
+
+
+def test_plan_says_where_drawing_does_not_fit(capsys, tmp_path):
+    names = ["plan", "mixers", "--preset", "smoke", "--only", "VAR", "--results", str(tmp_path), "--set"]
     assert main([*names, "runtime.sample_batch=1000000", "--on", "1xrtx4090-24gb"]) == USER_ERROR
     assert re.search(r"sample_batch: 1,000,000 images at once: [\d.]+ GB, limit 22\.8; allowed: 50 or fewer, or auto",
                      capsys.readouterr().err)  # fmt: skip
