@@ -186,7 +186,8 @@ class Rehearsal:
         self.folder, self.results = folder, folder / "results"
         self.environment = os.environ | {name: str(folder / path) for name, path in FILES.items()}
         self.environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "NO_COLOR": "1"}
-        self.environment |= {"PYTHONPATH": str(ROOT)}
+        # threads that spin hold the core that the others wait for: beside other work drawing took five times the core s
+        self.environment |= {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"}
         self.took: list[Took] = []
         self.most_bytes = 0
 
