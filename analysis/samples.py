@@ -46,12 +46,16 @@ def samples_figure(records: kit.Records, manifest: kit.Manifest, directory: Path
             problems.append(f"{path.relative_to(records.store.root)}: {reason}; its panel is left out")
     if config is None:
         raise UserError(f"figure {name}: no samples to show")
+    axes = {label.rpartition("=")[0] for label, _ in panels}
+    axis = axes.pop() if len(axes) == 1 else ""  # of a grid with one: said once
+    panels = [(label.removeprefix(f"{axis}="), images) for label, images in panels]
     try:
         panels.insert(0, ("real, held out", kit.real_images(config)))
     except (UserError, OSError) as error:
         problems.append(f"figure {name}: no real images beside the samples: {error}")
     _draw(panels, directory, name)
     caption = "The same classes in every panel, one a row: real held-out images, then samples as drawn, not chosen."
+    caption += f" Over each: {axis}." * bool(axis)
     return kit.Figure(name, f"Samples: {manifest.artefact}, {manifest.title}", caption)
 
 
