@@ -4,7 +4,7 @@ PRESET ?= digits
 SWEEPS ?= mixers layers parameters
 # Sets of images that each run draws: how far FID moves when nothing but the images is drawn again.
 SAMPLE_SEEDS ?= $(if $(filter digits,$(PRESET)),3,1)
-RESULTS ?= results
+RESULTS ?= $(or $(MVAR_RESULTS),results)
 VENV ?= .venv
 BIN := $(VENV)/bin
 # TORCH=cpu: PyTorch without CUDA, which is far smaller, from PyTorch's own index or another one.

@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from benchmarks.machine import begin, describe_machine
 from mvar.config import RunConfig, override
 from mvar.errors import UserError
 from mvar.files import write_json
+from mvar.place import results_directory
 from mvar.runs.states import DONE
 from mvar.runs.store import Store
 
@@ -36,7 +37,7 @@ GOAL_S = 30.0
 class Settings:
     """What is measured."""
 
-    results: Path = Path("results")  # real runs
+    results: Path = field(default_factory=results_directory)  # real runs
     runs: int = 1000
     out: Path = Path("benchmarks/results/report.json")
 

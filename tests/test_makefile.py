@@ -35,6 +35,16 @@ def test_the_demo_has_other_sweeps_and_presets():
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+@pytest.mark.parametrize(("given", "kept"), [({}, "results"), ({"MVAR_RESULTS": "/elsewhere"}, "/elsewhere")])
+def test_results_are_where_every_command_looks(given, kept):
+    bare = {name: value for name, value in os.environ.items() if name != "MVAR_RESULTS"}
+    for target in ("demo", "notebooks"):
+        command = ["make", "-n", target]
+        printed = subprocess.run(command, cwd=ROOT, env=bare | given, capture_output=True, text=True).stdout
+        assert f"--results {kept}\n" in printed
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 def test_what_a_gpu_shows_is_beside_the_checkouts_that_are_named():
     for given, asked in (
         ([], []),
