@@ -218,6 +218,11 @@ def test_keys_do_all_that_the_pointer_does(page):
     page.ready()
     assert page.find(".side-title").text == "Layer 1, intra, head 0"
     assert page.driver.switch_to.active_element.get_attribute("data-cell") == "1/0"
+    page.all('[data-side="0"] select')[1].send_keys(Keys.ARROW_DOWN)  # Run, Layer, Head
+    page.ready()
+    page.driver.switch_to.active_element.send_keys(Keys.ARROW_DOWN)  # the focus stayed where it was
+    page.ready()
+    assert page.find(".side-title").text == "Layer 3, window, head 0"
 
 
 def test_the_matrix_shows_means_and_measured_effects(page):
@@ -361,6 +366,21 @@ def test_every_width_in_light_and_dark(page, dark):
             assert serious_faults(page.driver, "body") == []
 
 
+def test_print_is_dark_on_white(page):
+    page.open(dark=True)
+    dark = {"name": "prefers-color-scheme", "value": "dark"}
+    script = "const { color, backgroundColor } = getComputedStyle(arguments[0]); return [color, backgroundColor]"
+    try:
+        page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": [dark]})
+        assert page.find(".mvar-explorer").get_attribute("data-theme") == "dark"
+        for selector in (".mvar-explorer", ".readout", ".most"):
+            ink, ground = page.driver.execute_script(script, page.find(selector))
+            assert max(map(int, re.findall(r"\d+", ink)[:3])) < 110, selector
+            assert ground == "rgba(0, 0, 0, 0)" or min(map(int, re.findall(r"\d+", ground)[:3])) > 230, selector
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
 def test_a_page_that_lacks_maps_says_so(page, tmp_path):
     small = tmp_path / "small.html"
     page.explorer.page(small, layers=[0, 3], heads=[0])
@@ -372,3 +392,8 @@ def test_a_page_that_lacks_maps_says_so(page, tmp_path):
     until(lambda: "not in this file" in page.find(".message").text)
     assert page.find(".side-title").text == "Layer 0, global, mean over heads"
     assert [line.text for line in page.all(".left-out li")] == data_of(small)["leftOut"] != []
+    page.choose("Run", page.explorer.subjects[1].name)
+    dashes = [cell for cell in page.all("[data-cell]") if cell.text == "–"]
+    assert ["reach" in cell.get_attribute("title") for cell in dashes] == [True]  # layer 2's; layer 3's is there
+    legend = page.find(".legend").text
+    assert "A dash: its reach is not in this file." in legend and "looked at" not in legend

@@ -5,7 +5,8 @@
 // A source has `data` (scales, models, first view) and answers, with promises: `pictures(s, p)` addresses of a picture
 // after every scale; `means(s, p)` rows [mixer, head, own, entropy]; `map(s, p, mixer, head)` `{ bytes, means }`, bytes as
 // mvar/analysis/explorer/packed.py writes them and [own, entropy] where `means` has them not, or null; `has(...)` whether
-// there is one. It may have a `note` on where the view can be made again. Texts of users are only ever set as text.
+// there is one. It may have a `note` on where the view can be made again; `measures` says that a map is made when it is
+// asked for. Texts of users are only ever set as text.
 
 const MAGMA = [
   [59, 15, 112], [100, 26, 128], [140, 41, 129], [183, 55, 121], [222, 73, 104], [247, 112, 92], [254, 159, 109],
@@ -157,6 +158,7 @@ export function widgetSource(model) {
   return {
     data: model.get("data"),
     leftOut: [],
+    measures: true,
     has: () => true,
     pictures: async (subject, picture) => (await ask({ ask: "pictures", subject, picture })).message.urls,
     means: async (subject, picture) => (await ask({ ask: "means", subject, picture })).message.means,

@@ -89,7 +89,7 @@ function layersByHeads(look, group, { changed, say }) {
     const dashes = parts.some((_, number) => look.headsOf(side, number).some((head) => !values.has(`${number}/${head}`)));
     if (measure.cut) said.push("More than 0: worse. A dash: not measured.");
     else if (!side.matrix.whole) said.push("A dash: not there yet.");
-    else if (dashes) said.push("A dash: a reach is measured when it is looked at.");
+    else if (dashes) said.push(`A dash: ${look.source.measures ? "a reach is measured when it is looked at" : "its reach is not in this file"}.`);
     if (scroll.querySelector("button.absent")) said.push("Striped cells have no map in this file.");
     return said.join(" ");
   }

@@ -44,11 +44,13 @@ function sideView(look, number, acts) {
       look.settle(side);
       acts.refresh();
     };
+    const focused = [...controls.children].findIndex((label) => label.contains(document.activeElement));
     controls.replaceChildren(
       ...(data.subjects.length > 1 ? [chooseRun(side, changed)] : []),
       chooseLayer(side, changed),
       ...(look.isReach(side) ? [] : [chooseHead(side, changed)]),
     );
+    controls.children[focused]?.querySelector("select").focus(); // who chose by keys goes on
   }
 
   return { box, fill, draw: (side) => panels.forEach((panel) => panel.draw(side)) };
