@@ -13,6 +13,8 @@ from mvar.progress import Progress
 from mvar.tokenizer.quantizer import ResidualQuantizer
 from mvar.transformer import ScaleTransformer
 
+MOST_TOKENS = 2**17  # a forward pass: with 4,096 codes 2 GB of logits, and twice that each time they are in fp64
+
 
 @torch.no_grad()
 def heldout_nll(
@@ -33,7 +35,7 @@ def heldout_nll(
         quantizer: makes the teacher-forcing inputs from tokens.
         heldout_tokens: `(M, L)` integers below V, of images that were never trained on.
         labels: `(M,)` their classes.
-        batch_size: images a forward pass.
+        batch_size: images a forward pass, at most: of `MOST_TOKENS` tokens, or of one image.
         progress: called with images done and in all.
 
     Returns:
@@ -47,6 +49,7 @@ def heldout_nll(
     tokens, labels = np.asarray(heldout_tokens), np.asarray(labels)
     _check(tokens, labels, model.space.num_classes, model.space.vocab_size, schedule.num_tokens)
     device = next(model.parameters()).device
+    batch_size = max(1, min(batch_size, MOST_TOKENS // schedule.num_tokens))
     bits, wrong = torch.zeros(2, schedule.num_tokens, dtype=torch.float64)
     was_training = model.training
     model.eval()

@@ -7,7 +7,9 @@ from torch import nn
 
 from mvar.config import ModelConfig, TokenizerConfig, TokenSpace
 from mvar.errors import UserError
-from mvar.evaluation.likelihood import heldout_nll
+from mvar.evaluation import likelihood
+from mvar.evaluation.likelihood import MOST_TOKENS, heldout_nll
+from mvar.presets import PRESETS
 from mvar.tokenizer.quantizer import ResidualQuantizer
 from mvar.transformer import ScaleTransformer
 
@@ -42,6 +44,20 @@ def test_equals_a_direct_computation_for_every_batch_size(parts):
         for scale, part in enumerate(wrong.split([1, 4, 9], dim=1)):
             assert found[f"eval/error_scale_{scale:02d}"] == pytest.approx(part.mean().item(), abs=1e-9)
     assert len(found) == 8
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(1 << 17, [13]), (14 * 5 + 13, [5, 5, 3]), (13, [1] * 13)])
+def test_a_pass_has_a_limited_number_of_tokens(parts, monkeypatch, most, sizes):
+    """Of whole images, and of one where it has more; up to 256 px the hundred images of before are one pass."""
+    model, quantizer, tokens, labels = parts
+    wanted, passes = heldout_nll(model, quantizer, tokens, labels), []
+    monkeypatch.setattr(likelihood, "MOST_TOKENS", most)
+    handle = model.head.register_forward_hook(lambda module, given, out: passes.append(len(out)))
+    found = heldout_nll(model, quantizer, tokens, labels)
+    handle.remove()
+    assert passes == sizes and found == pytest.approx(wanted, rel=1e-6)
+    for name in ("digits", "fashion32-small", "imagenet256-d16"):
+        assert MOST_TOKENS // PRESETS[name].token_space.schedule.num_tokens >= 100, name
 
 
 def test_is_deterministic_and_leaves_the_mode(parts):
