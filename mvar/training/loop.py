@@ -235,16 +235,17 @@ class _Training:
                     return False, step
                 done = step + 1
                 self.objective.wants_metrics = has_row = is_logged(done, steps, every)
+                is_saved = done % self.runtime.checkpoint_every == 0 or done == steps
                 clock = time.perf_counter()
                 outcome = self._step(model, step, feed)
                 self.means.update(done)
-                if self.looks_each_step:
-                    self._look()
+                if self.looks_each_step or has_row or is_saved:
+                    self._look()  # on the clock: the device's work since the last look ends here
                 self.train_s += time.perf_counter() - clock
                 if has_row:
                     self._write_row(done, outcome, logged, logged_s)
                     logged, logged_s = done, self.train_s
-                if done % self.runtime.checkpoint_every == 0 or done == steps:
+                if is_saved:
                     self._save_progress(done)
                 if progress:
                     progress(done, steps)
@@ -253,7 +254,6 @@ class _Training:
         return True, steps
 
     def _save_progress(self, done: int) -> None:
-        self._look()
         # inside a row of skipped steps nothing is new: it would push out the checkpoint from before it
         if not self.skips.in_a_row or done == self.optim.steps:
             self.save(done)
@@ -343,7 +343,6 @@ class _Training:
             self.skips.count(step, loss, norm)
 
     def _write_row(self, done: int, outcome: "_Outcome", logged: int, logged_s: float) -> None:
-        self._look()
         names = list(outcome.metrics[0])
         columns = [torch.stack([m[name].detach().double() for m in outcome.metrics]).mean() for name in names]
         values = torch.stack([outcome.loss.double(), outcome.norm.double(), *columns])

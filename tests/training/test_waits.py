@@ -1,5 +1,6 @@
 """Between logged steps the host waits for nothing on the device, and batches come in copies that nobody waits for."""
 
+import json
 import types
 from contextlib import contextmanager
 
@@ -8,10 +9,11 @@ import torch
 from fake_gpu import WAITS
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mvar import layout
 from mvar.config import ModelConfig, RuntimeConfig, TokenizerConfig, TokenSpace, TrainConfig
 from mvar.runs import clock
 from mvar.tokenizer.model import Tokenizer
-from mvar.training import numerics
+from mvar.training import loop, numerics
 from mvar.training.feed import Feed
 from mvar.training.generator import GeneratorObjective
 from mvar.training.loop import _Training
@@ -29,18 +31,23 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_nothing_is_read_between_logged_steps(tmp_path, monkeypatch, precision):
-    """The loop's own steps; on a CPU it looks at every loss, because that costs nothing there."""
+def looks_seldom(folder, precision="fp32", **runtime):
+    """A training of seven steps, three between rows, that looks at losses as it does on a GPU."""
     tokenizer = Tokenizer(TokenizerConfig(patch_sides=(1, 2), vocab_size=8, width=8, channel_multipliers=(1, 2)), 1)
     space = TokenSpace((1, 2), 8, tokenizer.config.code_channels, 3)
     model = ScaleTransformer(ModelConfig(width=16, depth=2, num_heads=2, drop_path=0.2), space)
     cache = types.SimpleNamespace(labels=[0, 1, 2, 0], tokens=torch.randint(8, (4, 5)).numpy())
     train = TrainConfig(steps=7, batch_size=2, precision=precision)
     objective = GeneratorObjective(model, tokenizer.quantize, cache, train, 0)
-    runtime = RuntimeConfig(device="cpu", log_every=3, checkpoint_every=10)
-    training = _Training(objective, train, tmp_path, runtime, 0)
+    training = _Training(objective, train, folder, RuntimeConfig(device="cpu", log_every=3, **runtime), 0)
     training.looks_each_step = False
+    return training
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_nothing_is_read_between_logged_steps(tmp_path, monkeypatch, precision):
+    """The loop's own steps; on a CPU it looks at every loss, because that costs nothing there."""
+    training = looks_seldom(tmp_path, precision, checkpoint_every=10)
     by_step, waits = [], Waits()
     lists = torch.Tensor.tolist
     monkeypatch.setattr(torch.Tensor, "tolist", lambda values: waits.seen.append("tolist") or lists(values))
@@ -49,6 +56,24 @@ def test_nothing_is_read_between_logged_steps(tmp_path, monkeypatch, precision):
     training.close()
     new = [after - before for before, after in zip([0, *by_step], by_step, strict=False)]
     assert [count > 0 for count in new] == [True, False, True, False, False, True, True]
+
+
+def test_the_clock_of_steps_runs_until_the_device_has_done_them(tmp_path, monkeypatch):
+    """Each takes the device a second, which the host waits for when it looks: for a row, or for a checkpoint."""
+    training, now = looks_seldom(tmp_path, checkpoint_every=2), [0.0]
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    look = training._look
+
+    def wait():
+        now[0] += len(training.unchecked)
+        look()
+
+    monkeypatch.setattr(training, "_look", wait)
+    training.run(0, None, None)
+    training.close()
+    rows = [json.loads(line) for line in (tmp_path / layout.METRICS).read_text().splitlines()]
+    times = [(row["step"], row["train/step_ms"], row["train/elapsed_s"]) for row in rows]
+    assert times == [(done, 1000, done) for done in (1, 3, 6, 7)] and training.train_s == now[0] == 7
 
 
 class Rows:
