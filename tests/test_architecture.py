@@ -283,3 +283,12 @@ def test_every_name_of_a_results_directory_is_documented(name):
     text = (ROOT / "results" / "README.md").read_text()
     end = r"(?![\w-]|[.]\w)" if "." in name else "/"  # of a file's name, of a folder's
     assert re.search(rf"(?<![\w.-]){re.escape(name)}{end}", text)
+
+
+def test_no_name_is_documented_that_the_code_does_not_have():
+    tree = (ROOT / "results" / "README.md").read_text().split("```")[1]
+    endings = "jsonl?|npz|npy|bin|pt|safetensors|txt|sha256|partial|csv|html|md|png|patch|damaged|tex"
+    files = set(re.findall(rf"(?<![\w/<*.{{}}-])\.?[a-z][\w-]*\.(?:{endings})\b(?![.\w])", tree))
+    folders = set(re.findall(r"(?<![\w/<>-])([a-z_]+)/", tree))
+    assert len(files) > 40 and files - NAMES.keys() == {".dark.png"}  # an ending
+    assert folders - NAMES.keys() == {"heldout", "train"}  # the two kinds of images

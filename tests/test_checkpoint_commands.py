@@ -199,6 +199,8 @@ def mistakes(root):
     return [
         (["sample"], "neither is given; allowed: one of RUN and --checkpoint FILE"),
         (["sample", CONFIG.run_id, "--checkpoint", model], "both are given"),
+        (["sample", model], f"run: {model!r} is a file; allowed: a run, or --checkpoint {model} --tokenizer FILE"),
+        (["explore", model, "--out", str(root / "e.html")], f"allowed: a run, or --checkpoint {model}"),
         (["sample", "--checkpoint", model], "tokenizer: not given"),
         (["sample", "--checkpoint", str(plain), "--tokenizer", vae], "allowed: give num_heads"),
         (["sample", *files(root), "--weights", "ema"], "weights: 'ema' names no one generator"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mvar.commands.options import Count, File, Folder, Numbers, Settings, Word
 from mvar.commands.plugged import Plugged
-from mvar.errors import UserError, one_of, say
+from mvar.errors import UserError, one_of, quoted, say
 
 if TYPE_CHECKING:
     from mvar.api.trained_files import TrainedFiles
@@ -106,6 +106,8 @@ def check_source(run: str, checkpoint: str) -> None:
     if bool(run) == bool(checkpoint):
         given = "both are given" if run else "neither is given"
         raise UserError(f"run, checkpoint: {given}; allowed: one of RUN and --checkpoint FILE")
+    if Path(run).suffix in (".pth", ".pt", ".safetensors"):
+        raise UserError(f"run: {quoted(run)} is a file; allowed: a run, or --checkpoint {run} --tokenizer FILE")
 
 
 def check_unused(files: CheckpointFiles) -> None:
