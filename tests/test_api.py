@@ -434,9 +434,10 @@ def test_the_page_on_python(here, monkeypatch):
 def test_python_on_other_pages(here, monkeypatch, page, is_there):
     """As above: `digits` and its model are the tiny run, of one layer less than what is looked at."""
     monkeypatch.setitem(mvar.PRESETS, "digits", TINY)
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     names = {}
-    exec(block.replace("digits-d8-w64-global", "digits-d2-w16-global").replace("layer=2", "layer=1"), names)
+    for block in blocks:
+        exec(block.replace("digits-d8-w64-global", "digits-d2-w16-global").replace("layer=2", "layer=1"), names)
     assert is_there in names
 
 

@@ -325,7 +325,7 @@ def read_table1(sides, shares) -> list[str]:
             self.share, self.sides = share, sides
 
     stats = {f"r{i}": Stats(share) for i, share in enumerate(shares)}
-    return script._reading([script.ScoredModel(config, stats, {f"r{i}": i for i in range(len(shares))})])
+    return script._reading([script.ScoredModel(config, stats, {f"r{i}": i for i in range(len(shares))})], "")
 
 
 def test_models_of_one_data_set_are_told_apart():
