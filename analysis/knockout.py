@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mvar import Column, columns, matrix_of
+from mvar import Column, columns
 from mvar import analysis as kit
 
 COLUMNS = (
@@ -228,19 +228,13 @@ def _ranks_reading(
 # Mass beside effect ---------------------------------------------------------------------------------------------------
 
 
-def mean_mass(model: kit.CutModel) -> np.ndarray:
-    """Mass `(S, S)` by query and key scale, mean over layers and seeds."""
-    return np.mean([stats.matrix.mean(0).numpy() for stats in model.attention.values()], axis=0)
-
-
-def mean_effects(model: kit.CutModel) -> np.ndarray:
-    """Change `(S, S)` of cutting a scale's keys (column) for the queries of one (row), mean over seeds."""
-    schedule = model.config.token_space.schedule
-    return np.mean([matrix_of(found.effects.values(), schedule) for found in model.found.values()], axis=0)
-
-
 def points_of(model: kit.CutModel) -> dict[str, dict[int, Points]]:
-    """Mass and effect by what the points are and by seed, of those with three points or more."""
+    """Mass and effect by what the points are and by seed, of those with three points or more.
+
+    Empty where a cut also takes away mass that is not known, of mixers without attention maps.
+    """
+    if not model.has_all_mass:
+        return {}
     found = {
         name: {seed: points(model, seed) for seed in model.attention}
         for name, points in ((PAIRS, pairs_of), (HEADS, heads_of))
@@ -253,7 +247,7 @@ def pairs_of(model: kit.CutModel, seed: int) -> Points:
     """Every pair of scales of one seed's model; the mass is that of all queries together."""
     schedule = model.config.token_space.schedule
     mass = model.attention[seed].matrix.mean(0).numpy() * np.array(schedule.lengths)[:, None] / schedule.num_tokens
-    effects = matrix_of(model.found[seed].effects.values(), schedule)
+    effects = model.effects_by_scale().get(seed, np.full_like(mass, np.nan))
     there = zip(*(at.tolist() for at in np.nonzero(np.isfinite(effects))), strict=True)
     return {at: (float(mass[at]), float(effects[at])) for at in there}
 
@@ -262,7 +256,7 @@ def heads_of(model: kit.CutModel, seed: int) -> Points:
     """Own and coarser scales in every layer of one seed's model, or in every head where there are several."""
     points, stats, effects = {}, model.attention[seed], model.found[seed].effects
     heads = model.config.model.num_heads
-    for target, layer, head in product(("own", "coarser"), range(model.config.model.depth), range(heads)):
+    for target, layer, head in product(("own", "coarser"), stats.layers, range(heads)):
         cut = f"{target},layer={layer}{f',head={head}' if heads > 1 else ''}"
         share = float(stats.intra_per_head[stats.layers.index(layer), head])
         if cut in effects:
@@ -305,42 +299,25 @@ def interval_text(rho: kit.Measured) -> str:
 
 
 def matrices_figure(model: kit.CutModel, name: str, directory: Path) -> kit.Figure:
-    """From scale to scale: the mass, and what cutting it costs."""
-    import seaborn
-
-    effects, sides = mean_effects(model), model.config.tokenizer.patch_sides
-    with kit.canvas(directory, name, 3.1, ncols=2) as (_, axes):
-        kit.draw_flow(axes[0, 0], mean_mass(model), sides)
-        ticks = [f"{side}×{side}" for side in sides]
-        size = 8 if len(sides) <= 6 else 6
-        largest = float(np.nanmax(np.abs(effects)))
-        seaborn.heatmap(
-            1000 * effects,
-            mask=np.isnan(effects),
-            ax=axes[0, 1],
-            cmap="vlag",
-            vmin=-1000 * largest,
-            vmax=1000 * largest,
-            square=True,
-            annot=len(sides) <= 10,
-            fmt=".0f",
-            annot_kws={"fontsize": size},
-            linewidths=0.5,
-            linecolor="white",
-            xticklabels=ticks,
-            yticklabels=ticks,
-            cbar_kws={"label": "change (millibits a token)", "shrink": 0.8},
-        )
-        axes[0, 1].grid(False)
-        axes[0, 1].tick_params(length=0, labelsize=size)
-        for ax, title in zip(axes[0], ("mass", "effect of the cut"), strict=True):
+    """From scale to scale: what cutting the attention costs, beside its mass where the model has attention maps."""
+    by_seed, sides = model.effects_by_scale(), model.config.tokenizer.patch_sides
+    names = [f"{side}×{side}" for side in sides]
+    with_mass, mass = bool(model.attention), "mass" if model.has_all_mass else "mass in the global layers"
+    layout = {"ncols": 2} if with_mass else {"width": kit.COLUMN}
+    with kit.canvas(directory, name, 3.1, **layout) as (_, axes):
+        if with_mass:
+            kit.draw_flow(axes[0, 0], model.mass_by_scale(), sides)
+        kit.draw_changes(axes[0, -1], np.mean(list(by_seed.values()), axis=0), names, names)
+        for ax, title in zip(axes[0], [mass, "effect of the cut"][-len(axes[0]) :], strict=True):
             ax.set(xlabel="keys of scale", ylabel="queries of scale", title=title)
-    seeds = len(model.found)
+    where = "" if model.has_all_mass else "in the layers with global attention, "
+    left = f"Left: {where}where the mass of each scale's queries lies. Right: w" if with_mass else "W"
     caption = (
-        f"Left: where the mass of each scale's queries lies. Right: what it costs, over all tokens, when those keys "
-        f"are cut for those queries in all layers. Mean over {seeds} seed{'s' * (seeds > 1)}."
+        f"{left}hat it costs, over all tokens, when keys of a scale are cut for queries of a scale in every mixer "
+        f"that has keys. White: not seen, or not cut. Mean over {len(by_seed)} seed{'s' * (len(by_seed) > 1)}."
     )
-    return kit.Figure(name, f"Mass and effect from scale to scale: {model.name}", caption)
+    title = "Mass and effect" if with_mass else "Effect of cuts"
+    return kit.Figure(name, f"{title} from scale to scale: {model.name}", caption)
 
 
 def scatter_figure(model: kit.CutModel, name: str, directory: Path) -> kit.Figure:
@@ -364,7 +341,7 @@ def scatter_figure(model: kit.CutModel, name: str, directory: Path) -> kit.Figur
 
 
 def draw(page: kit.Writer) -> None:
-    """Table 1b of all models; of those with global attention the matrices and the scatter."""
+    """Table 1b of all models; their matrices by scales, and the scatter of those whose mass is known."""
     models, problems = kit.cut_models(page.records)
     page.problems += problems
     if not models:
@@ -376,12 +353,13 @@ def draw(page: kit.Writer) -> None:
     numbers: dict[str, int] = defaultdict(int)
     for model in models:
         data = model.config.data.name
-        if not model.attention or not np.isfinite(mean_effects(model)).any():
+        if not model.effects_by_scale():
             continue
         tag = f"{data}{f'-{numbers[data]}' if numbers[data] else ''}"
         numbers[data] += 1
         page.figure(f"matrices {tag}", matrices_figure, model, f"knockout-matrices-{tag}", page.figures)
-        page.figure(f"scatter {tag}", scatter_figure, model, f"knockout-scatter-{tag}", page.figures)
+        if points_of(model):
+            page.figure(f"scatter {tag}", scatter_figure, model, f"knockout-scatter-{tag}", page.figures)
 
 
 ANALYSIS = kit.Analysis("knockout", "Table 1b: attention mass and effect of cuts", draw, place=2)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mvar import layout
@@ -11,8 +12,10 @@ from mvar.analysis.records import Records
 from mvar.config import RunConfig
 from mvar.errors import one_line
 from mvar.files import digest
+from mvar.mixers.base import Mixer, chosen_in
+from mvar.mixers.global_attention import GlobalAttention
 from mvar.probes.attention_mass import AttentionStats
-from mvar.probes.knockout import Effect
+from mvar.probes.knockout import Effect, matrix_of
 from mvar.probes.knockout_kept import Knockout
 from mvar.runs.states import DONE
 from mvar.runs.wiring import kept_knockout, run_attention
@@ -27,7 +30,7 @@ class CutModel:
     Attributes:
         config: of one seed.
         found: by training seed.
-        attention: by training seed, where all its attention is global.
+        attention: of its layers with global attention, by training seed; empty where it has none.
         run_ids: by training seed.
     """
 
@@ -41,6 +44,24 @@ class CutModel:
         """Layers, data and training, in words."""
         config = self.config
         return f"{config.model.pattern}, {config.data.name}, {config.train.steps:,} steps"
+
+    @property
+    def has_all_mass(self) -> bool:
+        """Whether `attention` is that of every mixer in which keys are cut, so that a cut takes this mass away."""
+        return bool(self.attention) and all(issubclass(cls, GlobalAttention) for cls in keyed_mixers(self.config))
+
+    def mass_by_scale(self) -> np.ndarray:
+        """Mass `(S, S)` by query and key scale, mean over layers with global attention and over seeds."""
+        return np.mean([stats.matrix.mean(0).numpy() for stats in self.attention.values()], axis=0)
+
+    def effects_by_scale(self) -> dict[int, np.ndarray]:
+        """By seed the change `(S, S)` of cutting a scale's keys (column) for the queries of one (row).
+
+        NaN is what was not cut; seeds in which no such pair was are left out.
+        """
+        schedule = self.config.token_space.schedule
+        found = {seed: matrix_of(knockout.effects.values(), schedule) for seed, knockout in self.found.items()}
+        return {seed: matrix for seed, matrix in found.items() if np.isfinite(matrix).any()}
 
     def effects(self, cut: str, scale: int | None = None) -> dict[int, Effect]:
         """A cut's effect by seed; of the tokens of one scale alone: of the seeds that have its controls."""
@@ -77,18 +98,24 @@ class CutModel:
         return row | {"half_width": half and half.mean}
 
     def mass(self, cut: str) -> Measured | None:
-        """Attention mass on the keys of `own` or `coarser`."""
-        if cut not in ("own", "coarser") or not self.attention:
+        """Attention mass on the keys of `own` or `coarser`; None where not all of it is known."""
+        if cut not in ("own", "coarser") or not self.has_all_mass:
             return None
         shares = {seed: s.share if cut == "own" else 1 - s.share for seed, s in self.attention.items()}
         return Measured.of(pd.Series(shares), list(self.run_ids.values()))
 
     def entropy(self, cut: str) -> Measured | None:
         """Of the attention, in nats: mean over layers, heads and queries; beside the masses of `own` and `coarser`."""
-        if cut not in ("own", "coarser") or not self.attention:
+        if cut not in ("own", "coarser") or not self.has_all_mass:
             return None
         found = {seed: float(stats.layer_entropy.mean()) for seed, stats in self.attention.items()}
         return Measured.of(pd.Series(found), list(self.run_ids.values()))
+
+
+def keyed_mixers(config: RunConfig) -> list[type[Mixer]]:
+    """The mixers of a model in which keys can be cut, each once."""
+    chosen = [made for layer in config.model.layers for made in chosen_in(config.model, layer).values()]
+    return list(dict.fromkeys(cls for cls, _ in chosen if "keys" in cls.cuts))
 
 
 def cut_models(records: Records) -> tuple[list[CutModel], list[str]]:
@@ -103,8 +130,8 @@ def cut_models(records: Records) -> tuple[list[CutModel], list[str]]:
                 continue
             group = groups.setdefault(digest({**config.identity(), "seed": None}), CutModel(config))
             group.found[config.seed], group.run_ids[config.seed] = found, run_id
-            if config.model.pattern == "global":
+            if any(issubclass(cls, GlobalAttention) for cls in keyed_mixers(config)):
                 group.attention[config.seed] = run_attention(records.store, run)
         except Exception as error:  # one run with damaged files: the others are still shown
-            problems.append(f"{layout.RUNS}/{run_id}: what cuts do is not shown: {one_line(error)}")
+            problems.append(f"{layout.RUNS}/{run_id}: effects of cuts, or their mass, are not shown: {one_line(error)}")
     return list(groups.values()), problems

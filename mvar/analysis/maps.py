@@ -172,6 +172,33 @@ def draw_flow(ax: Any, matrix: np.ndarray, sides: Sequence[int], *, colour_bar: 
     ax.tick_params(length=0, labelsize=8 if size <= 6 else 6)
 
 
+def draw_changes(ax: Any, changes: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """What cuts cost: a matrix of changes in bits a token, in millibits; white is what was not cut (NaN)."""
+    import seaborn
+
+    largest = float(np.nanmax(np.abs(changes), initial=0)) or 1.0
+    size = 8 if max(changes.shape) <= 6 else 6
+    seaborn.heatmap(
+        1000 * changes,
+        mask=np.isnan(changes),
+        ax=ax,
+        cmap="vlag",
+        vmin=-1000 * largest,
+        vmax=1000 * largest,
+        square=True,
+        annot=max(changes.shape) <= 10,
+        fmt=".0f",
+        annot_kws={"fontsize": size},
+        linewidths=0.5,
+        linecolor="white",
+        xticklabels=columns,
+        yticklabels=rows,
+        cbar_kws={"label": "change (millibits a token)", "shrink": 0.8},
+    )
+    ax.grid(False)
+    ax.tick_params(length=0, labelsize=size)
+
+
 def flow_figure(stats: AttentionStats, layer: int | None = None) -> Any:
     """From scale to scale: the mean over the global layers, or one of them."""
     if layer is not None:

@@ -13,6 +13,7 @@ from mvar import load
 from mvar.analysis.report import write_report
 from mvar.config import override
 from mvar.files import write_json
+from mvar.pattern import mixers_of
 from mvar.presets import PRESETS
 from mvar.probes.attention_mass import AttentionStats
 from mvar.probes.knockout import Effect
@@ -66,7 +67,7 @@ class Fabricated:
         run.add_evaluation(config.evaluation_id, self.evaluation(config, **metrics))
         self._stages(config)
         if config.model.pattern == "global" and config.data.name == "digits":
-            self._attention(run, config)
+            self.attention(run)
         return run
 
     def evaluation(self, config, **metrics):
@@ -141,9 +142,11 @@ class Fabricated:
         record = {"tokenizer_id": config.tokenizer_id, "metrics": metrics}
         write_document(extractor / "floors.json", {"floors": {config.floors_id: record}})
 
-    def _attention(self, run, config):
+    def attention(self, run):
         """The cached measurement of a run: own scale 60 % for seed 0, one point more a seed, the rest spread evenly."""
-        size, heads, depth = len(config.tokenizer.patch_sides), config.model.num_heads, config.model.depth
+        config = run.config()
+        layers = tuple(number for number, layer in enumerate(config.model.layers) if "global" in mixers_of(layer))
+        size, heads, depth = len(config.tokenizer.patch_sides), config.model.num_heads, len(layers)
         own = 0.6 + 0.01 * config.seed
         matrix = np.zeros((size, size))
         for query in range(size):
@@ -152,7 +155,7 @@ class Fabricated:
         mean = torch.tensor(matrix).expand(depth, heads, size, size)
         by_layer, by_scale = torch.full((depth,), 0.02), torch.ones(depth, heads, size)
         stats = AttentionStats(
-            layers=tuple(range(depth)),
+            layers=layers,
             sides=config.tokenizer.patch_sides,
             num_images=450,
             mean=mean,

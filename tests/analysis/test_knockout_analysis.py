@@ -1,11 +1,17 @@
 """Table 1b: rows of whole parts, verdicts over seeds, sentences no stronger than their intervals."""
 
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from mvar import analysis as kit
 from mvar import shipped
+from mvar.analysis import style
 from mvar.analysis.records import load_records
+from mvar.config import override
+from mvar.presets import PRESETS
 
 knockout = shipped.load(shipped.find("analysis", "knockout"))
 
@@ -110,6 +116,43 @@ def test_what_stands_in_has_a_table_beside_the_plain_cut(results):
     rows = [(row["label"], row["kind"], row["change"].mean) for row in table.rows]
     assert rows == [("own", "nothing", pytest.approx(0.401)), ("own", "its mean over images", pytest.approx(0.201))]
     assert table.rows[0]["verdict"].startswith("more harm than") and table.rows[1]["verdict"].startswith("harm (p ")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "panels", "figures"),
+    [
+        ("markov:2", ["effect of the cut"], ["matrices"]),
+        ("intra+global", ["mass in the global layers", "effect of the cut"], ["matrices"]),
+        ("4*global 4*mamba", ["mass", "effect of the cut"], ["matrices", "scatter"]),
+    ],
+)
+def test_effects_by_scale_are_drawn_of_any_mixer_and_mass_where_it_is_known(
+    results, tmp_path, monkeypatch, pattern, panels, figures
+):
+    run = results.run(override(PRESETS["digits"], {"model.pattern": pattern}))
+    if "global" in pattern:
+        results.attention(run)
+    results.cut(run)
+    shown, titles = {}, []
+    page = SimpleNamespace(records=load_records(results.root), problems=[], figures=tmp_path)
+    page.section = page.table = lambda _: None
+    page.figure = lambda what, *call: shown.update({what.split()[0]: call})
+    knockout.draw(page)
+    assert page.problems == [] and list(shown) == figures
+
+    @contextmanager
+    def unwritten(directory, name, height, **layout):
+        with style.page(height, **layout) as (figure, axes):
+            yield figure, axes
+        titles.extend(ax.get_title("left") for ax in axes[0])
+        effects = axes[0, -1].collections[0].get_array()
+        assert effects.count() == 10 and effects[3, 3] == pytest.approx(1000 * (0.01 + 0.001 * 3))  # of 4 scales
+
+    monkeypatch.setattr(kit, "canvas", unwritten)
+    make, *arguments = shown["matrices"]
+    assert ("mass" in make(*arguments).caption) == (len(panels) > 1) and titles == panels
+    masses = knockout.table1b(models(results)).rows[0]["mass"]
+    assert (masses is not None) == ("scatter" in figures)  # of all that is cut, or none
 
 
 def points_by_seed(effect, seeds=3):
