@@ -21,7 +21,7 @@ from mvar.probes.attention_kept import measure
 from mvar.probes.attention_mass import AttentionStats
 from mvar.probes.contract import make_probe
 from mvar.probes.cut_text import parse_cut
-from mvar.probes.knockout import DRAWS
+from mvar.probes.knockout import DRAWS, FID_DRAWS
 from mvar.probes.knockout_kept import Knockout, measure_cuts
 from mvar.probes.measurable import Batch, Measurable, drawn_inputs
 from mvar.probes.probe_kept import Probed, measure_probe
@@ -251,7 +251,7 @@ class Trained(ABC):
         images: int = 0,
         batch: int = 0,
         fid: bool = False,
-        fid_draws: int = 1,
+        fid_draws: int = FID_DRAWS,
         **options: Any,
     ) -> Knockout:
         """How much worse held-out images are predicted when parts of the model are cut; measured once, and kept.
@@ -275,7 +275,8 @@ class Trained(ABC):
             images: at most so many held-out ones; 0: 1000, of a checkpoint 64.
             batch: images at a time; 0: `runtime.sample_batch`, of a checkpoint 8.
             fid: also the FID of `evaluation.num_images` images that are drawn with each cut.
-            fid_draws: random controls of each cut of keys that as many images are drawn with, for their FID.
+            fid_draws: random controls of each cut of keys that as many images are drawn with, for their FID: 2 or
+                more give an interval.
             options: of a checkpoint `images_from`, a folder with a subfolder for each class, and `evaluation`, fields
                 of `EvaluationConfig` for FID: `{"extractor": "mobilenet", "num_images": 1000}`.
 

@@ -37,8 +37,8 @@ class Knockout(MeasuredOn, InResults, Answer):
     """Random controls of each cut of keys."""
     fid: bool = False
     """Also FID of images that are drawn with each cut, evaluation.num_images of them, by the run's own settings."""
-    fid_draws: int = 1
-    """Random controls of each cut of keys that as many images are drawn with; 2 or more give an interval."""
+    fid_draws: int = 3
+    """Random controls of each cut of keys that as many images are drawn with; a single one gives no interval."""
 
     def execute(self, arguments: list[str]) -> int:
         """Measure, print a table, write knockout.json; returns the exit code."""

@@ -35,6 +35,7 @@ from mvar.scales import ScaleSchedule
 from mvar.transformer import ScaleTransformer
 
 DRAWS = 5  # of the random controls
+FID_DRAWS = 3  # of those that images are drawn with, which takes longer; a single one has no interval
 PARTNER_STREAM = 23  # of the random numbers that say which image another one is resampled from
 
 

@@ -18,7 +18,7 @@ from mvar.errors import UserError
 from mvar.files import digest, read_json, write_json
 from mvar.probes.cut_text import Cut, parse_cut
 from mvar.probes.interventions import Activations, Site, cutting, random_sites, sites_of
-from mvar.probes.knockout import DRAWS, Bench, Effect, standard_cuts
+from mvar.probes.knockout import DRAWS, FID_DRAWS, Bench, Effect, standard_cuts
 from mvar.probes.measurable import Measurable, Opened
 from mvar.probes.subject import Subject
 from mvar.progress import Progress
@@ -57,7 +57,7 @@ def measure_cuts(
     draws: int = DRAWS,
     progress: Progress | None = None,
     fid_images: int = 0,
-    fid_draws: int = 1,
+    fid_draws: int = FID_DRAWS,
 ) -> Knockout:
     """Effects of cuts, kept in a folder; what is there already is not computed again, and a killed call goes on.
 
@@ -121,8 +121,8 @@ class Asked:
     """How a cut is to be measured: random controls, images that are drawn for FID, and controls of these."""
 
     draws: int
-    fid_images: int = 0
-    fid_draws: int = 1
+    fid_images: int
+    fid_draws: int
 
 
 class _Record:

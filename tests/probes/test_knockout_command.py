@@ -161,7 +161,7 @@ def test_fid_of_a_published_checkpoint(tmp_path, capsys, monkeypatch):
     files += ["--tokenizer", str(GOLDEN / "tok_full_q4" / "vae.safetensors")]
     files += ["--images-from", str(tmp_path / "pictures"), "--plugin", str(tmp_path / "means.py"), "--json"]
     judged = ["--evaluation", "extractor=means", "num_images=20"]
-    assert main(["knockout", *files, "--cut", "own", "--draws", "1", "--fid", *judged]) == OK
+    assert main(["knockout", *files, "--cut", "own", "--draws", "1", "--fid", "--fid-draws", "1", *judged]) == OK
     effect = json.loads(capsys.readouterr().out)["effects"]["own"]
     assert effect["fid"] > 0 and effect["fid_images"] == 20
     last = load_generator(GOLDEN / "var_l2" / "state.safetensors")[0].schedule.num_scales

@@ -9,6 +9,7 @@ import torch
 
 import mvar
 from mvar.cli import main
+from mvar.commands.knockout import Knockout
 from mvar.config import override
 from mvar.data.splits import load_images
 from mvar.errors import OK, USER_ERROR, UserError
@@ -19,7 +20,7 @@ from mvar.evaluation.reference import write_reference
 from mvar.probes.contract import make_probe
 from mvar.probes.cut_text import parse_cut
 from mvar.probes.interventions import cutting, random_sites, sites_of
-from mvar.probes.knockout import Bench
+from mvar.probes.knockout import DRAWS, FID_DRAWS, Bench
 from mvar.probes.knockout_kept import check_drawn, measure_cuts
 from mvar.probes.prefix import Prefix
 from mvar.probes.probe_kept import kept_probe, measure_probe
@@ -38,7 +39,7 @@ def test_fid_is_that_of_images_drawn_with_the_cut(untrained, trained, monkeypatc
     before = trained.knockout(["own", "branch:mamba"], draws=1)
     assert before["own"].fid is None
     monkeypatch.setattr(Bench, "effect", None)  # likelihoods that are there are not measured again
-    found = trained.knockout(["own", "branch:mamba"], draws=1, fid=True)
+    found = trained.knockout(["own", "branch:mamba"], draws=1, fid=True, fid_draws=1)
     stages = Stages.of_run(*untrained)
     extractor, count = stages.extractor.load(), trained.config.evaluation.num_images
     fids = {}
@@ -59,15 +60,16 @@ def test_fid_is_that_of_images_drawn_with_the_cut(untrained, trained, monkeypatc
     assert own.fid_controls == (pytest.approx(fids["random"] - fids[None], rel=1e-6),)
     assert found["branch:mamba"].fid_control is None
     assert (own.change, own.controls) == (before["own"].change, before["own"].controls)
-    assert mvar.load(untrained[1].name, results=untrained[0].root).knockout(["own"], draws=1, fid=True)["own"] == own
+    again = mvar.load(untrained[1].name, results=untrained[0].root)
+    assert again.knockout(["own"], draws=1, fid=True, fid_draws=1)["own"] == own
 
 
 def test_more_random_cuts_go_on_from_those_that_are_there(untrained, trained, monkeypatch):
-    one = trained.knockout(["own"], draws=1, fid=True)["own"]
+    one = trained.knockout(["own"], draws=1, fid=True, fid_draws=1)["own"]
     assert len(one.fid_controls) == 1 and one.fid_beyond == one.fid_change - one.fid_controls[0]
     calls, real = [], Subject.draw
     monkeypatch.setattr(Subject, "draw", lambda *args: calls.append(args) or real(*args))
-    three = trained.knockout(["own"], draws=1, fid=True, fid_draws=3)["own"]
+    three = trained.knockout(["own"], draws=1, fid=True)["own"]  # the default
     assert len(calls) == 2 and three.fid_controls[:1] == one.fid_controls and len(set(three.fid_controls)) == 3
     assert three.fid_beyond_half_width > 0 and three.fid == one.fid
     assert trained.knockout(["own"], draws=1, fid=True, fid_draws=2)["own"] == three and len(calls) == 2
@@ -78,6 +80,7 @@ def test_more_random_cuts_go_on_from_those_that_are_there(untrained, trained, mo
     effect["fid_control"] = effect.pop("fid_controls")[0]  # as it was kept once
     path.write_text(json.dumps(document))
     assert trained.knockout(["own"], draws=2)["own"].fid_controls == one.fid_controls
+    assert trained.knockout(["own"], draws=2, fid=True)["own"].fid_controls == three.fid_controls
 
 
 def test_a_document_without_it_is_read(untrained, trained):
@@ -91,6 +94,7 @@ def test_a_document_without_it_is_read(untrained, trained):
 
 
 def test_on_the_command_line(untrained, trained, capsys):
+    assert (Knockout().draws, Knockout().fid_draws) == (DRAWS, FID_DRAWS)  # as in Python
     words = ["knockout", untrained[1].name, "--results", str(untrained[0].root), "--draws", "1", "--fid"]
     assert main([*words, "--cut", "state:2,kind=mean"]) == OK
     assert "FID: of images drawn with the cut" in " ".join(capsys.readouterr().out.split())
@@ -107,14 +111,14 @@ def test_what_nothing_judges_has_no_fid(trained):
 
 def test_fid_against_another_reference_is_another_one(untrained, trained, tmp_path):
     store, run = untrained
-    (ours,) = trained.knockout(["own"], draws=1, fid=True).effects.values()
+    (ours,) = trained.knockout(["own"], draws=1, fid=True, fid_draws=1).effects.values()
     (run.path / "knockout.json").unlink()
     extractor, path = Stages.of_run(store, run).extractor.load(), tmp_path / "reference.npz"
     reference = load_images(trained.config.data, "train")
     write_reference(path, reference, extractor)
     config = override(trained.config, {"evaluation.reference": str(path)})
     what, cuts = Stages(config, store, run=run).attention.heldout(), [parse_cut("own")]
-    (found,) = measure_cuts(what, cuts, tmp_path, draws=1, fid_images=30).effects.values()
+    (found,) = measure_cuts(what, cuts, tmp_path, draws=1, fid_images=30, fid_draws=1).effects.values()
     assert found.change == ours.change and found.fid != ours.fid and found.fid_by != ours.fid_by
     settings: dict[str, Any] = {"scales": [4], "of": ["heldout"], "cfg_scale": [0], "samples": 30}
     (row,) = measure_probe("prefix", make_probe("prefix", settings), what, config, tmp_path).rows
@@ -130,4 +134,4 @@ def test_fid_against_another_reference_is_another_one(untrained, trained, tmp_pa
     path.unlink()  # a report elsewhere shows it all the same
     assert seen and seen.rows == [row] and kept_probe("prefix", kind, what, tmp_path) == seen
     with pytest.raises(UserError, match=r"evaluation.reference: no file '.*reference.npz'; allowed"):
-        measure_cuts(what, cuts, tmp_path, draws=1, fid_images=30)
+        measure_cuts(what, cuts, tmp_path, draws=1, fid_images=30, fid_draws=1)
