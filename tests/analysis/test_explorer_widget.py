@@ -153,7 +153,7 @@ class Stub:
     def looked(self):
         """What the module has told of the view, once it has."""
         self.driver.execute_script("window.saved = null")
-        point_in(self.driver, self.driver.find_element("css selector", "canvas"), 0.5, 0.5)
+        point_in(self.driver, self.driver.find_element("css selector", ".panels canvas"), 0.5, 0.5)
         return until(lambda: self.driver.execute_script("return window.saved"))
 
     def cells(self):
@@ -195,6 +195,7 @@ def test_the_module_in_a_bare_page(explorer, tmp_path):
         page.settle()
         attention = {f"{part}/{head}" for part in (0, 1, 2, 4) for head in ("mean", 0, 1)}
         assert page.cells().keys() == attention
+        assert "a reach is measured when it is looked at" in driver.find_element("css selector", ".legend").text
         option = driver.find_element("xpath", "//*[@data-side='0']//option[text()='3 · mamba (reach)']")
         option.click()
         page.settle()
@@ -225,6 +226,28 @@ def test_the_module_in_a_bare_page(explorer, tmp_path):
         assert driver.find_element("css selector", ".message").text == "gone"
         driver.execute_script("window.leave()")
         assert complaints(driver) == []
+
+
+@pytest.mark.slow
+def test_the_widget_follows_the_theme_of_what_it_is_in(explorer, tmp_path):
+    need(*BINARIES, "selenium", "anywidget")
+    with chromium(tmp_path) as driver:
+        look(driver, 1000)
+        page = Stub(driver, explorer, tmp_path)
+        page.settle()
+
+        def theme_after(change):
+            driver.execute_script(f"const {{ body }} = document; {change}")
+            frame(driver)
+            return driver.execute_script("return document.querySelector('.mvar-explorer').dataset.theme")
+
+        assert theme_after("body.dataset.jpThemeLight = 'false'") == "dark"
+        assert theme_after("body.dataset.jpThemeLight = 'true'") == "light"
+        assert theme_after("delete body.dataset.jpThemeLight; body.className = 'vscode-dark'") == "dark"
+        look(driver, 1000, dark=True)
+        assert theme_after("body.className = 'vscode-light'") == "light"
+        assert theme_after("body.className = ''") == "dark"
+        assert theme_after("window.leave(); body.dataset.jpThemeLight = 'true'") == "dark"
 
 
 NOTEBOOK = {

@@ -124,16 +124,21 @@ export function mount(root, source, options = {}) {
 
 // Light or dark, as the notebook or the reader's system has it; returns what ends it.
 function followTheme(root) {
-  const themes = window.matchMedia("(prefers-color-scheme: dark)");
+  const themes = window.matchMedia("(prefers-color-scheme: dark)"), { body } = document;
   const set = () => {
-    const { jpThemeLight } = document.body.dataset;
-    const isDark = () => document.body.classList.contains("vscode-dark") || themes.matches;
+    const { jpThemeLight } = body.dataset, has = (theme) => body.classList.contains(theme);
+    const isDark = () => has("vscode-dark") || (themes.matches && !has("vscode-light"));
     const dark = jpThemeLight !== undefined ? jpThemeLight === "false" : isDark();
     root.dataset.theme = dark ? "dark" : "light";
   };
+  const notebook = new MutationObserver(set);
+  notebook.observe(body, { attributeFilter: ["class", "data-jp-theme-light"] });
   themes.addEventListener("change", set);
   set();
-  return () => themes.removeEventListener("change", set);
+  return () => {
+    notebook.disconnect();
+    themes.removeEventListener("change", set);
+  };
 }
 
 // The pictures to choose from. urls: promises of a picture's addresses; changed: called when one was chosen.
@@ -153,7 +158,8 @@ function imageChooser({ data, state }, group, urls, changed) {
 
 const widget = {
   render({ model, el }) {
-    const mounted = mount(el.appendChild(make("div")), widgetSource(model), { heading: "h2" });
+    const root = make("div", { "data-lm-suppress-shortcuts": "true" }); // JupyterLab would take arrows and letters
+    const mounted = mount(el.appendChild(root), widgetSource(model), { heading: "h2" });
     return () => mounted.destroy();
   },
 };
