@@ -62,7 +62,10 @@ class Share:
                 rows = (row for row in result["parts"]["training"] if not row.get("compiled"))
                 found = {row["model"]: float(row["mfu"]) for row in rows if row.get("mfu")}
                 by_pattern = {PATTERNS[model]: mfu for model, mfu in found.items() if model in PATTERNS}
-                share = cls(min(found.values()), f"measured on {result['machine']['gpu']}", by_pattern)
+                told = f"measured on {result['machine']['gpu']}"
+                if settings := result.get("settings"):
+                    told += f" of training in {settings['precision']}, {settings['train_batch']} images a step"
+                share = cls(min(found.values()), told, by_pattern)
             except FileNotFoundError:
                 raise UserError(f"mfu: no file {text!r}; {allowed}") from None
             except (KeyError, TypeError, ValueError, AttributeError):
@@ -173,6 +176,7 @@ def print_on(runs: Sequence[OnGpus], machine: Machine, share: Share, caches: flo
         "training FLOPs": [f"{run.training_flops:.3g}" for run in runs],
         "fits on": [str(run.fits_on or "-") for run in runs],
         "peak GB": [f"{run.setting.peak_gb:.1f}" if run.setting else "-" for run in runs],
+        "encoding GB": [f"{run.encoding_gb:.1f}" for run in runs],
         "sampling GB": [f"{run.sampling_gb:.1f} ({run.sample_batch or 1} at once)" for run in runs],
         "GPU-hours": ["-" if run.gpu_hours is None else f"{run.gpu_hours:,.0f}" for run in runs],
         "disk GB": [f"{run.disk_gb:,.0f}" for run in runs],
@@ -180,7 +184,7 @@ def print_on(runs: Sequence[OnGpus], machine: Machine, share: Share, caches: flo
             run.setting.fields.replace("runtime.", "") if run.setting else _nearest(run, machine) for run in runs
         ],
     }
-    dispensable = ("pattern", "training FLOPs", "parameters", "disk GB", "fits on", "sampling GB")
+    dispensable = ("pattern", "training FLOPs", "parameters", "disk GB", "encoding GB", "fits on", "sampling GB")
     narrow = Narrow("run", dispensable, {"pattern": 10, setting: 27})
     console = wide_console(400)
     console.print(narrow.table([run.name for run in runs], columns, console))
@@ -201,6 +205,7 @@ def print_on(runs: Sequence[OnGpus], machine: Machine, share: Share, caches: flo
     mfus = " or ".join(sorted({f"{run.mfu:.0%}" for run in runs}))
     say(
         f"{share.told}: {mfus} of {half} TFLOP/s a card (fp32: {fp32}, or {by_tf32} with runtime.tf32=true); "
+        "the same is taken of any precision and batch, and of encoding; "
         "training alone, no sampling; with tokens=online also encoding, in fp32. Peaks are counted"
         f"{told_scan and f', {told_scan}'}; limit {machine.limit_gb:.1f} of "
         f"{machine.memory_gb:g} GB. Where runtime says auto, a run has what the plan says for the GPUs that it is given"
@@ -217,11 +222,20 @@ def _told(run: OnGpus, machine: Machine) -> str:
 
 
 def exit_code_of(runs: Sequence[OnGpus], machine: Machine) -> int:
-    """2 where a run fits nowhere on the machine, with a line of what would do for the largest of them."""
+    """2 where a run fits nowhere on the machine, with a line of what would do for the largest of them; or where its
+    images cannot be drawn there, or encoded."""
     misfits = [run for run in runs if not run.setting]
     if not misfits:
-        undrawn = next((run for run in runs if run.no_room_to_draw), None)
-        return complain(f"on: {undrawn.name}: {undrawn.no_room_to_draw}", USER_ERROR) if undrawn else OK
+        said = next((f"{run.name}: {why}" for run in runs if (why := _no_room_beside(run, machine))), "")
+        return complain(f"on: {said}", USER_ERROR) if said else OK
     largest = max(misfits, key=lambda run: run.least_gb)
     told = f"{len(misfits)} of {counted(len(runs), 'run')} do not fit; {largest.name} needs"
     return complain(f"on: {told} {_told(largest, machine)}", USER_ERROR)
+
+
+def _no_room_beside(run: OnGpus, machine: Machine) -> str:
+    """Why a run that can be trained cannot be made: its images have no room on a card; else empty."""
+    if run.no_room_to_draw or run.encoding_gb <= machine.limit_gb:
+        return run.no_room_to_draw
+    told = f"writing tokens of images takes {run.encoding_gb:.1f} GB, limit {machine.limit_gb:.1f}"
+    return f"tokenizer: {told}; allowed: larger GPUs"

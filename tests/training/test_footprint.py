@@ -192,6 +192,7 @@ def test_plan_says_what_fits_and_what_does_not(undrawn, capsys, tmp_path):
     assert main([*words, "--on", "2xh100-80gb"]) == 0
     shown = capsys.readouterr()
     assert "micro_batch=16" in shown.out and "assumed, not measured: 40%" in shown.out + shown.err
+    assert "the same is taken of any precision and batch, and of encoding; training" in " ".join(shown.out.split())
     assert re.search(
         r"at most 0 GB of checkpoints, weights and images; 0\.\d+ GB of token caches", shown.out + shown.err
     )
@@ -227,6 +228,17 @@ def test_plan_says_where_drawing_does_not_fit(capsys, tmp_path):
     assert main([*names, "runtime.sample_batch=1000000", "--on", "1xrtx4090-24gb"]) == USER_ERROR
     assert re.search(r"sample_batch: 1,000,000 images at once: [\d.]+ GB, limit 22\.8; allowed: 50 or fewer, or auto",
                      capsys.readouterr().err)  # fmt: skip
+
+
+def test_plan_says_where_tokens_cannot_be_written(undrawn, capsys, tmp_path, monkeypatch):
+    names = ["plan", "mixers", "--preset", "smoke", "--only", "VAR", "--results", str(tmp_path)]
+    monkeypatch.setattr(gpu_table, "encoding", lambda config: 22.9e9)
+    assert main([*names, "--on", "1xrtx4090-24gb"]) == USER_ERROR
+    assert (
+        "tokenizer: writing tokens of images takes 22.9 GB, limit 22.8; allowed: larger GPUs" in capsys.readouterr().err
+    )
+    assert main([*names, "--on", "1xh100-80gb"]) == 0
+    assert "encoding GB" in capsys.readouterr().out
 
 
 def test_gpu_hours_have_the_encoding_of_fresh_crops():
@@ -272,9 +284,10 @@ def test_a_share_of_the_rate_is_assumed_given_or_measured(tmp_path):
     path = tmp_path / "gpu-x.json"
     rows = [{"model": "VAR", "mfu": 0.51}, {"model": "M-VAR", "mfu": 0.37}, {"said": "Error", "holds": False}]
     rows += [{"model": "VAR", "mfu": 0.1, "compiled": True}]  # no run compiles unless it is asked for
-    path.write_text(json.dumps({"machine": {"gpu": "H100"}, "parts": {"training": rows}}))
+    found = {"machine": {"gpu": "H100"}, "settings": vars(gpu_settings.Settings()), "parts": {"training": rows}}
+    path.write_text(json.dumps(found, default=str))
     share = Share.parse(str(path))
-    assert (share.mfu, share.told) == (0.37, "measured on H100")
+    assert (share.mfu, share.told) == (0.37, "measured on H100 of training in bf16, 32 images a step")
     assert [share.of(pattern) for pattern in ("global", "intra+mamba", "mamba")] == [0.51, 0.37, 0.37]  # its own row
     assert PATTERNS == gpu_settings.PATTERNS and Share.parse("0.3").of("global") == 0.3
     path.write_text(json.dumps({"machine": {"gpu": None}, "parts": {"training": [{"mfu": None}]}}))
