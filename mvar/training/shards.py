@@ -4,16 +4,17 @@ A folder gets its name when it is complete: before that it is hidden, and a kill
 in it names every file; torch's own index is a pickle, which is looked through before it is loaded.
 """
 
-import io
 import re
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from mvar import layout
 from mvar.artefacts import note_all, read_record, record_problem
@@ -54,10 +55,10 @@ class Writing:
     Args:
         path: what the folder is to be called.
         tensors: by name; copied before this returns.
-        rest: what else there is to know, of the first process.
+        rest: what else there is to know, of the first process; copied as well, and pickled to the file itself.
         keep: how many checkpoints stay.
         group: of all processes, on the CPU, used by nothing else meanwhile.
-        as_they_are: tensors are not copied; whoever makes this changes none before `wait` has returned.
+        as_they_are: nothing is copied; whoever makes this changes nothing of it before `wait` has returned.
     """
 
     def __init__(
@@ -75,9 +76,7 @@ class Writing:
         self._rank, self._world = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
         own = own_part(tensors, self._rank, self._world)
         self._tensors = own if as_they_are else BlockingAsyncStager().stage(own)
-        self._rest = io.BytesIO()
-        if not self._rank:
-            torch.save({"step": step_of(path), "state": rest}, self._rest)
+        self._rest = rest if as_they_are or self._rank else tree_map(_copy, rest)
         self._error: BaseException | None = None
         self._thread = Thread(target=self._run, daemon=True)  # whoever fails meanwhile does not wait for it
         self._thread.start()
@@ -110,13 +109,18 @@ class Writing:
     def _complete(self, folder: Path, written: list[dict[str, str]]) -> None:
         rest = folder / layout.CHECKPOINT_REST
         with atomic_write(rest) as file:
-            file.write(self._rest.getbuffer())
+            torch.save({"step": step_of(self._path), "state": self._rest}, file)
         digests = {path.name: file_digest(path) for path in (rest, folder / SHARDS_INDEX)}
         note_all(folder, {name: sha256 for part in (digests, *written) for name, sha256 in part.items()})
         if self._path.exists():  # could not be read: its steps were done again
             remove(self._path)
         folder.rename(self._path)
         keep_newest(self._path, self._keep)
+
+
+def _copy(value: Any) -> Any:
+    """Of a tensor, running means say, on the CPU."""
+    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else deepcopy(value)
 
 
 def together(work: Callable[[], Any], group: Any = None) -> list[Any]:

@@ -76,13 +76,17 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, group, monkeyp
     monkeypatch.setattr(shards.Writing, "_complete", lambda *args: go.wait(60) and complete(*args))
     module = nn.Linear(3, 2)
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    path = shards.path_of(tmp_path, 1)
-    writing = shards.Writing(path, *split({"module": module.state_dict()}), 2, group)
+    path, mean, skips = shards.path_of(tmp_path, 1), torch.ones(3), [1]
+    state = {"module": module.state_dict(), "means": {"1000": {"weight": mean}}, "skips": {"steps": skips}}
+    writing = shards.Writing(path, *split(state), 2, group)
     nn.init.zeros_(module.weight)
+    mean.zero_(), skips.append(2)
     assert not path.exists() and checkpoint.load_latest(tmp_path) is None
     go.set()
     writing.wait()
-    torch.testing.assert_close(checkpoint.load(path)["module"], before, rtol=0, atol=0)
+    found = checkpoint.load(path)
+    torch.testing.assert_close(found["module"], before, rtol=0, atol=0)
+    assert found["means"]["1000"]["weight"].tolist() == [1, 1, 1] and found["skips"] == {"steps": [1]}
 
 
 def test_on_cpus_nothing_is_copied_and_training_waits(tmp_path, group, monkeypatch):
