@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import nn
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from mvar.config import RunConfig
@@ -67,7 +68,13 @@ def profiled(config: RunConfig, steps: int, trace: Path) -> Profile:
 
     def keep(measured: Any) -> None:
         measured.export_chrome_trace(str(trace))
-        found.extend(measured.events())
+        # a GPU's own are in these, with who queued them
+        found.extend(event for event in measured.events() if event.device_type == DeviceType.CPU)
+
+    def progress(done: int, of: int) -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # else a step would end where its last part is queued
+        profiler.step()
 
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -75,7 +82,7 @@ def profiled(config: RunConfig, steps: int, trace: Path) -> Profile:
         profile(activities=activities, schedule=schedule, on_trace_ready=keep, acc_events=True) as profiler,
     ):
         runtime = config.runtime.model_copy(update={"log_every": steps + 3, "checkpoint_every": steps + 3})
-        fit(objective, objective.train, folder, runtime, seed=0, progress=lambda done, of: profiler.step())
+        fit(objective, objective.train, folder, runtime, seed=0, progress=progress)
     parts = _by_part(found, steps, device.type == "cuda")
     step_ms = sum(e.time_range.elapsed_us() for e in found if e.name.startswith("ProfilerStep")) / steps / 1e3
     rate = rate_of(device, config.train.precision, runtime.tf32)

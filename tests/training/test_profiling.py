@@ -1,11 +1,14 @@
 """`mvar profile`: time by part and a trace; and how fast a training goes, in its metrics and in `mvar status`."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 
 from mvar.cli import main
 from mvar.commands.status_table import Row, _speed
@@ -70,6 +73,39 @@ def test_steps_are_made_as_a_run_makes_them_on_the_gpu_at_hand(tmp_path, monkeyp
     (config,) = profiles
     assert {name: getattr(config.runtime, name) for name in chosen} == chosen and not config.runtime.is_open
     assert config.train == PRESETS["imagenet256-d16-online"].train
+
+
+def test_a_step_on_a_gpu_ends_when_the_gpu_has_done_it(monkeypatch, tmp_path):
+    """What it did stands in a profile twice: with the operator that queued it, and by itself."""
+    order: list[str] = []
+
+    def event(name: str, device: DeviceType, ms: float, on_device_ms: float) -> SimpleNamespace:
+        spent = SimpleNamespace(elapsed_us=lambda: ms * 1e3)
+        fields = {"self_device_time_total": on_device_ms * 1e3, "cpu_parent": None, "sequence_nr": -1}
+        return SimpleNamespace(name=name, device_type=device, time_range=spent, **fields)
+
+    cpu, gpu = DeviceType.CPU, DeviceType.CUDA
+    events = [event("ProfilerStep#3", cpu, 5, 0), event("ProfilerStep#3", gpu, 4, 4)]
+    events += [event("aten::mm", cpu, 1, 3), event("gemm", gpu, 3, 3)]
+
+    @contextmanager
+    def profiler(on_trace_ready: Any, **_: Any) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(step=lambda: order.append("step"))
+        on_trace_ready(SimpleNamespace(export_chrome_trace=lambda path: None, events=lambda: events))
+
+    def fit(*_: Any, progress: Any, seed: int) -> None:
+        for done in (1, 2, 3):
+            progress(done, 3)
+
+    stand_ins = {"profile": profiler, "fit": fit, "resolve_device": lambda runtime: "cuda"}
+    stand_ins |= {"random_objective": lambda *_: (None, SimpleNamespace(train=None)), "_ranges": nullcontext}
+    stand_ins |= {"rate_of": lambda *_: None, "throughput": lambda *_: {}}
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(profiling, name, stand_in)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: order.append("wait"))
+    found = profiling.profiled(PRESETS["smoke"], 1, tmp_path / "trace.json")
+    assert order == ["wait", "step"] * 3
+    assert (found.step_ms, found.parts) == (5, {"other": 3})
 
 
 def test_speed_of_a_gpu(monkeypatch):
