@@ -487,6 +487,23 @@ def test_a_peak_is_held_against_the_plans(monkeypatch):
     assert all(row["planned_gb"] == 20 and row["peak_gb"] is None and "holds" not in row for row in rows)
 
 
+def test_a_training_step_is_timed_as_the_host_queues_it(monkeypatch):
+    """Waiting for each of them would add what a run never waits for: only before the first and after the last."""
+    now, waits, settings = [0.0], list[float](), gpu.Settings(tiny=True, repeats=4)
+
+    def fit(*_, progress, **__):
+        for done in range(1, 100):
+            now[0] += 1.0
+            progress(done, 100)
+
+    monkeypatch.setattr(gpu_training, "fit", fit)
+    monkeypatch.setattr(gpu_training, "wait", lambda device: waits.append(now[0]))
+    monkeypatch.setattr(gpu_training, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(gpu_training, "random_objective", lambda *_: (None, SimpleNamespace(train=None)))
+    taken, _ = gpu_training.looped(settings, settings.config("VAR"))
+    assert taken == 1 and waits == [gpu_training.WARM, gpu_training.WARM + 4]
+
+
 def test_parity_names_causal_conv1d_and_is_without_it_too(monkeypatch):
     """No setting names it: a mixer takes it where it is."""
     asked = []

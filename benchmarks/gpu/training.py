@@ -5,12 +5,10 @@ sharded need two GPUs; without a GPU two processes go through them all the same.
 """
 
 import gc
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import pairwise
 from typing import Any, get_args
 
 import torch
@@ -82,14 +80,15 @@ class _EnoughSteps(Exception):
 
 
 def looped(settings: Settings, config: RunConfig) -> tuple[float, float | None]:
-    """Median seconds of a step as `mvar run` makes it, on random tokens, and the most GB that it holds."""
+    """Seconds of a step as `mvar run` makes it, on random tokens, and the most GB that it holds."""
     fields = {"train.batch_size": size_of(settings), "runtime.strategy": "ddp", "runtime.micro_batch": None}
     config = override(config, fields | {"runtime.log_every": FAR, "runtime.checkpoint_every": FAR})
     steps, times = WARM + settings.repeats, list[float]()
 
     def progress(done: int, of: int) -> None:
-        wait(settings.device)
-        times.append(time.perf_counter())
+        if done in (WARM, steps):  # between these the host queues ahead of the device, as in a run
+            wait(settings.device)
+            times.append(time.perf_counter())
         if done == WARM and settings.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         if done == steps:
@@ -103,7 +102,7 @@ def looped(settings: Settings, config: RunConfig) -> tuple[float, float | None]:
     gc.collect()
     if settings.device.type == "cuda":
         torch.cuda.empty_cache()
-    return statistics.median(b - a for a, b in pairwise(times[WARM - 1 :])), peak
+    return (times[1] - times[0]) / settings.repeats, peak
 
 
 def rate_a_second(settings: Settings, taken: float, processes: int = 1) -> dict[str, Any]:
