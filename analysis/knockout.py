@@ -257,7 +257,7 @@ def heads_of(model: kit.CutModel, seed: int) -> Points:
     points, stats, effects = {}, model.attention[seed], model.found[seed].effects
     heads = model.config.model.num_heads
     for target, layer, head in product(("own", "coarser"), stats.layers, range(heads)):
-        cut = f"{target},layer={layer}{f',head={head}' if heads > 1 else ''}"
+        cut = kit.head_cut(target, layer, head, heads)
         share = float(stats.intra_per_head[stats.layers.index(layer), head])
         if cut in effects:
             points[cut] = share if target == "own" else 1 - share, effects[cut].change
@@ -320,6 +320,29 @@ def matrices_figure(model: kit.CutModel, name: str, directory: Path) -> kit.Figu
     return kit.Figure(name, f"{title} from scale to scale: {model.name}", caption)
 
 
+def heads_figure(model: kit.CutModel, name: str, directory: Path) -> kit.Figure:
+    """By layer and head: what cutting the own scale or coarser ones costs, beside the mass where it is known."""
+    found = {target: by_seed for target in ("own", "coarser") if (by_seed := model.effects_by_head(target))}
+    layers, heads = (list(map(str, range(n))) for n in (model.config.model.depth, model.config.model.num_heads))
+    titles = [*["mass, own scale"][: len(model.attention)], *(f"{target} cut" for target in found)]
+    with kit.canvas(directory, name, 3.1, ncols=len(titles), width=kit.WIDTH * len(titles) / 3) as (_, axes):
+        if model.attention:
+            kit.draw_mass(axes[0, 0], model.mass_by_head(), layers, heads)
+        for ax, by_seed in zip(axes[0, -len(found) :], found.values(), strict=True):
+            kit.draw_changes(ax, np.mean(list(by_seed.values()), axis=0), layers, heads)
+        for ax, title in zip(axes[0], titles, strict=True):
+            ax.set(xlabel="head", ylabel="layer", title=title)
+    mass = "Left: the mass that a head with global attention puts on its own scale; the rest is on coarser ones. "
+    seeds = ", ".join(f"{len(by_seed)} of {target}" for target, by_seed in found.items())
+    caption = (
+        f"{mass if model.attention else ''}Cut: what it costs, over all tokens, when one head of one layer, of every "
+        f"mixer in it that has keys, loses those of the own scale or of coarser ones. White: not cut, or no such mass. "
+        f"Means over seeds: {seeds}."
+    )
+    title = "Mass and effect" if model.attention else "Effect of cuts"
+    return kit.Figure(name, f"{title} by layer and head: {model.name}", caption)
+
+
 def scatter_figure(model: kit.CutModel, name: str, directory: Path) -> kit.Figure:
     """Mass against effect, one point a pair of scales, and one a layer or head."""
     shown = points_of(model)
@@ -353,11 +376,15 @@ def draw(page: kit.Writer) -> None:
     numbers: dict[str, int] = defaultdict(int)
     for model in models:
         data = model.config.data.name
-        if not model.effects_by_scale():
+        by_head = model.effects_by_head("own") or model.effects_by_head("coarser")
+        if not model.effects_by_scale() and not by_head:
             continue
         tag = f"{data}{f'-{numbers[data]}' if numbers[data] else ''}"
         numbers[data] += 1
-        page.figure(f"matrices {tag}", matrices_figure, model, f"knockout-matrices-{tag}", page.figures)
+        if model.effects_by_scale():
+            page.figure(f"matrices {tag}", matrices_figure, model, f"knockout-matrices-{tag}", page.figures)
+        if by_head:
+            page.figure(f"heads {tag}", heads_figure, model, f"knockout-heads-{tag}", page.figures)
         if points_of(model):
             page.figure(f"scatter {tag}", scatter_figure, model, f"knockout-scatter-{tag}", page.figures)
 

@@ -15,6 +15,7 @@ from mvar.files import digest
 from mvar.mixers.base import Mixer, chosen_in
 from mvar.mixers.global_attention import GlobalAttention
 from mvar.probes.attention_mass import AttentionStats
+from mvar.probes.cut_text import Cut
 from mvar.probes.knockout import Effect, matrix_of
 from mvar.probes.knockout_kept import Knockout
 from mvar.runs.states import DONE
@@ -63,6 +64,28 @@ class CutModel:
         found = {seed: matrix_of(knockout.effects.values(), schedule) for seed, knockout in self.found.items()}
         return {seed: matrix for seed, matrix in found.items() if np.isfinite(matrix).any()}
 
+    def mass_by_head(self) -> np.ndarray:
+        """Mass on the own scale `(N, H)` by layer and head, mean over seeds; NaN in layers without global attention."""
+        found = np.full((self.config.model.depth, self.config.model.num_heads), np.nan)
+        layers = [*next(iter(self.attention.values())).layers]
+        found[layers] = np.mean([stats.intra_per_head.numpy() for stats in self.attention.values()], axis=0)
+        return found
+
+    def effects_by_head(self, target: str) -> dict[int, np.ndarray]:
+        """By seed the change `(N, H)` of cutting `own` or `coarser` in one head of one layer.
+
+        NaN is what was not cut; seeds in which no head was are left out.
+        """
+        model, found = self.config.model, {}
+        for seed, knockout in self.found.items():
+            cuts = [
+                [head_cut(target, n, h, model.num_heads) for h in range(model.num_heads)] for n in range(model.depth)
+            ]
+            changes = [[getattr(knockout.effects.get(cut), "change", np.nan) for cut in row] for row in cuts]
+            if np.isfinite(changes).any():
+                found[seed] = np.array(changes)
+        return found
+
     def effects(self, cut: str, scale: int | None = None) -> dict[int, Effect]:
         """A cut's effect by seed; of the tokens of one scale alone: of the seeds that have its controls."""
         found = {seed: k.effects[cut] for seed, k in self.found.items() if cut in k.effects}
@@ -110,6 +133,11 @@ class CutModel:
             return None
         found = {seed: float(stats.layer_entropy.mean()) for seed, stats in self.attention.items()}
         return Measured.of(pd.Series(found), list(self.run_ids.values()))
+
+
+def head_cut(target: str, layer: int, head: int, num_heads: int) -> str:
+    """The cut of one head of one layer; of the layer where it has a single one."""
+    return Cut(target, layers=(layer,), heads=(head,) if num_heads > 1 else ()).text
 
 
 def keyed_mixers(config: RunConfig) -> list[type[Mixer]]:

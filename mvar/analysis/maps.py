@@ -147,53 +147,51 @@ def _scale_axis(axis: Any, ends: Sequence[int], sides: Sequence[int]) -> None:
 
 def draw_flow(ax: Any, matrix: np.ndarray, sides: Sequence[int], *, colour_bar: bool = True, text: bool = True) -> None:
     """The S x S matrix: mass that the queries of a scale (row) put on the keys of a scale (column), in percent."""
-    import seaborn
+    seen = np.where(np.tri(len(sides), dtype=bool), matrix, np.nan)
+    draw_mass(ax, seen, names(sides), names(sides), colour_bar=colour_bar, text=text)
 
-    size = len(sides)
-    seaborn.heatmap(
-        100 * matrix,
-        mask=np.triu(np.ones((size, size), bool), 1),
-        ax=ax,
-        cmap="mako_r",
-        vmin=0,
-        vmax=100,
-        square=True,
-        annot=text and size <= 10,
-        fmt=".0f",
-        annot_kws={"fontsize": 8 if size <= 6 else 6},
-        linewidths=0.5 if text else 0,
-        linecolor="white",
-        xticklabels=names(sides) if text else False,
-        yticklabels=names(sides) if text else False,
-        cbar=colour_bar,
-        cbar_kws={"label": "attention mass (%)", "shrink": 0.8},
-    )
-    ax.grid(False)
-    ax.tick_params(length=0, labelsize=8 if size <= 6 else 6)
+
+def draw_mass(
+    ax: Any,
+    mass: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    colour_bar: bool = True,
+    text: bool = True,
+) -> None:
+    """A matrix of shares of attention mass, in percent; white is what there is none of (NaN)."""
+    look = {"cmap": "mako_r", "vmin": 0, "vmax": 100, "cbar": colour_bar}
+    _draw_matrix(ax, 100 * mass, rows, columns, "attention mass (%)", text, **look)
 
 
 def draw_changes(ax: Any, changes: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
     """What cuts cost: a matrix of changes in bits a token, in millibits; white is what was not cut (NaN)."""
+    largest = 1000 * float(np.nanmax(np.abs(changes), initial=0)) or 1.0
+    look = {"cmap": "vlag", "vmin": -largest, "vmax": largest}
+    _draw_matrix(ax, 1000 * changes, rows, columns, "change (millibits a token)", True, **look)
+
+
+def _draw_matrix(
+    ax: Any, matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str], label: str, text: bool, **look: Any
+) -> None:
     import seaborn
 
-    largest = float(np.nanmax(np.abs(changes), initial=0)) or 1.0
-    size = 8 if max(changes.shape) <= 6 else 6
+    size = 8 if max(matrix.shape) <= 6 else 6
     seaborn.heatmap(
-        1000 * changes,
-        mask=np.isnan(changes),
+        matrix,
+        mask=np.isnan(matrix),
         ax=ax,
-        cmap="vlag",
-        vmin=-1000 * largest,
-        vmax=1000 * largest,
         square=True,
-        annot=max(changes.shape) <= 10,
+        annot=text and max(matrix.shape) <= 10,
         fmt=".0f",
         annot_kws={"fontsize": size},
-        linewidths=0.5,
+        linewidths=0.5 if text else 0,
         linecolor="white",
-        xticklabels=columns,
-        yticklabels=rows,
-        cbar_kws={"label": "change (millibits a token)", "shrink": 0.8},
+        xticklabels=columns if text else False,
+        yticklabels=rows if text else False,
+        cbar_kws={"label": label, "shrink": 0.8},
+        **look,
     )
     ax.grid(False)
     ax.tick_params(length=0, labelsize=size)

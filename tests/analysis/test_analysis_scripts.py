@@ -20,7 +20,7 @@ FIGURES = {  # of `everything`: all requests of the digits preset at equal steps
     "imagenet": {"figure2"},
     "costs_by_length": {"inter_scale-lengths-digits-steps"},
     "inter_scale": {"inter_scale-digits-steps"},
-    "knockout": {"knockout-matrices-digits", "knockout-scatter-digits"},
+    "knockout": {f"knockout-{name}-digits" for name in ("matrices", "heads", "scatter")},
     "layers": {"layers-digits-steps"},
     "likelihood": {"nll-by-scale-digits-steps"},
     "loss": {"loss-digits-steps"},

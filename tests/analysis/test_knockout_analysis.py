@@ -121,19 +121,19 @@ def test_what_stands_in_has_a_table_beside_the_plain_cut(results):
 @pytest.mark.parametrize(
     ("pattern", "panels", "figures"),
     [
-        ("markov:2", ["effect of the cut"], ["matrices"]),
-        ("intra+global", ["mass in the global layers", "effect of the cut"], ["matrices"]),
-        ("4*global 4*mamba", ["mass", "effect of the cut"], ["matrices", "scatter"]),
+        ("markov:2", ["effect of the cut"], ["matrices", "heads"]),
+        ("intra+global", ["mass in the global layers", "effect of the cut"], ["matrices", "heads"]),
+        ("global mamba", ["mass", "effect of the cut"], ["matrices", "heads", "scatter"]),
     ],
 )
-def test_effects_by_scale_are_drawn_of_any_mixer_and_mass_where_it_is_known(
+def test_effects_are_drawn_of_any_mixer_and_mass_where_it_is_known(
     results, tmp_path, monkeypatch, pattern, panels, figures
 ):
-    run = results.run(override(PRESETS["digits"], {"model.pattern": pattern}))
+    run = results.run(override(PRESETS["digits"], {"model.pattern": pattern, "model.depth": 2}))
     if "global" in pattern:
         results.attention(run)
     results.cut(run)
-    shown, titles = {}, []
+    shown, titles, drawn = {}, [], []
     page = SimpleNamespace(records=load_records(results.root), problems=[], figures=tmp_path)
     page.section = page.table = lambda _: None
     page.figure = lambda what, *call: shown.update({what.split()[0]: call})
@@ -145,12 +145,17 @@ def test_effects_by_scale_are_drawn_of_any_mixer_and_mass_where_it_is_known(
         with style.page(height, **layout) as (figure, axes):
             yield figure, axes
         titles.extend(ax.get_title("left") for ax in axes[0])
-        effects = axes[0, -1].collections[0].get_array()
-        assert effects.count() == 10 and effects[3, 3] == pytest.approx(1000 * (0.01 + 0.001 * 3))  # of 4 scales
+        drawn.append(axes[0, -1].collections[0].get_array())
 
     monkeypatch.setattr(kit, "canvas", unwritten)
     make, *arguments = shown["matrices"]
     assert ("mass" in make(*arguments).caption) == (len(panels) > 1) and titles == panels
+    make, *arguments = shown["heads"]
+    assert ("mass that" in make(*arguments).caption) == (len(panels) > 1)
+    assert titles[len(panels) :] == [*["mass, own scale"][: len(panels) - 1], "own cut", "coarser cut"]
+    by_scale, by_head = drawn
+    assert by_scale.count() == 10 and by_scale[3, 3] == pytest.approx(1000 * (0.01 + 0.001 * 3))  # of 4 scales
+    assert by_head.shape == (2, run.config().model.num_heads) and by_head[1, 0] == pytest.approx(1)
     masses = knockout.table1b(models(results)).rows[0]["mass"]
     assert (masses is not None) == ("scatter" in figures)  # of all that is cut, or none
 
