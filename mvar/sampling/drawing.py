@@ -96,14 +96,16 @@ class Drawing:
         self._half = HALF.get(config.precision)
         side, codes = self.schedule.sides[-1], quantizer.embedding.weight.dtype
         shape = batch, self.schedule.num_tokens
-        # without a class, but where labels are: all of the second half with guidance
-        self._conditions = torch.full(((2 if self._guided else 1) * batch,), model.space.num_classes, device=device)
-        self._numbers = torch.empty(shape, dtype=torch.float64, device=device)
+        # what a batch begins with, side by side, so that one copy brings it: the bits of its numbers, and its labels
+        size, rows = batch * shape[1], (2 if self._guided else 1) * batch
+        self._begun = torch.full((size + rows,), model.space.num_classes, device=device)
+        self._numbers = self._begun[:size].view(torch.float64).view(shape)
+        self._conditions = self._begun[size:]  # without a class, but where labels are: all of guidance's second half
         self.tokens = torch.empty(shape, dtype=torch.long, device=device)
         self.latent = torch.empty(batch, model.space.code_channels, side, side, device=device, dtype=codes)
         self.sums = torch.zeros(steps + 1, device=device)  # of logits, and of the latent: finite where all are
         self.sound = torch.ones(steps, dtype=torch.bool, device=device)  # whether what was drawn is kept by the filter
-        rows, dtype = len(self._conditions), self._half or model.pos_1LC.dtype
+        dtype = self._half or model.pos_1LC.dtype
         self._rooms = None if once else Rooms(model, rows, dtype)
         self._states = {0: model.prepared(rows, dtype)}  # scale -> what the coarser ones left
         self._streams: ImageStreams | None = None
@@ -111,18 +113,21 @@ class Drawing:
         self._unseen: list[Tensor] = []  # inputs of scales that the model has not seen yet
 
     def begin(self, labels: Tensor, streams: ImageStreams, given: Sequence[Tensor] = ()) -> None:
-        """Another batch: what it is drawn from is copied to the device.
+        """Another batch: what it is drawn from is copied to the device, all at once.
 
         Args:
-            labels: `(B,)`.
+            labels: `(B,)`; best on the host, where the numbers are: from the device they would be fetched.
             streams: one an image.
             given: tokens `(B, n)` of the coarsest scales, where they are not drawn.
         """
         self._streams, self._given = streams, list(given)
         self._unseen.clear()
-        self._conditions[: len(labels)].copy_(labels)
-        if not self.config.more_smooth:
-            self._numbers.copy_(streams.uniform(self.schedule.num_tokens))
+        if self.config.more_smooth:
+            self._conditions[: len(labels)].copy_(labels)
+            return
+        numbers = streams.uniform(self.schedule.num_tokens).view(torch.long).flatten()
+        host = torch.cat((numbers, labels.to(numbers)))
+        self._begun[: len(host)].copy_(host)
 
     def step(self, scale: int, on_logits: OnLogits | None = None) -> None:
         """Draw a scale, and add its codes to the latent.

@@ -1,8 +1,8 @@
 """Scale-by-scale generation: the one loop that draws images, whatever the form of guidance and the filter.
 
-Labels and random numbers are copied to the device once, before the first scale (`more_smooth` aside); from there on
-nothing waits for it, until the result is checked. What a scale does is in `drawing`, and how that is replayed in
-`graphs`.
+Labels and random numbers are copied to the device in one piece, before the first scale (`more_smooth` aside); from
+there on nothing waits for it, until the result is checked. What a scale does is in `drawing`, and how that is replayed
+in `graphs`.
 
 Shapes: `B` batch, `L` tokens of all scales, `n` tokens of one scale, `V` codebook size, `C` code channels.
 """
