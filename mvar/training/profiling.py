@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import nn
-from torch.autograd import DeviceType
+from torch._C._autograd import DeviceType  # torch.autograd has it too, and does not export it
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from mvar.config import RunConfig
