@@ -135,7 +135,7 @@ class Profile(Config):
         Raises:
             UserError: the run does not fit.
         """
-        if self.gpus == "all" or not config.runtime.is_open:
+        if self.gpus == "all" or not config.is_planned:
             return self
         from mvar.runs.at_hand import gpus_for  # and torch, which a profile is read without
 

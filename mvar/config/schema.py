@@ -61,6 +61,11 @@ class RunConfig(Config):
         return self
 
     @property
+    def is_planned(self) -> bool:
+        """Whether how many GPUs it is given is planned: it leaves open how steps are made, or shares its weights."""
+        return self.runtime.is_open or (self.runtime.strategy == "fsdp" and not self.train.ema)
+
+    @property
     def token_space(self) -> TokenSpace:
         """The tokens that the generator models."""
         t = self.tokenizer

@@ -81,7 +81,8 @@ def no_room_to_draw(config: RunConfig, machine: Machine) -> UserError:
 
 
 def gpus_for(config: RunConfig, machine: Machine, counts: Iterable[int] | None = None) -> int:
-    """How many GPUs a run is given: one, or where `runtime` leaves open how steps are made, as few as it fits on.
+    """How many GPUs a run is given: one, or where it leaves open how steps are made, or shares its weights among
+    processes, as few as it fits on.
 
     Args:
         config: the run.
@@ -91,7 +92,7 @@ def gpus_for(config: RunConfig, machine: Machine, counts: Iterable[int] | None =
     Raises:
         UserError: it does not fit; says what would do.
     """
-    if not config.runtime.is_open:
+    if not config.is_planned:
         return 1
     found = fewest(config, machine, counts or range(1, machine.gpus + 1))
     if found is None:
@@ -104,7 +105,7 @@ def shared_out(configs: Sequence[RunConfig], machine: Machine) -> list[int]:
     none has to wait for that; of those that divide its batch, with `SMALL` images a GPU or more.
 
     Args:
-        configs: the runs; one that leaves nothing of its steps open has one GPU.
+        configs: the runs; one that is not planned (`RunConfig.is_planned`) has one GPU.
         machine: all that there are for them.
 
     Raises:
@@ -117,7 +118,7 @@ def shared_out(configs: Sequence[RunConfig], machine: Machine) -> list[int]:
 
 
 def _raised(config: RunConfig, machine: Machine, least: int, share: int) -> int:
-    if not config.runtime.is_open:
+    if not config.is_planned:
         return least
     most = min(share, config.train.batch_size // SMALL)
     return next((n for n in range(most, least, -1) if fewest(config, machine, (n,))), least)

@@ -166,6 +166,8 @@ def test_no_gpu_is_idle_where_a_run_could_use_it():
     assert given(4, {}, {"seed": 1}) == [2, 2] and given(2, {}, {"seed": 1}, {"seed": 2}) == [1, 1, 1]
     plain = dict.fromkeys(("runtime.strategy", "runtime.checkpoint_activations"), "none") | {"runtime.strategy": "ddp"}
     assert given(4, plain | {"runtime.micro_batch": "null"}) == [1]  # leaves nothing open
+    sharded = plain | {"runtime.strategy": "fsdp", "runtime.micro_batch": "null"}
+    assert given(4, sharded) == [4] and given(4, sharded | {"train.ema": [100]}) == [1]  # means are of whole weights
     assert given(8, {"runtime.micro_batch": "16"}, {}) == [2, 4]
     large, light = override(SMALL, {"train.batch_size": 48}), override(SMALL, {"model.pattern": "global"})
     tight = machine(footprint(large, 8, "full", "fsdp", 6).peak / GB * 1.001, 8)
@@ -307,6 +309,7 @@ def test_a_profile_gives_a_run_as_many_gpus_and_nodes_as_planned():
     assert given(peak(8, "full", "fsdp", 4) * 1.001) == (2, 2, 100)
     with pytest.raises(UserError, match="does not fit 8 GPUs"):
         given(1e-9)
+    assert profile.for_run(override(PRESETS["smoke"], {"runtime.strategy": "fsdp"})).gpus_per_node == 1
     assert profile.for_run(PRESETS["smoke"]) is profile and profile.machine() == Machine(8, "h100", 80)
     for wrong in ({"gpu": "h100"}, {"gpu": "h1-80gb"}, {"gpu": None}, {"gpus_per_node": 0}, {"tasks_per_node": 1}):
         with pytest.raises(ValueError, match="gpu"):
