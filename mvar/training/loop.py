@@ -153,6 +153,8 @@ class _Training:
         step, where = found.step, found.path
         try:
             self._take(found)
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             reason = " ".join(str(error).split())[:160]
             raise UserError(

@@ -5,16 +5,22 @@ import json
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
+import torch
 
 import mvar.runs.stages
-from mvar.config import SampleConfig
+from mvar.config import SampleConfig, override
 from mvar.errors import UserError
 from mvar.presets import PRESETS
+from mvar.runs.stages import sample, train
 from mvar.runs.stages.contract import SharedStage, Stage, Watch
+from mvar.runs.stages.train import TrainStage
 from mvar.runs.states import DONE, FAILED, STOPPED, Stopped
-from mvar.runs.store import StageDirectory, Store
+from mvar.runs.store import RunDirectory, StageDirectory, Store
 from mvar.runs.wiring import SHARED, Stages
 
 FILES = sorted(path for path in Path(mvar.runs.stages.__file__).parent.glob("*.py") if path.stem != "__init__")
@@ -130,6 +136,40 @@ def test_stages_of_a_config_write_nothing_and_know_their_kinds(tmp_path):
     assert [stage.name for stage in made[: len(SHARED)]] == list(SHARED)
     with pytest.raises(UserError, match=r"stage: 'train' is unknown; allowed: .*tokenizer"):
         stages.shared("train")
+
+
+FULL = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which ..."
+MORE = "allowed: runtime.%s=auto.*, or fewer images at once"
+
+
+def out_of_memory(*_, **__):
+    raise torch.OutOfMemoryError(FULL)
+
+
+def training_on(place: str, **runtime) -> TrainStage:
+    """A stage whose tokenizer and tokens are nothing."""
+    config = override(PRESETS["smoke"], {f"runtime.{name}": value for name, value in runtime.items()})
+    none = SimpleNamespace(quantizer=None, quantize=None)
+    tokenizer = cast("Any", SimpleNamespace(device=torch.device(place), load=lambda: none))
+    images = SimpleNamespace(tokens=np.zeros((4, 1)), labels=np.zeros(4))
+    tokens = cast("Any", SimpleNamespace(splits=("heldout",), open=lambda split: images))
+    return TrainStage(RunDirectory(Path("nowhere")), Watch(), config, tokenizer, tokens)
+
+
+def test_a_gpu_whose_memory_gets_full_is_a_line_that_says_which_settings_take_less(monkeypatch):
+    """In training, in the likelihoods of its log, and while images are drawn."""
+    monkeypatch.setattr(TrainStage, "_objective", lambda self, model: SimpleNamespace())
+    for module, name in ((train, "fit"), (train, "heldout_nll"), (sample, "draw_images")):
+        monkeypatch.setattr(module, name, out_of_memory)
+    stage, model = training_on("cpu", micro_batch=4), cast("Any", SimpleNamespace(pos_1LC=torch.zeros(1)))
+    with pytest.raises(UserError, match=r"runtime\.micro_batch: 4: .* allocate 2\.00 GiB; " + MORE % "micro_batch"):
+        stage._fit(model, None, stage.config.runtime)
+    with pytest.raises(UserError, match=r"runtime\.sample_batch: 100: .* 2\.00 GiB; " + MORE % "sample_batch"):
+        stage._likelihoods(model)()
+    reject = cast("Any", SimpleNamespace(load=lambda: None))
+    drawing = sample.SampleStage(stage.directory, stage.watch, stage.config, stage, reject)
+    with pytest.raises(UserError, match=r"runtime\.sample_batch: 100: .* 2\.00 GiB; " + MORE % "sample_batch"):
+        drawing._draw_rounds(model, cast("Any", None), 0, lambda found: None)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

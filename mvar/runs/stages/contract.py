@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+import torch
+
 from mvar import layout
 from mvar.config import Config, RunConfig, RuntimeConfig, identity
 from mvar.data.rounds import Heed
@@ -127,6 +129,23 @@ def retold(kind: type[E], tell: Callable[[E], str]) -> Iterator[None]:
 def way_out() -> AbstractContextManager[None]:
     """Weights that cannot be used, inside the block: say how to get them back."""
     return retold(UserError, lambda error: f"{error}; {REMEDY}")
+
+
+def room_made_by(field: str, value: object, *fields: str) -> AbstractContextManager[None]:
+    """A GPU whose memory gets full, inside the block: say which settings take less of it.
+
+    Args:
+        field, value: of `runtime`: how many images are worked on at once.
+        fields: others of `runtime` that may be `auto` with it.
+    """
+
+    def tell(error: torch.OutOfMemoryError) -> str:
+        reason = ". ".join(" ".join(str(error).split()).split(". ")[:2]).removesuffix(".")
+        auto = " ".join(f"runtime.{name}=auto" for name in (field, *fields))
+        given = "none" if value is None else value
+        return f"runtime.{field}: {given}: {reason}; allowed: {auto}, or fewer images at once, on a GPU of its own"
+
+    return retold(torch.OutOfMemoryError, tell)
 
 
 @dataclass(frozen=True)

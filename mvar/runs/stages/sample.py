@@ -28,7 +28,7 @@ from mvar.runs.at_hand import drawn_at_once
 from mvar.runs.documents import read_or_warn
 from mvar.runs.environment import execution_of
 from mvar.runs.measured import lacking
-from mvar.runs.stages.contract import RunStage
+from mvar.runs.stages.contract import RunStage, room_made_by
 from mvar.runs.stages.reject import LabelScore, RejectStage
 from mvar.runs.stages.train import TrainStage
 from mvar.runs.states import Stopped
@@ -205,7 +205,7 @@ class SampleStage(RunStage):
         config, score = self.config, self.reject.load()
         graphs = Graphs.of(config.runtime, model.pos_1LC.device)
         count, size, labels = self._count, self._batch, self._labels
-        with distributed.together(config.runtime) as group:
+        with room_made_by("sample_batch", size), distributed.together(config.runtime) as group:
             while done < count and not group.any(self.watch.should_stop()):
                 began = time.perf_counter()
                 start = min(done + group.rank * size, count)

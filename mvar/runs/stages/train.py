@@ -24,7 +24,7 @@ from mvar.progress import Progress
 from mvar.runs.at_hand import drawn_at_once, settled
 from mvar.runs.documents import read_or_warn, write_document
 from mvar.runs.environment import execution_of, steps_of
-from mvar.runs.stages.contract import RunStage, way_out
+from mvar.runs.stages.contract import RunStage, room_made_by, way_out
 from mvar.runs.stages.tokenizer import TokenizerStage
 from mvar.runs.stages.tokens import TokenStage
 from mvar.runs.states import RUNNING, Stopped
@@ -144,7 +144,8 @@ class TrainStage(RunStage):
         def observe() -> dict[str, float]:
             measured = {}
             for split, found in sets.items():
-                with suppress(UserError):  # logits that are not finite: whether training goes on, the loop decides
+                # of logits that are not finite: whether training goes on, the loop decides
+                with room_made_by("sample_batch", size), suppress(UserError):
                     nll = heldout_nll(model, quantizer, *found, batch_size=size)
                     measured[f"{split}/nll_bits_per_token"] = nll["eval/nll_bits_per_token"]
             return measured
@@ -164,7 +165,8 @@ class TrainStage(RunStage):
         config = self.config
         objective = self._objective(model)
         objective.first = first
-        with distributed.together(runtime):
+        room = room_made_by("micro_batch", runtime.micro_batch, "checkpoint_activations", "strategy")
+        with room, distributed.together(runtime):
             result = fit(
                 objective,
                 config.train,
