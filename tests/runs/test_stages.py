@@ -172,6 +172,18 @@ def test_a_gpu_whose_memory_gets_full_is_a_line_that_says_which_settings_take_le
         drawing._draw_rounds(model, cast("Any", None), 0, lambda found: None)
 
 
+def test_what_a_training_held_of_a_gpu_is_free_before_images_are_drawn(monkeypatch):
+    """Sharded modules hold themselves: until they are collected, torch gives nothing back."""
+    freed: list[str] = []
+    monkeypatch.setattr(TrainStage, "_objective", lambda self, model: SimpleNamespace())
+    monkeypatch.setattr(train, "fit", lambda *_, **__: freed.append("trained"))
+    monkeypatch.setattr(train.gc, "collect", lambda: freed.append("collected"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append("given back"))
+    stage = training_on("cuda", device="cpu")
+    stage._fit(cast("Any", None), None, stage.config.runtime)
+    assert freed == ["trained", "collected", "given back"]
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_stage_knows_neither_the_store_nor_the_pipeline(path):
     tree = ast.parse(path.read_text())

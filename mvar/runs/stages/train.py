@@ -1,5 +1,6 @@
 """Training of a run's generator, on the tokens of its tokenizer; and the generator that comes of it."""
 
+import gc
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -178,6 +179,9 @@ class TrainStage(RunStage):
                 observe=observe,
                 means=means,
             )
+        if distributed.current_team() or self.tokenizer.device.type == "cuda":
+            gc.collect()  # sharded modules hold themselves
+            torch.cuda.empty_cache()
         give_back_freed_memory()  # of moments and gradients: the gaps that they leave are too small for what comes
         return result
 
