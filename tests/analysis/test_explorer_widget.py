@@ -250,6 +250,42 @@ def test_the_widget_follows_the_theme_of_what_it_is_in(explorer, tmp_path):
         assert theme_after("window.leave(); body.dataset.jpThemeLight = 'true'") == "dark"
 
 
+# As JupyterLab looks for whose a key is: from what has the focus upwards; its shortcuts are of `:focus`.
+SHORTCUTS = """
+window.taken = [];
+document.addEventListener("keydown", (event) => {
+  for (let at = event.target; at && !at.hasAttribute("data-lm-suppress-shortcuts"); at = at.parentElement) {
+    if (at.matches(":focus")) {
+      event.preventDefault();
+      return window.taken.push(`${at.tagName} ${event.key}`);
+    }
+  }
+}, true);
+"""
+
+
+@pytest.mark.slow
+def test_the_widget_keeps_its_keys_from_a_notebook(explorer, tmp_path):
+    need(*BINARIES, "selenium", "anywidget")
+    from selenium.webdriver import Keys
+
+    with chromium(tmp_path) as driver:
+        look(driver, 1000)
+        page = Stub(driver, explorer, tmp_path)
+        page.settle()
+        driver.execute_script(SHORTCUTS)
+        for selector in ("input[type=radio]", "input[type=range]", ".panels canvas", ".matrix select"):
+            driver.find_element("css selector", selector).send_keys(Keys.ARROW_DOWN)
+            page.settle()
+        driver.find_elements("css selector", '[data-side="0"] select')[1].send_keys(Keys.ARROW_DOWN)
+        page.settle()
+        assert driver.switch_to.active_element.tag_name == "select"
+        driver.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
+        page.settle()
+        assert driver.find_element("css selector", '[data-side="0"] .side-title').text.startswith("A: layer 2, intra")
+        assert driver.execute_script("return window.taken") == []
+
+
 NOTEBOOK = {
     "cells": [
         {

@@ -158,8 +158,10 @@ function imageChooser({ data, state }, group, urls, changed) {
 
 const widget = {
   render({ model, el }) {
-    const root = make("div", { "data-lm-suppress-shortcuts": "true" }); // JupyterLab would take arrows and letters
-    const mounted = mount(el.appendChild(root), widgetSource(model), { heading: "h2" });
+    const root = el.appendChild(make("div"));
+    // JupyterLab takes arrows and letters of what has the focus, unless that element itself is marked so.
+    root.addEventListener("focusin", ({ target }) => (target.dataset.lmSuppressShortcuts = "true"));
+    const mounted = mount(root, widgetSource(model), { heading: "h2" });
     return () => mounted.destroy();
   },
 };
