@@ -178,13 +178,15 @@ def _draw_matrix(
     import seaborn
 
     size = 8 if max(matrix.shape) <= 6 else 6
+    decimals = int(float(np.nanmax(np.abs(matrix), initial=0)) < 10)
+    written = np.round(matrix, decimals) + 0.0  # no -0
     seaborn.heatmap(
         matrix,
         mask=np.isnan(matrix),
         ax=ax,
         square=True,
-        annot=text and max(matrix.shape) <= 10,
-        fmt=".0f",
+        annot=written if text and max(matrix.shape) <= 10 else None,
+        fmt=f".{decimals}f",
         annot_kws={"fontsize": size},
         linewidths=0.5 if text else 0,
         linecolor="white",

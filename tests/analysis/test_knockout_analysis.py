@@ -133,7 +133,7 @@ def test_effects_are_drawn_of_any_mixer_and_mass_where_it_is_known(
     if "global" in pattern:
         results.attention(run)
     results.cut(run)
-    shown, titles, drawn = {}, [], []
+    shown, titles, drawn, written = {}, [], [], []
     page = SimpleNamespace(records=load_records(results.root), problems=[], figures=tmp_path)
     page.section = page.table = lambda _: None
     page.figure = lambda what, *call: shown.update({what.split()[0]: call})
@@ -146,6 +146,7 @@ def test_effects_are_drawn_of_any_mixer_and_mass_where_it_is_known(
             yield figure, axes
         titles.extend(ax.get_title("left") for ax in axes[0])
         drawn.append(axes[0, -1].collections[0].get_array())
+        written.append({text.get_text() for text in axes[0, -1].texts})
 
     monkeypatch.setattr(kit, "canvas", unwritten)
     make, *arguments = shown["matrices"]
@@ -156,6 +157,7 @@ def test_effects_are_drawn_of_any_mixer_and_mass_where_it_is_known(
     by_scale, by_head = drawn
     assert by_scale.count() == 10 and by_scale[3, 3] == pytest.approx(1000 * (0.01 + 0.001 * 3))  # of 4 scales
     assert by_head.shape == (2, run.config().model.num_heads) and by_head[1, 0] == pytest.approx(1)
+    assert written == [{"0", "1", "2", "10", "11", "12", "13"}, {"0.0", "1.0"}]  # small ones with a decimal
     masses = knockout.table1b(models(results)).rows[0]["mass"]
     assert (masses is not None) == ("scatter" in figures)  # of all that is cut, or none
 
