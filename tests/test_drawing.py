@@ -101,8 +101,8 @@ def test_graphs_are_for_gpus_that_are_asked_for_them():
 
 def test_a_step_that_cannot_be_recorded_is_one_line(monkeypatch):
     class Capture:
-        def __init__(self, graph, pool):
-            pass
+        def __init__(self, graph, pool, capture_error_mode):
+            assert capture_error_mode == "thread_local"  # by default a call of another thread ends the recording
 
         def __enter__(self):
             pass

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from benchmarks.gpu import training
+from benchmarks.gpu import replay, training
 from benchmarks.gpu.settings import Settings, wait
 from mvar.config import override
 from mvar.files import write_json
@@ -53,12 +53,13 @@ def _process(rank: int, folder: str, backend: str, size: int, settings: Settings
     dist.init_process_group(backend, store=store, rank=rank, world_size=WORLD)
     try:
         sums = _sums(rank, size, device, settings.repeats) | _gradients(rank, device)
-        sums |= _trained(rank, Path(folder), device.type)
+        sums |= _trained(rank, Path(folder), device.type) | _replayed()
         steps = list(training.sharded(settings, WORLD))
     finally:
         dist.destroy_process_group()
     if not rank:
         holds = sums["sums_are_right"] and sums["gradient_error"] < 1e-5 and sums["sharded_error"] < SHARDED_ERROR
+        holds = holds and not sums["tokens_that_differ"]
         first = {"backend": backend, "processes": WORLD, **sums, "holds": holds}
         write_json(Path(folder) / "found.json", [first, *steps])
 
@@ -102,6 +103,14 @@ def _trained(rank: int, folder: Path, device: str) -> dict[str, Any]:
 
 def _values(module: nn.Module) -> torch.Tensor:
     return nn.utils.parameters_to_vector(module.parameters()).detach().cpu()
+
+
+def _replayed() -> dict[str, Any]:
+    """Steps of a tiny M-VAR that are recorded, and replayed, while NCCL's own threads ask the device how far it is."""
+    tiny = Settings(tiny=True, precision="fp32")
+    parts = replay.models(tiny, "M-VAR")
+    wrong = replay.tokens_that_differ(*parts, tiny.config("M-VAR").sample, 2, replay.graphs(tiny))
+    return {"tokens_that_differ": wrong}
 
 
 def _gradients(rank: int, device: torch.device) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.settings import PATTERNS, Settings, timed
-from mvar.config import RunConfig
+from mvar.config import RunConfig, SampleConfig
 from mvar.sampling import generate
 from mvar.sampling.graphs import Graphs, record_cuda
 from mvar.tokenizer.quantizer import ResidualQuantizer
@@ -45,12 +45,7 @@ def rows(settings: Settings) -> Iterator[dict[str, Any]]:
         sample = settings.config(name).sample
         for size in settings.batches[:2]:
             recorded = graphs(settings)
-            wrong = 0
-            for batch in range(4):  # the first is run, the second recorded
-                labels, seeds = torch.arange(size) + batch, [(batch, i) for i in range(size)]
-                labels = labels.to(settings.device) % model.space.num_classes
-                found = generate(model, quantizer, labels, seeds, sample, graphs=recorded).tokens
-                wrong += int((found != generate(model, quantizer, labels, seeds, sample).tokens).sum())
+            wrong = tokens_that_differ(model, quantizer, sample, size, recorded)
             runs = ways(settings, model, quantizer, size, recorded)
             taken = timed(settings, runs)
             made = {f"allocations_{what}": allocations(settings, run) for what, run in runs.items()}
@@ -58,6 +53,18 @@ def rows(settings: Settings) -> Iterator[dict[str, Any]]:
             holds = wrong == 0 and (made["allocations_replayed"] or 0) <= OWN_ALLOCATIONS
             row = {"model": name, "batch": size, "tokens_that_differ": wrong, **made, "holds": holds}
             yield row | {f"{what}_s": value for what, value in taken.items()}
+
+
+def tokens_that_differ(
+    model: ScaleTransformer, quantizer: ResidualQuantizer, sample: SampleConfig, size: int, recorded: Graphs
+) -> int:
+    """Of four batches of which the first is run, the second recorded: from those of the same steps that are run."""
+    wrong = 0
+    for batch in range(4):
+        labels, seeds = (torch.arange(size) + batch) % model.space.num_classes, [(batch, i) for i in range(size)]
+        found = generate(model, quantizer, labels, seeds, sample, graphs=recorded).tokens
+        wrong += int((found != generate(model, quantizer, labels, seeds, sample).tokens).sum())
+    return wrong
 
 
 def ways(
@@ -87,6 +94,6 @@ def draw(
     recorded: Graphs | None = None,
 ) -> None:
     """So many images, up to their latent; the result is not looked at, which would wait for the device."""
-    labels = torch.arange(size, device=settings.device) % model.space.num_classes
+    labels = torch.arange(size) % model.space.num_classes  # on the host, as the numbers are that go along
     sample = settings.config("VAR").sample  # of any
     generate(model, quantizer, labels, range(size), sample, check=False, graphs=recorded)

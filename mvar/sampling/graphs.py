@@ -73,7 +73,8 @@ def record_cuda(steps: Sequence[Step]) -> list[Step]:
     for step in steps:
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=pool):
+            # what other threads ask of the device meanwhile, NCCL's watchdog say, does not end a recording
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 step()
         except RuntimeError as error:
             said = str(error).splitlines()[0]
