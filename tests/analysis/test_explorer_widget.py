@@ -312,6 +312,30 @@ def runs_the_cell(driver):
     return False
 
 
+def cells_in(driver):
+    """Which cell is active, and how many there are."""
+    script = """const cells = [...document.querySelectorAll(".jp-Notebook .jp-Cell")];
+        return [cells.findIndex((cell) => cell.classList.contains("jp-mod-active")), cells.length]"""
+    return driver.execute_script(script)
+
+
+def check_keys_in_a_notebook(driver, canvas, explorer):
+    """The widget has its keys: the notebook neither moves to another cell nor adds one."""
+    from selenium.webdriver import Keys
+
+    before = cells_in(driver)
+    assert before[0] == 0 < before[1] - 1  # there is one below to move to
+    canvas.send_keys(Keys.ARROW_DOWN)
+    frame(driver)
+    check_masses(masses_in(driver), explorer.at(query=12))
+    driver.find_element("css selector", '.mvar-explorer [data-side="0"] select').send_keys(Keys.ARROW_DOWN)
+    title = driver.find_element("css selector", ".mvar-explorer .side-title")
+    until(lambda: title.text == "Layer 1, intra, mean over heads")
+    driver.switch_to.active_element.send_keys("b")
+    frame(driver)
+    assert driver.switch_to.active_element.tag_name == "select" and cells_in(driver) == before
+
+
 @pytest.mark.slow
 def test_in_jupyterlab(explored_store, tmp_path):
     need(*BINARIES, "selenium", "anywidget", "jupyterlab")
@@ -348,6 +372,7 @@ def test_in_jupyterlab(explored_store, tmp_path):
                 point_in(driver, canvas, 0.5, 0.5, click)  # the middle of 3x3
                 check_masses(masses_in(driver), explorer.at(query=9))
                 assert f"Token 9 (3×3, row 1, column 1){told}" in driver.find_element("css selector", ".readout").text
+            check_keys_in_a_notebook(driver, canvas, explorer)
             assert complaints(driver) == []
             if shots := os.environ.get("MVAR_SHOTS"):
                 driver.save_screenshot(f"{shots}/lab.png")
