@@ -210,7 +210,8 @@ def test_a_wheel_runs_the_demo_beside_a_users_own_folders_of_these_names(install
     installed.mvar(tmp_path, "knockout", run, "--images", "8", "--cut", "own")
     installed.mvar(tmp_path, "explore", run, "--out", "explorer.html")
     assert "num_workers" in installed.mvar(tmp_path, "config", "fields", "runtime")
-    assert "#SBATCH" in installed.mvar(tmp_path, "submit", "mixers", "--preset", "smoke", "--seeds", "2", "--dry-run")
+    submit = ("submit", "mixers", "--preset", "smoke", "--seeds", "2", "--cluster", "one-gpu", "--dry-run")
+    assert "#SBATCH" in installed.mvar(tmp_path, *submit)
     assert "<title>" in (tmp_path / "explorer.html").read_text()
     for written in ("attention/attention_flow.png", "grid.png"):
         assert (tmp_path / written).read_bytes().startswith(b"\x89PNG"), written
