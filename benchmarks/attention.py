@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.machine import begin, describe_machine, seconds
+from benchmarks.machine import begin, describe_machine, seconds, settings_json
 from mvar.config import TokenSpace
 from mvar.files import write_json
 from mvar.presets import model_size
@@ -195,7 +195,7 @@ def main(settings: Settings) -> None:
         return
     result = {
         "machine": describe_machine(),
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(settings).items()},
+        "settings": settings_json(settings),
         "goals": {"ratio": RATIO_GOAL, "beyond_weights_mib": MEMORY_GOAL_MIB},
         "time": measure_time(settings),
         "memory": measure_memory(settings),

@@ -9,7 +9,6 @@ beside other work.
 - crossing: from which L on a model takes less time than `intra+global` at every L that was measured.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import begin, describe_machine, seconds
+from benchmarks.machine import begin, clock_of, describe_machine, seconds, settings_json, take_threads
 from benchmarks.mixers import crossing
 from mvar.config import RunConfig, SampleConfig, override
 from mvar.errors import UserError, one_of
@@ -75,13 +74,12 @@ def measure(settings: Settings) -> list[dict[str, Any]]:
     if not settings.scales or not all(1 <= count <= len(SIDES) for count in settings.scales):
         raise UserError(f"scales: {settings.scales}; allowed: one number or more, each from 1 to {len(SIDES)}")
     config = override(PRESETS[settings.preset], {"runtime.device": "cpu"})
-    clock = time.process_time if settings.processor_time else time.perf_counter
     found: dict[str, dict[int, float]] = {
         p: {} for p in ("global", "intra", *map("intra+".__add__, inter_scale_mixers()))
     }
     for count in sorted(set(settings.scales)):
         runs = {pattern: drawer(config, pattern, count) for pattern in found}
-        for pattern, taken in seconds(runs, settings.repeats, clock).items():
+        for pattern, taken in seconds(runs, settings.repeats, clock_of(settings.processor_time)).items():
             found[pattern][sum(side**2 for side in SIDES[:count])] = 1e3 * taken
     return [{"pattern": p, "ms": ms, "crossing": crossing(ms, found[DENSE])} for p, ms in found.items()]
 
@@ -104,15 +102,12 @@ def show(result: dict[str, Any]) -> None:
 
 def main(settings: Settings) -> None:
     """Measure, show and write."""
-    if settings.processor_time and settings.threads != 1:
-        raise UserError(f"processor-time: threads {settings.threads}; allowed: with --threads 1")
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    take_threads(settings.threads, settings.processor_time)
     config = PRESETS.get(settings.preset)
     sizes = {"depth": config.model.depth, "width": config.model.width} if config else {}
     result = {
         "machine": describe_machine(),
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(settings).items()} | sizes,
+        "settings": settings_json(settings) | sizes,
         "lengths": measure(settings),
     }
     show(result)

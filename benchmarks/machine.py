@@ -81,6 +81,28 @@ def seconds(
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def clock_of(processor_time: bool) -> Callable[[], float]:
+    """Seconds that this process computed, whatever else the machine does beside; or seconds of the wall."""
+    return time.process_time if processor_time else time.perf_counter
+
+
+def take_threads(threads: int, processor_time: bool) -> None:
+    """Compute with so many threads; 0: torch's own choice.
+
+    Raises:
+        UserError: processor time is that of one thread.
+    """
+    if processor_time and threads != 1:
+        raise UserError(f"processor-time: threads {threads}; allowed: with --threads 1")
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def settings_json(settings: object) -> dict[str, Any]:
+    """Settings as a figure's file has them."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(settings).items()}
+
+
 def begin(main: Callable[[Any], None], settings: type, description: str | None) -> None:
     """Run a benchmark as a command: a mistake of the user is one line and exit code 2."""
     try:

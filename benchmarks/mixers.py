@@ -12,7 +12,6 @@ Everything is measured in turn within one process; the ratios are what counts. `
   the first 4 to 10 scales of the 512 px schedule. `crossing`: from which L on it takes less time than `global`.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -26,7 +25,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.machine import begin, describe_machine, passes, seconds, with_gemm
+from benchmarks.machine import (
+    begin,
+    clock_of,
+    describe_machine,
+    passes,
+    seconds,
+    settings_json,
+    take_threads,
+    with_gemm,
+)
 from mvar.config import ModelConfig, RuntimeConfig
 from mvar.errors import UserError
 from mvar.files import write_json
@@ -57,7 +65,7 @@ class Settings:
     @property
     def clock(self) -> Callable[[], float]:
         """What seconds are taken of."""
-        return time.process_time if self.processor_time else time.perf_counter
+        return clock_of(self.processor_time)
 
 
 def load_peers() -> Peers:
@@ -184,10 +192,7 @@ def show(result: dict[str, Any]) -> None:
 
 def main(settings: Settings) -> None:
     """Measure, show and write."""
-    if settings.processor_time and settings.threads != 1:
-        raise UserError(f"processor-time: threads {settings.threads}; allowed: with --threads 1")
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    take_threads(settings.threads, settings.processor_time)
     peers = load_peers() if settings.peer else {}
     rows = []
     for width in settings.widths:
@@ -198,7 +203,7 @@ def main(settings: Settings) -> None:
     versions = {"transformers": __import__("transformers").__version__} if peers else {}
     result = {
         "machine": describe_machine() | versions,
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(settings).items()},
+        "settings": settings_json(settings),
         "kernels": rows,
         "lengths": measure_lengths(settings),
     }

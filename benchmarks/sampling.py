@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from benchmarks.machine import begin, describe_machine, has_bf16_units, seconds, with_gemm
+from benchmarks.machine import begin, describe_machine, has_bf16_units, seconds, settings_json, with_gemm
 from mvar.config import ModelConfig, SampleConfig, TokenizerConfig, TokenSpace
 from mvar.cost import sample_flops
 from mvar.errors import UserError
@@ -140,7 +140,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     taken, gemm = with_gemm(lambda: seconds(runs, settings.repeats))
     return {
         "machine": describe_machine(),
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(settings).items()},
+        "settings": settings_json(settings),
         "gemm_gflops_per_s": gemm / 1e9,
         "seconds": taken,
         "state_over_prefix": taken["intra+mamba, prefix"] / taken["intra+mamba"],

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.machine import begin, describe_machine, passes, seconds, with_gemm
+from benchmarks.machine import begin, describe_machine, passes, seconds, settings_json, with_gemm
 from mvar.config import ModelConfig, RuntimeConfig
 from mvar.errors import UserError
 from mvar.files import write_json
@@ -156,7 +156,7 @@ def main(settings: Settings) -> None:
     versions = {"transformers": __import__("transformers").__version__} if peer else {}
     result = {
         "machine": describe_machine() | versions,
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(settings).items()},
+        "settings": settings_json(settings),
         "goals": {"ratio": RATIO_GOAL, "rate_over_gemm": RATE_GOAL},
         "rows": rows,
     }

@@ -23,7 +23,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import begin, describe_machine
+from benchmarks.machine import begin, describe_machine, settings_json
 from mvar.evaluation.extraction import BATCH_SIZE, Moments
 from mvar.files import write_json
 
@@ -87,7 +87,7 @@ def main(settings: Settings) -> None:
     own, other = (found[side] for side in SIDES)
     result = {
         "machine": describe_machine(),
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(settings).items()},
+        "settings": settings_json(settings),
         **found,
         "ratio_seconds": other["seconds"] / own["seconds"],
         "ratio_processor": other["processor_s"] / own["processor_s"],

@@ -181,73 +181,76 @@ def check_masses(shown, explorer, side=0):
     assert shown == pytest.approx(expected, rel=1e-6, abs=1e-12)
 
 
-@pytest.mark.slow
-def test_the_module_in_a_bare_page(explorer, tmp_path):
+@pytest.fixture
+def page(explorer, tmp_path):
+    """The widget's module in a bare page, 1,000 px wide, before anything is answered."""
     need(*BINARIES, "selenium", "anywidget")
     with chromium(tmp_path) as driver:
         look(driver, 1000)
-        page = Stub(driver, explorer, tmp_path)
-        page.settle(later=["means"])  # of all layers and heads: that can take long, and what is chosen is seen before
-        assert len(driver.find_elements("css selector", "h2.title")) == 1
-        for side in (0, 1):
-            check_masses(page.masses(side), explorer, side)
-        assert page.cells().keys() == {"0/1"} and "not there yet" in driver.find_element("css selector", ".legend").text
-        page.settle()
-        attention = {f"{part}/{head}" for part in (0, 1, 2, 4) for head in ("mean", 0, 1)}
-        assert page.cells().keys() == attention
-        assert "a reach is measured when it is looked at" in driver.find_element("css selector", ".legend").text
-        option = driver.find_element("xpath", "//*[@data-side='0']//option[text()='3 · mamba (reach)']")
-        option.click()
-        page.settle()
-        assert page.cells().keys() == attention | {"5/mean"}  # the reach that is looked at
-        driver.find_element("css selector", '[data-side="0"] figure[data-scale="2"] canvas').click()
-        page.settle()
-        until(lambda: driver.execute_script("return window.saved && JSON.parse(window.saved).query < 14"))
-        page.widget.view = json.loads(driver.execute_script("return window.saved"))
-        seen = page.widget.explorer
-        assert seen.subjects[0].parts[seen.view.sides[0].part].kind == "reach"
-        assert seen.subjects[0].schedule.levels[seen.view.query] == 2
-        for side in (0, 1):
-            check_masses(page.masses(side), seen, side)
-        assert serious_faults(driver, "main") == [] and complaints(driver) == []
-        compare = driver.find_element("css selector", '[data-act="compare"]')
-        shown = "return [...document.querySelectorAll('.side')].filter((side) => !side.hidden).length"
-        for sides in (1, 2):
-            compare.click()
-            page.settle()
-            assert driver.execute_script(shown) == sides == len(json.loads(page.looked())["sides"])
-        driver.find_element("css selector", '[data-act="png"]').click()
-        saved = until(lambda: (tmp_path / "attention.png").is_file() and tmp_path / "attention.png")
-        assert min(Image.open(saved).size) > 300
-        page.widget._explorer = explorer.at()  # what fails is said, and asked again
-        page.widget.send = lambda content, buffers=None: page.sent.append(({"id": content["id"], "error": "gone"}, []))
-        driver.find_element("xpath", "//*[@data-side='1']//option[text()='1 · intra']").click()
-        page.settle()
-        assert driver.find_element("css selector", ".message").text == "gone"
-        driver.execute_script("window.leave()")
-        assert complaints(driver) == []
+        yield Stub(driver, explorer, tmp_path)
 
 
 @pytest.mark.slow
-def test_the_widget_follows_the_theme_of_what_it_is_in(explorer, tmp_path):
-    need(*BINARIES, "selenium", "anywidget")
-    with chromium(tmp_path) as driver:
-        look(driver, 1000)
-        page = Stub(driver, explorer, tmp_path)
+def test_the_module_in_a_bare_page(page, explorer, tmp_path):
+    driver = page.driver
+    page.settle(later=["means"])  # of all layers and heads: that can take long, and what is chosen is seen before
+    assert len(driver.find_elements("css selector", "h2.title")) == 1
+    for side in (0, 1):
+        check_masses(page.masses(side), explorer, side)
+    assert page.cells().keys() == {"0/1"} and "not there yet" in driver.find_element("css selector", ".legend").text
+    page.settle()
+    attention = {f"{part}/{head}" for part in (0, 1, 2, 4) for head in ("mean", 0, 1)}
+    assert page.cells().keys() == attention
+    assert "a reach is measured when it is looked at" in driver.find_element("css selector", ".legend").text
+    option = driver.find_element("xpath", "//*[@data-side='0']//option[text()='3 · mamba (reach)']")
+    option.click()
+    page.settle()
+    assert page.cells().keys() == attention | {"5/mean"}  # the reach that is looked at
+    driver.find_element("css selector", '[data-side="0"] figure[data-scale="2"] canvas').click()
+    page.settle()
+    until(lambda: driver.execute_script("return window.saved && JSON.parse(window.saved).query < 14"))
+    page.widget.view = json.loads(driver.execute_script("return window.saved"))
+    seen = page.widget.explorer
+    assert seen.subjects[0].parts[seen.view.sides[0].part].kind == "reach"
+    assert seen.subjects[0].schedule.levels[seen.view.query] == 2
+    for side in (0, 1):
+        check_masses(page.masses(side), seen, side)
+    assert serious_faults(driver, "main") == [] and complaints(driver) == []
+    compare = driver.find_element("css selector", '[data-act="compare"]')
+    shown = "return [...document.querySelectorAll('.side')].filter((side) => !side.hidden).length"
+    for sides in (1, 2):
+        compare.click()
         page.settle()
+        assert driver.execute_script(shown) == sides == len(json.loads(page.looked())["sides"])
+    driver.find_element("css selector", '[data-act="png"]').click()
+    saved = until(lambda: (tmp_path / "attention.png").is_file() and tmp_path / "attention.png")
+    assert min(Image.open(saved).size) > 300
+    page.widget._explorer = explorer.at()  # what fails is said, and asked again
+    page.widget.send = lambda content, buffers=None: page.sent.append(({"id": content["id"], "error": "gone"}, []))
+    driver.find_element("xpath", "//*[@data-side='1']//option[text()='1 · intra']").click()
+    page.settle()
+    assert driver.find_element("css selector", ".message").text == "gone"
+    driver.execute_script("window.leave()")
+    assert complaints(driver) == []
 
-        def theme_after(change):
-            driver.execute_script(f"const {{ body }} = document; {change}")
-            frame(driver)
-            return driver.execute_script("return document.querySelector('.mvar-explorer').dataset.theme")
 
-        assert theme_after("body.dataset.jpThemeLight = 'false'") == "dark"
-        assert theme_after("body.dataset.jpThemeLight = 'true'") == "light"
-        assert theme_after("delete body.dataset.jpThemeLight; body.className = 'vscode-dark'") == "dark"
-        look(driver, 1000, dark=True)
-        assert theme_after("body.className = 'vscode-light'") == "light"
-        assert theme_after("body.className = ''") == "dark"
-        assert theme_after("window.leave(); body.dataset.jpThemeLight = 'true'") == "dark"
+@pytest.mark.slow
+def test_the_widget_follows_the_theme_of_what_it_is_in(page):
+    driver = page.driver
+    page.settle()
+
+    def theme_after(change):
+        driver.execute_script(f"const {{ body }} = document; {change}")
+        frame(driver)
+        return driver.execute_script("return document.querySelector('.mvar-explorer').dataset.theme")
+
+    assert theme_after("body.dataset.jpThemeLight = 'false'") == "dark"
+    assert theme_after("body.dataset.jpThemeLight = 'true'") == "light"
+    assert theme_after("delete body.dataset.jpThemeLight; body.className = 'vscode-dark'") == "dark"
+    look(driver, 1000, dark=True)
+    assert theme_after("body.className = 'vscode-light'") == "light"
+    assert theme_after("body.className = ''") == "dark"
+    assert theme_after("window.leave(); body.dataset.jpThemeLight = 'true'") == "dark"
 
 
 # As JupyterLab looks for whose a key is: from what has the focus upwards; its shortcuts are of `:focus`.
@@ -265,25 +268,22 @@ document.addEventListener("keydown", (event) => {
 
 
 @pytest.mark.slow
-def test_the_widget_keeps_its_keys_from_a_notebook(explorer, tmp_path):
-    need(*BINARIES, "selenium", "anywidget")
+def test_the_widget_keeps_its_keys_from_a_notebook(page):
     from selenium.webdriver import Keys
 
-    with chromium(tmp_path) as driver:
-        look(driver, 1000)
-        page = Stub(driver, explorer, tmp_path)
+    driver = page.driver
+    page.settle()
+    driver.execute_script(SHORTCUTS)
+    for selector in ("input[type=radio]", "input[type=range]", ".panels canvas", ".matrix select"):
+        driver.find_element("css selector", selector).send_keys(Keys.ARROW_DOWN)
         page.settle()
-        driver.execute_script(SHORTCUTS)
-        for selector in ("input[type=radio]", "input[type=range]", ".panels canvas", ".matrix select"):
-            driver.find_element("css selector", selector).send_keys(Keys.ARROW_DOWN)
-            page.settle()
-        driver.find_elements("css selector", '[data-side="0"] select')[1].send_keys(Keys.ARROW_DOWN)
-        page.settle()
-        assert driver.switch_to.active_element.tag_name == "select"
-        driver.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
-        page.settle()
-        assert driver.find_element("css selector", '[data-side="0"] .side-title').text.startswith("A: layer 2, intra")
-        assert driver.execute_script("return window.taken") == []
+    driver.find_elements("css selector", '[data-side="0"] select')[1].send_keys(Keys.ARROW_DOWN)
+    page.settle()
+    assert driver.switch_to.active_element.tag_name == "select"
+    driver.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
+    page.settle()
+    assert driver.find_element("css selector", '[data-side="0"] .side-title').text.startswith("A: layer 2, intra")
+    assert driver.execute_script("return window.taken") == []
 
 
 NOTEBOOK = {
