@@ -36,19 +36,26 @@ def write_report(
     results: Path | str,
     progress: Told | None = None,
     complain: Callable[[str], None] | None = None,
+    out: Path | str | None = None,
 ) -> Path:
-    """Write `report/` (`report.md`, `report.html`, `tables/`, `figures/`) from the run directories under `results`.
+    """Write a report (`report.md`, `report.html`, `tables/`, `figures/`) from the run directories under `results`.
 
     Args:
         results: a results directory (`results/README.md` has its layout). Without any run in it the report still has
             what needs none: Table 1's cost and all that the paper prints.
         progress: called with (sections done, sections in all, what is being made).
         complain: called in the end with each problem, one line.
+        out: the folder that all of it is written to; None: `report` in the results directory.
 
     Returns:
         The path of `report.md`; `report.html` lies beside it.
+
+    Raises:
+        UserError: `out` is a file, or a folder of the report in it is a link.
     """
-    directory = Path(results) / layout.REPORT
+    directory = Path(results) / layout.REPORT if out is None else Path(out)
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"out: {directory} is a file; allowed: a folder, made if it is missing")
     records = load_records(results, ReadCache(directory / layout.REPORT_CACHE), allow_empty=True)
     writer = _Report(records, directory, progress)
     path = writer.write()

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mvar.commands.options import Answer, Files, InResults
+from mvar.commands.options import Answer, Files, Folder, InResults
 from mvar.commands.plugged import Plugged
 from mvar.errors import OK, USER_ERROR, complain, existing_directory, say, warn
 
@@ -17,6 +17,8 @@ class Report(Plugged, InResults, Answer):
     computes = False
     experiments: Files = ()
     """FILE.py ... of experiments of one's own, whose tables it is to have too; the files are run."""
+    out: Folder = ""
+    """Folder to write, e.g. of runs that you may only read; default: report in the results directory."""
 
     def execute(self, arguments: list[str]) -> int:
         """Write the report, each problem a line on stderr; returns the exit code."""
@@ -31,7 +33,7 @@ class Report(Plugged, InResults, Answer):
             take_experiment(given)
         problems: list[str] = []
         with shown("report", "writing the report") as progress:
-            path = write_report(results, progress, problems.append)
+            path = write_report(results, progress, problems.append, self.out or None)
         page = path.with_suffix(".html")
         if self.json:
             self.answer({"report": str(path), "page": str(page), "problems": problems})

@@ -8,8 +8,10 @@ import pytest
 from mvar import cli, layout
 from mvar.analysis.report import write_report
 from mvar.analysis.written import Written
+from mvar.config import override
 from mvar.errors import UserError
 from mvar.files import file_digest
+from mvar.presets import DIGITS
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -139,3 +141,16 @@ def test_results_and_runs_on_another_disk_are_reported(results, tmp_path):
     path = write_report(tmp_path / "here")
     assert "4 finished runs; 4 of the 4" in path.read_text() and configs[0].run_id in path.read_text()
     assert runs.is_symlink()
+
+
+def test_all_of_a_report_goes_to_out_and_nothing_to_results_that_may_only_be_read(results, tmp_path, capsys):
+    results.run(override(DIGITS, {"model.pattern": "intra+mamba"}))
+    there, out = sorted(results.root.rglob("*")), tmp_path / "new" / "mine"
+    command = ["report", "--results", str(results.root), "--out"]
+    assert cli.main([*command, str(out)]) == 0 and f"page: {out / 'report.html'}\n" in capsys.readouterr().out
+    names = {"report.md", "report.html", "tables", "figures", "cache.json", layout.REPORT_FILES}
+    assert {path.name for path in out.iterdir()} == names
+    assert sorted(results.root.rglob("*")) == there
+    assert cli.main([*command, str(out / "report.md")]) == 2
+    told = f"out: {out / 'report.md'} is a file; allowed: a folder, made if it is missing"
+    assert capsys.readouterr().err == f"mvar: error: {told}\n"
