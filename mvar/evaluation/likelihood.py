@@ -49,7 +49,7 @@ def heldout_nll(
     tokens, labels = np.asarray(heldout_tokens), np.asarray(labels)
     _check(tokens, labels, model.space.num_classes, model.space.vocab_size, schedule.num_tokens)
     device = next(model.parameters()).device
-    batch_size = max(1, min(batch_size, MOST_TOKENS // schedule.num_tokens))
+    batch_size = images_at_once(batch_size, schedule.num_tokens)
     bits, wrong = torch.zeros(2, schedule.num_tokens, dtype=torch.float64)
     was_training = model.training
     model.eval()
@@ -72,6 +72,11 @@ def heldout_nll(
         result[f"eval/{total}"] = means.mean().item()
         result |= {f"eval/{scale}_scale_{k:02d}": means[span.local(k)].mean().item() for k in span.scales}
     return result
+
+
+def images_at_once(most: int, num_tokens: int) -> int:
+    """Images of so many tokens in a forward pass: `most`, of `MOST_TOKENS` tokens in all, or one."""
+    return max(1, min(most, MOST_TOKENS // num_tokens))
 
 
 def token_bits_and_errors(

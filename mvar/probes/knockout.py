@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mvar.errors import UserError
-from mvar.evaluation.likelihood import token_bits_and_errors
+from mvar.evaluation.likelihood import images_at_once, token_bits_and_errors
 from mvar.mixers.base import chosen_in
 from mvar.pattern import mixer_name
 from mvar.probes.cut_text import Cut
@@ -166,7 +166,7 @@ class Bench:
 
     Args:
         opened: the model and images whose tokens are known.
-        batch_size: images at a time.
+        batch_size: images at a time, at most: as many as a likelihood is computed of at once.
 
     Raises:
         UserError: no images, or images without tokens.
@@ -176,7 +176,7 @@ class Bench:
         if opened.codes is None or not opened.num_images:
             raise UserError("images: none to measure on; allowed: at least one held-out image")
         self.model, self.num_images = opened.model, opened.num_images
-        self._batch_size = batch_size
+        self._batch_size = images_at_once(batch_size, self.model.schedule.num_tokens)
         parts = [(*opened.batch(numbers), opened.codes(numbers)) for numbers in self.parts()]
         self.labels, self.inputs, self.tokens = (torch.cat(part) for part in zip(*parts, strict=True))
         order = np.random.default_rng(PARTNER_STREAM).permutation(self.num_images)

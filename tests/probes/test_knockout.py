@@ -10,6 +10,7 @@ from probed_models import IMAGES, PATTERNS, bench, model_of, opened, quantizer
 
 from mvar.config import SampleConfig
 from mvar.errors import UserError
+from mvar.evaluation import likelihood
 from mvar.evaluation.likelihood import heldout_nll
 from mvar.probes.cut_text import parse_cut
 from mvar.probes.interval import t_factor, welch_half_width
@@ -26,6 +27,14 @@ def test_without_a_cut_it_is_the_held_out_likelihood():
     weights = np.array(here.model.schedule.lengths) / 14
     assert (clean @ weights).mean() == pytest.approx(found["eval/nll_bits_per_token"], rel=1e-9)
     assert clean.mean(0)[1] == pytest.approx(found["eval/nll_bits_scale_01"], rel=1e-9)
+
+
+def test_a_pass_has_no_more_tokens_than_one_of_the_likelihood(monkeypatch):
+    wanted, passes = bench("global", 5).clean, []
+    monkeypatch.setattr(likelihood, "MOST_TOKENS", 2 * 14 + 13)
+    here = bench("global", 5, batch_size=100)
+    here.model.head.register_forward_hook(lambda module, given, out: passes.append(len(out)))
+    assert np.allclose(here.clean, wanted, rtol=1e-9) and passes == [2, 2, 1]
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
