@@ -158,6 +158,35 @@ def test_a_cards_rate_is_that_of_the_runs_own_settings(monkeypatch):
         assert rates[0] > rates[1] >= rates[2]  # half precision, TF32, fp32
 
 
+def test_a_card_is_known_by_all_of_its_name():
+    """Names as drivers give them; one that is called after a faster card is not taken for it."""
+    known = {
+        "a100": ["NVIDIA A100-SXM4-40GB", "A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB", "NVIDIA A100 80GB PCIe"],
+        "h100": ["NVIDIA H100 80GB HBM3"],
+        "h100pcie": ["NVIDIA H100 PCIe"],
+        "h100nvl": ["NVIDIA H100 NVL"],
+        "h200": ["NVIDIA H200"],
+        "h200nvl": ["NVIDIA H200 NVL"],
+        "b200": ["NVIDIA B200"],
+        "l40s": ["NVIDIA L40S"],
+        "rtx4090": ["NVIDIA GeForce RTX 4090"],
+    }
+    assert known.keys() == cards.CARDS.keys()
+    assert {card: [name for name in names if cards.card_of(name) == card] for card, names in known.items()} == known
+    strange = (
+        "GeForce RTX 4090 D",
+        "GeForce RTX 4090 Laptop GPU",
+        "GH200 480GB",
+        "GB200",
+        "H20",
+        "L40",
+        "A100X",
+        "A10",
+    )
+    slices = ("A100-SXM4-40GB MIG 1g.5gb", "H100 80GB HBM3 MIG 3g.40gb", "A100-SXM-64GB", "A100X", "A800-SXM4-80GB", "")
+    assert [name for name in strange + slices if cards.card_of(f"NVIDIA {name}")] == []
+
+
 def test_status_tells_what_is_known():
     row = Row("a", False, "running", tokens_per_s=12345.6, mfu=0.412, peak_mib=60000.0)
     assert _speed(row) == "12,346 tokens/s, MFU 41%, 62.9 GB"
