@@ -4,6 +4,7 @@ A `UserError` is shown as a single line, with exit code 2 and no traceback.
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from pathlib import Path
 from mvar.escaping import one_line, printable
 
 OK, FAILURE, USER_ERROR, INTERRUPTED = 0, 1, 2, 130  # exit codes
+MEMORY_ERRORS = (MemoryError, RuntimeError)  # what a full memory raises; torch's OutOfMemoryError is a RuntimeError
+FULL_MEMORY = re.compile(r"[^:]*out of memory|can't allocate memory|[^:]*CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class UserError(Exception):
@@ -23,6 +26,25 @@ class UserError(Exception):
 def is_mistake(error: BaseException) -> bool:
     """Whether an error is a mistake in what was asked for: exit code 2; a damaged file is none."""
     return isinstance(error, UserError) and error.exit_code == USER_ERROR
+
+
+def full_memory(error: BaseException) -> str:
+    """What an error says of memory that is full, a GPU's or this machine's, in two sentences at most; else empty."""
+    if not isinstance(error, MEMORY_ERRORS):
+        return ""
+    told = " ".join(str(error).split())
+    found = FULL_MEMORY.search(told)
+    if not found and not isinstance(error, MemoryError):
+        return ""
+    told = told[found.start() :].strip() if found else told or "no memory is left"
+    return ". ".join(told.split(". ")[:2]).removesuffix(".")
+
+
+def memory_told(error: BaseException) -> str:
+    """The one line of an error that says that memory is full; of another one empty."""
+    told = full_memory(error)
+    less = "fewer images at once where a setting says how many (runtime.sample_batch, --batch)"
+    return told and f"memory: {told}; allowed: {less}, or a device on which more is free (runtime.device)"
 
 
 def ranges(numbers: Iterable[int]) -> str:
@@ -160,6 +182,10 @@ def exit_code(act: Callable[[], int]) -> int:
     except OSError as error:  # a full disk, a directory that may not be written
         where = f"{error.filename}: " if error.filename else ""
         return complain(f"{where}{error.strerror or error}", FAILURE)
+    except MEMORY_ERRORS as error:
+        if told := memory_told(error):
+            return complain(told, USER_ERROR)
+        raise
     except KeyboardInterrupt:
         return complain("interrupted; the same command goes on where it was", INTERRUPTED)
 

@@ -5,7 +5,9 @@ import json
 import re
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from tiny_runs import CONFIG
 from untrained_runs import finish_tokenizer, save_untrained
@@ -16,6 +18,7 @@ from mvar.commands.logged_rows import show_rows
 from mvar.commands.narrow import in_parts, print_in_parts
 from mvar.commands.overview import EXAMPLES, overview
 from mvar.commands.refused import options_of
+from mvar.commands.report import Report
 from mvar.commands.run_tables import PlannedRun, plan_table
 from mvar.commands.status_table import Row, ago, evaluations, shortened, status_table
 from mvar.config import override
@@ -341,3 +344,40 @@ def test_times_are_relative(seconds, text):
     now = datetime.now(UTC)
     assert ago((now - timedelta(seconds=seconds)).isoformat(), now) == text
     assert ago("long ago", now) == "long ago" and ago("", now) == ""
+
+
+def torch_says(kind, text):
+    raise kind(text)
+
+
+FULL = {
+    "GPU": (
+        lambda: torch_says(torch.OutOfMemoryError, "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ..."),
+        "memory: CUDA out of memory. Tried to allocate 2.00 GiB; allowed: ",
+    ),
+    "driver": (
+        lambda: torch_says(RuntimeError, "CUDA error: out of memory\nCUDA kernel errors might be ..."),
+        "memory: out of memory CUDA kernel errors might be",
+    ),
+    "cuBLAS": (
+        lambda: torch_says(RuntimeError, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        "memory: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`; allowed: ",
+    ),
+    "torch": (lambda: torch.empty(2**58), "memory: can't allocate memory: you tried to allocate 1152921504606846976 "),
+    "NumPy": (lambda: np.empty(2**55), "memory: Unable to allocate 256. PiB for an array"),
+    "Python": (lambda: bytes(2**62), "memory: no memory is left; allowed: "),
+}
+
+
+@pytest.mark.parametrize(("full", "told"), FULL.values(), ids=FULL.keys())
+def test_memory_that_gets_full_is_one_line_of_any_command(full, told, monkeypatch, capsys):
+    monkeypatch.setattr(Report, "execute", lambda self, arguments: full())
+    assert main(["report"]) == USER_ERROR
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"mvar: error: {told}") and "fewer images at once" in line
+
+
+def test_another_fault_of_any_command_has_its_traceback(monkeypatch):
+    monkeypatch.setattr(Report, "execute", lambda self, arguments: torch_says(RuntimeError, "odd shapes"))
+    with pytest.raises(RuntimeError, match="odd shapes"):
+        main(["report"])

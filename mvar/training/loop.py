@@ -22,7 +22,7 @@ from torch.profiler import record_function
 
 from mvar import layout
 from mvar.config import OptimConfig, RuntimeConfig, identity
-from mvar.errors import UserError, warn
+from mvar.errors import UserError, full_memory, warn
 from mvar.progress import Progress
 from mvar.training.cards import rate_of
 from mvar.training.contract import BATCH_STREAM, BEFORE_STEP_STREAM, FORWARD_STREAM, DrawsForBatch, Objective, Tensors
@@ -153,9 +153,9 @@ class _Training:
         step, where = found.step, found.path
         try:
             self._take(found)
-        except torch.OutOfMemoryError:
-            raise
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            if full_memory(error):
+                raise
             reason = " ".join(str(error).split())[:160]
             raise UserError(
                 f"{where}: is a checkpoint of another model, or damaged ({reason}); allowed: this training's own; "

@@ -13,11 +13,12 @@ import pytest
 import torch
 
 import mvar.runs.stages
+from mvar import layout
 from mvar.config import SampleConfig, override
 from mvar.errors import UserError
 from mvar.presets import PRESETS
 from mvar.runs.stages import sample, train
-from mvar.runs.stages.contract import SharedStage, Stage, Watch
+from mvar.runs.stages.contract import SharedStage, Stage, Watch, recorded
 from mvar.runs.stages.train import TrainStage
 from mvar.runs.states import DONE, FAILED, STOPPED, Stopped
 from mvar.runs.store import RunDirectory, StageDirectory, Store
@@ -170,6 +171,19 @@ def test_a_gpu_whose_memory_gets_full_is_a_line_that_says_which_settings_take_le
     drawing = sample.SampleStage(stage.directory, stage.watch, stage.config, stage, reject)
     with pytest.raises(UserError, match=r"runtime\.sample_batch: 100: .* 2\.00 GiB; " + MORE % "sample_batch"):
         drawing._draw_rounds(model, cast("Any", None), 0, lambda found: None)
+
+
+@pytest.mark.parametrize("on", ["GPU", "CPU"])
+def test_memory_that_gets_full_in_any_stage_is_one_line_and_no_traceback(tmp_path, on):
+    directory = RunDirectory(tmp_path)
+    with pytest.raises(UserError, match=r"^memory: .* allocate"), recorded(directory, "tokenizer"):
+        out_of_memory() if on == "GPU" else torch.empty(2**58)
+    status = directory.status()
+    assert status and status["state"] == "failed" and "fewer images at once" in status["reason"]
+    assert not (tmp_path / layout.ERROR).exists()
+    with pytest.raises(RuntimeError, match="odd shapes"), recorded(directory, "tokenizer"):
+        raise RuntimeError("odd shapes")
+    assert "odd shapes" in (tmp_path / layout.ERROR).read_text()
 
 
 def test_what_a_training_held_of_a_gpu_is_free_before_images_are_drawn(monkeypatch):

@@ -16,7 +16,7 @@ import torch
 from mvar import layout
 from mvar.config import Config, RunConfig, RuntimeConfig, identity
 from mvar.data.rounds import Heed
-from mvar.errors import UserError
+from mvar.errors import MEMORY_ERRORS, UserError, full_memory, memory_told
 from mvar.files import atomic_write
 from mvar.progress import Progress
 from mvar.runs.documents import write_document
@@ -99,11 +99,13 @@ def all_together(runtime: RuntimeConfig, watch: Watch, call: Mapping[str, Any]) 
 def recorded(directory: Directory, stage: str) -> Iterator[None]:
     """Keep a directory's status true to what happens inside the block: running, then failed or stopped.
 
-    The status has the reason as one line; `error.txt` beside it has the traceback of what is no user's mistake.
+    The status has the reason as one line; `error.txt` beside it has the traceback of what is no user's mistake. Memory
+    that gets full is one: a `UserError`.
     """
     directory.write_status(RUNNING, stage)
     try:
-        yield
+        with within_memory():
+            yield
     except BaseException as error:
         state = STOPPED if isinstance(error, Stopped | KeyboardInterrupt) else FAILED
         try:
@@ -118,12 +120,14 @@ def recorded(directory: Directory, stage: str) -> Iterator[None]:
 
 
 @contextmanager
-def retold(kind: type[E], tell: Callable[[E], str]) -> Iterator[None]:
-    """An exception inside the block becomes a `UserError` with other words."""
+def retold(kind: type[E] | tuple[type[E], ...], tell: Callable[[E], str]) -> Iterator[None]:
+    """An exception inside the block becomes a `UserError` with other words; without words it stays."""
     try:
         yield
     except kind as error:
-        raise UserError(tell(error)) from None
+        if told := tell(error):
+            raise UserError(told) from None
+        raise
 
 
 def way_out() -> AbstractContextManager[None]:
@@ -131,21 +135,29 @@ def way_out() -> AbstractContextManager[None]:
     return retold(UserError, lambda error: f"{error}; {REMEDY}")
 
 
+def within_memory() -> AbstractContextManager[None]:
+    """Memory that gets full, inside the block: say so in one line."""
+    return retold(MEMORY_ERRORS, memory_told)
+
+
 def room_made_by(field: str, value: object, *fields: str) -> AbstractContextManager[None]:
-    """A GPU whose memory gets full, inside the block: say which settings take less of it.
+    """Memory that gets full, inside the block: say which settings take less of it.
 
     Args:
         field, value: of `runtime`: how many images are worked on at once.
         fields: others of `runtime` that may be `auto` with it.
     """
 
-    def tell(error: torch.OutOfMemoryError) -> str:
-        reason = ". ".join(" ".join(str(error).split()).split(". ")[:2]).removesuffix(".")
-        auto = " ".join(f"runtime.{name}=auto" for name in (field, *fields))
-        given = "none" if value is None else value
-        return f"runtime.{field}: {given}: {reason}; allowed: {auto}, or fewer images at once, on a GPU of its own"
+    def tell(error: Exception) -> str:
+        if not (reason := full_memory(error)):
+            return ""
+        allowed = "fewer images at once"
+        if isinstance(error, torch.OutOfMemoryError):  # of a GPU
+            auto = " ".join(f"runtime.{name}=auto" for name in (field, *fields))
+            allowed = f"{auto}, or fewer images at once, on a GPU of its own"
+        return f"runtime.{field}: {'none' if value is None else value}: {reason}; allowed: {allowed}"
 
-    return retold(torch.OutOfMemoryError, tell)
+    return retold(MEMORY_ERRORS, tell)
 
 
 @dataclass(frozen=True)

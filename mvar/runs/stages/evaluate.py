@@ -25,7 +25,7 @@ from mvar.files import atomic_write
 from mvar.progress import Progress
 from mvar.registries import METRICS
 from mvar.runs.measured import of_same_weights, recalled, settings_of, to_measure, with_metric
-from mvar.runs.stages.contract import RunStage, all_together
+from mvar.runs.stages.contract import RunStage, all_together, within_memory
 from mvar.runs.stages.extractor import ExtractorStage
 from mvar.runs.stages.sample import SampleStage
 from mvar.runs.stages.tokens import TokenStage
@@ -119,7 +119,8 @@ class EvaluateStage(RunStage):
 
     def _measure(self, name: str, record: dict[str, Any], inputs: Inputs, report: Progress) -> dict[str, float]:
         kind: type[Metric] = METRICS.find(name)
-        return compute(name, kind(settings_of(record, name, self.config)), inputs, report)
+        with within_memory():
+            return compute(name, kind(settings_of(record, name, self.config)), inputs, report)
 
     def _keep_traceback(self, error: Exception) -> None:
         """Of what is no user's mistake: `error.txt`, for who wrote the metric."""
