@@ -43,7 +43,7 @@ class Probe(ABC):
     Settings: ClassVar[type[Config] | None] = None
     """What can be chosen of it, `--set NAME=VALUE`: decides which cases there are."""
     FORMER: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    """Names that its settings had before, which stay accepted, with today's."""
+    """Names that its settings and the fields of its cases had before, which stay accepted and read, with today's."""
     fields: ClassVar[tuple[Shown, ...]]
     """Of every case, the axis of the figure first; a line of the figure has the same in all others."""
     values: ClassVar[tuple[Shown, ...]]

@@ -38,7 +38,7 @@ class Prefix(Probe):
     fields = (
         Shown("scales", "true scales given", 0),
         Shown("of", "images of"),
-        Shown("guidance", "cfg", 2),
+        Shown("cfg_scale", "cfg", 2),
         Shown("filter", "filter"),
         Shown("limit", "samples at most", 0),
         Shown("seed", "seed of the drawing", 0),
@@ -62,7 +62,7 @@ class Prefix(Probe):
             {
                 "scales": k,
                 "of": split,
-                "guidance": cfg_scale,
+                "cfg_scale": cfg_scale,
                 "filter": own.filter if settings.filtered else "none",
                 "limit": settings.samples or config.evaluation.num_images,
                 "seed": settings.seed,
@@ -74,7 +74,7 @@ class Prefix(Probe):
 
     def sample(self, case: Row, config: RunConfig) -> SampleConfig:
         """See `Probe.sample`."""
-        wanted: dict[str, Any] = {"cfg_scale": case["guidance"], "seed": case["seed"]}
+        wanted: dict[str, Any] = {"cfg_scale": case["cfg_scale"], "seed": case["seed"]}
         return drawing(config.sample, case["filter"] != "none", **wanted)
 
     def measure(self, case: Row, subject: Subject) -> Row:

@@ -172,7 +172,11 @@ def _read(name: str, kind: type[Probe], what: Measurable, folder: Path) -> dict[
         about = (document["schema_version"], document["version"], document["measured"])
         if about == (SCHEMA_VERSION, kind.version, what.identity):
             names = {shown.name for shown in (*kind.fields, *kind.values)}
-            rows = document["rows"]
+            rows = [row | {"case": _named_today(row["case"], kind)} for row in document["rows"]]
             if all(names <= {*row["case"], *row["values"]} for row in rows):
                 return {digest({k: v for k, v in row.items() if k != "values"}): row for row in rows}
     return {}
+
+
+def _named_today(case: Row, kind: type[Probe]) -> Row:
+    return {kind.FORMER.get(name, name): value for name, value in case.items()}

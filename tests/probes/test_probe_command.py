@@ -71,7 +71,7 @@ def test_other_weights_other_sampling_or_a_damaged_file_are_measured_anew(fresh,
     before, weights = measure(), fresh[1].weights.read_bytes()
     assert measure(seed=1)[0]["fid"] != before[0]["fid"]
     three = measure(cfg_scale=[3], filtered=True)
-    assert three[0]["guidance"] == 3
+    assert three[0]["cfg_scale"] == 3
     path = fresh[1].path / "probes/prefix.json"
     assert len(json.loads(path.read_text())["rows"]) == 3
     before_named = {"of": ["heldout"], "samples": 10, "scales": [2], "guidance": [3], "filtered": True}
@@ -88,6 +88,20 @@ def test_other_weights_other_sampling_or_a_damaged_file_are_measured_anew(fresh,
     fresh[1].weights.write_bytes(weights)
     assert measure() == before
     assert measure(out=tmp_path / "here") == before and (tmp_path / "here/probes/prefix.json").is_file()
+
+
+def test_rows_of_a_field_that_was_called_otherwise_are_those_of_today(fresh, monkeypatch):
+    wanted = {"of": ["heldout"], "samples": 10, "scales": [2], "cfg_scale": [0]}
+    before, path = load(fresh).probe("prefix", **wanted).rows, fresh[1].path / "probes/prefix.json"
+    document = json.loads(path.read_text())
+    document["rows"][0]["case"]["guidance"] = document["rows"][0]["case"].pop("cfg_scale")
+    path.write_text(json.dumps(document))
+    (kept,) = kept_probes(*fresh)
+    assert kept.rows == before
+    assert load(fresh).probe("prefix", **wanted | {"scales": [2, 3]}).rows[:1] == before
+    assert ["cfg_scale" in row["case"] for row in json.loads(path.read_text())["rows"]] == [True, True]
+    monkeypatch.setattr(Prefix, "measure", None)
+    assert load(fresh).probe("prefix", **wanted).rows == before
 
 
 def test_the_list_says_what_can_be_set(capsys):
