@@ -1,4 +1,4 @@
-"""What an image takes by its number of tokens: state, FLOPs and latency of every partner of `intra`, where they cross.
+"""What an image takes by its number of tokens: state, FLOPs, time and memory of partners of `intra`, and crossings.
 
 Of the experiment `inter_scale`, and of every one whose rows have the axes `pattern` and `of_preset`.
 
@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from mvar import (
     PATCH_SIDES,
@@ -30,6 +32,12 @@ SIDES = PATCH_SIDES["512"]  # its first scales are whole schedules too: L from 3
 NEVER = "none here"
 LENGTHS = [SIDES[:count] for count in range(4, len(SIDES) + 1)]
 PER_IMAGE = {"state": "state of an image (bytes)", "flops": "FLOPs an image"}
+SMALLER = {"state": "a smaller state", "flops": "fewer FLOPs"}
+MEASURED = {"ms": "ms", "peak": "MB"}  # of an image
+LESS = {
+    "ms": "Measured less time than {} at every L from there on, beyond repeats",
+    "peak": "Measured less memory than {} at every L from there on",
+}
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks" / "results"
 OF_MIXERS = BENCHMARKS / "mixers.json"  # of `python -m benchmarks.mixers`
 OF_MODELS = BENCHMARKS / "lengths.json"  # of `python -m benchmarks.lengths`
@@ -42,15 +50,15 @@ def draw(page: kit.Writer, manifest: kit.Manifest, table: kit.Table) -> None:
     if not models:
         return
     page.table(lengths(models, manifest))
-    found: dict[str, Latency | None] = {}
+    found: dict[str, Benchmark | None] = {}
     for path, named in ((OF_MODELS, "pattern"), (OF_MIXERS, "mixer")):
         try:
-            found[named] = latency = read_latency(path, named)
+            found[named] = benchmark = read_benchmark(path, named)
         except UserError as error:
-            found[named] = latency = None
+            found[named] = benchmark = None
             page.problems.append(one_line(error))
-        if latency:
-            page.table(latency_table(models, latency, manifest))
+        if benchmark:
+            page.table(measured_table(models, benchmark, manifest))
     shown = found["pattern"] or found["mixer"]
     page.figure(f"inter_scale-lengths-{manifest.tag}", lengths_figure, models, shown, manifest, page.figures)
 
@@ -91,7 +99,7 @@ def lengths(models: Models, manifest: kit.Manifest) -> kit.Table:
     reading = [
         "Of the configs alone: these models with the first 4 to 10 scales of the 512 px schedule, one image, no "
         "guidance, state in fp32. FLOPs are no time: `python -m benchmarks.mixers` measures that.",
-        *filter(None, (_told(rows, "state", "a smaller state"), _told(rows, "flops", "fewer FLOPs"))),
+        *_told(rows, {k: f"Than {kit.code(DENSE)} have {what}" for k, what in SMALLER.items()}),
     ]
     return kit.Table(f"{manifest.name}-lengths", title, shown, rows, reading=reading)
 
@@ -119,29 +127,43 @@ def _first_below(values: Mapping[int, tuple[float, float]]) -> str:
     return f"{below[0]:,}" if below else NEVER
 
 
-def _told(rows: list[dict[str, Any]], key: str, what: str) -> str:
-    """The crossings of one cost in a sentence."""
-    by_length: dict[str, list[str]] = {}
-    for row in rows:
-        if row[f"{key} crossing"]:
-            by_length.setdefault(row[f"{key} crossing"], []).append(kit.code(row["label"]))
-    never = by_length.pop(NEVER, [])
-    parts = [f"from L = {length} on {', '.join(names)}" for length, names in by_length.items()]
-    parts += [f"at no L here, or not at the largest, {', '.join(never)}"] if never else []
-    return f"Than {kit.code(DENSE)} have {what}: {'; '.join(parts)}." if parts else ""
+def _told(rows: list[dict[str, Any]], begun: Mapping[str, str]) -> list[str]:
+    """The crossings of each cost in a sentence, by how it begins; the smallest L first."""
+    told = []
+    for key, begin in begun.items():
+        by_length: dict[str, list[str]] = {}
+        for row in rows:
+            if row.get(f"{key} crossing"):
+                by_length.setdefault(row[f"{key} crossing"], []).append(kit.code(row["label"]))
+        never = by_length.pop(NEVER, [])
+        first = sorted(by_length.items(), key=lambda found: int(found[0].replace(",", "")))
+        parts = [f"from L = {length} on {', '.join(names)}" for length, names in first]
+        parts += [f"at no L here, or not at the largest, {', '.join(never)}"] if never else []
+        told += [f"{begin}: {'; '.join(parts)}."] if parts else []
+    return told
 
 
-# Latency, as a benchmark measured it --------------------------------------------------------------------------------
+# Time and memory, as a benchmark measured them ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Latency:
-    """Milliseconds of an image by L, on one machine: of whole models, or of one mixer by itself."""
+class Taken:
+    """What drawing an image takes by L: milliseconds over repeats, MB held at most, and from which L on less."""
+
+    ms: Mapping[int, kit.Measured]
+    difference: Mapping[int, tuple[float, float] | None]  # ms minus the dense one's: 95 % interval, None of one repeat
+    peak: Mapping[int, float]
+    crossings: Mapping[str, int | None]  # of `ms` and of `peak`
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Time and memory by L, on one machine: of whole models, or of one mixer by itself."""
 
     machine: str
     of: str  # their size, in words
     is_whole: bool  # models by pattern, else mixers by name
-    ms: Mapping[str, Mapping[int, float]]
+    taken: Mapping[str, Taken]
 
     @property
     def dense(self) -> str:
@@ -154,16 +176,22 @@ class Latency:
         return f"python -m benchmarks.{(OF_MODELS if self.is_whole else OF_MIXERS).stem}"
 
     def rows(self, models: Models) -> dict[str, str]:
-        """By pattern of a model, what it is called here."""
-        return {p: p for p in models} if self.is_whole else partners(models)
+        """By pattern of a model, what it is called here; only what was measured."""
+        names = {p: p for p in models} if self.is_whole else partners(models)
+        return {pattern: name for pattern, name in names.items() if name in self.taken}
 
     @property
     def lengths(self) -> list[int]:
         """Every L that was measured."""
-        return sorted({length for taken in self.ms.values() for length in taken})
+        return sorted({length for taken in self.taken.values() for length in taken.ms})
+
+    @property
+    def repeats(self) -> int:
+        """Of every time."""
+        return min(ms.n for taken in self.taken.values() for ms in taken.ms.values())
 
 
-def read_latency(path: Path, named: str) -> Latency | None:
+def read_benchmark(path: Path, named: str) -> Benchmark | None:
     """What `python -m benchmarks.mixers` has stored, or `benchmarks.lengths`; None where it has not run.
 
     Args:
@@ -177,47 +205,68 @@ def read_latency(path: Path, named: str) -> Latency | None:
         return None
     try:
         found = json.loads(path.read_text())
-        machine = found["machine"]
+        machine, settings = found["machine"], found["settings"]
         threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"
-        clock = ", processor time" if found["settings"].get("processor_time") else ""
+        clock = ", processor time" if settings.get("processor_time") else ""
         where = f"{machine['cpu']}, {threads}, torch {machine['torch']}{clock}"
-        ms = {row[named]: {int(at): float(taken) for at, taken in row["ms"].items()} for row in found["lengths"]}
-        settings = found["settings"]
+        taken = {row[named]: _taken(row) for row in found["lengths"]}
         if named == "mixer":
-            return Latency(where, f"width {int(settings['mixer_width'])}", False, ms)
-        return Latency(where, f"depth {int(settings['depth'])}, width {int(settings['width'])}", True, ms)
+            return Benchmark(where, f"width {int(settings['mixer_width'])}", False, taken)
+        return Benchmark(where, f"depth {int(settings['depth'])}, width {int(settings['width'])}", True, taken)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         module = path.stem if path in (OF_MODELS, OF_MIXERS) else "mixers"
         raise UserError(f"{path}: {one_line(error)}; allowed: what `python -m benchmarks.{module}` writes") from error
 
 
-def latency_table(models: Models, latency: Latency, manifest: kit.Manifest) -> kit.Table:
-    """Milliseconds of each model, or partner of `intra`, at the least and the largest L, and where it crosses."""
-    dense, rows = latency.ms.get(latency.dense, {}), []
-    ends = latency.lengths[0], latency.lengths[-1]
-    for name in [name for name in latency.rows(models).values() if name in latency.ms]:
-        taken = latency.ms[name]
-        row: dict[str, Any] = {"label": name, **{f"ms {length}": taken.get(length) for length in ends}}
-        both = [length for length in latency.lengths if length in taken and length in dense]
-        if name != latency.dense and both:
-            row["ms crossing"] = _first_below({length: (taken[length], dense[length]) for length in both})
+def _taken(row: Mapping[str, Any]) -> Taken:
+    ms = {int(at): kit.Measured.of(pd.Series(taken, dtype=float)) for at, taken in row["ms"].items()}
+    return Taken(
+        {at: taken for at, taken in ms.items() if taken},
+        {
+            int(at): interval and (float(interval[0]), float(interval[1]))
+            for at, interval in row["ms_difference"].items()
+        },
+        {int(at): held / 1e6 for at, held in row["peak_bytes"].items()},
+        {key: row[f"{key}_crossing"] for key in MEASURED},
+    )
+
+
+def measured_table(models: Models, benchmark: Benchmark, manifest: kit.Manifest) -> kit.Table:
+    """Milliseconds and memory of each model, or partner of `intra`, by L, and where they cross."""
+    dense, rows, at = benchmark.dense, [], benchmark.lengths
+    for name in benchmark.rows(models).values():
+        taken = benchmark.taken[name]
+        row: dict[str, Any] = {"label": name}
+        row |= {f"ms {n}": taken.ms.get(n) for n in at} | {f"peak {n}": taken.peak.get(n) for n in at}
+        if name != dense and dense in benchmark.taken:
+            row |= {f"{key} crossing": f"{n:,}" if n else NEVER for key, n in taken.crossings.items()}
         rows.append(row)
     what, told, end = (
         ("layers", "a whole model draws one image without guidance, decoding left out,", "-models")
-        if latency.is_whole
+        if benchmark.is_whole
         else (
             "mixer",
             "one mixer by itself goes through one image scale by scale with its state, as sampling does,",
             "",
         )
     )
-    shown = [columns.name(what), *(Column(f"ms {n}", f"ms, L = {n:,}", columns.MEASURED, 2) for n in ends)]
-    shown.append(Column("ms crossing", f"less than {latency.dense} from L =", columns.MEASURED, is_text=True))
-    title = f"Between scales, latency{' of whole models' * latency.is_whole} by L: {manifest.title}"
+    shown = [columns.name(what)]
+    for key, heading in MEASURED.items():
+        inner = {n: n in (at[0], at[-1]) for n in at}  # LaTeX has the ends
+        shown += [
+            Column(f"{key} {n}", f"{heading}, L = {n:,}", columns.MEASURED, 2, in_print=i) for n, i in inner.items()
+        ]
+        shown.append(Column(f"{key} crossing", f"less {heading} than {dense} from L =", columns.MEASURED, is_text=True))
+    title = f"Between scales, time and memory{' of whole models' * benchmark.is_whole} by L: {manifest.title}"
     reading = [
-        f"Measured by `{latency.command}`, not on these runs: {told} {latency.of}. {kit.prose(latency.machine)}. "
-        "Another machine, width or batch has other times.",
-        "The torch paths, on a processor: kernels of a GPU are not in these times.",
+        f"Measured by `{benchmark.command}`, not on these runs: {told} {benchmark.of}. {kit.prose(benchmark.machine)}. "
+        "Another machine, width or batch has other times. The torch paths, on a processor: kernels of a GPU are not in "
+        "these times.",
+        f"Time: mean and standard deviation of {benchmark.repeats} repeats, all in turn. It is less from the L on from "
+        "which the 95 % interval of the difference of means (Welch's t, of one difference by itself) lies below 0 at "
+        "every L that was measured. MB: the most that tensors hold at once, state and result included; weights, tables "
+        "that are made once and what a kernel takes for itself are not in it. It is counted, the same every time.",
+        *_told(rows, {k: what.format(kit.code(dense)) for k, what in LESS.items()}),
     ]
     return kit.Table(f"{manifest.name}-latency{end}", title, shown, rows, reading=reading)
 
@@ -230,39 +279,62 @@ def _looks(patterns: list[str]) -> dict[str, dict[str, Any]]:
     return {p: {"color": f"C{n}", "marker": "os^Dv*PX<>"[n % 10], "label": p} for n, p in enumerate(patterns)}
 
 
-def lengths_figure(models: Models, latency: Latency | None, manifest: kit.Manifest, directory: Path) -> kit.Figure:
-    """State and FLOPs of an image against L, one line a model of the preset's width; latency of mixers where known."""
+def lengths_figure(models: Models, benchmark: Benchmark | None, manifest: kit.Manifest, directory: Path) -> kit.Figure:
+    """State and FLOPs of an image against L, one line a model of the preset's width; beside them what was measured."""
     name, looks = f"inter_scale-lengths-{manifest.tag}", _looks(list(models))
-    with kit.canvas(directory, name, 3.6, ncols=3 if latency else 2) as (figure, axes):
-        for ax, (key, label) in zip(axes[0, :2], PER_IMAGE.items(), strict=True):
+    grid = {"nrows": 2, "ncols": 3} if benchmark else {"ncols": 2}
+    with kit.canvas(directory, name, 5.2 if benchmark else 3.6, **grid) as (figure, axes):
+        drawn = [axes[0, 0], axes[1, 0] if benchmark else axes[0, 1]]
+        for ax, (key, label) in zip(drawn, PER_IMAGE.items(), strict=True):
             for pattern, config in models.items():
                 values = [costs(config, sides)[key] for sides in LENGTHS]
                 if any(values):
                     ax.plot(list(map(_tokens, LENGTHS)), values, markersize=4, **looks[pattern])
             ax.set(xscale="log", yscale="log", xlabel="tokens of an image (L)", ylabel=label)
-        if latency:
-            for pattern, name_there in latency.rows(models).items():
-                taken = latency.ms.get(name_there, {})
-                axes[0, 2].plot(list(taken), list(taken.values()), markersize=4, **looks[pattern])
-            axes[0, 2].set(
-                xscale="log",
-                yscale="log",
-                xlabel="tokens of an image (L)",
-                ylabel="ms an image" if latency.is_whole else "ms of the partner",
-            )
-        figure.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
-        kit.despine(*axes[0])
+        key = drawn[1].get_legend_handles_labels()
+        if benchmark:
+            _measured_panels((axes[0, 1], axes[1, 1], axes[1, 2]), benchmark, models, looks)
+            axes[0, 2].set_axis_off()
+            axes[0, 2].legend(*key, loc="center", fontsize="small")
+        else:
+            figure.legend(*key, loc="outside lower center", ncols=4, fontsize="small")
+        kit.despine(*axes.flat)
     caption = (
         "What an image takes as it has more scales, from the configs alone: state in fp32 (none: not drawn) and FLOPs "
         "of sampling without guidance, at the first 4 to 10 scales of the 512 px schedule."
     )
-    if latency:
-        told = "drawing it with the whole model" if latency.is_whole else "the partner of intra by itself"
-        caption += f" Right, measured: {told}, {latency.of}, {latency.machine}."
-    return kit.Figure(name, f"Between scales, memory and FLOPs by L: {manifest.title}", caption)
+    if benchmark:
+        told = "drawing it with the whole model" if benchmark.is_whole else "the partner of intra by itself"
+        caption += (
+            f" Measured: {told}, {benchmark.of}, {benchmark.machine}; memory of tensors, the most at once, weights "
+            f"aside; mean time of {benchmark.repeats} repeats, bars: standard deviation; that time over the one of "
+            f"{benchmark.dense}, bars: 95 % interval of the difference of means."
+        )
+    return kit.Figure(name, f"Between scales, memory, FLOPs and time by L: {manifest.title}", caption)
 
 
-ANALYSIS = kit.Analysis("costs_by_length", "State, FLOPs and latency of an image by its tokens", draw, of="sweep")
+def _measured_panels(
+    axes: tuple[Any, Any, Any], benchmark: Benchmark, models: Models, looks: Mapping[str, Any]
+) -> None:
+    """Memory, time, and time over the dense one's, against L."""
+    dense = benchmark.taken.get(benchmark.dense)
+    small = kit.ERROR_BARS | {"capsize": 2, "markersize": 4}
+    for pattern, name in benchmark.rows(models).items():
+        taken, look = benchmark.taken[name], small | looks[pattern]
+        axes[0].plot(list(taken.peak), list(taken.peak.values()), markersize=4, **looks[pattern])
+        kit.points(axes[1], list(taken.ms), list(taken.ms.values()), **look)
+        if dense and taken is not dense:
+            pairs = {n: (ms.mean, dense.ms[n].mean, taken.difference[n]) for n, ms in taken.ms.items() if n in dense.ms}
+            half = [(between[1] - between[0]) / 2 / theirs if between else 0 for _, theirs, between in pairs.values()]
+            axes[2].errorbar(list(pairs), [ours / theirs for ours, theirs, _ in pairs.values()], yerr=half, **look)
+    axes[2].axhline(1, color="0.4", linewidth=1)
+    of = "" if benchmark.is_whole else " of the partner"
+    labels = (f"MB held at most{of}", f"ms an image{of}", f"time{of} / that of {benchmark.dense}")
+    for ax, label, scale in zip(axes, labels, ("log", "log", "linear"), strict=True):
+        ax.set(xscale="log", yscale=scale, xlabel="tokens of an image (L)", ylabel=label)
+
+
+ANALYSIS = kit.Analysis("costs_by_length", "State, FLOPs, time and memory of an image by its tokens", draw, of="sweep")
 
 
 if __name__ == "__main__":

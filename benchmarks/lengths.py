@@ -1,4 +1,4 @@
-"""Time in which whole models of `inter_scale` draw one image, as it grows from 30 to 2,240 tokens.
+"""Time and memory in which whole models of `inter_scale` draw one image, as it grows from 30 to 2,240 tokens.
 
 Run: `python -m benchmarks.lengths --threads 1`. All models are measured in turn within one process. `--processor-time`
 beside other work.
@@ -6,20 +6,23 @@ beside other work.
 - ms: one image, class given, no guidance, no filter: the generator scale by scale with its state, the draws, and the
   sum of the codes that the next scale is made of; decoding is left out, which is the same for all. Weights are random:
   what is drawn takes no part in the time.
-- crossing: from which L on a model takes less time than `intra+global` at every L that was measured.
+- crossing: from which L on a model takes less than `intra+global` at every L that was measured, of time beyond what
+  repeats scatter by.
+
+What exactly is stored stands in `benchmarks.by_length`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.machine import begin, clock_of, describe_machine, seconds, settings_json, take_threads
-from benchmarks.mixers import crossing
+from benchmarks import by_length
+from benchmarks.machine import begin, clock_of, describe_machine, settings_json, take_threads
 from mvar.config import RunConfig, SampleConfig, override
 from mvar.errors import UserError, one_of
 from mvar.files import write_json
@@ -40,7 +43,7 @@ class Settings:
 
     preset: str = "digits"  # whose models, at its width and depth
     scales: tuple[int, ...] = tuple(range(4, len(SIDES) + 1))  # of the 512 px schedule: L = 30, 66, ... 2240
-    repeats: int = 3
+    repeats: int = 10
     threads: int = 0  # 0: torch's own choice
     processor_time: bool = False  # of one thread: seconds that it computed, whatever else the machine does beside
     out: Path = Path("benchmarks/results/lengths.json")
@@ -64,7 +67,7 @@ def drawer(config: RunConfig, pattern: str, count: int) -> Callable[[], object]:
 
 
 def measure(settings: Settings) -> list[dict[str, Any]]:
-    """One row a model: milliseconds by L, and where it crosses `intra+global`.
+    """One row a model: milliseconds and bytes by L, and where they cross those of `intra+global`.
 
     Raises:
         UserError: a preset that there is not, or a number of scales out of range.
@@ -74,30 +77,21 @@ def measure(settings: Settings) -> list[dict[str, Any]]:
     if not settings.scales or not all(1 <= count <= len(SIDES) for count in settings.scales):
         raise UserError(f"scales: {settings.scales}; allowed: one number or more, each from 1 to {len(SIDES)}")
     config = override(PRESETS[settings.preset], {"runtime.device": "cpu"})
-    found: dict[str, dict[int, float]] = {
-        p: {} for p in ("global", "intra", *map("intra+".__add__, inter_scale_mixers()))
-    }
-    for count in sorted(set(settings.scales)):
-        runs = {pattern: drawer(config, pattern, count) for pattern in found}
-        for pattern, taken in seconds(runs, settings.repeats, clock_of(settings.processor_time)).items():
-            found[pattern][sum(side**2 for side in SIDES[:count])] = 1e3 * taken
-    return [{"pattern": p, "ms": ms, "crossing": crossing(ms, found[DENSE])} for p, ms in found.items()]
+    patterns = ("global", "intra", *map("intra+".__add__, inter_scale_mixers()))
+
+    def drawers(count: int) -> by_length.Runs:
+        return {pattern: drawer(config, pattern, count) for pattern in patterns}
+
+    at = {sum(side**2 for side in SIDES[:n]): partial(drawers, n) for n in sorted(set(settings.scales))}
+    return by_length.measure(at, "pattern", DENSE, settings.repeats, clock_of(settings.processor_time))
 
 
 def show(result: dict[str, Any]) -> None:
-    """A table."""
+    """Two tables."""
     rows, machine = result["lengths"], result["machine"]
     timed = ", processor time" if result["settings"]["processor_time"] else ""
-    table = Table(
-        title=f"An image, ms, {result['settings']['preset']}, {machine['cpu']}, {machine['threads']} threads{timed}"
-    )
-    table.add_column("layers")
-    for length in rows[0]["ms"]:
-        table.add_column(f"L = {length}", justify="right")
-    table.add_column(f"less than {DENSE} from L =", justify="right")
-    for row in rows:
-        table.add_row(row["pattern"], *(f"{ms:.1f}" for ms in row["ms"].values()), str(row["crossing"] or "-"))
-    Console().print(table)
+    title = f"An image, {result['settings']['preset']}, {machine['cpu']}, {machine['threads']} threads{timed}"
+    Console(width=170).print(*by_length.tables(rows, "pattern", DENSE, title))
 
 
 def main(settings: Settings) -> None:

@@ -4,7 +4,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,18 +67,25 @@ def with_gemm(measure: Callable[[], T], clock: Callable[[], float] = time.perf_c
 
 
 def seconds(
-    runs: dict[T, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter
+    runs: Mapping[T, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[T, float]:
-    """Median seconds of each, measured in turn so that a change of the machine's speed meets all of them."""
-    times: dict[T, list[float]] = {name: [] for name in runs}
+    """Median seconds of each, measured in turn."""
+    return {name: statistics.median(taken) for name, taken in times(runs, repeats, clock).items()}
+
+
+def times(
+    runs: Mapping[T, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[T, list[float]]:
+    """Seconds of each and every repeat, all in turn so that a change of the machine's speed meets all of them."""
+    found: dict[T, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run()
     for _ in range(repeats):
         for name, run in runs.items():
             start = clock()
             run()
-            times[name].append(clock() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+            found[name].append(clock() - start)
+    return found
 
 
 def clock_of(processor_time: bool) -> Callable[[], float]:

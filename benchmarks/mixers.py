@@ -8,12 +8,14 @@ Everything is measured in turn within one process; the ratios are what counts. `
   compared before anything is timed.
 - FLOP rate / GEMM rate: the FLOPs of our products (`gated_linear_flops`, `gated_delta_flops`; 3 times that with
   backward) over our median time, against a large matrix product's best (`benchmarks.machine.gemm_flops_per_s`).
-- by L: seconds in which one mixer goes through an image of L tokens scale by scale, with its state, as sampling does;
-  the first 4 to 10 scales of the 512 px schedule. `crossing`: from which L on it takes less time than `global`.
+- by L: seconds in which one mixer goes through an image of L tokens scale by scale, with its state, as sampling does,
+  and the memory that it holds; the first 4 to 10 scales of the 512 px schedule (`benchmarks.by_length`). A crossing:
+  from which L on it takes less than `global` at every L, of time beyond what repeats scatter by.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from inspect import unwrap
 from pathlib import Path
@@ -25,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks import by_length
 from benchmarks.machine import (
     begin,
     clock_of,
@@ -56,7 +59,7 @@ class Settings:
     widths: tuple[int, ...] = (1024, 256)  # D; heads of 64
     resolutions: tuple[str, ...] = ("256", "512")  # L = 680 and 2240
     mixer_width: int = 256  # of the mixers that go through an image
-    repeats: int = 3
+    repeats: int = 10
     threads: int = 0  # 0: torch's own choice
     processor_time: bool = False  # of one thread: seconds that it computed, whatever else the machine does beside
     peer: bool = True  # --no-peer: without transformers and fla-core, the FLOP rate and the times by L alone
@@ -146,29 +149,23 @@ def through(mixer: Mixer, x: Tensor, schedule: ScaleSchedule) -> None:
 
 
 def measure_lengths(settings: Settings) -> list[dict[str, Any]]:
-    """One row a mixer: milliseconds by L, and where it crosses `global`."""
+    """One row a mixer: milliseconds and bytes by L, and where they cross those of `global`."""
     config = ModelConfig(width=settings.mixer_width, num_heads=max(1, settings.mixer_width // HEAD))
     torch.manual_seed(0)
     mixers = {n: Chosen.of(config, n).build(config, RuntimeConfig(device="cpu")) for n in inter_scale_mixers()}
-    found: dict[str, dict[int, float]] = {name: {} for name in mixers}
     sides = PATCH_SIDES["512"]
-    for count in range(4, len(sides) + 1):
-        schedule = ScaleSchedule(sides[:count])
+    schedules = [ScaleSchedule(sides[:count]) for count in range(4, len(sides) + 1)]
+
+    def runs(schedule: ScaleSchedule) -> by_length.Runs:
         x = torch.randn(1, schedule.num_tokens, config.width)
-        runs = {name: lambda m=mixer, x=x, s=schedule: through(m, x, s) for name, mixer in mixers.items()}
-        for name, taken in seconds(runs, settings.repeats, settings.clock).items():
-            found[name][schedule.num_tokens] = 1e3 * taken
-    return [{"mixer": n, "ms": ms, "crossing": crossing(ms, found["global"])} for n, ms in found.items()]
+        return {name: partial(through, mixer, x, schedule) for name, mixer in mixers.items()}
 
-
-def crossing(ours: dict[int, float], dense: dict[int, float]) -> int | None:
-    """The least L from which on ours takes less than the dense one at every L that was measured."""
-    slower = [length for length in ours if ours[length] >= dense[length]]
-    return next((length for length in ours if length > max(slower, default=0)), None)
+    at = {schedule.num_tokens: partial(runs, schedule) for schedule in schedules}
+    return by_length.measure(at, "mixer", "global", settings.repeats, settings.clock)
 
 
 def show(result: dict[str, Any]) -> None:
-    """Two tables."""
+    """Three tables."""
     timed = ", processor time" if result["settings"]["processor_time"] else ""
     machine = f"{result['machine']['cpu']}, {result['machine']['threads']} threads{timed}"
     table = Table(title=f"Kernels, batch 1, {machine}")
@@ -179,15 +176,8 @@ def show(result: dict[str, Any]) -> None:
         what = row["mixer"], str(row["width"]), str(row["length"]), row["pass"], f"{1e3 * row['ours_s']:.1f}"
         table.add_row(*what, *other, f"{row['rate_over_gemm']:.2f}")
     Console().print(table)
-    lengths = list(result["lengths"][0]["ms"])
-    table = Table(title=f"A mixer through an image, ms, width {result['settings']['mixer_width']}, {machine}")
-    table.add_column("mixer")
-    for length in lengths:
-        table.add_column(f"L = {length}", justify="right")
-    table.add_column("less than global from L =", justify="right")
-    for row in result["lengths"]:
-        table.add_row(row["mixer"], *(f"{row['ms'][length]:.2f}" for length in lengths), str(row["crossing"] or "-"))
-    Console().print(table)
+    title = f"A mixer through an image, width {result['settings']['mixer_width']}, {machine}"
+    Console(width=170).print(*by_length.tables(result["lengths"], "mixer", "global", title))
 
 
 def main(settings: Settings) -> None:

@@ -5,7 +5,8 @@ import os
 import subprocess
 import sys
 import time
-from itertools import product
+from functools import partial
+from itertools import accumulate, product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import attention, lengths, machine, mixers, official, sampling, scan, statistics, submit
+from benchmarks import attention, by_length, lengths, machine, mixers, official, sampling, scan, statistics, submit
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import parity as gpu_parity
 from benchmarks.gpu import sampling as gpu_sampling
@@ -226,17 +227,18 @@ def test_mixers_are_measured_without_their_peers(tmp_path, capsys, monkeypatch):
     ]
     assert all(row["ratio"] is None and row["rate_over_gemm"] > 0 for row in found["kernels"])
     assert {row["mixer"] for row in found["lengths"]} == set(inter_scale_mixers())
-    assert all(list(row["ms"]) == ["30", "55"] for row in found["lengths"]) and finite(found["kernels"])
+    for key in ("ms", "peak_bytes"):
+        assert all(list(row[key]) == ["30", "55"] for row in found["lengths"]) and finite(found["kernels"])
     assert "through an image" in capsys.readouterr().out
-    latency = shipped.load(shipped.find("analysis", "costs_by_length")).read_latency(out, "mixer")
-    assert latency.lengths == [30, 55] and set(latency.ms) == set(inter_scale_mixers())
+    stored = shipped.load(shipped.find("analysis", "costs_by_length")).read_benchmark(out, "mixer")
+    assert stored.lengths == [30, 55] and set(stored.taken) == set(inter_scale_mixers()) and stored.repeats == 1
     with pytest.raises(UserError, match="processor-time: threads 0; allowed: with --threads 1"):
         mixers.main(mixers.Settings(processor_time=True, **short))
 
 
 def test_lengths_measures_whole_models(tmp_path, capsys):
     out = tmp_path / "a.json"
-    lengths.main(lengths.Settings(preset="smoke", scales=(2, 1), repeats=1, out=out))
+    lengths.main(lengths.Settings(preset="smoke", scales=(2, 1), repeats=2, out=out))
     found = json.loads(out.read_text())
     assert {row["pattern"] for row in found["lengths"]} == {
         "global",
@@ -244,9 +246,10 @@ def test_lengths_measures_whole_models(tmp_path, capsys):
         *(f"intra+{n}" for n in inter_scale_mixers()),
     }
     assert all(list(row["ms"]) == ["1", "5"] and finite(row["ms"]) for row in found["lengths"])
+    assert {len(taken) for row in found["lengths"] for taken in row["ms"].values()} == {2}  # every repeat is kept
     assert "less than" in capsys.readouterr().out and found["settings"]["depth"] == PRESETS["smoke"].model.depth
-    latency = shipped.load(shipped.find("analysis", "costs_by_length")).read_latency(out, "pattern")
-    assert latency.lengths == [1, 5] and f"width {PRESETS['smoke'].model.width}" in latency.of
+    stored = shipped.load(shipped.find("analysis", "costs_by_length")).read_benchmark(out, "pattern")
+    assert stored.lengths == [1, 5] and f"width {PRESETS['smoke'].model.width}" in stored.of and stored.repeats == 2
     for wrong, said in (
         ({"preset": "x"}, "preset: 'x' is unknown"),
         ({"scales": (0, 11)}, "scales: .*; allowed: one number or more, each from 1 to 10"),
@@ -280,11 +283,55 @@ def test_mixers_say_which_peer_is_missing(monkeypatch):
         mixers.load_peers()
 
 
+# By length ----------------------------------------------------------------------------------------------------------
+
+
 def test_a_crossing_is_where_it_stays_less():
-    dense = {30: 1.0, 66: 2.0, 147: 3.0}
-    assert mixers.crossing({30: 0.5, 66: 2.5, 147: 2.0}, dense) == 147
-    assert mixers.crossing({30: 0.5, 66: 1.0, 147: 2.0}, dense) == 30
-    assert mixers.crossing({30: 0.5, 66: 1.0, 147: 3.0}, dense) is None
+    assert by_length.crossing({30: True, 66: False, 147: True}) == 147
+    assert by_length.crossing({30: True, 66: True, 147: True}) == 30
+    assert by_length.crossing({30: True, 66: True, 147: False}) is None
+
+
+def test_less_time_is_less_beyond_what_repeats_scatter_by():
+    """The same means: with a small scatter a crossing, with a large one or a single repeat none."""
+    dense, peaks = {30: [4.0, 6.0], 66: [9.9, 10.1, 10.0]}, {30: 5, 66: 7}
+
+    def crossings(taken, held=6):
+        row = by_length.compared({30: [5.0, 5.0], 66: taken}, dense, {30: 5, 66: held}, peaks)
+        return row["ms_crossing"], row["peak_crossing"]
+
+    assert crossings([9.0, 8.9, 9.1]) == (66, 66) and crossings([9.0, 9.0, 9.0]) == (66, 66)
+    assert crossings([7.0, 11.0, 9.0], held=7) == (None, None) and crossings([9.0]) == (None, 66)
+    row = by_length.compared({66: [9.0, 8.9, 9.1]}, dense, {66: 6}, peaks)
+    low, high = row["ms_difference"][66]
+    assert low < -1 < high < 0 and low + high == pytest.approx(-2)
+
+
+def test_repeats_are_taken_in_turn():
+    order = []
+    runs = {name: partial(order.append, name) for name in "ab"}
+    taken = machine.times(runs, 3)
+    assert order == ["a", "b"] * 4 and {name: len(each) for name, each in taken.items()} == {"a": 3, "b": 3}
+
+
+def test_the_peak_is_the_most_that_tensors_hold_at_once():
+    """To the byte, and as torch's own allocator counts it; what was there before is not in it."""
+    x = torch.ones(1000)
+
+    def run():
+        y = x + 1  # 4,000 bytes
+        z = torch.cat((y, y))  # 8,000 more
+        del y
+        return z.view(2, 1000)[0].add_(1)  # a view, in place
+
+    assert by_length.peak(run) == 12_000
+    draw = lengths.drawer(PRESETS["smoke"], "intra+mamba", 2)
+    draw()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        draw()
+    events = sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    held = list(accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
+    assert by_length.peak(draw) == by_length.peak(draw) == pytest.approx(max(held), rel=0.01)
 
 
 # Official ------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from mvar.errors import UserError
 from mvar.evaluation import likelihood
 from mvar.evaluation.likelihood import heldout_nll
 from mvar.probes.cut_text import parse_cut
-from mvar.probes.interval import t_factor, welch_half_width
+from mvar.probes.interval import t_factor, welch_half_width, welch_interval
 from mvar.probes.interventions import cutting, possible, random_sites, recording, shares_kept, sites_of
 from mvar.probes.knockout import Bench, matrix_of, standard_cuts
 from mvar.probes.measurable import Opened
@@ -169,6 +169,7 @@ def test_an_interval_of_two_parts_is_welchs():
     a, b = rng.normal(0, 1, 9), rng.normal(0, 3, 4)
     low, high = ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
     assert welch_half_width((a.std(ddof=1), 9), (b.std(ddof=1), 4)) == pytest.approx((high - low) / 2)
+    assert welch_interval(list(a), list(b)) == pytest.approx((low, high)) and welch_interval([1.0], list(b)) is None
 
 
 def test_the_matrix_holds_the_cuts_of_pairs_of_scales():
