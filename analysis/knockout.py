@@ -6,16 +6,16 @@ python analysis/knockout.py --results results
 
 import sys
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from mvar import Column, columns
+from mvar import MAX_IMAGES, Column, columns
 from mvar import analysis as kit
 
 COLUMNS = (
@@ -25,13 +25,21 @@ COLUMNS = (
     Column("entropy", "attention's entropy (nats)", columns.MEASURED, 2),
     Column("kept", "pairs left (%)", columns.ANALYTIC, 1, 100),
     Column("change", "change (bits/token)", columns.MEASURED, 3),
-    Column("half_width", "± over images", columns.MEASURED, 3),
+    columns.over_images("half_width", 3),
     Column("control", "random instead", columns.MEASURED, 3),
     Column("beyond", "beyond random", columns.MEASURED, 3),
+    Column("beyond_half_width", "± over images and draws", columns.MEASURED, 3),
     Column("verdict", "verdict", is_text=True),
     Column("n", "seeds", "", 0),
 )
 BY_SCALE = (*COLUMNS[:2], Column("scale", "tokens of", is_text=True), *COLUMNS[5:])
+CUTS = (
+    *COLUMNS[:2],
+    Column("queries", "queries of", is_text=True),
+    Column("keys", "keys of", is_text=True),
+    *COLUMNS[2:-2],
+    COLUMNS[-1],
+)
 KINDS = {"cut": "nothing", "mean": "its mean over images", "resample": "another image's"}
 BY_KIND = (*COLUMNS[:2], Column("kind", "what stands there", is_text=True), *COLUMNS[5:])
 BY_FID = (
@@ -47,13 +55,6 @@ BY_FID = (
 BESIDE_RANDOM = {"better": "less harm than random", "worse": "more harm than random"}
 BESIDE_NONE = {"better": "a gain", "worse": "harm"}  # of a branch or a state, beside nothing cut
 RANKS = {"better": "more mass, more effect", "worse": "more mass, less effect"}
-PAIRS, HEADS = "pairs of scales", "layers and heads"  # what the points of a rank correlation are
-POINTS = {
-    PAIRS: "keys of one scale for queries of one",
-    HEADS: "own and coarser scales of each layer or head, two groups whose masses add up to all of it, so that what "
-    "tells the groups apart makes much of this number",
-}
-Points = dict[Any, tuple[float, float]]  # mass and effect, by what is cut
 
 
 # Table 1b -------------------------------------------------------------------------------------------------------------
@@ -64,26 +65,42 @@ def table1b(models: list[kit.CutModel]) -> kit.Table:
     rows: list[dict[str, Any]] = []
     pairs: dict[Any, tuple[kit.Measured, kit.Measured]] = {}
     for at, model in enumerate(models):
-        ranks = {(at, name): rank_correlation(points) for name, points in points_of(model).items()}
+        ranks = {(at, name): kit.ranks.rank_correlation(points) for name, points in kit.ranks.points_of(model).items()}
         pairs |= {key: (rho, nothing(rho)) for key, rho in ranks.items() if rho}
         for cut in model.parts():
             row = model.row(cut)
             pairs[len(rows)] = (row["change"], row["control"] or nothing(row["change"]))
-            row |= {"mass": model.mass(cut), "entropy": model.entropy(cut)}
-            rows.append(row | {"kept": next(effect.kept for effect in model.effects(cut).values())})
+            rows.append(row | model.attended(cut) | {"kept": model.kept(cut)})
     verdicts = kit.judge(pairs, higher_is_better=[key for key in pairs if isinstance(key, tuple)])
     for number, row in enumerate(rows):
         row["verdict"] = told(verdicts[number], BESIDE_RANDOM if row["control"] else BESIDE_NONE)
-    images = ", ".join(sorted({f"{k.num_images:,}" for model in models for k in model.found.values()}))
-    return kit.Table(
-        "table1b",
-        "Table 1b: attention mass and effect of a cut",
-        COLUMNS,
-        rows,
-        _run_ids(rows),
-        reading=[*_reading(rows, verdicts), *_ranks_reading(models, pairs, verdicts)],
-        caption=f"{images} held-out images a run.",
-    )
+    reading = [*_reading(rows, verdicts), *_ranks_reading(models, pairs, verdicts)]
+    title = "Table 1b: attention mass and effect of a cut"
+    return kit.Table("table1b", title, COLUMNS, rows, _run_ids(rows), reading=reading, caption=images_of(models))
+
+
+def images_of(models: list[kit.CutModel]) -> str:
+    """What the numbers of a table are of."""
+    images = _counts(found.num_images for model in models for found in model.found.values())
+    maps = _counts(stats.num_images for model in models for stats in model.attention.values())
+    attention = f", of mass and entropy {maps}" if maps and maps != images else ""
+    return f"{images} held-out images a run{attention}."
+
+
+def _counts(numbers: Iterable[int]) -> str:
+    return ", ".join(f"{number:,}" for number in sorted(set(numbers)))
+
+
+def every_cut(models: list[kit.CutModel]) -> kit.Table:
+    """A row for each cut of each model, those of single scales, layers and heads too; none has a verdict."""
+    rows: list[dict[str, Any]] = []
+    for model in models:
+        sides = [f"{side}×{side}" for side in model.config.tokenizer.patch_sides]
+        for cut in model.cuts():
+            where = {name: None if k is None else sides[k] for name, k in kit.scales_of(cut).items()}
+            rows.append(model.row(cut) | model.attended(cut) | where | {"kept": model.kept(cut)})
+    caption = f"{images_of(models)} Mass and entropy are of the queries, heads and layers that a cut is in."
+    return kit.Table("table1b-cuts", "All cuts", CUTS, rows, _run_ids(rows), caption=caption)
 
 
 def by_scale(models: list[kit.CutModel]) -> kit.Table | None:
@@ -134,7 +151,7 @@ def by_fid(models: list[kit.CutModel]) -> kit.Table | None:
                 pairs[len(rows)] = (change, control or nothing(change))
             row = {"model": model.name, "label": cut, "fid": model.fid(cut, "fid"), "change": change, "n": change.n}
             row |= {"images": max(e.fid_images for e in drawn), "draws": min(len(e.fid_controls) for e in drawn)}
-            row |= {"control": control, "beyond": model.fid(cut, "fid_beyond"), "half_width": half and half.mean}
+            row |= {"control": control, "beyond": model.fid(cut, "fid_beyond"), "half_width": kit.over_images(half)}
             rows.append(row)
     about = (
         "Images are drawn by the run's own settings, with the same random numbers whatever is cut. FID is one number "
@@ -188,8 +205,8 @@ def _reading(rows: list[dict[str, Any]], verdicts: Mapping[Any, kit.Verdict]) ->
     lines = [
         "Keys are masked before the softmax in all layers, the rest of the model is as it was trained. Change: of the "
         "held-out likelihood in bits a token, more is worse. Random instead: as many keys cut of every query, at "
-        "random among all that it sees, the cut ones included, mean over draws. ±: standard deviation over seeds; over "
-        "images: half of the 95 % t interval of one run.",
+        "random among all that it sees, the cut ones included, mean over draws. ±: standard deviation over seeds; "
+        f"{kit.OVER_IMAGES}; over images and draws: that of what is beyond random.",
         "A cut measures what the trained model does without a part, not what a model trained without it would do.",
         "Verdicts are paired t-tests over training seeds at 5 %: of keys against random ones, of a branch or a state "
         "against no cut, of a rank correlation against 0. p is corrected by Holm's method over all "
@@ -215,84 +232,15 @@ def _ranks_reading(
     """A sentence on each rank correlation, which says what its points are and no more than its verdict."""
     lines = []
     for at, model in enumerate(models):
-        for name, by_seed in points_of(model).items():
+        for name, by_seed in kit.ranks.points_of(model).items():
             if (at, name) in pairs:
                 rho, count = pairs[at, name][0], max(map(len, by_seed.values()))
                 lines.append(
-                    f"{kit.prose(model.name)}, {name}: rank correlation of mass and effect {interval_text(rho)} over "
-                    f"{count} points ({POINTS[name]}): {told(verdicts[at, name], RANKS)}."
+                    f"{kit.prose(model.name)}, {name}: rank correlation of mass and effect "
+                    f"{kit.ranks.interval_text(rho)} over {count} points ({kit.ranks.POINTS[name]}): "
+                    f"{told(verdicts[at, name], RANKS)}."
                 )
     return lines
-
-
-# Mass beside effect ---------------------------------------------------------------------------------------------------
-
-
-def points_of(model: kit.CutModel) -> dict[str, dict[int, Points]]:
-    """Mass and effect by what the points are and by seed, of those with three points or more.
-
-    Empty where a cut also takes away mass that is not known, of mixers without attention maps.
-    """
-    if not model.has_all_mass:
-        return {}
-    found = {
-        name: {seed: points(model, seed) for seed in model.attention}
-        for name, points in ((PAIRS, pairs_of), (HEADS, heads_of))
-    }
-    enough = {name: {s: p for s, p in by_seed.items() if len(p) > 2} for name, by_seed in found.items()}
-    return {name: by_seed for name, by_seed in enough.items() if by_seed}
-
-
-def pairs_of(model: kit.CutModel, seed: int) -> Points:
-    """Every pair of scales of one seed's model; the mass is that of all queries together."""
-    schedule = model.config.token_space.schedule
-    mass = model.attention[seed].matrix.mean(0).numpy() * np.array(schedule.lengths)[:, None] / schedule.num_tokens
-    effects = model.effects_by_scale().get(seed, np.full_like(mass, np.nan))
-    there = zip(*(at.tolist() for at in np.nonzero(np.isfinite(effects))), strict=True)
-    return {at: (float(mass[at]), float(effects[at])) for at in there}
-
-
-def heads_of(model: kit.CutModel, seed: int) -> Points:
-    """Own and coarser scales in every layer of one seed's model, or in every head where there are several."""
-    points, stats, effects = {}, model.attention[seed], model.found[seed].effects
-    heads = model.config.model.num_heads
-    for target, layer, head in product(("own", "coarser"), stats.layers, range(heads)):
-        cut = kit.head_cut(target, layer, head, heads)
-        share = float(stats.intra_per_head[stats.layers.index(layer), head])
-        if cut in effects:
-            points[cut] = share if target == "own" else 1 - share, effects[cut].change
-    return points
-
-
-def rank_correlation(by_seed: Mapping[int, Points]) -> kit.Measured | None:
-    """Spearman's of each seed's points; None where no seed has one.
-
-    Points of one model depend on each other: the masses of a query add up to 1. So seeds are what an interval is over.
-    """
-    from scipy.stats import spearmanr
-
-    found = {}
-    for seed, points in by_seed.items():
-        masses, effects = np.array(list(points.values())).T
-        if np.ptp(masses) and np.ptp(effects):
-            found[seed], _ = spearmanr(masses, effects)
-    return kit.Measured.of(pd.Series(found, dtype=float))
-
-
-def mean_points(by_seed: Mapping[int, Points]) -> tuple[np.ndarray, np.ndarray]:
-    """Mass and effect of all points, each the mean over the seeds that have it."""
-    keys = dict.fromkeys(key for points in by_seed.values() for key in points)
-    means = [np.mean([points[key] for points in by_seed.values() if key in points], axis=0) for key in keys]
-    masses, effects = np.array(means).T
-    return masses, effects
-
-
-def interval_text(rho: kit.Measured) -> str:
-    """The mean over seeds and its 95 % t interval, which ends at -1 and 1; of one seed the number alone."""
-    if rho.n < 2:
-        return f"{rho.mean:.2f}"
-    half = float(kit.half_width(np.array([value for _, value in rho.by_seed])))
-    return f"{rho.mean:.2f} [{max(-1, rho.mean - half):.2f}, {min(1, rho.mean + half):.2f}]"
 
 
 # Figures --------------------------------------------------------------------------------------------------------------
@@ -345,15 +293,15 @@ def heads_figure(model: kit.CutModel, name: str, directory: Path) -> kit.Figure:
 
 def scatter_figure(model: kit.CutModel, name: str, directory: Path) -> kit.Figure:
     """Mass against effect, one point a pair of scales, and one a layer or head."""
-    shown = points_of(model)
+    shown = kit.ranks.points_of(model)
     with kit.canvas(directory, name, 2.9, ncols=len(shown)) as (_, axes):
         for ax, (title, by_seed) in zip(axes[0], shown.items(), strict=True):
-            xs, ys = mean_points(by_seed)
+            xs, ys = kit.ranks.mean_points(by_seed)
             ax.axhline(0, color="0.6", linewidth=0.8)
             ax.scatter(100 * xs, 1000 * ys, s=18, color=kit.mixer_look("global")["color"], alpha=0.8)
-            rho = rank_correlation(by_seed)
+            rho = kit.ranks.rank_correlation(by_seed)
             ax.set(xlabel="attention mass (%)", ylabel="change (millibits a token)")
-            ax.set_title(f"{title}: rank correlation\n{interval_text(rho) if rho else '—'}", fontsize="small")
+            ax.set_title(f"{title}: rank correlation\n{kit.ranks.interval_text(rho) if rho else '—'}", fontsize="small")
             kit.despine(ax)
     caption = (
         "A cut's cost against the mass that it takes away. Left: keys of a scale for queries of a scale, all layers. "
@@ -367,26 +315,43 @@ def draw(page: kit.Writer) -> None:
     """Table 1b of all models; their matrices by scales, and the scatter of those whose mass is known."""
     models, problems = kit.cut_models(page.records)
     page.problems += problems
-    if not models:
-        return
-    page.section("Table 1b: mass and effect")
-    page.table(table1b(models))
-    for table in filter(None, (by_scale(models), by_kind(models), by_fid(models))):
-        page.table(table)
+    for limit, those in groupby(models, lambda model: model.limit):
+        draw_alike(page, list(those), "" if limit == MAX_IMAGES else f"images-{limit}")
+
+
+def draw_alike(page: kit.Writer, models: list[kit.CutModel], tag: str) -> None:
+    """The tables and figures of what was measured on the same number of images; `tag` is at the end of their names."""
+    more = f", at most {models[0].limit:,} images" if tag else ""
+    page.section(f"Table 1b: mass and effect{more}")
+    tables = [table1b(models)] if any(model.parts() for model in models) else []
+    tables += filter(None, (by_scale(models), by_kind(models), by_fid(models)))
+    for table in tables:
+        page.table(tagged(table, tag, more))
+    page.csv(tagged(every_cut(models), tag, more))
+    draw_figures(page, models, tag)
+
+
+def tagged(table: kit.Table, tag: str, more: str) -> kit.Table:
+    """A table by a name and a title that say how many images it is of."""
+    return replace(table, name="-".join(filter(None, (table.name, tag))), title=f"{table.title}{more}")
+
+
+def draw_figures(page: kit.Writer, models: list[kit.CutModel], tag: str) -> None:
+    """Of each model what was measured of pairs of scales and of heads."""
     numbers: dict[str, int] = defaultdict(int)
     for model in models:
         data = model.config.data.name
         by_head = model.effects_by_head("own") or model.effects_by_head("coarser")
         if not model.effects_by_scale() and not by_head:
             continue
-        tag = f"{data}{f'-{numbers[data]}' if numbers[data] else ''}"
+        name = "-".join(filter(None, (data, f"{numbers[data] or ''}", tag)))
         numbers[data] += 1
         if model.effects_by_scale():
-            page.figure(f"matrices {tag}", matrices_figure, model, f"knockout-matrices-{tag}", page.figures)
+            page.figure(f"matrices {name}", matrices_figure, model, f"knockout-matrices-{name}", page.figures)
         if by_head:
-            page.figure(f"heads {tag}", heads_figure, model, f"knockout-heads-{tag}", page.figures)
-        if points_of(model):
-            page.figure(f"scatter {tag}", scatter_figure, model, f"knockout-scatter-{tag}", page.figures)
+            page.figure(f"heads {name}", heads_figure, model, f"knockout-heads-{name}", page.figures)
+        if kit.ranks.points_of(model):
+            page.figure(f"scatter {name}", scatter_figure, model, f"knockout-scatter-{name}", page.figures)
 
 
 ANALYSIS = kit.Analysis("knockout", "Table 1b: attention mass and effect of cuts", draw, place=2)

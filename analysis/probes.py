@@ -119,14 +119,14 @@ def table(name: str, kind: type[Probe], models: list[ProbedModel]) -> kit.Table:
                 continue
             row = {"model": model.name, **{f"case_{f.name}": written(case[f.name], f) for f in fields}, **values}
             halves = {v.name: model.value(key, v.name + HALF) for v in kind.values}
-            row |= {n + HALF: half.mean for n, half in halves.items() if half}
+            row |= {n + HALF: kit.over_images(half) for n, half in halves.items() if half}
             rows.append(row | {"n": max(value.n for value in values.values() if value)})
             run_ids.append(sorted(model.run_ids.values()))
     heads = [Column("model", "model", is_text=True), *(Column(f"case_{f.name}", f.label, is_text=True) for f in fields)]
     for v in kind.values:
         heads.append(Column(v.name, v.label, columns.MEASURED, v.decimals))
         if any(v.name + HALF in row for row in rows):
-            heads.append(Column(v.name + HALF, "± over images", columns.MEASURED, v.decimals))
+            heads.append(columns.over_images(v.name + HALF, v.decimals))
     heads.append(Column("n", "seeds", "", 0))
     caption = f"{', '.join([*same, f'at most {models[0].images:,} images for likelihoods'])}."
     title = f"Probe {name}: {first_sentence(kind)}"
@@ -143,8 +143,8 @@ def reading(kind: type[Probe], models: list[ProbedModel], rows: list[dict[str, A
     paragraphs = " ".join(" ".join((kind.__doc__ or "").split("\n\n")[1:]).split())
     lines = [kit.prose(paragraphs)] if paragraphs else []
     lines.append(
-        "±: standard deviation over seeds; over images: half of the 95 % interval of one run. FID is one number of a "
-        "set of images: without several seeds it has no interval."
+        f"±: standard deviation over seeds; {kit.OVER_IMAGES}. FID is one number of a set of images: without several "
+        "seeds it has no interval."
     )
     changes = [v for v in kind.values if v.name.endswith("change") and any(v.name + HALF in row for row in rows)]
     for model in models:

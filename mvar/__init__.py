@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mvar.probes.contract import Probe, Shown
     from mvar.probes.knockout import Effect, matrix_of
     from mvar.probes.knockout_kept import Knockout
-    from mvar.probes.measurable import drawn_inputs
+    from mvar.probes.measurable import MAX_IMAGES, drawn_inputs
     from mvar.probes.probe_kept import Probed
     from mvar.probes.subject import Subject
     from mvar.registries import register
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from mvar.runs.stages.sample import draw_images
     from mvar.runs.states import DONE
     from mvar.runs.store import RunDirectory, Store, one_line
-    from mvar.runs.wiring import Stages, kept_knockout, kept_probes, run_attention
+    from mvar.runs.wiring import Stages, kept_knockout, kept_knockouts, kept_probes, run_attention
     from mvar.sampling import filter_logits, generate
     from mvar.sampling.filters.contract import Filter
     from mvar.sampling.guidance.contract import Guidance
@@ -72,7 +72,7 @@ _HOMES = {
     "mvar.evaluation.metrics.contract": ("Metric",),
     "mvar.evaluation.measure": ("label_accuracy",),
     "mvar.runs.stages.sample": ("draw_images",),
-    "mvar.probes.measurable": ("drawn_inputs",),
+    "mvar.probes.measurable": ("MAX_IMAGES", "drawn_inputs"),
     "mvar.runs.demo": ("demo_runs",),
     "mvar": ("layout", "runs"),  # modules; that of runs can be called
     "mvar.artefacts": ("check_artefact",),
@@ -100,6 +100,7 @@ _HOMES = {
     "mvar.runs.wiring": (
         "Stages",
         "kept_knockout",
+        "kept_knockouts",
         "kept_probes",
         "run_attention",
     ),

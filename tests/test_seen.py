@@ -28,7 +28,7 @@ SECTIONS = {  # page and heading of the section -> the tables that it rests on
     ("mixers.md", "Between scales, on Fashion-MNIST"): [
         "inter_scale-fashion-own",
         "table1b-fashion",
-        "cuts-markov-fashion",
+        "table1b-cuts-images-300-fashion",
     ],
     ("mixers.md", "Which layers"): ["placement-digits", "placement-digits-differences"],
     ("probes.md", "Seen on the demo"): [f"probe-{name}{among}-digits" for name in PROBES for among in ("", "-models")],

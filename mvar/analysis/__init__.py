@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING
 from mvar.lazy import lazily
 
 if TYPE_CHECKING:
-    from mvar.analysis import maps
+    from mvar.analysis import maps, ranks
     from mvar.analysis.compare import (
         DASH,
+        OVER_IMAGES,
         Measured,
         aggregate,
         check_comparable,
         chosen_and_reported,
         half_width,
+        over_images,
         ratio,
     )
     from mvar.analysis.contract import Analysis
-    from mvar.analysis.cuts import CutModel, cut_models, head_cut
+    from mvar.analysis.cuts import CutModel, cut_models, head_cut, scales_of
     from mvar.analysis.family import baseline_of
     from mvar.analysis.figures import ERROR_BARS, band, bars_text, legend_below, name_points, points, unit
     from mvar.analysis.grids import read_samples, real_images, tile
@@ -42,18 +44,20 @@ if TYPE_CHECKING:
     from mvar.runs.experiment import COUNTS
 
 _HOMES = {
-    "mvar.analysis": ("maps",),
+    "mvar.analysis": ("maps", "ranks"),
     "mvar.analysis.compare": (
         "DASH",
+        "OVER_IMAGES",
         "Measured",
         "aggregate",
         "check_comparable",
         "chosen_and_reported",
         "half_width",
+        "over_images",
         "ratio",
     ),
     "mvar.analysis.contract": ("Analysis",),
-    "mvar.analysis.cuts": ("CutModel", "cut_models", "head_cut"),
+    "mvar.analysis.cuts": ("CutModel", "cut_models", "head_cut", "scales_of"),
     "mvar.analysis.family": ("baseline_of",),
     "mvar.analysis.figures": ("ERROR_BARS", "band", "bars_text", "legend_below", "name_points", "points", "unit"),
     "mvar.analysis.grids": ("read_samples", "real_images", "tile"),

@@ -83,6 +83,14 @@ class Difference:
         return f"{mean} [{self.low * factor:+.{decimals}f}, {self.high * factor:+.{decimals}f}]"
 
 
+OVER_IMAGES = "over images: half of the 95 % t interval of one run, mean of the runs"
+
+
+def over_images(half: Measured | None) -> float | None:
+    """Half of a 95 % interval over images, which every run has its own of: the mean of the runs'."""
+    return half and half.mean
+
+
 def by_seed(rows: pd.DataFrame, column: str) -> pd.Series:
     """One value a training seed, indexed by seed: sampling seeds replicate no training, so they are averaged first."""
     if column not in rows.columns:

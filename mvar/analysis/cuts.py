@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from mvar import layout
-from mvar.analysis.compare import Measured
+from mvar.analysis.compare import Measured, over_images
 from mvar.analysis.records import Records
 from mvar.config import RunConfig
 from mvar.errors import one_line
@@ -15,11 +15,12 @@ from mvar.files import digest
 from mvar.mixers.base import Mixer, chosen_in
 from mvar.mixers.global_attention import GlobalAttention
 from mvar.probes.attention_mass import AttentionStats
-from mvar.probes.cut_text import Cut
+from mvar.probes.cut_text import OF_KEYS, Cut, parse_cut
 from mvar.probes.knockout import Effect, matrix_of
 from mvar.probes.knockout_kept import Knockout
+from mvar.probes.measurable import MAX_IMAGES
 from mvar.runs.states import DONE
-from mvar.runs.wiring import kept_knockout, run_attention
+from mvar.runs.wiring import kept_knockouts, run_attention
 
 PARTS = ("own", "coarser", "branch", "state")  # targets of cuts that take away a whole part
 
@@ -30,12 +31,14 @@ class CutModel:
 
     Attributes:
         config: of one seed.
+        limit: at most so many held-out images of each seed's run; only what shares it is compared.
         found: by training seed.
         attention: of its layers with global attention, by training seed; empty where it has none.
         run_ids: by training seed.
     """
 
     config: RunConfig
+    limit: int = MAX_IMAGES
     found: dict[int, Knockout] = field(default_factory=dict)
     attention: dict[int, AttentionStats] = field(default_factory=dict)
     run_ids: dict[int, str] = field(default_factory=dict)
@@ -50,6 +53,10 @@ class CutModel:
     def has_all_mass(self) -> bool:
         """Whether `attention` is that of every mixer in which keys are cut, so that a cut takes this mass away."""
         return bool(self.attention) and all(issubclass(cls, GlobalAttention) for cls in keyed_mixers(self.config))
+
+    def kept(self, cut: str) -> float | None:
+        """Share of the query-key pairs, of those heads and layers, that is left; None where no keys are cut."""
+        return next(effect.kept for effect in self.effects(cut).values())
 
     def mass_by_scale(self) -> np.ndarray:
         """Mass `(S, S)` by query and key scale, mean over layers with global attention and over seeds."""
@@ -114,30 +121,35 @@ class CutModel:
 
     def row(self, cut: str, scale: int | None = None) -> dict[str, Any]:
         """What tables have of a cut that is there in a seed."""
-        names = ("change", "half_width", "control", "beyond")
-        change, half, control, beyond = (self.values(cut, name, scale) for name in names)
+        names = ("change", "half_width", "control", "beyond", "beyond_half_width")
+        change, half, control, beyond, beyond_half = (self.values(cut, name, scale) for name in names)
         assert change is not None
         row = {"model": self.name, "label": cut, "change": change, "control": control, "beyond": beyond, "n": change.n}
-        return row | {"half_width": half and half.mean}
+        return row | {"half_width": over_images(half), "beyond_half_width": over_images(beyond_half)}
 
-    def mass(self, cut: str) -> Measured | None:
-        """Attention mass on the keys of `own` or `coarser`; None where not all of it is known."""
-        if cut not in ("own", "coarser") or not self.has_all_mass:
-            return None
-        shares = {seed: s.share if cut == "own" else 1 - s.share for seed, s in self.attention.items()}
-        return Measured.of(pd.Series(shares), list(self.run_ids.values()))
+    def attended(self, cut: str) -> dict[str, Measured | None]:
+        """Attention's `mass` on the keys that are cut and its `entropy` in nats, see `AttentionStats.under`.
 
-    def entropy(self, cut: str) -> Measured | None:
-        """Of the attention, in nats: mean over layers, heads and queries; beside the masses of `own` and `coarser`."""
-        if cut not in ("own", "coarser") or not self.has_all_mass:
-            return None
-        found = {seed: float(stats.layer_entropy.mean()) for seed, stats in self.attention.items()}
-        return Measured.of(pd.Series(found), list(self.run_ids.values()))
+        None where no keys are cut, or where not all of their mass is known.
+        """
+        parsed, seeds = parse_cut(cut), list(self.effects(cut))
+        if parsed.target not in OF_KEYS or not self.has_all_mass:
+            return {"mass": None, "entropy": None}
+        found = pd.DataFrame([self.attention[seed].under(parsed) for seed in seeds], seeds, ["mass", "entropy"])
+        return {
+            str(name): Measured.of(values, [self.run_ids[seed] for seed in seeds]) for name, values in found.items()
+        }
 
 
 def head_cut(target: str, layer: int, head: int, num_heads: int) -> str:
     """The cut of one head of one layer; of the layer where it has a single one."""
     return Cut(target, layers=(layer,), heads=(head,) if num_heads > 1 else ()).text
+
+
+def scales_of(cut: str) -> dict[str, int | None]:
+    """The scale whose `keys` are cut, and the one whose `queries` lose them; None where it is not a single one."""
+    parsed = parse_cut(cut)
+    return {"queries": parsed.queries, "keys": parsed.scale if parsed.target == "scale" else None}
 
 
 def keyed_mixers(config: RunConfig) -> list[type[Mixer]]:
@@ -147,19 +159,24 @@ def keyed_mixers(config: RunConfig) -> list[type[Mixer]]:
 
 
 def cut_models(records: Records) -> tuple[list[CutModel], list[str]]:
-    """Every model that `mvar knockout` was run on, grouped by all but the seed, and one line for each that failed."""
-    groups: dict[str, CutModel] = {}
+    """Every model that `mvar knockout` was run on, grouped by all but the seed and apart by number of images.
+
+    What was measured on the default number comes first. And one line for each run that failed.
+    """
+    groups: dict[tuple[str, int], CutModel] = {}
     problems = []
     for run_id in sorted(set(records.table.loc[records.table["state"] == DONE, "run_id"])):
         config, run = records.configs[run_id], records.store.run(run_id)
         try:
-            found = kept_knockout(records.store, run)
-            if found is None:
-                continue
-            group = groups.setdefault(digest({**config.identity(), "seed": None}), CutModel(config))
-            group.found[config.seed], group.run_ids[config.seed] = found, run_id
-            if any(issubclass(cls, GlobalAttention) for cls in keyed_mixers(config)):
-                group.attention[config.seed] = run_attention(records.store, run)
+            measured = kept_knockouts(records.store, run)
+            has_maps = any(issubclass(cls, GlobalAttention) for cls in keyed_mixers(config))
+            attention = run_attention(records.store, run) if measured and has_maps else None
+            for found in measured:
+                key = digest({**config.identity(), "seed": None}), found.limit
+                group = groups.setdefault(key, CutModel(config, found.limit))
+                group.found[config.seed], group.run_ids[config.seed] = found, run_id
+                if attention:
+                    group.attention[config.seed] = attention
         except Exception as error:  # one run with damaged files: the others are still shown
             problems.append(f"{layout.RUNS}/{run_id}: effects of cuts, or their mass, are not shown: {one_line(error)}")
-    return list(groups.values()), problems
+    return sorted(groups.values(), key=lambda model: (model.limit != MAX_IMAGES, model.limit)), problems

@@ -77,6 +77,12 @@ class Writer:
             self.save(f"{layout.TABLES}/{table.file}.{kind}", text)
         self._tables.append(table.file)
 
+    def csv(self, table: Table) -> None:
+        """A table that is too long to read as CSV alone, and a line that leads to it."""
+        path = f"{layout.TABLES}/{table.file}.csv"
+        self.save(path, to_csv(table))
+        self.add(Text(f"{prose(table.title)}: [{table.file}.csv]({path}). {prose(table.caption)}"))
+
     def figure(self, what: str, make: Callable[..., Figure], *arguments: Any) -> None:
         """A figure, PNG and PDF, or a problem."""
         self.show(f"figure {what}")

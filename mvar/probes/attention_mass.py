@@ -18,6 +18,7 @@ from torch import Tensor
 from mvar.errors import UserError
 from mvar.mixers.global_attention import GlobalAttention
 from mvar.mixers.scale_attention import ScaleAttention
+from mvar.probes.cut_text import Cut
 from mvar.probes.interval import t_factor
 from mvar.progress import Progress
 from mvar.scales import ScaleSchedule
@@ -194,6 +195,23 @@ class AttentionStats:
     def share(self) -> float:
         """Intra share of the model: the mean over its global layers. Table 1's score half; inter is 1 minus it."""
         return float(self.intra.mean())
+
+    def under(self, cut: Cut) -> tuple[float, float]:
+        """Mass on the keys that a cut takes away, and entropy in nats, of the queries, heads and layers that it is in.
+
+        Means; NaN of a cut that is in none of these layers.
+
+        Raises:
+            KeyError: it cuts no keys.
+        """
+        layers = [number for number, layer in enumerate(self.layers) if not cut.layers or layer in cut.layers]
+        mass, entropy = ((v[layers][:, cut.heads] if cut.heads else v[layers]) for v in (self.mean, self.entropy))
+        key, query = torch.arange(len(self.sides)), torch.arange(len(self.sides))[:, None]
+        taken = {"own": key == query, "coarser": key < query, "scale": key == cut.scale, "all": key <= query}
+        by_query = torch.stack([(mass * taken[cut.target]).sum(-1), entropy])
+        found = _over_queries(by_query, self.sides) if cut.queries is None else by_query[..., cut.queries]
+        share, nats = found.mean((1, 2)).tolist()
+        return share, nats
 
     @property
     def head_entropy(self) -> Tensor:

@@ -19,7 +19,7 @@ from mvar.files import digest, read_json, write_json
 from mvar.probes.cut_text import Cut, parse_cut
 from mvar.probes.interventions import Activations, Site, cutting, random_sites, sites_of
 from mvar.probes.knockout import DRAWS, FID_DRAWS, Bench, Effect, standard_cuts
-from mvar.probes.measurable import Measurable, Opened
+from mvar.probes.measurable import MAX_IMAGES, Measurable, Opened
 from mvar.probes.subject import Subject
 from mvar.progress import Progress
 from mvar.sampling import balanced_labels
@@ -38,12 +38,14 @@ class Knockout:
         sides: tokens a side of every scale.
         num_images: held-out images that they were measured on.
         bits: negative log-likelihood in bits a token without a cut.
+        limit: at most so many images were asked for.
     """
 
     effects: dict[str, Effect]
     sides: tuple[int, ...]
     num_images: int
     bits: float
+    limit: int = MAX_IMAGES
 
     def __getitem__(self, cut: str) -> Effect:
         """The effect of a cut by its text."""
@@ -245,4 +247,5 @@ def _read(what: Measurable, folder: Path) -> dict[str, Any] | None:
 
 def _as_knockout(values: dict[str, Any], texts: Iterable[str]) -> Knockout:
     effects = {text: Effect.from_json(values["effects"][text]) for text in texts}
-    return Knockout(effects, tuple(values["sides"]), int(values["num_images"]), float(values["bits"]))
+    counts = int(values["num_images"]), float(values["bits"]), int(values["measured"]["limit"])
+    return Knockout(effects, tuple(values["sides"]), *counts)

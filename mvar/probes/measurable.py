@@ -1,7 +1,9 @@
 """What is measured on a model: its images, and all that decides the result; images that it draws itself too."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from mvar.data.crops import ImageSet
 from mvar.data.sources.contract import Split
 from mvar.errors import UserError, one_of
 from mvar.evaluation.judge import Judge
+from mvar.files import read_json
 from mvar.sampling import balanced_labels, generate
 from mvar.tokenizer.model import Tokenizer
 from mvar.tokenizer.quantizer import ResidualQuantizer
@@ -79,6 +82,15 @@ def check_measured(source: str, images: int, batch: int) -> None:
     for name, value in (("images", images), ("batch", batch)):
         if value < 0:
             raise UserError(f"{name}: {value}; allowed: 1 or more, 0 for the default")
+
+
+def kept_limits(documents: Iterable[Path]) -> list[int]:
+    """At most how many images documents of measurements are of, each number once; damaged ones tell nothing."""
+    found = set()
+    for path in documents:
+        with suppress(FileNotFoundError, UserError, KeyError, TypeError, ValueError):
+            found.add(int(read_json(path)["measured"]["limit"]))
+    return sorted(found)
 
 
 def drawn_images(model: ScaleTransformer, tokenizer: Tokenizer, num_images: int, sample: SampleConfig) -> Opened:

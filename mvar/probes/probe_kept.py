@@ -90,15 +90,6 @@ def kept_probe(name: str, kind: type[Probe], what: Measurable, folder: Path) -> 
     return Probed(name, rows, what.identity["limit"]) if ours else None
 
 
-def kept_limits(folder: Path) -> list[int]:
-    """At most how many images the documents of a folder are of, each number once; damaged ones tell nothing."""
-    found = set()
-    for path in (folder / layout.PROBES).glob("*.json"):
-        with suppress(FileNotFoundError, UserError, KeyError, TypeError, ValueError):
-            found.add(int(read_json(path)["measured"]["limit"]))
-    return sorted(found)
-
-
 def _is_judged_so(row: Row, what: Measurable) -> bool:
     """Whether a row has no FID, or one as it would be measured now.
 

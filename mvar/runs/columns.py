@@ -33,6 +33,11 @@ def name(heading: str) -> Column:
     return Column("label", heading, is_text=True)
 
 
+def over_images(key: str, decimals: int) -> Column:
+    """Beside a value over seeds: half of a 95 % interval over images, the mean of the runs'."""
+    return Column(key, "± over images", MEASURED, decimals)
+
+
 PATTERN = Column("pattern", "layers", is_text=True)
 DEPTH, WIDTH = Column("depth", "depth"), Column("width", "width")
 FID, PAPER_FID = Column("fid", "FID ↓", MEASURED), Column("paper_fid", "FID ↓", PAPER)

@@ -1,13 +1,16 @@
 """The stages of a config, built from the store: the one place that knows which directory and which inputs each has."""
 
+from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 
 from mvar import layout, plugin_records
 from mvar.config import RunConfig
 from mvar.errors import one_of
 from mvar.probes.attention_mass import AttentionStats
 from mvar.probes.knockout_kept import Knockout, kept_cuts
-from mvar.probes.probe_kept import Probed, kept_limits, kept_probe
+from mvar.probes.measurable import Measurable, kept_limits
+from mvar.probes.probe_kept import Probed, kept_probe
 from mvar.progress import Progress
 from mvar.registries import PROBES
 from mvar.runs.stages.attention import AttentionStage
@@ -143,15 +146,27 @@ def kept_knockout(store: Store, run: RunDirectory) -> Knockout | None:
     return kept_cuts(Stages.of_run(store, run).attention.heldout(), run.path)
 
 
+def kept_knockouts(store: Store, run: RunDirectory) -> list[Knockout]:
+    """The same of every number of held-out images that `mvar knockout` has measured on."""
+    places = _measured_on_heldout(store, run, layout.KNOCKOUT, layout.KNOCKOUT_JSON)
+    found = {kept.limit: kept for folder, what in places if (kept := kept_cuts(what, folder))}
+    return [found[limit] for limit in sorted(found)]
+
+
 def kept_probes(store: Store, run: RunDirectory) -> list[Probed]:
     """What `mvar probe` has measured on held-out images of a finished run: by probe and number of images."""
-    folders = [*(store.root / layout.PROBES).glob(f"{run.name}-heldout-*"), run.path]
-    places = [(folder, limit) for folder in folders for limit in kept_limits(folder)]
-    if not places:
-        return []
-    stage, found = Stages.of_run(store, run).attention, {}
-    for folder, limit in places:
-        what = stage.heldout(limit)
+    found: dict[tuple[str, int], Probed] = {}
+    for folder, what in _measured_on_heldout(store, run, layout.PROBES, f"{layout.PROBES}/*.json"):
         kept = (kept_probe(name, PROBES.find(name), what, folder) for name in PROBES.names())
-        found |= {(probed.probe, limit): probed for probed in kept if probed}
+        found |= {(probed.probe, probed.images): probed for probed in kept if probed}
     return [found[key] for key in sorted(found)]
+
+
+def _measured_on_heldout(
+    store: Store, run: RunDirectory, kind: str, documents: str
+) -> Iterator[tuple[Path, Measurable]]:
+    """Folders with documents of measurements on held-out images of a run, and what each is of; the run's own last."""
+    folders = [*(store.root / kind).glob(f"{run.name}-heldout-*"), run.path]
+    places = [(folder, limit) for folder in folders for limit in kept_limits(folder.glob(documents))]
+    stage = Stages.of_run(store, run).attention if places else None
+    return ((folder, stage.heldout(limit)) for folder, limit in places if stage)

@@ -170,11 +170,12 @@ class Fabricated:
         values = {**stats.to_json(), "measured": Stages.of_run(self.store, run).attention.heldout().identity}
         write_json(run.path / "attention.json", values)
 
-    def cut(self, run, own=0.4, coarser=0.02, control=0.1, alone=None, fid=None, by_scale=()):
+    def cut(self, run, own=0.4, coarser=0.02, control=0.1, alone=None, fid=None, by_scale=(), only="", images=0):
         """What `mvar knockout` keeps of a run: two whole parts, pairs of scales and heads; more mass, more effect.
 
         `alone` are changes of parts that have no random control; `fid` is the change of FID, its number of images and
-        the changes with random cuts; `by_scale` are these of each scale's NLL, of one random cut after another.
+        the changes with random cuts; `by_scale` are these of each scale's NLL, of one random cut after another. `only`:
+        cuts that begin so; `images`: what `--images` keeps elsewhere.
         """
         config = run.config()
         size, shift = len(config.tokenizer.patch_sides), 0.001 * config.seed
@@ -208,10 +209,12 @@ class Fabricated:
                 beyond_sd_by_scale=() if text in alone else (0.05,) * len(by_scale and size * (0,)),
             ).to_json()
             for text, value in changes.items()
+            if text.startswith(only)
         }
-        values = {"schema_version": 1, "measured": Stages.of_run(self.store, run).attention.heldout().identity}
+        measured, folder = load(run.name, results=self.root).measurable("heldout", images, kept_in="knockout")
+        values = {"schema_version": 1, "measured": measured.identity}
         values |= {"sides": config.tokenizer.patch_sides, "num_images": 450, "bits": 2.0, "effects": effects}
-        write_json(run.path / "knockout.json", values)
+        write_json(folder / "knockout.json", values)
 
     def probe(self, run, change=0.2, half=0.05, images=0):
         """What `mvar probe state` keeps of a run, with `images` what `--images` keeps elsewhere."""

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,6 +14,7 @@ from scipy import stats as scipy_stats
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mvar.analysis.maps import attention_map
 from mvar.config import ModelConfig, TokenSpace
 from mvar.errors import UserError
 from mvar.probes.attention_mass import (
@@ -23,6 +25,8 @@ from mvar.probes.attention_mass import (
     observing,
     scale_attention,
 )
+from mvar.probes.cut_text import parse_cut
+from mvar.probes.interventions import sites_of
 from mvar.scales import ScaleSchedule
 from mvar.transformer import ScaleTransformer
 
@@ -166,6 +170,27 @@ def test_shares_by_key_scale_and_relative_entropy():
             block.attn.q_bias.zero_()
     uniform_stats = attention_stats(model, [(labels, inputs)])
     torch.testing.assert_close(uniform_stats.layer_relative_entropy, torch.ones(3, dtype=torch.float64))
+
+
+def test_under_a_cut_mass_and_entropy_are_those_of_the_maps():
+    """Of the very pairs that a cut masks, and of the queries, heads and layers that they are in."""
+    model, labels, inputs = tiny("global", images=2)
+    stats, levels = attention_stats(model, [(labels, inputs)]), torch.tensor(model.schedule.levels)
+    maps = {
+        (layer, head): torch.stack([attention_map(model, labels[n], inputs[n], layer, head) for n in range(2)])
+        for layer in range(3)
+        for head in range(2)
+    }
+    texts = ("own", "coarser", "scale:1", "all,layer=2", "own,layer=0,head=1", "scale:0,queries=2", "own,queries=1")
+    for cut in map(parse_cut, (*texts, "coarser,layer=0+2,queries=1", "own,kind=mean")):
+        rows = levels == cut.queries if cut.queries is not None else levels >= 0
+        found = []
+        for layer, site in zip(cut.layers or range(3), sites_of(model, cut), strict=True):
+            for head in cut.heads or range(2):
+                p, taken = maps[layer, head][:, rows], site.pairs.expand(2, -1, -1)[head][rows]
+                found.append([float((p * taken).sum(-1).mean()), float(-torch.xlogy(p, p).sum(-1).mean())])
+        assert stats.under(cut) == pytest.approx(tuple(np.mean(found, axis=0)), abs=1e-6), cut.text
+    assert stats.under(parse_cut("own"))[0] == pytest.approx(stats.share)
 
 
 def test_one_row_an_image():

@@ -1,5 +1,6 @@
 """Table 1b: rows of whole parts, verdicts over seeds, sentences no stronger than their intervals."""
 
+import csv
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -10,8 +11,10 @@ from mvar import analysis as kit
 from mvar import shipped
 from mvar.analysis import style
 from mvar.analysis.records import load_records
+from mvar.analysis.render import to_csv
 from mvar.config import override
 from mvar.presets import PRESETS
+from mvar.probes.interval import t_factor
 
 knockout = shipped.load(shipped.find("analysis", "knockout"))
 
@@ -135,7 +138,7 @@ def test_effects_are_drawn_of_any_mixer_and_mass_where_it_is_known(
     results.cut(run)
     shown, titles, drawn, written = {}, [], [], []
     page = SimpleNamespace(records=load_records(results.root), problems=[], figures=tmp_path)
-    page.section = page.table = lambda _: None
+    page.section = page.table = page.csv = lambda _: None
     page.figure = lambda what, *call: shown.update({what.split()[0]: call})
     knockout.draw(page)
     assert page.problems == [] and list(shown) == figures
@@ -176,19 +179,19 @@ def points_by_seed(effect, seeds=3):
     ],
 )
 def test_a_rank_correlation_says_no_more_than_its_verdict(effect, word):
-    rho = knockout.rank_correlation(points_by_seed(effect))
+    rho = kit.ranks.rank_correlation(points_by_seed(effect))
     verdict = kit.judge({0: (rho, knockout.nothing(rho))}, higher_is_better=[0])[0]
     assert knockout.told(verdict, knockout.RANKS).startswith(word)
-    one = knockout.rank_correlation(points_by_seed(effect, seeds=1))
-    assert "[" not in knockout.interval_text(one) and "[" in knockout.interval_text(rho)
+    one = kit.ranks.rank_correlation(points_by_seed(effect, seeds=1))
+    assert "[" not in kit.ranks.interval_text(one) and "[" in kit.ranks.interval_text(rho)
 
 
 def test_points_that_tell_nothing_new_do_not_narrow_the_interval():
     """Each point twice, as own and coarser masses of a head are one number: nothing more is known."""
     by_seed = points_by_seed(lambda mass: (mass * 17) % 1)
     twice = {s: {(key, n): p for key, p in points.items() for n in (0, 1)} for s, points in by_seed.items()}
-    once = knockout.interval_text(knockout.rank_correlation(by_seed))
-    assert once == knockout.interval_text(knockout.rank_correlation(twice))
+    once = kit.ranks.interval_text(kit.ranks.rank_correlation(by_seed))
+    assert once == kit.ranks.interval_text(kit.ranks.rank_correlation(twice))
 
 
 def test_an_interval_over_seeds_holds_what_dependent_points_only_scatter_about():
@@ -200,9 +203,68 @@ def test_an_interval_over_seeds_holds_what_dependent_points_only_scatter_about()
             shares, effects = rng.random((2, 6))
             own = {("own", h): (shares[h], effects[h]) for h in range(6)}
             by_seed[seed] = own | {("coarser", h): (1 - shares[h], 1 - effects[h]) for h in range(6)}
-        low, high = knockout.interval_text(knockout.rank_correlation(by_seed)).split("[")[1].rstrip("]").split(", ")
+        low, high = kit.ranks.interval_text(kit.ranks.rank_correlation(by_seed)).split("[")[1].rstrip("]").split(", ")
         misses += float(low) > 0 or float(high) < 0
     assert misses <= 20
+
+
+def test_cuts_on_another_number_of_images_stand_apart(results):
+    _, configs = results.sweep("mixers", seeds=(0, 1))
+    runs = {(c.model.pattern, c.seed): results.store.run(c.run_id) for c in configs}
+    results.cut(runs["global", 0], own=0.4)
+    for at, images in ((("global", 0), 32), (("global", 1), 32), (("intra", 0), 64)):
+        results.cut(runs[at], own=0.7, images=images)
+    found = models(results)
+    assert [(m.limit, m.config.model.pattern, *m.found) for m in found] == [
+        (1000, "global", 0),
+        (32, "global", 0, 1),
+        (64, "intra", 0),
+    ]
+    page, told = drawn(results)
+    names = ("table1b", "table1b-cuts", "table1b-images-32", "table1b-cuts-images-32", *told[4:])
+    assert told == [*names] and told[4:] == ["table1b-images-64", "table1b-cuts-images-64"]
+    assert page["table1b"].rows[0]["change"].mean == 0.4 and page["table1b"].rows[0]["n"] == 1
+    assert page["table1b-images-32"].rows[0]["change"].mean == pytest.approx(0.7005)
+    assert page["table1b-images-32"].title.endswith(", at most 32 images")
+    (results.store.root / "knockout").rename(results.store.root / "gone")
+    assert [m.limit for m in models(results)] == [1000]
+
+
+def drawn(results):
+    """All tables that a page gets, by name, and their names in order."""
+    tables = []
+    page = SimpleNamespace(records=load_records(results.root), problems=[], figures=None)
+    page.section = page.figure = lambda *_: None
+    page.table = page.csv = tables.append
+    knockout.draw(page)
+    assert page.problems == []
+    return {table.name: table for table in tables}, [table.name for table in tables]
+
+
+def test_every_cut_is_a_row_of_a_csv_and_of_pairs_alone_there_is_no_other_table(results):
+    run = results.run(override(PRESETS["digits"], {"model.pattern": "markov:2"}))
+    results.cut(run, only="scale", images=300)
+    tables, names = drawn(results)
+    assert names == ["table1b-cuts-images-300"]
+    lines = list(csv.DictReader(to_csv(tables[names[0]]).splitlines()))
+    pairs = [(line["label"], line["queries"], line["keys"]) for line in lines]
+    assert pairs[:3] == [
+        ("scale:0,queries=0", "1×1", "1×1"),
+        ("scale:0,queries=1", "2×2", "1×1"),
+        ("scale:1,queries=1", "2×2", "2×2"),
+    ]
+    half = 0.05 * t_factor(450)
+    for line in lines:
+        assert float(line["half_width"]) == pytest.approx(half) and float(line["control"]) == pytest.approx(0.1)
+        assert float(line["beyond_half_width"]) > half and line["mass"] == line["entropy"] == ""  # no maps
+
+
+def test_the_interval_over_images_is_the_mean_of_the_runs(results):
+    cut_runs(results, (0, 1, 2))
+    (row, _) = knockout.table1b(models(results)).rows
+    assert row["half_width"] == pytest.approx(0.05 * t_factor(450))
+    headings = {column.heading for column in knockout.COLUMNS}
+    assert {"± over images", "± over images and draws"} < headings
 
 
 def test_ranks_are_those_of_scipy_and_a_seed_without_scatter_has_none():
@@ -210,6 +272,6 @@ def test_ranks_are_those_of_scipy_and_a_seed_without_scatter_has_none():
 
     rng = np.random.default_rng(3)
     points = dict(enumerate(zip(rng.integers(0, 5, 20), rng.random(20), strict=True)))  # with ties
-    rho = knockout.rank_correlation({0: points, 1: dict.fromkeys(range(3), (0.5, 1.0))})
+    rho = kit.ranks.rank_correlation({0: points, 1: dict.fromkeys(range(3), (0.5, 1.0))})
     assert rho.mean == pytest.approx(spearmanr(*zip(*points.values(), strict=True)).statistic) and rho.n == 1
-    assert knockout.rank_correlation({0: dict.fromkeys(range(3), (0.5, 1.0))}) is None
+    assert kit.ranks.rank_correlation({0: dict.fromkeys(range(3), (0.5, 1.0))}) is None
