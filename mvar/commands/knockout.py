@@ -45,7 +45,7 @@ class Knockout(MeasuredOn, InResults, Answer):
         options = self.options(self.run)
         from mvar.probes.cut_text import parse_cut
 
-        texts = [parse_cut(text).text for text in self.cut]
+        texts = list(dict.fromkeys(parse_cut(text).text for text in self.cut))
         trained = self.load(self.run, self.results)
         found = trained.knockout(texts, self.draws, self.images, self.batch, self.fid, self.fid_draws, **options)
         if self.json:

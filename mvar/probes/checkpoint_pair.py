@@ -136,13 +136,17 @@ def _of_folder(folder: FolderSource) -> dict[str, Any]:
 
 def _check_extractor(judged: RunConfig) -> None:
     kind = kind_of(judged)
+    given = [name for name in EXTRACTORS.names() if not EXTRACTORS.find(name).keeps]
     if kind.keeps:
-        given = [name for name in EXTRACTORS.names() if not EXTRACTORS.find(name).keeps]
         raise UserError(
             f"evaluation.extractor: {judged.evaluation.extractor!r} is trained on the training images of a run, a "
             f"checkpoint has none; allowed: {', '.join(given)}"
         )
-    kind.check()
+    try:
+        kind.check()
+    except UserError as error:
+        others = ", ".join(name for name in given if name != judged.evaluation.extractor)
+        raise UserError(f"{error}, or another extractor, --evaluation extractor=NAME: {others}") from None
 
 
 def _judge(judged: RunConfig) -> Judge:

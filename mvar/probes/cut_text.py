@@ -50,8 +50,8 @@ class Cut:
             raise one_of("cut", self.target, FORMS)
         if self.kind not in KINDS:
             raise one_of(f"cut {quoted(self.text)}: kind", self.kind, KINDS)
-        lacking, needless = self.target == "scale", self.target not in SCALED
-        if lacking if self.scale is None else needless:
+        lacking = self.target == "branch" and self.mixer is None
+        if lacking or (self.target == "scale" if self.scale is None else self.target not in SCALED):
             raise UserError(f"cut: {quoted(self.text)}; allowed: {', '.join(FORMS)}")
         for name in ("heads", "queries"):
             if self.target not in OF_KEYS and getattr(self, name) not in ((), None):
@@ -85,8 +85,8 @@ def parse_cut(text: str) -> Cut:
         UserError: no such target, kind or option; a value that is no number where one is wanted.
     """
     first, *options = text.split(",")
-    target, _, value = first.partition(":")
-    if target not in TARGETS:
+    target, colon, value = first.partition(":")
+    if target not in TARGETS or (colon and not value):
         raise one_of("cut", first, FORMS)
     found: dict[str, Any] = {}
     if value and target == "branch":

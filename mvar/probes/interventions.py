@@ -52,18 +52,24 @@ def sites_of(model: ScaleTransformer, cut: Cut) -> list[Site]:
     """
     _check(model, cut)
     part = "keys" if cut.target in OF_KEYS else cut.target
-    sites = []
+    there = []
     for layer, name, mixer in mixers_of_model(model):
         wanted = cut.mixer in (None, name) and (not cut.layers or layer in cut.layers)
         if wanted and (part == "branch" or part in mixer.cuts):
-            visible = torch.from_numpy(np.asarray(mixer.visible(mixer.settings, model.schedule)))
-            site = _site(cut, mixer, visible, model.schedule)
-            if site.pairs is None or site.pairs.any():
-                sites.append(site)
+            there.append(_site(cut, mixer, _visible(mixer, model.schedule), model.schedule))
+    sites = [site for site in there if site.pairs is None or site.pairs.any()]
     if not sites:
-        allowed = ", ".join(possible(model))
-        raise UserError(f"cut: {quoted(cut.text)}: {quoted(model.config.pattern)} has no such part; allowed: {allowed}")
+        told, allowed = f"{quoted(model.config.pattern)} has no such part", possible(model)
+        if there:
+            asking = "no query" if cut.queries is None else f"no query of scale {cut.queries}"
+            told = f"{asking} sees such keys in {quoted(model.config.pattern)}"
+            allowed = _seen([site.visible for site in there], model.schedule, cut.queries)
+        raise UserError(f"cut: {quoted(cut.text)}: {told}; allowed: {', '.join(allowed)}")
     return sites
+
+
+def _visible(mixer: Mixer, schedule: ScaleSchedule) -> Tensor:
+    return torch.from_numpy(np.asarray(mixer.visible(mixer.settings, schedule)))
 
 
 def _check(model: ScaleTransformer, cut: Cut) -> None:
@@ -83,10 +89,22 @@ def _check(model: ScaleTransformer, cut: Cut) -> None:
 def possible(model: ScaleTransformer) -> list[str]:
     """What can be cut in a model, as forms of a cut's text."""
     mixers = mixers_of_model(model)
-    parts = {part for _, _, mixer in mixers for part in mixer.cuts}
-    keys = ("own", "coarser", "scale:K", "all") if "keys" in parts else ()
-    state = ("state", "state:K") if "state" in parts else ()
+    seen = [_visible(mixer, model.schedule) for _, _, mixer in mixers if "keys" in mixer.cuts]
+    texts = _seen(seen, model.schedule) if seen else []
+    keys = dict.fromkeys("scale:K" if ":" in text else text for text in texts)
+    state = ("state", "state:K") if any("state" in mixer.cuts for _, _, mixer in mixers) else ()
     return [*keys, *state, *dict.fromkeys(f"branch:{name}" for _, name, _ in mixers)]
+
+
+def _seen(visible: Sequence[Tensor], schedule: ScaleSchedule, queries: int | None = None) -> list[str]:
+    """Cuts of keys that a query sees, or one of scale `queries`, in one of several mixers' `visible`, as texts."""
+    rows = [part.any(0).split(schedule.lengths) for part in torch.stack([*visible]).any(0).split(schedule.lengths)]
+    seen = torch.tensor([[bool(keys.any()) for keys in row] for row in rows])  # (S, S), by query and key scale
+    if queries is not None:
+        seen = seen & (torch.arange(len(seen)) == queries)[:, None]
+    parts = {"own": seen.diagonal(), "coarser": seen.tril(-1)}
+    scales = {f"scale:{k}": seen[:, k] for k in range(len(seen))}
+    return [text for text, part in (parts | scales | {"all": seen}).items() if part.any()]
 
 
 def _site(cut: Cut, mixer: Mixer, visible: Tensor, schedule: ScaleSchedule) -> Site:

@@ -7,11 +7,12 @@ Shapes: `M` images, `S` scales, `B` batch.
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from mvar.errors import UserError
@@ -147,13 +148,24 @@ class Effect:
         """Read what `to_json` wrote.
 
         Raises:
-            KeyError: a value is missing.
+            ValueError: a value is missing, is no number where one is wanted, or is not of as many scales as the others.
         """
-        later = {field.name: field.default for field in fields(cls) if field.default is not MISSING}
         if values.get("fid_control") is not None:  # of one draw, as it was kept once
-            later["fid_controls"] = [values["fid_control"]]
-        found: dict[str, Any] = {field.name: (later | values)[field.name] for field in fields(cls)}
-        return cls(**{name: _as_tuple(value) for name, value in found.items()})
+            values = {"fid_controls": [values["fid_control"]]} | values
+        found = TypeAdapter(cls).validate_python(values)
+        found.check_scales()
+        return found
+
+    def check_scales(self) -> None:
+        """Refuse values by scale that are not of as many scales as the others, or not of as many draws.
+
+        Raises:
+            ValueError: says of which cut.
+        """
+        count, draws = len(self.change_by_scale), len(self.controls_by_scale)
+        by_scale = [self.sd_by_scale, *self.controls_by_scale, *([self.beyond_sd_by_scale] if draws else [])]
+        if any(len(values) != count for values in by_scale) or draws not in (0, len(self.controls)):
+            raise ValueError(f"effect {self.cut!r}: not of as many scales and draws everywhere")
 
 
 class Bench:
@@ -276,10 +288,6 @@ class Bench:
             controls_by_scale=tuple(tuple(control.mean(0).tolist()) for control in by_scale),
             beyond_sd_by_scale=tuple(map(_sd, beyond_by_scale.T)),
         )
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
 def _sd(values: np.ndarray) -> float:

@@ -26,6 +26,7 @@ from mvar.sampling import balanced_labels
 from mvar.training.numerics import precise
 
 SCHEMA_VERSION = 1
+DAMAGED = suppress(FileNotFoundError, UserError, LookupError, TypeError, AttributeError, ValueError)  # of a cache
 OF_FID = ("fid", "fid_change", "fid_images", "fid_by", "fid_controls")
 
 
@@ -67,7 +68,7 @@ def measure_cuts(
         what: the model and images of it.
         cuts: none: `standard_cuts` of the model.
         folder: where they are kept.
-        draws: random controls of each.
+        draws: random controls of each; more that are there stay.
         progress: called with cuts done and in all.
         fid_images: images that are drawn with each cut, by the run's own settings, for its FID; 0: none.
         fid_draws: random controls that as many are drawn with.
@@ -180,8 +181,9 @@ class _Record:
 
     @staticmethod
     def _has_likelihood(effect: Effect, asked: Asked) -> bool:
-        """Whether it has as many controls, by scale too, as documents of before have not."""
-        return len(effect.controls) in (0, asked.draws) and len(effect.controls_by_scale) == len(effect.controls)
+        """Whether it has as many controls or more, by scale too, as documents of before have not."""
+        enough = not effect.controls or len(effect.controls) >= asked.draws
+        return enough and len(effect.controls_by_scale) == len(effect.controls)
 
     def _is_judged_so(self, effect: Effect, asked: Asked) -> bool:
         found = self._what.judged_by()
@@ -237,15 +239,31 @@ class _Record:
 
 
 def _read(what: Measurable, folder: Path) -> dict[str, Any] | None:
-    with suppress(FileNotFoundError, UserError, KeyError, TypeError, AttributeError):  # a cache: measuring mends it
+    """A document of exactly this, with what can be read of its effects; None: there is none. Measuring mends it."""
+    with DAMAGED:
         values = read_json(folder / layout.KNOCKOUT_JSON)
         if values["schema_version"] == SCHEMA_VERSION and values["measured"] == what.identity:
-            _as_knockout(values, values["effects"])
-            return values
+            effects = {text: effect for text, effect in values["effects"].items() if _is_sound(text, effect, values)}
+            standard = values.get("standard", [])
+            _as_knockout(values, ())
+            return values | {"effects": effects, "standard": standard if _are_cuts(standard) else []}
     return None
+
+
+def _is_sound(text: str, effect: Any, values: dict[str, Any]) -> bool:
+    with DAMAGED:
+        found = Effect.from_json(effect)
+        return _are_cuts([text]) and found.cut == text and len(found.change_by_scale) == len(values["sides"])
+    return False
+
+
+def _are_cuts(texts: Any) -> bool:
+    with DAMAGED:
+        return all(parse_cut(text).text == text for text in texts)
+    return False
 
 
 def _as_knockout(values: dict[str, Any], texts: Iterable[str]) -> Knockout:
     effects = {text: Effect.from_json(values["effects"][text]) for text in texts}
     counts = int(values["num_images"]), float(values["bits"]), int(values["measured"]["limit"])
-    return Knockout(effects, tuple(values["sides"]), *counts)
+    return Knockout(effects, tuple(map(int, values["sides"])), *counts)

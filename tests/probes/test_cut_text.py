@@ -18,7 +18,8 @@ def cuts(draw):
         found["scale"] = draw(st.integers(0, 20))
     if target in OF_KEYS:
         found |= {"heads": draw(numbers), "queries": draw(st.none() | st.integers(0, 20))}
-    return Cut(target, mixer=draw(st.none() | st.sampled_from(["global", "intra", "a_b2"])), **found)
+    mixers = st.sampled_from(["global", "intra", "a_b2"])
+    return Cut(target, mixer=draw(mixers if target == "branch" else st.none() | mixers), **found)
 
 
 @given(cuts())
@@ -47,6 +48,9 @@ def test_several_texts_are_one_cut(text, same):
         ("owm", "cut: 'owm' is unknown (did you mean 'own'?); allowed: own, "),
         ("scale", "cut: 'scale'; allowed: own, coarser, scale:K"),
         ("own:2", "cut: 'own:2'; allowed: own"),
+        ("branch,layer=0", "cut: 'branch,layer=0'; allowed: own, coarser, scale:K, all, branch:NAME"),
+        ("branch:", "cut: 'branch:' is unknown (did you mean 'branch:NAME'?)"),
+        ("state:", "cut: 'state:' is unknown"),
         ("scale:x", "cut 'scale:x': scale 'x'; allowed: a number"),
         ("scale:1+2", "cut 'scale:1+2': scale '1+2'; allowed: a number"),
         ("own,layers=2", "cut 'own,layers=2': option: 'layers' is unknown (did you mean 'layer'?)"),

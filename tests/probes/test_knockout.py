@@ -81,11 +81,7 @@ def test_what_stands_in_is_what_the_model_has_itself(pattern):
     )
     alike, differing = Bench(same, 2), Bench(here, 2)
     for cut, kind in product(whole_cuts(here.model), ("mean", "resample")):
-        try:
-            sites = sites_of(here.model, cut)
-        except UserError:  # `intra` sees no coarser scale
-            assert "intra" in pattern and cut.target == "coarser"
-            continue
+        sites = sites_of(here.model, cut)
         changes = [
             bench.bits(sites, kind, bench.mean_of(sites) if kind == "mean" else None) - bench.clean
             for bench in (alike, differing)
@@ -200,8 +196,15 @@ def test_sampling_goes_through_the_same_cut(pattern):
         (
             "intra",
             "coarser",
-            "cut: 'coarser': 'intra' has no such part; allowed: own, coarser, scale:K, all, ",
+            "cut: 'coarser': no query sees such keys in 'intra'; allowed: own, scale:0, scale:1, scale:2, all",
         ),
+        (
+            "global",
+            "scale:2,queries=1",
+            "cut: 'scale:2,queries=1': no query of scale 1 sees such keys in 'global'; allowed: own, coarser, scale:0, "
+            "scale:1, all",
+        ),
+        ("intra", "branch:mamba", "'intra' has no such part; allowed: own, scale:K, all, branch:intra"),
         ("mamba", "own", "cut: 'own': 'mamba' has no such part; allowed: state, state:K, branch:mamba"),
         (
             "global",

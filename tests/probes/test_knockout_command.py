@@ -45,8 +45,10 @@ def command(made, *more):
 
 
 def test_a_table_and_a_file(fresh, capsys):
-    assert main(command(fresh, "--cut", "own", "--cut", "state:2", "--draws", "2", "--images", "0")) == OK
+    wanted = ("--cut", "own", "--cut", "state:2", "--cut", "own")  # one of them twice
+    assert main(command(fresh, *wanted, "--draws", "2", "--images", "0")) == OK
     out, _, by_scale = capsys.readouterr().out.partition("By scale")
+    assert "more cuts" not in by_scale and [line.split()[:1] for line in out.splitlines()].count(["own"]) == 1
     rows = {line.split()[0]: line.split() for line in out.splitlines() if line.split()[:1] in (["own"], ["state:2"])}
     effect = mvar.load(fresh[1].name, results=fresh[0].root).knockout(["own"], draws=2)["own"]
     assert rows["own"][2] == f"{effect.change:+.3f}" and rows["own"][4] == f"{effect.control:+.3f}"
@@ -93,6 +95,7 @@ def test_other_weights_draws_or_a_damaged_file_are_measured_anew(fresh):
 
     before, weights = measure(), run.weights.read_bytes()
     assert len(measure(2)["own"].controls) == 2
+    assert len(measure(1)["own"].controls) == 2  # more that are there stay
     (run.path / "knockout.json").write_text("{")
     assert measure().effects == before.effects
     document = json.loads((run.path / "knockout.json").read_text())
@@ -109,6 +112,35 @@ def test_other_weights_draws_or_a_damaged_file_are_measured_anew(fresh):
     with torch.no_grad():
         model.blocks[0].attn.mat_qkv.weight /= 3
     assert measure().effects == before.effects
+
+
+DAMAGES = (
+    {"change": "hello"},
+    {"change": None},
+    {"controls": [0.1, "x"]},
+    {"controls": [0.1]},
+    {"change_by_scale": [0.1]},
+    {"controls_by_scale": [[0.1], [0.2]]},
+    {"num_images": "x"},
+    {"cut": "coarser"},
+)
+
+
+def test_damaged_effects_are_measured_anew_and_the_others_stay(fresh):
+    trained, path = mvar.load(fresh[1].name, results=fresh[0].root), fresh[1].path / "knockout.json"
+    own = trained.knockout(["own"], draws=2)["own"]
+    document = json.loads(path.read_text())
+    whole = document["effects"]["own"]
+    damaged = {f"scale:{k}": whole | {"cut": f"scale:{k}"} | damage for k, damage in enumerate(DAMAGES)}
+    sound, more = {"coarser": whole | {"cut": "coarser"}}, {"own": whole | {"sd": "x"}, "state:2": {}, "branch": whole}
+    path.write_text(json.dumps(document | {"effects": damaged | more | sound, "standard": ["zzz"]}))
+    assert list(trained.kept_cuts.effects) == ["coarser"]
+    assert trained.knockout(["own"], draws=2)["own"] == own
+    found = json.loads(path.read_text())
+    assert found["effects"] == sound | {"own": whole} and found["standard"] == []
+    for damage in ({"num_images": "x"}, {"sides": ["a"]}, {"bits": None}, {"effects": 1}):
+        path.write_text(json.dumps(found | damage))
+        assert trained.kept_cuts is None
 
 
 def test_fewer_images_are_kept_apart(fresh):
@@ -173,7 +205,7 @@ def test_fid_of_a_published_checkpoint(tmp_path, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out)["rows"][0]["fid"] is None
     monkeypatch.delenv("MVAR_INCEPTION", raising=False)
     for given, said in (
-        ([], "evaluation.inception_weights: "),
+        ([], "a file that is there, or another extractor, --evaluation extractor=NAME: "),
         (["--evaluation", "extractor=classifier"], "'classifier' is trained on the training images of a run"),
         (["--evaluation", "extractor=none"], "evaluation.extractor: 'none' is unknown"),
         (["--evaluation", "extractors=means"], "evaluation.extractors"),
