@@ -73,15 +73,22 @@ def one_of(what: str, value: object, allowed: Iterable[object], most: int | None
         allowed: the names.
         most: so many of a long list are named, the nearest first; None: all.
     """
-    from difflib import SequenceMatcher, get_close_matches
+    from difflib import SequenceMatcher
 
     names, given = [str(a) for a in allowed], str(value)[:200]
-    near = get_close_matches(given, names, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    hint = did_you_mean(given, names)
     if most is not None and len(names) > most:
         nearest = sorted(names, key=lambda name: -SequenceMatcher(None, given, name).ratio())[:most]
         names = [*nearest[:-1], f"{nearest[-1]} and {len(names) - most} others"]
     return UserError(f"{what}: {quoted(str(value))} is unknown{hint}; allowed: {', '.join(names)}")
+
+
+def did_you_mean(given: str, names: Iterable[str]) -> str:
+    """The nearest of some names, as a message says it after what was given; nothing where none is near."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(given[:200], list(names), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def quoted(value: object, limit: int = 200) -> str:

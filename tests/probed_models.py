@@ -10,7 +10,8 @@ from mvar.tokenizer.quantizer import ResidualQuantizer
 from mvar.transformer import ScaleTransformer
 
 SPACE = TokenSpace((1, 2, 3), vocab_size=11, code_channels=4, num_classes=3)
-PATTERNS = [*MIXERS.names(), "intra+mamba", "global intra+mamba"]
+VARIANTS = ["intra+mamba", "intra|mamba", "mamba:scan_order=both", "markov:3"]
+PATTERNS = [*MIXERS.names(), *VARIANTS, "global intra+mamba"]
 IMAGES = 7
 
 

@@ -61,6 +61,8 @@ def test_its_name_stands_for_it_from_then_on_and_more_values_extend_it(tmp_path,
     run(tmp_path, "--preset", "smoke", *GRID, "--name", "mine", "--seeds", "2", "--baseline", LABELS[2])
     assert run(tmp_path, "--name", "mine") == OK and len(made[-1]) == 8  # the settings and seeds of before
     assert run(tmp_path, "--name", "mine", "--only", LABELS[3]) == OK and len(made[-1]) == 2
+    assert run(tmp_path, "--name", "mine", "--only", "pattern=intra") == OK and len(made[-1]) == 4  # both rows
+    assert {config.model.pattern for config in made[-1]} == {"intra"}
     more = ["--grid", "train.base_lr=1e-3", "model.pattern=mamba"]
     assert run(tmp_path, "--preset", "smoke", *more, "--name", "mine") == OK
     assert [config.train.base_lr for config in made[-1]] == [1e-3]
@@ -84,6 +86,10 @@ def test_its_name_stands_for_it_from_then_on_and_more_values_extend_it(tmp_path,
         (
             ["--grid", "train.steps=1,2", "--name", "x", "--only", "y"],
             r"only: 'y' is no row of it; allowed: steps=1",
+        ),
+        (
+            [*GRID, "--name", "x", "--only", "pattern=mambo"],
+            r"no row of it \(did you mean 'pattern=mamba'\?\); allowed",
         ),
         (["--grid", "train.steps=1,2", "--name", "x", "--baseline", "y"], r"baseline: 'y' is no row of it; allowed"),
         (["--name", "nothing"], r"name: 'nothing' is unknown; allowed"),

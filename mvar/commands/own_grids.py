@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mvar.errors import UserError, one_of, quoted
+from mvar.errors import UserError, did_you_mean, one_of, quoted
 from mvar.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -184,8 +184,10 @@ def _experiment(grid: Any, config: "RunConfig") -> "Experiment":
 def chosen(requests: "Sequence[Request]", only: Sequence[str]) -> "list[Request]":
     """Of each request the cells of these labels; of those that have none, nothing.
 
+    What labels have before their first comma, as "intra+conv" of "intra+conv, the preset's width", chooses all of them.
+
     Raises:
-        UserError: an unknown label; lists them.
+        UserError: an unknown label; names the nearest, and lists them.
     """
     if not only:
         return list(requests)
@@ -193,8 +195,14 @@ def chosen(requests: "Sequence[Request]", only: Sequence[str]) -> "list[Request]
         request.sweep.name: [cell.label for cell in request.cells() if request.is_chosen(cell)] for request in requests
     }
     known = list(dict.fromkeys(label for found in labels.values() for label in found))
+    beginnings = {label.partition(", ")[0] for label in known} - {*known}
     for label in only:
-        if label not in known:
-            raise UserError(f"only: {quoted(label)} is no row of it; allowed: {'; '.join(known)}")
-    wanted = {name: tuple(label for label in found if label in only) for name, found in labels.items()}
+        if label not in known and label not in beginnings:
+            hint = did_you_mean(label, [*known, *sorted(beginnings)])
+            raise UserError(f"only: {quoted(label)} is no row of it{hint}; allowed: {'; '.join(known)}")
+    begun = beginnings.intersection(only)
+    wanted = {
+        name: tuple(label for label in found if label in only or label.partition(", ")[0] in begun)
+        for name, found in labels.items()
+    }
     return [replace(request, only=wanted[request.sweep.name]) for request in requests if wanted[request.sweep.name]]

@@ -82,14 +82,15 @@ def described(kind: "type[Kind]") -> dict[str, tuple[str, str]]:
 def show(kind: "type[Kind]", rows: "list[Row]", title: str) -> None:
     """Print a row for each case: what was measured, and its values with half-widths where there are some.
 
-    A field that is the same in all rows stands in the title.
+    A field that is the same in all rows stands in the title; one that no row has is left out.
     """
     from mvar.commands.console import wide_console
     from mvar.commands.narrow import print_in_parts
     from mvar.probes.contract import HALF_WIDTH
 
     fields = [f for n, f in enumerate(kind.fields) if not n or len({str(row[f.name]) for row in rows}) > 1]
-    same = [f"{f.label} {written(rows[0][f.name], f)}" for f in kind.fields if rows and f not in fields]
+    known = [f for f in kind.fields if rows and f not in fields and rows[0][f.name] is not None]
+    same = [f"{f.label} {written(rows[0][f.name], f)}" for f in known]
     title = ", ".join([title, *same])
     halves = {shown.name for shown in kind.values if any(row.get(shown.name + HALF_WIDTH) for row in rows)}
     columns = [(shown.label, [written(row[shown.name], shown) for row in rows]) for shown in fields]

@@ -49,7 +49,8 @@ class Asked(Plugged, InResults):
     name: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """What a grid (or the run of --config) is called; alone: the one that was asked for by that name."""
     only: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """LABEL of a row, e.g. "pattern=mamba, base_lr=1e-4": make only that one; may be given several times."""
+    """LABEL of a row, e.g. "pattern=mamba, base_lr=1e-4": make only that one; may be given several times. What stands
+    before the first comma, "pattern=mamba", is all rows that begin so."""
     baseline: Word = ""
     """LABEL of a grid's row that the others are compared with; default: the first."""
 

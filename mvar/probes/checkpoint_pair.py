@@ -121,11 +121,12 @@ def images_for_checkpoint(
         return Opened(model, tokenizer, sample, len(chosen), batch, codes, judge=judge)
 
     if judged is None:
-        return Measurable(identity, open_checkpoint)
+        return Measurable(identity, open_checkpoint, splits=("heldout",))
     judged = override(judged, {f"data.{name}": value for name, value in _of_folder(folder).items()})
     _check_extractor(judged)
     check_asked(judged)
-    return Measurable(identity, open_checkpoint, judged.extractor_id, lambda: other_reference(judged))
+    by = (judged.extractor_id, lambda: other_reference(judged))
+    return Measurable(identity, open_checkpoint, *by, splits=("heldout",))
 
 
 def _of_folder(folder: FolderSource) -> dict[str, Any]:

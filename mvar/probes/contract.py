@@ -5,12 +5,14 @@ killed call goes on, and a new case costs what it takes itself. Tables, figures 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from mvar.config import Config, RunConfig, SampleConfig, override
+from mvar.data.sources.contract import Split
 from mvar.errors import UserError, one_of
+from mvar.probes.measurable import SPLITS
 from mvar.registries import PROBES
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ class Probe(ABC):
     """What can be chosen of it, `--set NAME=VALUE`: decides which cases there are."""
     FORMER: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """Names that its settings and the fields of its cases had before, which stay accepted and read, with today's."""
+    ADDED: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """Fields of its cases that came later, with what kept rows that lack them were measured by."""
     fields: ClassVar[tuple[Shown, ...]]
     """Of every case, the axis of the figure first; a line of the figure has the same in all others."""
     values: ClassVar[tuple[Shown, ...]]
@@ -51,6 +55,10 @@ class Probe(ABC):
     interval over images."""
     axis: ClassVar[str] = ""
     """What the figure has along its axis, a field or a value; empty: the first field."""
+    splits: tuple[Split, ...] = SPLITS
+    """Whose images there are of the model that is measured: those of training, if any, first."""
+    has_fid: bool = True
+    """Whether something judges images that are drawn with it."""
 
     def __init__(self, settings: Any = None) -> None:
         self.settings = settings
@@ -58,6 +66,8 @@ class Probe(ABC):
     @abstractmethod
     def cases(self, config: RunConfig) -> list[Row]:
         """What is measured on a model, in order: JSON values of all `fields`; no weights are read for that.
+
+        A case that is there twice is measured once; a field that is None in all of them is left out of tables.
 
         Raises:
             UserError: a setting that this model has not, or that nothing can be measured on it.
@@ -106,6 +116,18 @@ def make_probe(name: str, settings: Mapping[str, Any]) -> Probe:
             raise UserError(f"{given}: is {today}, which is given too; allowed: {today}")
         values[today] = value
     return kind(override(kind.Settings(), values))
+
+
+def check_split(split: str, splits: Sequence[str]) -> None:
+    """Refuse images that a model does not come with.
+
+    Raises:
+        UserError: training images of a checkpoint, or a name that is none.
+    """
+    if split not in SPLITS:
+        raise one_of("of", split, splits)
+    if split not in splits:
+        raise UserError(f"of: {split}; a checkpoint has no training images; allowed: {', '.join(splits)}")
 
 
 def check_scales(name: str, wanted: tuple[int, ...], lowest: int, highest: int) -> None:

@@ -1,5 +1,6 @@
 """The probe `corruption`: tokens of one scale are replaced, and the finer ones are predicted or drawn on that."""
 
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -32,17 +33,19 @@ class CorruptionSettings(Config):
 class Corruption(Probe):
     """Change of NLL and FID when tokens of scale k are replaced at a rate.
 
-    NLL is that of the true tokens of all finer scales of held-out images. FID is of training images whose scales 0 to k
-    are given, k with the replaced tokens, and the rest is drawn, unguided and from all codes; its change is against the
-    same without a replacement.
+    NLL is that of the true tokens of all finer scales of held-out images. FID is of training images (of a checkpoint,
+    which has none: held-out ones) whose scales 0 to k are given, k with the replaced tokens, and the rest is drawn,
+    unguided and from all codes; its change is against the same without a replacement.
     """
 
     Settings = CorruptionSettings
+    ADDED = MappingProxyType({"of": "train"})
     settings: CorruptionSettings
     fields = (
         Shown("rate", "share of tokens replaced", 2),
         Shown("scale", "scale", 0),
         Shown("by", "replaced by"),
+        Shown("of", "drawn on images of"),
         Shown("limit", "number of drawn images at most", 0),
         Shown("seed", "seed", 0),
     )
@@ -64,9 +67,12 @@ class Corruption(Probe):
         for rate in settings.rates:
             if not 0 < rate <= 1:
                 raise UserError(f"rates: {rate:g}; allowed: above 0, at most 1")
+        if not settings.rates:
+            raise UserError("rates: none; allowed: one or more, above 0, at most 1")
         limit = settings.samples or config.evaluation.num_images
+        drawn = {"of": self.splits[0], "limit": limit} if self.has_fid else {"of": None, "limit": None}
         return [
-            {"rate": rate, "scale": scale, "by": settings.by, "limit": limit, "seed": settings.seed}
+            {"rate": rate, "scale": scale, "by": settings.by, **drawn, "seed": settings.seed}
             for scale in settings.scales or range(last)
             for rate in settings.rates
         ]
@@ -86,8 +92,8 @@ class Corruption(Probe):
             changes = bench.bits(inputs=inputs) - bench.clean
             found |= over_images("change", changes[:, scale + 1 :] @ finer / finer.sum())
         if subject.has_fid:
-            real, stop = subject.real("train", case["limit"]), subject.model.schedule.offsets[scale + 1]
-            key = (scale, case["limit"], case["seed"])
+            real, stop = subject.real(case["of"], case["limit"]), subject.model.schedule.offsets[scale + 1]
+            key = (scale, case["limit"], case["seed"])  # of one model, and so of one split
             if key not in self._whole:
                 self._whole[key] = subject.fid(subject.draw(real.labels, real.tokens[:, :stop]))
             fid, whole = subject.fid(subject.draw(real.labels, replaced(real, case)[:, :stop])), self._whole[key]

@@ -38,9 +38,11 @@ class Reach(Probe):
 
     Counted in `scales back` are the tokens of all scales at least so far back; in `tokens away` those of the own scale
     at least so many rows or columns away. By cuts: their inputs are those of another held-out image, and the true token
-    becomes less likely. By gradients: their share in the norms of the gradients of its NLL, of all other tokens'.
+    becomes less likely. By gradients: their share in the norms of the gradients of its NLL, of all other tokens'. Both
+    are means over the same tokens: those that have a token so far away.
     """
 
+    version = 2  # 1: tokens that have none so far away counted as zeros in the share
     Settings = ReachSettings
     settings: ReachSettings
     fields = (
@@ -77,23 +79,23 @@ class Reach(Probe):
         schedule, scale = subject.model.schedule, case["scale"]
         queries = chosen_tokens(schedule, scale, case["tokens"])
         far = {i: farther(schedule, i, case["by"], case["distance"]) for i in queries}
-        changes, shares = [], []
-        norms = self._gradients(subject.bench, case, queries)
-        for number, token in enumerate(queries):
+        counted = [(number, token) for number, token in enumerate(queries) if far[token].any()]
+        if not counted:
+            return {"change": None, "share": None, "num_tokens": 0}
+        norms, shares = self._gradients(subject.bench, case, queries), []
+        for number, token in counted:
             others = np.delete(norms[:, number], token, 1).sum(1)
             with np.errstate(invalid="ignore"):
                 shares.append(norms[:, number][:, far[token]].sum(1) / others)
+        clean, start = token_bits(subject.bench, scale, None), schedule.offsets[scale]
         if case["by"] == SCALES:  # the same tokens for all queries
-            clean, cut = (token_bits(subject.bench, scale, f) for f in (None, next(iter(far.values()))))
-            changes = [cut[:, i - schedule.offsets[scale]] - clean[:, i - schedule.offsets[scale]] for i in queries]
+            cut = token_bits(subject.bench, scale, far[queries[0]])
+            changes = [cut[:, token - start] - clean[:, token - start] for _, token in counted]
         else:
-            clean = token_bits(subject.bench, scale, None)
-            for token in queries:
-                at = token - schedule.offsets[scale]
-                if far[token].any():
-                    changes.append(token_bits(subject.bench, scale, far[token])[:, at] - clean[:, at])
+            bits = {token: token_bits(subject.bench, scale, far[token]) for _, token in counted}
+            changes = [bits[token][:, token - start] - clean[:, token - start] for token in bits]
         found: Row = over_images("change", np.mean(changes, axis=0))
-        return found | over_images("share", 100 * np.mean(shares, axis=0)) | {"num_tokens": len(changes)}
+        return found | over_images("share", 100 * np.mean(shares, axis=0)) | {"num_tokens": len(counted)}
 
     def _gradients(self, bench: Bench, case: Row, queries: list[int]) -> np.ndarray:
         key = case["scale"], case["tokens"]

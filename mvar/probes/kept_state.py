@@ -70,12 +70,16 @@ class State(Probe):
         for precision in settings.precision:
             if precision not in (WHOLE, *HALVES):
                 raise one_of("precision", precision, (WHOLE, *HALVES))
+        if not settings.precision:
+            raise UserError(f"precision: none; allowed: {', '.join((WHOLE, *HALVES))}")
+        if settings.keep and WHOLE not in settings.precision:
+            raise UserError(f"keep: half precision is tried with all scales alone; allowed: with {WHOLE} in precision")
         for _, name, chosen in chosen_mixers(config):
             if not chosen.cls.cuts and chosen.cls.state_bytes(
                 config.model, chosen.settings, config.token_space.schedule, 4
             ):
                 raise UserError(f"probe state: mixer {name!r} says of no part that it can be cut; allowed: cuts in it")
-        limit = settings.samples or config.evaluation.num_images
+        limit = (settings.samples or config.evaluation.num_images) if self.has_fid else None
         halves = [precision for precision in settings.precision if precision != WHOLE]
         kept = [(w, WHOLE) for w in settings.keep or range(1, last + 1) if WHOLE in settings.precision]
         return [

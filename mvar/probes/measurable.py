@@ -20,6 +20,7 @@ from mvar.tokenizer.model import Tokenizer
 from mvar.tokenizer.quantizer import ResidualQuantizer
 from mvar.transformer import ScaleTransformer
 
+SPLITS: tuple[Split, ...] = ("train", "heldout")
 MAX_IMAGES = 1000  # of the held-out ones, evenly spread
 SOURCES = ("heldout", "self")  # of images that attention is measured on
 Batch = tuple[Tensor, Tensor]  # labels (B,), inputs (B, L - n_0, C)
@@ -50,7 +51,7 @@ class Measurable:
 
     `runtime` says how fp32 is computed on a GPU. Where images are judged, `extractor_id` says by which extractor, empty
     where nothing can judge them; `reference()` what they are compared with instead of the held-out images as they are,
-    nothing where it is these.
+    nothing where it is these. `splits` says whose real images there are.
     """
 
     identity: dict[str, Any]
@@ -58,6 +59,7 @@ class Measurable:
     extractor_id: str = ""
     reference: Callable[[], dict[str, Any]] = dict
     runtime: RuntimeConfig = RuntimeConfig()
+    splits: tuple[Split, ...] = SPLITS
 
     def judged_by(self) -> dict[str, Any]:
         """All that decides FID beside the images; nothing where there is none.

@@ -7,16 +7,18 @@ from pydantic import Field
 
 from mvar.config import Config, RunConfig, SampleConfig
 from mvar.data.sources.contract import Split
-from mvar.errors import one_of
-from mvar.probes.contract import Probe, Row, Shown, check_scales
-from mvar.probes.subject import SPLITS, Subject, over_images
+from mvar.errors import UserError
+from mvar.probes.contract import Probe, Row, Shown, check_scales, check_split
+from mvar.probes.subject import Subject, over_images
 
 
 class PrefixSettings(Config):
     """What `prefix` measures."""
 
     scales: tuple[int, ...] = Field(default=(), description="How many are given; none: 0 to S, all of them.")
-    of: tuple[str, ...] = Field(default=SPLITS, description="Whose images: train, heldout.")
+    of: tuple[str, ...] = Field(
+        default=(), description="Whose images: train, heldout; none: both, of a checkpoint heldout."
+    )
     cfg_scale: tuple[float, ...] = Field(
         default=(), description="Of the drawing; none: 0, and the run's own where it has one."
     )
@@ -54,8 +56,10 @@ class Prefix(Probe):
         settings, last = self.settings, config.token_space.schedule.num_scales
         check_scales("scales", settings.scales, 0, last)
         for split in settings.of:
-            if split not in SPLITS:
-                raise one_of("of", split, SPLITS)
+            check_split(split, self.splits)
+        for strength in settings.cfg_scale:
+            if strength < 0:
+                raise UserError(f"cfg_scale: {strength:g}; allowed: 0 or more")
         own = config.sample
         strengths = settings.cfg_scale or tuple(dict.fromkeys((0.0, float(own.cfg_scale))))
         return [
@@ -67,7 +71,7 @@ class Prefix(Probe):
                 "limit": settings.samples or config.evaluation.num_images,
                 "seed": settings.seed,
             }
-            for split in settings.of
+            for split in settings.of or self.splits
             for cfg_scale in strengths
             for k in settings.scales or range(last + 1)
         ]
@@ -82,8 +86,9 @@ class Prefix(Probe):
         split: Split = case["of"]
         real, given = subject.real(split, case["limit"]), case["scales"]
         schedule = subject.model.schedule
-        images = subject.draw(real.labels, real.tokens[:, : schedule.offsets[given]])
-        found: Row = {"fid": subject.fid(images), "bits": None, "num_images": len(images)}
+        found: Row = {"fid": None, "bits": None, "num_images": real.num_images}
+        if subject.has_fid:
+            found["fid"] = subject.fid(subject.draw(real.labels, real.tokens[:, : schedule.offsets[given]]))
         if given < schedule.num_scales:
             left = [float(n) for n in schedule.lengths[given:]]
             found |= over_images("bits", real.clean[:, given:] @ left / sum(left))

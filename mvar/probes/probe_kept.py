@@ -17,7 +17,7 @@ from mvar import layout
 from mvar.config import RunConfig, identity
 from mvar.errors import UserError
 from mvar.files import digest, read_json, write_json
-from mvar.probes.contract import Probe, Row
+from mvar.probes.contract import HALF_WIDTH, Probe, Row
 from mvar.probes.measurable import MAX_IMAGES, Measurable
 from mvar.probes.subject import Subject
 from mvar.progress import Progress
@@ -68,7 +68,8 @@ def measure_probe(
     Raises:
         UserError: something that cannot be measured on this model, or is missing.
     """
-    cases = probe.cases(config)
+    probe.splits, probe.has_fid = what.splits, bool(what.extractor_id)
+    cases = list({digest(case): case for case in probe.cases(config)}.values())
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / layout.PROBES_LOCK), precise(what.runtime):
         record = _Record(name, probe, what, config, folder)
@@ -157,17 +158,31 @@ def _path(folder: Path, name: str) -> Path:
 
 
 def _read(name: str, kind: type[Probe], what: Measurable, folder: Path) -> dict[str, Row]:
-    """Rows by their keys; a document of something else, or a damaged one, has none: measuring mends it."""
-    with suppress(FileNotFoundError, UserError, KeyError, TypeError, AttributeError):
+    """Rows by their keys; a document of something else has none, nor are there damaged rows: measuring mends them."""
+    with suppress(FileNotFoundError, UserError, KeyError, TypeError, AttributeError, ValueError):
         document = read_json(_path(folder, name))
         about = (document["schema_version"], document["version"], document["measured"])
         if about == (SCHEMA_VERSION, kind.version, what.identity):
-            names = {shown.name for shown in (*kind.fields, *kind.values)}
             rows = [row | {"case": _named_today(row["case"], kind)} for row in document["rows"]]
-            if all(names <= {*row["case"], *row["values"]} for row in rows):
-                return {digest({k: v for k, v in row.items() if k != "values"}): row for row in rows}
+            found = [row for row in rows if _is_sound(row, kind)]
+            return {digest({k: v for k, v in row.items() if k != "values"}): row for row in found}
     return {}
 
 
 def _named_today(case: Row, kind: type[Probe]) -> Row:
-    return {kind.FORMER.get(name, name): value for name, value in case.items()}
+    return {**kind.ADDED, **{kind.FORMER.get(name, name): value for name, value in case.items()}}
+
+
+def _is_sound(row: Row, kind: type[Probe]) -> bool:
+    """Whether a row has all fields, each a JSON value that is no object, and of its values only numbers and nothing."""
+    case, values = row["case"], row["values"]
+    fields, names = ({shown.name for shown in of} for of in (kind.fields, kind.values))
+    if not (fields <= case.keys() and names <= values.keys()) or any(isinstance(case[name], dict) for name in fields):
+        return False
+    measured = [values.get(part) for name in names for part in (name, name + HALF_WIDTH)]
+    axis = [case[name] for name in {kind.axis or kind.fields[0].name} & fields]
+    return all(value is None or _is_number(value) for value in (*measured, *axis))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -14,17 +14,15 @@ from torch import Tensor
 from mvar.config import SampleConfig
 from mvar.data.crops import to_float, to_uint8
 from mvar.data.sources.contract import Split
-from mvar.errors import UserError
 from mvar.evaluation.images import spread_indices
 from mvar.evaluation.judge import Judge
+from mvar.probes.contract import check_split
 from mvar.probes.interval import t_factor
 from mvar.probes.knockout import Bench
 from mvar.probes.measurable import Batch, Opened
 from mvar.sampling import generate
 from mvar.tokenizer.model import Tokenizer
 from mvar.transformer import ScaleTransformer
-
-SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 
 class Subject:
@@ -66,8 +64,7 @@ class Subject:
         """
         if (split, limit) not in self._benches:
             if self._opened.images is None:
-                if split == "train":
-                    raise UserError("of: train; a checkpoint has no training images; allowed: heldout")
+                check_split(split, ("heldout",))
                 return self.bench
             self._benches[split, limit] = Bench(self._of_split(split, limit), self._batch_size)
         return self._benches[split, limit]

@@ -167,31 +167,8 @@ def test_a_published_checkpoint(tmp_path, capsys):
     assert "images-from" in capsys.readouterr().err
 
 
-MEANS = """
-import mvar
-import torch
-
-@mvar.register("extractor", "means")
-class Means(mvar.ExtractorKind):
-    def network(self, directory):
-        return torch.nn.Identity(), None
-
-    def forward(self, network, images):
-        features = torch.nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
-        return features, features
-"""
-
-
-def test_fid_of_a_published_checkpoint(tmp_path, capsys, monkeypatch):
-    rng = np.random.default_rng(0)
-    for number in range(20):
-        path = tmp_path / "pictures" / f"class{number % 10}" / f"{number}.png"
-        path.parent.mkdir(exist_ok=True, parents=True)
-        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
-    (tmp_path / "means.py").write_text(MEANS)
-    files = ["--checkpoint", str(GOLDEN / "var_l2" / "state.safetensors"), "--results", str(tmp_path / "results")]
-    files += ["--tokenizer", str(GOLDEN / "tok_full_q4" / "vae.safetensors")]
-    files += ["--images-from", str(tmp_path / "pictures"), "--plugin", str(tmp_path / "means.py"), "--json"]
+def test_fid_of_a_published_checkpoint(checkpoint, capsys, monkeypatch):
+    files = [*checkpoint, "--json"]
     judged = ["--evaluation", "extractor=means", "num_images=20"]
     assert main(["knockout", *files, "--cut", "own", "--draws", "1", "--fid", "--fid-draws", "1", *judged]) == OK
     effect = json.loads(capsys.readouterr().out)["effects"]["own"]

@@ -10,6 +10,7 @@ import mvar
 from mvar.checkpoints.weights import load_weights, save_weights
 from mvar.cli import main
 from mvar.errors import OK, USER_ERROR
+from mvar.probes.corruption import Corruption
 from mvar.probes.prefix import Prefix
 from mvar.registries import PROBES
 from mvar.runs.wiring import kept_probes
@@ -78,6 +79,11 @@ def test_other_weights_other_sampling_or_a_damaged_file_are_measured_anew(fresh,
     assert load(fresh).probe("prefix", **before_named).rows == three and len(json.loads(path.read_text())["rows"]) == 3
     path.write_text("{")
     assert measure() == before
+    for field in ("bits", "fid", "bits_half_width"):
+        document = json.loads(path.read_text())
+        document["rows"][0]["values"][field] = "x"
+        path.write_text(json.dumps(document))
+        assert kept_probes(*fresh) == [] and measure() == before
     monkeypatch.setattr(Prefix, "version", 2)
     assert measure() == before and json.loads(path.read_text())["version"] == 2
     config = fresh[1].config()
@@ -104,6 +110,42 @@ def test_rows_of_a_field_that_was_called_otherwise_are_those_of_today(fresh, mon
     assert load(fresh).probe("prefix", **wanted).rows == before
 
 
+def test_rows_of_before_a_field_there_was_are_read_and_a_damaged_one_costs_no_other(fresh, monkeypatch):
+    before = load(fresh).probe("corruption", scales=[1, 2], rates=[1], samples=10).rows
+    path = fresh[1].path / "probes/corruption.json"
+    document = json.loads(path.read_text())
+    del document["rows"][0]["case"]["of"], document["rows"][1]["values"]["fid"]
+    path.write_text(json.dumps(document))
+    measured, real = [], Corruption.measure
+    monkeypatch.setattr(Corruption, "measure", lambda self, case, s: measured.append(case) or real(self, case, s))
+    assert load(fresh).probe("corruption", scales=[1, 2], rates=[1], samples=10).rows == before
+    assert [case["scale"] for case in measured] == [2]
+
+
+def test_a_case_that_is_asked_for_twice_is_one_row(fresh):
+    rows = load(fresh).probe("state", keep=[4, 4], precision=["whole", "whole"], samples=2).rows
+    assert [row["keep"] for row in rows] == [4]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_has_held_out_images_alone(checkpoint, capsys):
+    def ask(*words):
+        code = main(["probe", *words[:1], *checkpoint, *words[1:]])
+        return code, *capsys.readouterr()
+
+    judged, few = ("--evaluation", "extractor=means", "num_images=20"), ("--set", "scales=1", "rates=1")
+    code, out, err = ask("corruption", *few, *judged, "--json")
+    (row,) = json.loads(out)["rows"]
+    assert code == OK and row["of"] == "heldout" and row["fid"] > 0 and row["num_images"] == 20, err
+    code, out, _ = ask("corruption", *few)
+    (title,) = [line for line in out.splitlines() if ": corruption" in line]
+    assert code == OK and "drawn" not in title and title.strip().endswith("scale 1, replaced by other, seed 0")
+    code, out, _ = ask("prefix", "--set", "scales=1", "--json")
+    assert code == OK and {row["of"] for row in json.loads(out)["rows"]} == {"heldout"}
+    code, _, err = ask("prefix", "--set", "of=train")
+    assert code == USER_ERROR and "of: train; a checkpoint has no training images; allowed: heldout" in err
+
+
 def test_the_list_says_what_can_be_set(capsys):
     assert main(["probe"]) == OK
     out = capsys.readouterr().out
@@ -119,6 +161,7 @@ def test_the_list_says_what_can_be_set(capsys):
         (["scales=5"], "scales: 5; allowed: 0 to 4"),
         (["of=test"], "of: 'test' is unknown; allowed: train, heldout"),
         (["cfg_scale=x"], "cfg_scale.0: 'x': Input should be a valid number"),
+        (["cfg_scale=0,-2"], "cfg_scale: -2; allowed: 0 or more"),
         (["cfg_scale=1", "guidance=1"], "guidance: is cfg_scale, which is given too; allowed: cfg_scale"),
         (["samples=1"], "samples: 1: Input should be greater than or equal to 2"),
         (["scale=1"], "probe prefix: setting: 'scale' is unknown (did you mean 'scales'?); allowed: scales, of"),
