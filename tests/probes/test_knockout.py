@@ -180,11 +180,11 @@ def test_the_matrix_holds_the_cuts_of_pairs_of_scales():
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_sampling_goes_through_the_same_cut(pattern):
     """Logits that are drawn from scale by scale are those of teacher forcing with the same cut."""
-    model, codes, labels = model_of(pattern), quantizer(), torch.tensor([0, 2])
-    sample = SampleConfig(cfg_scale=0.0, top_k=0, top_p=0.0)
-    for cut in standard_cuts(model)[:12]:
-        drawn = []
-        with cutting(sites_of(model, cut)), torch.inference_mode():
+    here, codes, labels = bench(pattern), quantizer(), torch.tensor([0, 2])
+    model, sample = here.model, SampleConfig(cfg_scale=0.0, top_k=0, top_p=0.0)
+    for cut, kind in product(whole_cuts(model), ("cut", "mean")):
+        drawn, sites = [], sites_of(model, cut)
+        with cutting(sites, here.mean_of(sites) if kind == "mean" else None), torch.inference_mode():
             found = generate(model, codes, labels, [0, 1], sample, on_logits=lambda _, x: drawn.append(x.clone()))  # noqa: B023
             logits, _ = model(labels, codes.inputs(found.tokens))
         torch.testing.assert_close(torch.cat(drawn, 1), logits, rtol=0, atol=1e-9)
