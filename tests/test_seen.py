@@ -12,6 +12,7 @@ from benchmarks import official
 
 DOCS = Path(__file__).parents[1] / "docs"
 DECIMAL = re.compile(r"(?<![\w.])[-+]?\d+\.\d+(?![\w.]*\d)")
+VERDICT = re.compile(r"[a-z][a-z ]* \(p (=|below) [\d.]+\)")
 PROBES = ("prefix", "reach", "state", "corruption")
 SECTIONS = {  # page and heading of the section -> the tables that it rests on
     ("data.md", "Table 6 on Fashion-MNIST"): ["mixers-fashion", "mixers-fashion-differences"],
@@ -73,31 +74,48 @@ def is_one_of(text, numbers):
     return any(abs(abs(factor * number) - abs(float(text))) <= half for number in numbers for factor in (1, 100))
 
 
+def rows_of(line, rows):
+    """Stored rows of a line: all of a sentence; of a row of a table those that name what it names."""
+    names = re.findall("`([^`]+)`", line) if line.startswith("|") else []
+    return [
+        (texts, numbers)
+        for texts, numbers in rows
+        if all(any(t == name or t.startswith(f"{name},") for t in texts) for name in names)
+    ]
+
+
 def wrong_numbers(text, rows):
-    """Decimals of a section that no stored row has: of a row of a table, those that name what it names."""
+    """Decimals of a section that no stored row of their line has."""
     found = []
     for line in text.splitlines():
-        names = re.findall("`([^`]+)`", line) if line.startswith("|") else []
-        about = [
-            numbers
-            for texts, numbers in rows
-            if all(any(t == name or t.startswith(f"{name},") for t in texts) for name in names)
-        ]
-        numbers = [number for part in about for number in part]
+        numbers = [number for _, part in rows_of(line, rows) for number in part]
         found += [text for text in DECIMAL.findall(line) if not is_one_of(text, numbers)]
     return found
 
 
+def wrong_verdicts(text, rows):
+    """Verdicts in cells of a section's tables that no stored row of their line has, word for word."""
+    found = []
+    for line in text.splitlines():
+        told = {text for texts, _ in rows_of(line, rows) for text in texts}
+        found += [cell for cell in map(str.strip, line.split("|")[1:]) if VERDICT.fullmatch(cell) and cell not in told]
+    return found
+
+
 @pytest.mark.parametrize(("page", "heading"), SECTIONS)
-def test_numbers_of_a_page_are_those_of_stored_tables(page, heading):
-    assert wrong_numbers(section(page, heading), stored(SECTIONS[page, heading])) == []
+def test_numbers_and_verdicts_of_a_page_are_those_of_stored_tables(page, heading):
+    text, rows = section(page, heading), stored(SECTIONS[page, heading])
+    assert wrong_numbers(text, rows) == [] and wrong_verdicts(text, rows) == []
 
 
 def test_another_number_or_anothers_is_found():
     rows = [(["global, digits", "own", "worse (p = 0.049)"], [0.4288, 0.69, 0.049]), (["intra", "own"], [0.1])]
-    assert wrong_numbers("| `global` | `own` | 0.429, 69.0 % | worse (p = 0.049) |\nIt is 0.43.", rows) == []
+    line = "| `global` | `own` | 0.429, 69.0 % | worse (p = 0.049) |"
+    assert wrong_numbers(f"{line}\nIt is 0.43.", rows) == [] == wrong_verdicts(line, rows)
     assert wrong_numbers("| `global` | 0.428 | 69.1 % |", rows) == ["0.428", "69.1"]
     assert wrong_numbers("| `intra` | 0.429 |", rows) == ["0.429"] and wrong_numbers("It is 0.44.", rows) == ["0.44"]
+    for other in (line.replace("worse", "better"), line.replace("0.049", "0.69"), line.replace("global", "intra")):
+        assert len(wrong_verdicts(other, rows)) == 1
 
 
 def test_ratios_of_kernels_are_those_of_the_stored_benchmark():
