@@ -25,9 +25,12 @@ COLUMNS = (
     Column("entropy", "attention's entropy (nats)", columns.MEASURED, 2),
     Column("kept", "pairs left (%)", columns.ANALYTIC, 1, 100),
     Column("change", "change (bits/token)", columns.MEASURED, 3),
+    Column("change_over_seeds", "change, 95 %: ± over seeds", columns.MEASURED, 3, in_print=False),
     columns.over_images("half_width", 3),
     Column("control", "random instead", columns.MEASURED, 3),
+    Column("draws", "random cuts", "", 0, in_print=False),
     Column("beyond", "beyond random", columns.MEASURED, 3),
+    Column("beyond_over_seeds", "beyond, 95 %: ± over seeds", columns.MEASURED, 3, in_print=False),
     Column("beyond_half_width", "± over images and draws", columns.MEASURED, 3),
     Column("verdict", "verdict", is_text=True),
     Column("n", "seeds", "", 0),
@@ -48,7 +51,7 @@ BY_FID = (
     Column("fid", "FID", columns.MEASURED, 2),
     Column("change", "change of FID", columns.MEASURED, 2),
     Column("draws", "random cuts", "", 0),
-    *(replace(column, decimals=2) for column in COLUMNS[7:9]),
+    *(replace(column, decimals=2) for column in COLUMNS if column.key in ("control", "beyond")),
     Column("half_width", "± over random cuts", columns.MEASURED, 2),
     *COLUMNS[-2:],
 )
@@ -206,8 +209,11 @@ def _reading(rows: list[dict[str, Any]], verdicts: Mapping[Any, kit.Verdict]) ->
         "Keys are masked before the softmax in all layers, the rest of the model is as it was trained. Change: of the "
         "held-out likelihood in bits a token, more is worse. Random instead: as many keys cut of every query, at "
         "random among all that it sees, the cut ones included, mean over draws. ±: standard deviation over seeds; "
+        "95 %: half of the t interval of the mean over seeds; "
         f"{kit.OVER_IMAGES}; over images and draws: that of what is beyond random.",
         "A cut measures what the trained model does without a part, not what a model trained without it would do.",
+        "Mass and entropy are measured of global attention: of models in which other mixers have keys too, intra, "
+        "markov or window, they are dashes.",
         "Verdicts are paired t-tests over training seeds at 5 %: of keys against random ones, of a branch or a state "
         "against no cut, of a rank correlation against 0. p is corrected by Holm's method over all "
         f"{tested} of them that have two seeds or more; all else is inconclusive.",

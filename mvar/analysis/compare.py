@@ -44,6 +44,11 @@ class Measured:
         mean = f"{self.mean * factor:.{decimals}f}"
         return mean if self.sd is None else f"{mean} ± {self.sd * factor:.{decimals}f}"
 
+    @property
+    def half_width(self) -> float | None:
+        """Half of the 95 % t interval of the mean over seeds; None for one seed."""
+        return None if self.sd is None else self.sd * t_factor(self.n)
+
     def paired(self, other: "Measured") -> np.ndarray:
         """Differences `(n,)` of the seeds that both have, this minus the other, in the order of the seeds."""
         ours, theirs = dict(self.by_seed), dict(other.by_seed)

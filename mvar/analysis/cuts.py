@@ -125,7 +125,10 @@ class CutModel:
         change, half, control, beyond, beyond_half = (self.values(cut, name, scale) for name in names)
         assert change is not None
         row = {"model": self.name, "label": cut, "change": change, "control": control, "beyond": beyond, "n": change.n}
-        return row | {"half_width": over_images(half), "beyond_half_width": over_images(beyond_half)}
+        row |= {"half_width": over_images(half), "beyond_half_width": over_images(beyond_half)}
+        row |= {"change_over_seeds": change.half_width, "beyond_over_seeds": beyond and beyond.half_width}
+        draws = {len(effect.controls) for effect in self.effects(cut, scale).values()}
+        return row | {"draws": min(draws) or None}
 
     def attended(self, cut: str) -> dict[str, Measured | None]:
         """Attention's `mass` on the keys that are cut and its `entropy` in nats, see `AttentionStats.under`.

@@ -267,6 +267,19 @@ def test_the_interval_over_images_is_the_mean_of_the_runs(results):
     assert {"± over images", "± over images and draws"} < headings
 
 
+def test_intervals_over_seeds_are_students_and_of_one_seed_none(results):
+    from scipy.stats import t
+
+    cut_runs(results, (0, 1, 2))
+    (row, _) = knockout.table1b(models(results)).rows
+    for name in ("change", "beyond"):
+        values = [value for _, value in row[name].by_seed]
+        low, high = t.interval(0.95, 2, np.mean(values), np.std(values, ddof=1) / 3**0.5)
+        assert row[f"{name}_over_seeds"] == pytest.approx((high - low) / 2)
+    assert row["draws"] == len(models(results)[0].found[0].effects["own"].controls)
+    assert kit.Measured(1.0, None, 1).half_width is None
+
+
 def test_ranks_are_those_of_scipy_and_a_seed_without_scatter_has_none():
     from scipy.stats import spearmanr
 
