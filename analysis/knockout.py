@@ -309,11 +309,15 @@ def scatter_figure(model: kit.CutModel, name: str, directory: Path) -> kit.Figur
             ax.set(xlabel="attention mass (%)", ylabel="change (millibits a token)")
             ax.set_title(f"{title}: rank correlation\n{kit.ranks.interval_text(rho) if rho else '—'}", fontsize="small")
             kit.despine(ax)
-    caption = (
-        "A cut's cost against the mass that it takes away. Left: keys of a scale for queries of a scale, all layers. "
-        "Right: keys of the own or of the coarser scales in one layer or head. Points: means over seeds. Brackets: 95 "
-        "% t interval over seeds."
-    )
+    what = {
+        kit.ranks.PAIRS: "keys of a scale for queries of a scale, all layers.",
+        kit.ranks.HEADS: "keys of the own or of the coarser scales in one layer or head.",
+    }
+    panels = [what[panel] for panel in shown]
+    where = f": {panels[0]}" if len(panels) == 1 else f". Left: {panels[0]} Right: {panels[1]}"
+    caption = f"A cut's cost against the mass that it takes away{where}"
+    if any(len(by_seed) > 1 for by_seed in shown.values()):
+        caption += " Points: means over seeds. Brackets: 95 % t interval over seeds."
     return kit.Figure(name, f"Mass against effect: {model.name}", caption)
 
 

@@ -165,6 +165,26 @@ def test_effects_are_drawn_of_any_mixer_and_mass_where_it_is_known(
     assert (masses is not None) == ("scatter" in figures)  # of all that is cut, or none
 
 
+def test_the_caption_of_the_scatter_says_no_more_than_is_drawn(results, tmp_path, monkeypatch):
+    for seed in (0, 1):
+        run = results.run(override(PRESETS["digits"], {"model.pattern": "global", "model.depth": 2, "seed": seed}))
+        results.attention(run)
+        results.cut(run)
+    (model,) = models(results)
+    shown = kit.ranks.points_of(model)
+    monkeypatch.setattr(kit, "canvas", lambda *_, ncols: style.page(2, ncols=ncols))
+
+    def caption(panels):
+        monkeypatch.setattr(kit.ranks, "points_of", lambda model: panels)
+        return knockout.scatter_figure(model, "x", tmp_path).caption
+
+    both = caption(shown)
+    assert ". Left: keys of a scale for" in both and "Right: keys of the own" in both and "Brackets: " in both
+    alone = caption({kit.ranks.HEADS: {0: shown[kit.ranks.HEADS][0]}})
+    what = "keys of the own or of the coarser scales in one layer or head."
+    assert alone == f"A cut's cost against the mass that it takes away: {what}"
+
+
 def points_by_seed(effect, seeds=3):
     rng = np.random.default_rng(0)
     return {s: {m: (m, effect(m) + 0.01 * rng.normal()) for m in np.linspace(0.1, 0.9, 23)} for s in range(seeds)}
