@@ -337,6 +337,7 @@ def check_keys_in_a_notebook(driver, canvas, explorer):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # a server, a browser and a kernel begin, beside all other tests
 def test_in_jupyterlab(explored_store, tmp_path):
     need(*BINARIES, "selenium", "anywidget", "jupyterlab")
     store, names = explored_store
@@ -358,11 +359,12 @@ def test_in_jupyterlab(explored_store, tmp_path):
     log = (tmp_path / "log.txt").open("w+")
     server = subprocess.Popen(command, cwd=tmp_path, env=os.environ | homes, stdout=log, stderr=subprocess.STDOUT)
     try:
-        until(lambda: f":{port}/" in (tmp_path / "log.txt").read_text(), 60)
+        until(lambda: server.poll() is not None or f":{port}/" in (tmp_path / "log.txt").read_text(), 240)
+        assert server.poll() is None, (tmp_path / "log.txt").read_text()
         with chromium(tmp_path) as driver:
             look(driver, 1400)
             driver.get(f"http://127.0.0.1:{port}/lab/tree/a.ipynb?token={token}")
-            until(lambda: runs_the_cell(driver), 60)
+            until(lambda: runs_the_cell(driver), 120)
             until(lambda: driver.find_elements("css selector", ".mvar-explorer figure[data-mass]"), 120)
             shown = until(lambda: masses_in(driver), 30)
             explorer = mvar.explore(mvar.load(names["maps"], results=store.root), image=0, layer=0, query=20)
@@ -378,5 +380,5 @@ def test_in_jupyterlab(explored_store, tmp_path):
                 driver.save_screenshot(f"{shots}/lab.png")
     finally:
         server.terminate()
-        server.wait(20)
+        server.wait(60)
         log.close()
