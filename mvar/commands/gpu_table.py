@@ -90,7 +90,8 @@ class OnGpus:
     pattern: str
     parameters: int
     training_flops: int
-    fits_on: int | None  # the fewest of these GPUs that do, eight images each if that can be: `mvar run` gives no fewer
+    fits_on: int | None  # the fewest of these GPUs that do, eight images each if that can be
+    is_planned: bool  # `mvar run` gives it no fewer than those; else one GPU, whatever it fits on
     setting: Setting | None  # of all of them; None: nothing fits
     mfu: float  # of the cards' rate, what GPU-hours rest on
     gpu_hours: float | None
@@ -152,6 +153,7 @@ def _on(evaluations: Sequence[RunConfig], store: Store, machine: Machine, share:
         parameters=num_params(config.model, config.token_space),
         training_flops=train_flops(config.model, config.token_space, config.train.steps * config.train.batch_size),
         fits_on=fewest(config, machine, range(1, machine.gpus + 1)),
+        is_planned=config.is_planned,
         setting=setting,
         mfu=mfu,
         gpu_hours=gpu_hours(config, machine, setting, mfu) if setting else None,
@@ -188,6 +190,9 @@ def print_on(runs: Sequence[OnGpus], machine: Machine, share: Share, caches: flo
     narrow = Narrow("run", dispensable, {"pattern": 10, setting: 27})
     console = wide_console(400)
     console.print(narrow.table([run.name for run in runs], columns, console))
+    if too_large := [run.name for run in runs if not run.is_planned and (run.fits_on or 1) > 1]:
+        told = "no fit on one GPU, and `mvar run` gives no more to a run whose runtime leaves nothing open"
+        say(f"{', '.join(too_large)}: {told}; with --set runtime.micro_batch=auto as many as it then fits on")
     hours, disk = sum(run.gpu_hours or 0 for run in runs), sum(run.disk_gb for run in runs)
     flops = sum(run.training_flops for run in runs)
     told = "token caches aside: the data were not looked at yet"

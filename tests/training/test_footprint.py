@@ -223,6 +223,19 @@ def test_plan_says_what_is_nearest_where_nothing_fits(undrawn, capsys, tmp_path)
     assert "fsdp keeps no running means" in capsys.readouterr().err
 
 
+def test_plan_says_which_runs_are_given_fewer_gpus_than_they_fit_on(undrawn, capsys, tmp_path):
+    """Those that leave nothing open: one, also where that is too few."""
+    words = ["plan", "mixers", "--preset", "smoke", "--only", "VAR", "--results", str(tmp_path)]
+    words += ["--on", "4xrtx4090-24gb", "--set", "train.batch_size=131072"]
+    said = "no fit on one GPU, and `mvar run` gives no more to a run whose runtime leaves nothing open"
+    assert main([*words, "--json"]) == 0
+    shown = capsys.readouterr()
+    (run,) = json.loads(shown.out)["runs"]
+    assert run["fits_on"] == 2 and not run["is_planned"]
+    assert main(words) == 0 and said in " ".join(capsys.readouterr().out.split())
+    assert main([*words, "runtime.micro_batch=auto"]) == 0 and said not in " ".join(capsys.readouterr().out.split())
+
+
 def test_plan_says_where_drawing_does_not_fit(capsys, tmp_path):
     names = ["plan", "mixers", "--preset", "smoke", "--only", "VAR", "--results", str(tmp_path), "--set"]
     assert main([*names, "runtime.sample_batch=1000000", "--on", "1xrtx4090-24gb"]) == USER_ERROR
