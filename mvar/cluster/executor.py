@@ -27,7 +27,7 @@ class Slurm(Executor["Profile"]):
 
     def check_results(self, results: Path) -> None:
         """Refuse names that SLURM would not take as they are."""
-        from mvar.cluster.submit import check_place
+        from mvar.cluster.submission import check_place
 
         check_place(results)
 

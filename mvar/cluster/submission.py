@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from mvar import layout
+from mvar.cluster.profile_files import CONTROL
 from mvar.cluster.profiles import Profile
 from mvar.config import RunConfig, from_dict
 from mvar.errors import UserError, in_field, warn, warn_once
@@ -358,3 +359,16 @@ def log_paths(submission: Submission, job: Job, index: int) -> list[Path]:
 def describe(job: Job) -> str:
     """A job for people: its id and how many elements it has."""
     return f"{job.job_id} ({len(job.elements)} elements)" if len(job.elements) > 1 else str(job.job_id)
+
+
+def check_place(path: Path) -> None:
+    """Refuse results below a folder whose name SLURM would not take as it is.
+
+    Raises:
+        UserError: names the path and the character.
+    """
+    if found := re.search(rf"[%\\'\"]|{CONTROL.pattern}", str(path.absolute())):
+        raise UserError(
+            f"results: {str(path)!r} has {found[0]!r}, which SLURM reads in its own way in the names of logs; allowed "
+            "with SLURM: folders without % \\ ' \" and control characters"
+        )

@@ -4,7 +4,6 @@ However many runs: one `scontrol`, one `squeue`, one `sbatch --test-only` each d
 array (one for the stages, one for every MaxArraySize runs).
 """
 
-import re
 import shlex
 import signal
 import subprocess
@@ -23,10 +22,20 @@ from mvar import layout, plugins
 from mvar.cluster import scheduler, snapshot
 from mvar.cluster.guard import WARNINGS
 from mvar.cluster.job import Element
-from mvar.cluster.profile_files import CONTROL
 from mvar.cluster.profiles import Profile
 from mvar.cluster.queue import active_elements
-from mvar.cluster.submission import STAGES, START_MARK, Claim, Submission, Work, job_of, new_id, note_job_id, note_sent
+from mvar.cluster.submission import (
+    STAGES,
+    START_MARK,
+    Claim,
+    Submission,
+    Work,
+    check_place,
+    job_of,
+    new_id,
+    note_job_id,
+    note_sent,
+)
 from mvar.config import RunConfig
 from mvar.errors import UserError, warn
 from mvar.runs.plan import METRICS, RUN, Task, tasks_of
@@ -250,19 +259,6 @@ def make_executor(
         **{name: value for name, value in optional.items() if value is not None},
     )
     return executor
-
-
-def check_place(path: Path) -> None:
-    """Refuse results below a folder whose name SLURM would not take as it is.
-
-    Raises:
-        UserError: names the path and the character.
-    """
-    if found := re.search(rf"[%\\'\"]|{CONTROL.pattern}", str(path.absolute())):
-        raise UserError(
-            f"results: {str(path)!r} has {found[0]!r}, which SLURM reads in its own way in the names of logs; allowed "
-            "with SLURM: folders without % \\ ' \" and control characters"
-        )
 
 
 @cache
