@@ -35,7 +35,7 @@ PER_IMAGE = {"state": "state of an image (bytes)", "flops": "FLOPs an image"}
 SMALLER = {"state": "a smaller state", "flops": "fewer FLOPs"}
 MEASURED = {"ms": "ms", "peak": "MB"}  # of an image
 LESS = {
-    "ms": "Measured less time than {} at every L from there on, beyond repeats",
+    "ms": "Measured less time than {} at every L from there on, beyond what processes scatter by",
     "peak": "Measured less memory than {} at every L from there on",
 }
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks" / "results"
@@ -148,10 +148,10 @@ def _told(rows: list[dict[str, Any]], begun: Mapping[str, str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Taken:
-    """What drawing an image takes by L: milliseconds over repeats, MB held at most, and from which L on less."""
+    """What drawing an image takes by L: milliseconds over processes, MB held at most, and from which L on less."""
 
     ms: Mapping[int, kit.Measured]
-    difference: Mapping[int, tuple[float, float] | None]  # ms minus the dense one's: 95 % interval, None of one repeat
+    difference: Mapping[int, tuple[float, float] | None]  # ms minus the dense one's: 95 % interval, None of one process
     peak: Mapping[int, float]
     crossings: Mapping[str, int | None]  # of `ms` and of `peak`
 
@@ -163,6 +163,7 @@ class Benchmark:
     machine: str
     of: str  # their size, in words
     is_whole: bool  # models by pattern, else mixers by name
+    repeats: int  # in each process
     taken: Mapping[str, Taken]
 
     @property
@@ -186,9 +187,10 @@ class Benchmark:
         return sorted({length for taken in self.taken.values() for length in taken.ms})
 
     @property
-    def repeats(self) -> int:
-        """Of every time."""
-        return min(ms.n for taken in self.taken.values() for ms in taken.ms.values())
+    def mean(self) -> str:
+        """What a time is, in words."""
+        count = min(ms.n for taken in self.taken.values() for ms in taken.ms.values())
+        return f"over {count} processes of the median of {self.repeats} repeats" if count > 1 else "of one process"
 
 
 def read_benchmark(path: Path, named: str) -> Benchmark | None:
@@ -210,9 +212,10 @@ def read_benchmark(path: Path, named: str) -> Benchmark | None:
         clock = ", processor time" if settings.get("processor_time") else ""
         where = f"{machine['cpu']}, {threads}, torch {machine['torch']}{clock}"
         taken = {row[named]: _taken(row) for row in found["lengths"]}
-        if named == "mixer":
-            return Benchmark(where, f"width {int(settings['mixer_width'])}", False, taken)
-        return Benchmark(where, f"depth {int(settings['depth'])}, width {int(settings['width'])}", True, taken)
+        is_whole = named != "mixer"
+        sizes = ("depth", "width") if is_whole else ("mixer_width",)
+        of = ", ".join(f"{size.removeprefix('mixer_')} {int(settings[size])}" for size in sizes)
+        return Benchmark(where, of, is_whole, int(settings["repeats"]), taken)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         module = path.stem if path in (OF_MODELS, OF_MIXERS) else "mixers"
         raise UserError(f"{path}: {one_line(error)}; allowed: what `python -m benchmarks.{module}` writes") from error
@@ -262,7 +265,7 @@ def measured_table(models: Models, benchmark: Benchmark, manifest: kit.Manifest)
         f"Measured by `{benchmark.command}`, not on these runs: {told} {benchmark.of}. {kit.prose(benchmark.machine)}. "
         "Another machine, width or batch has other times. The torch paths, on a processor: kernels of a GPU are not in "
         "these times.",
-        f"Time: mean and standard deviation of {benchmark.repeats} repeats, all in turn. It is less from the L on from "
+        f"Time: mean and standard deviation {benchmark.mean}, all in turn. It is less from the L on from "
         "which the 95 % interval of the difference of means (Welch's t, of one difference by itself) lies below 0 at "
         "every L that was measured. MB: the most that tensors hold at once, state and result included; weights, tables "
         "that are made once and what a kernel takes for itself are not in it. It is counted, the same every time.",
@@ -307,7 +310,7 @@ def lengths_figure(models: Models, benchmark: Benchmark | None, manifest: kit.Ma
         told = "drawing it with the whole model" if benchmark.is_whole else "the partner of intra by itself"
         caption += (
             f" Measured: {told}, {benchmark.of}, {benchmark.machine}; memory of tensors, the most at once, weights "
-            f"aside; mean time of {benchmark.repeats} repeats, bars: standard deviation; that time over the one of "
+            f"aside; mean time {benchmark.mean}, bars: standard deviation; that time over the one of "
             f"{benchmark.dense}, bars: 95 % interval of the difference of means."
         )
     return kit.Figure(name, f"Between scales, memory, FLOPs and time by L: {manifest.title}", caption)

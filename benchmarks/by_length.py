@@ -1,7 +1,9 @@
 """What drawing an image takes by its number of tokens L: every repeat's time, the most memory held, where they cross.
 
-- ms: all that are measured take their turn in every repeat, so that a change of the machine's speed meets all of them.
-- difference: of the mean time from the dense one's, with its 95 % interval (Welch's t; of one difference by itself).
+- ms: a value for each of several fresh processes, as what lies where in memory differs by process, and times with it:
+  the median of its repeats. All that are measured take their turn in every repeat, so that a change of the machine's
+  speed meets all of them.
+- difference: of the mean of these from the dense one's, its 95 % interval (Welch's t; of one difference by itself).
 - crossing: from which L on that interval lies below 0 at every L that was measured.
 - peak: bytes of the tensors that torch makes meanwhile, the most that are held at once, state and result included.
   Weights are not in it, nor tables that are made once a process, nor what a kernel takes for itself and gives back.
@@ -10,36 +12,82 @@
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from typing import Any, TypeVar
 
 from rich.table import Table
 
 from benchmarks.machine import times
+from mvar.errors import UserError
 from mvar.probes.interval import welch_interval
 from mvar.training.footprint import Held
 
 Runs = Mapping[str, Callable[[], object]]  # by name: what draws one image
 Row = dict[str, Any]
+S = TypeVar("S")
 
 
-def measure(at: Mapping[int, Callable[[], Runs]], key: str, dense: str, repeats: int, clock: Any) -> list[Row]:
-    """One row of each that is measured.
+@dataclass
+class Measured:
+    """What one process has measured, by name and L: milliseconds of every repeat, bytes held at most."""
+
+    ms: dict[str, dict[int, list[float]]] = field(default_factory=dict)
+    peaks: dict[str, dict[int, int]] = field(default_factory=dict)
+
+
+def measure(at: Mapping[int, Callable[[], Runs]], repeats: int, clock: Callable[[], float]) -> Measured:
+    """All that are measured, in this process.
 
     Args:
         at: by L, smallest first: what makes the functions that draw an image of so many tokens.
-        key: what a row calls its name.
-        dense: the name of that which all others are held against.
         repeats: of every time.
         clock: seconds that are taken.
     """
-    ms: dict[str, dict[int, list[float]]] = {}
-    peaks: dict[str, dict[int, int]] = {}
+    found = Measured()
     for length, make in at.items():
         runs = make()
         for name, taken in times(runs, repeats, clock).items():
-            ms.setdefault(name, {})[length] = [1e3 * each for each in taken]
-            peaks.setdefault(name, {})[length] = peak(runs[name])
-    return [{key: name, **compared(ms[name], ms[dense], peaks[name], peaks[dense])} for name in ms]
+            found.ms.setdefault(name, {})[length] = [1e3 * each for each in taken]
+            found.peaks.setdefault(name, {})[length] = peak(runs[name])
+    return found
+
+
+def in_processes(count: int, what: Callable[[S], Measured], settings: S) -> list[Measured]:
+    """What is measured in so many fresh processes, one after another; of one, in this process.
+
+    Raises:
+        UserError: no process.
+    """
+    if count < 1:
+        raise UserError(f"processes: {count}; allowed: 1 or more")
+    if count == 1:
+        return [what(settings)]
+    found = []
+    for _ in range(count):
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            found.append(process.submit(what, settings).result())
+    return found
+
+
+def rows_of(found: Sequence[Measured], key: str, dense: str) -> list[Row]:
+    """One row of each that was measured, over processes.
+
+    Args:
+        found: of each process.
+        key: what a row calls its name.
+        dense: the name of that which all others are held against.
+    """
+    repeats = {
+        name: {at: [each.ms[name][at] for each in found] for at in by_length} for name, by_length in found[0].ms.items()
+    }
+    ms = {name: {at: [statistics.median(r) for r in taken] for at, taken in by.items()} for name, by in repeats.items()}
+    peaks = {n: {at: max(each.peaks[n][at] for each in found) for at in by} for n, by in found[0].peaks.items()}
+    return [
+        {key: name, "repeats_ms": repeats[name], **compared(ms[name], ms[dense], peaks[name], peaks[dense])}
+        for name in ms
+    ]
 
 
 def peak(run: Callable[[], object]) -> int:
@@ -75,7 +123,7 @@ def crossing(less: Mapping[int, bool]) -> int | None:
 def tables(rows: Sequence[Row], key: str, dense: str, title: str) -> list[Table]:
     """Times and peaks to look at."""
     found = []
-    for what, told in (("ms", "ms, mean and standard deviation"), ("peak", "most memory held, MB")):
+    for what, told in (("ms", "ms, mean and standard deviation over processes"), ("peak", "most memory held, MB")):
         table = Table(title=f"{title}: {told}")
         table.add_column(key)
         for length in rows[0]["ms"]:

@@ -1,13 +1,13 @@
 """Time and memory in which whole models of `inter_scale` draw one image, as it grows from 30 to 2,240 tokens.
 
-Run: `python -m benchmarks.lengths --threads 1`. All models are measured in turn within one process. `--processor-time`
-beside other work.
+Run: `python -m benchmarks.lengths --threads 1`. All models are measured in turn within each of some processes.
+`--processor-time` beside other work.
 
 - ms: one image, class given, no guidance, no filter: the generator scale by scale with its state, the draws, and the
   sum of the codes that the next scale is made of; decoding is left out, which is the same for all. Weights are random:
   what is drawn takes no part in the time.
 - crossing: from which L on a model takes less than `intra+global` at every L that was measured, of time beyond what
-  repeats scatter by.
+  processes scatter by.
 
 What exactly is stored stands in `benchmarks.by_length`.
 """
@@ -43,7 +43,8 @@ class Settings:
 
     preset: str = "digits"  # whose models, at its width and depth
     scales: tuple[int, ...] = tuple(range(4, len(SIDES) + 1))  # of the 512 px schedule: L = 30, 66, ... 2240
-    repeats: int = 10
+    processes: int = 5  # fresh ones, one after another; 1: this one, and no interval
+    repeats: int = 3  # in each
     threads: int = 0  # 0: torch's own choice
     processor_time: bool = False  # of one thread: seconds that it computed, whatever else the machine does beside
     out: Path = Path("benchmarks/results/lengths.json")
@@ -67,7 +68,7 @@ def drawer(config: RunConfig, pattern: str, count: int) -> Callable[[], object]:
 
 
 def measure(settings: Settings) -> list[dict[str, Any]]:
-    """One row a model: milliseconds and bytes by L, and where they cross those of `intra+global`.
+    """One row a model: milliseconds and bytes by L, and where they cross those of `intra+global`, over processes.
 
     Raises:
         UserError: a preset that there is not, or a number of scales out of range.
@@ -76,6 +77,12 @@ def measure(settings: Settings) -> list[dict[str, Any]]:
         raise one_of("preset", settings.preset, PRESETS)
     if not settings.scales or not all(1 <= count <= len(SIDES) for count in settings.scales):
         raise UserError(f"scales: {settings.scales}; allowed: one number or more, each from 1 to {len(SIDES)}")
+    return by_length.rows_of(by_length.in_processes(settings.processes, alone, settings), "pattern", DENSE)
+
+
+def alone(settings: Settings) -> by_length.Measured:
+    """What one process measures."""
+    take_threads(settings.threads, settings.processor_time)
     config = override(PRESETS[settings.preset], {"runtime.device": "cpu"})
     patterns = ("global", "intra", *map("intra+".__add__, inter_scale_mixers()))
 
@@ -83,7 +90,7 @@ def measure(settings: Settings) -> list[dict[str, Any]]:
         return {pattern: drawer(config, pattern, count) for pattern in patterns}
 
     at = {sum(side**2 for side in SIDES[:n]): partial(drawers, n) for n in sorted(set(settings.scales))}
-    return by_length.measure(at, "pattern", DENSE, settings.repeats, clock_of(settings.processor_time))
+    return by_length.measure(at, settings.repeats, clock_of(settings.processor_time))
 
 
 def show(result: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ Everything is measured in turn within one process; the ratios are what counts. `
   backward) over our median time, against a large matrix product's best (`benchmarks.machine.gemm_flops_per_s`).
 - by L: seconds in which one mixer goes through an image of L tokens scale by scale, with its state, as sampling does,
   and the memory that it holds; the first 4 to 10 scales of the 512 px schedule (`benchmarks.by_length`). A crossing:
-  from which L on it takes less than `global` at every L, of time beyond what repeats scatter by.
+  from which L on it takes less than `global` at every L, of time beyond what processes scatter by.
 """
 
 from collections.abc import Callable
@@ -59,7 +59,8 @@ class Settings:
     widths: tuple[int, ...] = (1024, 256)  # D; heads of 64
     resolutions: tuple[str, ...] = ("256", "512")  # L = 680 and 2240
     mixer_width: int = 256  # of the mixers that go through an image
-    repeats: int = 10
+    processes: int = 5  # of times by L: fresh ones, one after another; 1: this one, and no interval
+    repeats: int = 5  # in each
     threads: int = 0  # 0: torch's own choice
     processor_time: bool = False  # of one thread: seconds that it computed, whatever else the machine does beside
     peer: bool = True  # --no-peer: without transformers and fla-core, the FLOP rate and the times by L alone
@@ -149,7 +150,13 @@ def through(mixer: Mixer, x: Tensor, schedule: ScaleSchedule) -> None:
 
 
 def measure_lengths(settings: Settings) -> list[dict[str, Any]]:
-    """One row a mixer: milliseconds and bytes by L, and where they cross those of `global`."""
+    """One row a mixer: milliseconds and bytes by L, and where they cross those of `global`, over processes."""
+    return by_length.rows_of(by_length.in_processes(settings.processes, alone, settings), "mixer", "global")
+
+
+def alone(settings: Settings) -> by_length.Measured:
+    """What one process measures by L."""
+    take_threads(settings.threads, settings.processor_time)
     config = ModelConfig(width=settings.mixer_width, num_heads=max(1, settings.mixer_width // HEAD))
     torch.manual_seed(0)
     mixers = {n: Chosen.of(config, n).build(config, RuntimeConfig(device="cpu")) for n in inter_scale_mixers()}
@@ -161,7 +168,7 @@ def measure_lengths(settings: Settings) -> list[dict[str, Any]]:
         return {name: partial(through, mixer, x, schedule) for name, mixer in mixers.items()}
 
     at = {schedule.num_tokens: partial(runs, schedule) for schedule in schedules}
-    return by_length.measure(at, "mixer", "global", settings.repeats, settings.clock)
+    return by_length.measure(at, settings.repeats, settings.clock)
 
 
 def show(result: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import time
 from functools import partial
 from itertools import accumulate, product
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 
 import pytest
@@ -219,7 +220,7 @@ def test_statistics_of_both_sides_are_the_same(tmp_path):
 def test_mixers_are_measured_without_their_peers(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(mixers, "PATCH_SIDES", {"256": (1, 2, 3), "512": (1, 2, 3, 4, 5)})
     out = tmp_path / "a.json"
-    short = {"widths": (64,), "mixer_width": 64, "repeats": 1, "peer": False, "out": out}
+    short = {"widths": (64,), "mixer_width": 64, "processes": 1, "repeats": 1, "peer": False, "out": out}
     mixers.main(mixers.Settings(**short))
     found = json.loads(out.read_text())
     assert [(row["mixer"], row["length"]) for row in found["kernels"][::2]] == [
@@ -238,7 +239,7 @@ def test_mixers_are_measured_without_their_peers(tmp_path, capsys, monkeypatch):
 
 def test_lengths_measures_whole_models(tmp_path, capsys):
     out = tmp_path / "a.json"
-    lengths.main(lengths.Settings(preset="smoke", scales=(2, 1), repeats=2, out=out))
+    lengths.main(lengths.Settings(preset="smoke", scales=(2, 1), processes=1, repeats=2, out=out))
     found = json.loads(out.read_text())
     assert {row["pattern"] for row in found["lengths"]} == {
         "global",
@@ -246,12 +247,15 @@ def test_lengths_measures_whole_models(tmp_path, capsys):
         *(f"intra+{n}" for n in inter_scale_mixers()),
     }
     assert all(list(row["ms"]) == ["1", "5"] and finite(row["ms"]) for row in found["lengths"])
-    assert {len(taken) for row in found["lengths"] for taken in row["ms"].values()} == {2}  # every repeat is kept
+    for row in found["lengths"]:  # every repeat is kept
+        assert {at: [median(each) for each in taken] for at, taken in row["repeats_ms"].items()} == row["ms"]
+        assert [[len(each) for each in taken] for taken in row["repeats_ms"].values()] == [[2], [2]]
     assert "less than" in capsys.readouterr().out and found["settings"]["depth"] == PRESETS["smoke"].model.depth
     stored = shipped.load(shipped.find("analysis", "costs_by_length")).read_benchmark(out, "pattern")
     assert stored.lengths == [1, 5] and f"width {PRESETS['smoke'].model.width}" in stored.of and stored.repeats == 2
     for wrong, said in (
         ({"preset": "x"}, "preset: 'x' is unknown"),
+        ({"processes": 0}, "processes: 0; allowed: 1 or more"),
         ({"scales": (0, 11)}, "scales: .*; allowed: one number or more, each from 1 to 10"),
         ({"processor_time": True}, "processor-time: threads 0; allowed: with --threads 1"),
     ):
@@ -292,8 +296,8 @@ def test_a_crossing_is_where_it_stays_less():
     assert by_length.crossing({30: True, 66: True, 147: False}) is None
 
 
-def test_less_time_is_less_beyond_what_repeats_scatter_by():
-    """The same means: with a small scatter a crossing, with a large one or a single repeat none."""
+def test_less_time_is_less_beyond_what_processes_scatter_by():
+    """The same means: with a small scatter a crossing, with a large one or a single process none."""
     dense, peaks = {30: [4.0, 6.0], 66: [9.9, 10.1, 10.0]}, {30: 5, 66: 7}
 
     def crossings(taken, held=6):
@@ -305,6 +309,20 @@ def test_less_time_is_less_beyond_what_repeats_scatter_by():
     row = by_length.compared({66: [9.0, 8.9, 9.1]}, dense, {66: 6}, peaks)
     low, high = row["ms_difference"][66]
     assert low < -1 < high < 0 and low + high == pytest.approx(-2)
+
+
+def test_a_process_counts_once_whatever_its_repeats_scatter_by():
+    first = by_length.Measured({"a": {30: [1.0, 9.0, 2.0]}, "b": {30: [4.0, 4.0, 4.0]}}, {"a": {30: 7}, "b": {30: 8}})
+    second = by_length.Measured({"a": {30: [3.0, 3.0, 0.0]}, "b": {30: [5.0, 4.0, 6.0]}}, {"a": {30: 7}, "b": {30: 8}})
+    ours, dense = by_length.rows_of([first, second], "name", "b")
+    assert ours["ms"] == {30: [2.0, 3.0]} and dense["ms"] == {30: [4.0, 5.0]} and ours["name"] == "a"
+    assert ours["repeats_ms"] == {30: [[1.0, 9.0, 2.0], [3.0, 3.0, 0.0]]} and ours["peak_crossing"] == 30
+
+
+def test_processes_are_fresh_ones():
+    who = "__import__('os').getpid()"
+    assert len({os.getpid(), *by_length.in_processes(2, eval, who)}) == 3
+    assert by_length.in_processes(1, eval, who) == [os.getpid()]
 
 
 def test_repeats_are_taken_in_turn():

@@ -33,7 +33,7 @@ def test_crossings_are_where_a_state_of_fixed_size_is_the_smaller_one():
 
 
 def benchmark(named="mixer", dense="global", **ms):
-    """A document of mean milliseconds at three L, each of three repeats; as many MB held."""
+    """A document of mean milliseconds at three L, each of three processes; as many MB held."""
     repeats = {
         name: {at: [m - 0.1, m, m + 0.1] for at, m in zip(LENGTHS, means, strict=True)} for name, means in ms.items()
     }
@@ -43,7 +43,7 @@ def benchmark(named="mixer", dense="global", **ms):
         for name, taken in repeats.items()
     ]
     machine = {"cpu": "a processor", "threads": 1, "torch": "2"}
-    settings = {"mixer_width": 256, "processor_time": True, "depth": 8, "width": 64}
+    settings = {"repeats": 5, "mixer_width": 256, "processor_time": True, "depth": 8, "width": 64}
     return {"machine": machine, "settings": settings, "lengths": rows}
 
 
@@ -61,13 +61,13 @@ def test_what_was_measured_is_the_benchmarks_with_its_machine_and_its_crossings(
     assert found["mamba"]["ms 2240"].text(1) == "3.0 ± 0.1" and "ms crossing" not in found["global"]
     assert found["mamba"]["ms 2240"].n == 3 and found["mamba"]["peak 66"] == 1
     assert "a processor, 1 thread, torch 2, processor time" in table.reading[0] and "width 256" in table.reading[0]
-    assert "of 3 repeats" in table.reading[1]
-    less = "Measured less time than `global` at every L from there on, beyond repeats: from L = 66 on `mamba`; "
-    assert table.reading[2] == less + "at no L here, or not at the largest, `markov`."
+    assert "over 3 processes of the median of 5 repeats" in table.reading[1]
+    less = "Measured less time than `global` at every L from there on, beyond what processes scatter by: "
+    assert table.reading[2] == less + "from L = 66 on `mamba`; at no L here, or not at the largest, `markov`."
     csv = to_csv(table).splitlines()
     assert {"ms 30_sd", "ms 2240_n", "peak 66", "peak crossing"} < set(csv[0].split(","))
     made = SCRIPT.lengths_figure(MODELS, stored, MANIFEST, tmp_path)
-    assert "Measured: the partner" in made.caption and "mean time of 3 repeats" in made.caption
+    assert "Measured: the partner" in made.caption and "mean time over 3 processes" in made.caption
     old = benchmark(**taken) | {"lengths": [{"mixer": "mamba", "ms": {"30": 1.5}, "crossing": None}]}
     for damaged in ("{", "[]", json.dumps({"lengths": []}), json.dumps(old)):
         path.write_text(damaged)
@@ -95,7 +95,7 @@ def test_the_stored_benchmarks_have_every_mixer_and_length():
     assert set(models.taken) == {cell.axes["pattern"] for cell in CELLS}
     for stored in (mixers, models):
         assert stored.lengths == [sum(side**2 for side in sides) for sides in SCRIPT.LENGTHS]
-        assert stored.repeats >= 3
+        assert all(ms.n >= 3 for taken in stored.taken.values() for ms in taken.ms.values()) and stored.repeats >= 3
         dense = stored.taken[stored.dense]
         for taken in stored.taken.values():
             for n, (low, high) in taken.difference.items():
