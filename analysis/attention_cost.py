@@ -33,6 +33,7 @@ from mvar import (
     one_line,
     paper_rows,
     run_attention,
+    uniform_entropy,
     uniform_share,
 )
 from mvar import analysis as kit
@@ -322,25 +323,29 @@ def draw(page: kit.Writer) -> None:
 
 
 def flow_figure(scored: ScoredModel, name: str, directory: Path) -> kit.Figure:
-    """Where attention of a `global` model goes: from scale to scale, and the intra share layer by layer."""
-    stats = list(scored.stats.values())
-    matrix = np.mean([s.matrix.mean(0).numpy() for s in stats], axis=0)
-    heads = np.mean([s.intra_per_head.numpy() for s in stats], axis=0)
-    with kit.canvas(directory, name, 3.1, ncols=2, width_ratios=[1.15, 1]) as (_, axes):
-        kit.draw_flow(axes[0, 0], matrix, stats[0].sides)
+    """Where attention of a `global` model goes, from scale to scale and layer by layer, and its entropy."""
+    stats, schedule = list(scored.stats.values()), scored.config.token_space.schedule
+    mass = np.mean([s.matrix.mean(0).numpy() for s in stats], axis=0)
+    nats = np.mean([s.scale_entropy.mean(0).numpy() for s in stats], axis=0)
+    panels = (
+        ("mass in the own scale (%)", [100 * s.intra_per_head for s in stats], 100 * uniform_share(schedule), 100),
+        ("entropy (nats)", [s.head_entropy for s in stats], even := uniform_entropy(schedule), 1.1 * even),
+    )
+    with kit.canvas(directory, name, 2.9, ncols=3, width_ratios=[1.6, 1, 1]) as (figure, axes):
+        kit.draw_flow(axes[0, 0], mass, stats[0].sides, nats)
         axes[0, 0].set(xlabel="keys of scale", ylabel="queries of scale", title="from scale to scale")
-        ax, layers = axes[0, 1], stats[0].layers
-        colour = kit.mixer_look("global")["color"]
-        for head in heads.T:
-            ax.plot(layers, 100 * head, "o", color=colour, alpha=0.35, markersize=3, label="_")
-        ax.plot(layers, 100 * heads.mean(1), color=colour, marker="o", label="mean over heads (dots)")
-        uniform = 100 * uniform_share(scored.config.token_space.schedule)
-        ax.axhline(uniform, color="0.4", linestyle="--", linewidth=1, label="uniform attention")
-        ax.set(xlabel="layer (0: at the input)", ylabel="mass inside the own scale (%)", ylim=(0, 100))
-        ax.set(title="by layer")
-        ax.set_xticks(layers[:: max(1, len(layers) // 8)])
-        ax.legend(fontsize="small", loc="lower left")
-        kit.despine(ax)
+        layers, colour = stats[0].layers, kit.mixer_look("global")["color"]
+        for ax, (label, by_seed, uniform, top) in zip(axes[0, 1:], panels, strict=True):
+            heads = np.mean([values.numpy() for values in by_seed], axis=0)
+            for head in heads.T:
+                ax.plot(layers, head, "o", color=colour, alpha=0.35, markersize=3, label="_")
+            ax.plot(layers, heads.mean(1), color=colour, marker="o", label="mean over heads (dots)")
+            ax.axhline(uniform, color="0.4", linestyle="--", linewidth=1, label="uniform attention")
+            ax.set(xlabel="layer (0: input)", ylabel=label, ylim=(0, top), title="by layer")
+            ax.set_xticks(layers[:: max(1, len(layers) // 8)])
+            kit.despine(ax)
+        handles = axes[0, 1].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower right", ncols=2, fontsize="small")
     data, images = scored.config.data.name, stats[0].num_images
     seeds = f"{len(stats)} seed{'s' if len(stats) > 1 else ''}"
     caption = f"Mean over layers (left), heads, queries and {images:,} held-out images; {seeds}."

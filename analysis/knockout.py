@@ -260,12 +260,12 @@ def matrices_figure(model: kit.CutModel, name: str, directory: Path) -> kit.Figu
     layout = {"ncols": 2} if with_mass else {"width": kit.COLUMN}
     with kit.canvas(directory, name, 3.1, **layout) as (_, axes):
         if with_mass:
-            kit.draw_flow(axes[0, 0], model.mass_by_scale(), sides)
+            kit.draw_flow(axes[0, 0], model.mass_by_scale(), sides, model.entropy_by_scale())
         kit.draw_changes(axes[0, -1], np.mean(list(by_seed.values()), axis=0), names, names)
         for ax, title in zip(axes[0], [mass, "effect of the cut"][-len(axes[0]) :], strict=True):
             ax.set(xlabel="keys of scale", ylabel="queries of scale", title=title)
     where = "" if model.has_all_mass else "in the layers with global attention, "
-    left = f"Left: {where}where the mass of each scale's queries lies. Right: w" if with_mass else "W"
+    left = f"Left: {where}where the mass of each scale's queries lies, and its entropy. Right: w" if with_mass else "W"
     caption = (
         f"{left}hat it costs, over all tokens, when keys of a scale are cut for queries of a scale in every mixer "
         f"that has keys. White: not seen, or not cut. Mean over {len(by_seed)} seed{'s' * (len(by_seed) > 1)}."
@@ -275,18 +275,24 @@ def matrices_figure(model: kit.CutModel, name: str, directory: Path) -> kit.Figu
 
 
 def heads_figure(model: kit.CutModel, name: str, directory: Path) -> kit.Figure:
-    """By layer and head: what cutting the own scale or coarser ones costs, beside the mass where it is known."""
+    """By layer and head: what cutting the own scale or coarser ones costs; mass and entropy where they are known."""
     found = {target: by_seed for target in ("own", "coarser") if (by_seed := model.effects_by_head(target))}
     layers, heads = (list(map(str, range(n))) for n in (model.config.model.depth, model.config.model.num_heads))
-    titles = [*["mass, own scale"][: len(model.attention)], *(f"{target} cut" for target in found)]
-    with kit.canvas(directory, name, 3.1, ncols=len(titles), width=kit.WIDTH * len(titles) / 3) as (_, axes):
+    titles = [*(["mass, own scale", "entropy"] if model.attention else []), *(f"{target} cut" for target in found)]
+    rows = 2 if len(titles) > 3 and 2 * len(heads) > len(layers) else 1  # high ones have room for four in a row
+    grid = {"nrows": rows, "ncols": len(titles) // rows, "width": kit.WIDTH * min(1, len(titles) / 3)}
+    with kit.canvas(directory, name, 3.1 * rows, **grid) as (_, axes):
         if model.attention:
-            kit.draw_mass(axes[0, 0], model.mass_by_head(), layers, heads)
-        for ax, by_seed in zip(axes[0, -len(found) :], found.values(), strict=True):
+            kit.draw_mass(axes.flat[0], model.mass_by_head(), layers, heads)
+            kit.draw_entropies(axes.flat[1], model.entropy_by_head(), layers, heads)
+        for ax, by_seed in zip(axes.flat[-len(found) :], found.values(), strict=True):
             kit.draw_changes(ax, np.mean(list(by_seed.values()), axis=0), layers, heads)
-        for ax, title in zip(axes[0], titles, strict=True):
+        for ax, title in zip(axes.flat, titles, strict=True):
             ax.set(xlabel="head", ylabel="layer", title=title)
-    mass = "Left: the mass that a head with global attention puts on its own scale; the rest is on coarser ones. "
+    mass = (
+        "Mass: what a head with global attention puts on its own scale; the rest is on coarser ones. Entropy: of all "
+        "that it looks at. "
+    )
     seeds = ", ".join(f"{len(by_seed)} of {target}" for target, by_seed in found.items())
     caption = (
         f"{mass if model.attention else ''}Cut: what it costs, over all tokens, when one head of one layer, of every "

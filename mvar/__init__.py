@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mvar.mixers.base import Mixer, inter_scale_mixers
     from mvar.mixers.scale_attention import ScaleAttention
     from mvar.presets import PRESETS, imagenet, model_size, resize
-    from mvar.probes.attention_mass import AttentionStats, uniform_share
+    from mvar.probes.attention_mass import AttentionStats, uniform_entropy, uniform_share
     from mvar.probes.contract import Probe, Shown
     from mvar.probes.knockout import Effect, matrix_of
     from mvar.probes.knockout_kept import Knockout
@@ -85,7 +85,7 @@ _HOMES = {
     "mvar.mixers.base": ("Mixer", "inter_scale_mixers"),
     "mvar.mixers.scale_attention": ("ScaleAttention",),
     "mvar.presets": ("PRESETS", "imagenet", "model_size", "resize"),
-    "mvar.probes.attention_mass": ("AttentionStats", "uniform_share"),
+    "mvar.probes.attention_mass": ("AttentionStats", "uniform_entropy", "uniform_share"),
     "mvar.probes.contract": ("Probe", "Shown"),
     "mvar.probes.knockout": ("Effect", "matrix_of"),
     "mvar.probes.knockout_kept": ("Knockout",),

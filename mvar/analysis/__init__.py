@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mvar.analysis.grids import read_samples, real_images, tile
     from mvar.analysis.inline import prose
     from mvar.analysis.manifests import Manifest, in_common
-    from mvar.analysis.maps import attention_map, draw_changes, draw_flow, draw_mass
+    from mvar.analysis.maps import attention_map, draw_changes, draw_entropies, draw_flow, draw_mass
     from mvar.analysis.pictures import grow, growth_figure, query_figure
     from mvar.analysis.power_law import BOOTSTRAP, MIN_POINTS, Law, fit_law
     from mvar.analysis.records import Records, load_records, shared_settings, training_curve
@@ -62,7 +62,7 @@ _HOMES = {
     "mvar.analysis.figures": ("ERROR_BARS", "band", "bars_text", "legend_below", "name_points", "points", "unit"),
     "mvar.analysis.grids": ("read_samples", "real_images", "tile"),
     "mvar.analysis.inline": ("prose",),
-    "mvar.analysis.maps": ("attention_map", "draw_changes", "draw_flow", "draw_mass"),
+    "mvar.analysis.maps": ("attention_map", "draw_changes", "draw_entropies", "draw_flow", "draw_mass"),
     "mvar.analysis.pictures": ("grow", "growth_figure", "query_figure"),
     "mvar.analysis.power_law": ("BOOTSTRAP", "MIN_POINTS", "Law", "fit_law"),
     "mvar.analysis.manifests": ("Manifest", "in_common"),

@@ -62,6 +62,10 @@ class CutModel:
         """Mass `(S, S)` by query and key scale, mean over layers with global attention and over seeds."""
         return np.mean([stats.matrix.mean(0).numpy() for stats in self.attention.values()], axis=0)
 
+    def entropy_by_scale(self) -> np.ndarray:
+        """Entropy `(S,)` in nats of the queries of each scale: means over the same."""
+        return np.mean([stats.scale_entropy.mean(0).numpy() for stats in self.attention.values()], axis=0)
+
     def effects_by_scale(self) -> dict[int, np.ndarray]:
         """By seed the change `(S, S)` of cutting a scale's keys (column) for the queries of one (row).
 
@@ -73,9 +77,15 @@ class CutModel:
 
     def mass_by_head(self) -> np.ndarray:
         """Mass on the own scale `(N, H)` by layer and head, mean over seeds; NaN in layers without global attention."""
+        return self._by_head([stats.intra_per_head.numpy() for stats in self.attention.values()])
+
+    def entropy_by_head(self) -> np.ndarray:
+        """Entropy `(N, H)` in nats: means over the same."""
+        return self._by_head([stats.head_entropy.numpy() for stats in self.attention.values()])
+
+    def _by_head(self, by_seed: list[np.ndarray]) -> np.ndarray:
         found = np.full((self.config.model.depth, self.config.model.num_heads), np.nan)
-        layers = [*next(iter(self.attention.values())).layers]
-        found[layers] = np.mean([stats.intra_per_head.numpy() for stats in self.attention.values()], axis=0)
+        found[[*next(iter(self.attention.values())).layers]] = np.mean(by_seed, axis=0)
         return found
 
     def effects_by_head(self, target: str) -> dict[int, np.ndarray]:

@@ -4,7 +4,6 @@ Drawings return a matplotlib figure (`mvar.analysis.style.save` writes it; a not
 `S` scales, `N` layers with global attention, `H` heads.
 """
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor
 from mvar import escaping
 from mvar.analysis.style import WIDTH, despine, mixer_look, page
 from mvar.errors import UserError, one_of
-from mvar.probes.attention_mass import AttentionStats, global_layers, observing, uniform_share
+from mvar.probes.attention_mass import AttentionStats, global_layers, observing, uniform_entropy, uniform_share
 from mvar.probes.single_maps import weights_of
 from mvar.scales import ScaleSchedule
 from mvar.transformer import ScaleTransformer
@@ -145,10 +144,26 @@ def _scale_axis(axis: Any, ends: Sequence[int], sides: Sequence[int]) -> None:
     axis.set_tick_params(length=0, labelsize=7)
 
 
-def draw_flow(ax: Any, matrix: np.ndarray, sides: Sequence[int], *, colour_bar: bool = True, text: bool = True) -> None:
-    """The S x S matrix: mass that the queries of a scale (row) put on the keys of a scale (column), in percent."""
-    seen = np.where(np.tri(len(sides), dtype=bool), matrix, np.nan)
-    draw_mass(ax, seen, names(sides), names(sides), colour_bar=colour_bar, text=text)
+def draw_flow(ax: Any, matrix: np.ndarray, sides: Sequence[int], entropy: np.ndarray | None = None) -> None:
+    """The S x S matrix: mass that the queries of a scale (row) put on the keys of a scale (column), in percent.
+
+    Beside each row the entropy `(S,)` of its queries' attention, in nats; with None the matrix alone, without numbers.
+    """
+    seen, alone = np.where(np.tri(len(sides), dtype=bool), matrix, np.nan), entropy is None
+    draw_mass(ax, seen, names(sides), names(sides), colour_bar=not alone, text=not alone)
+    if entropy is not None:
+        beside = ax.secondary_yaxis("right")
+        beside.set_yticks(np.arange(len(sides)) + 0.5, [f"{nats:.2f}" for nats in entropy])
+        beside.set_ylabel("entropy (nats)")
+        beside.tick_params(length=0, labelsize=8 if len(sides) <= 6 else 6)
+        beside.spines["right"].set_visible(False)
+
+
+def draw_entropies(ax: Any, entropies: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """A matrix of entropies of attention, in nats; white is what there is none of (NaN)."""
+    largest = float(np.nanmax(entropies, initial=0)) or 1.0
+    look = {"cmap": "rocket_r", "vmin": 0, "vmax": largest}
+    _draw_matrix(ax, entropies, rows, columns, "entropy (nats)", True, 2, **look)
 
 
 def draw_mass(
@@ -173,12 +188,19 @@ def draw_changes(ax: Any, changes: np.ndarray, rows: Sequence[str], columns: Seq
 
 
 def _draw_matrix(
-    ax: Any, matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str], label: str, text: bool, **look: Any
+    ax: Any,
+    matrix: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    label: str,
+    text: bool,
+    decimals: int | None = None,
+    **look: Any,
 ) -> None:
     import seaborn
 
     size = 8 if max(matrix.shape) <= 6 else 6
-    decimals = int(float(np.nanmax(np.abs(matrix), initial=0)) < 10)
+    decimals = int(float(np.nanmax(np.abs(matrix), initial=0)) < 10) if decimals is None else decimals
     written = np.round(matrix, decimals) + 0.0  # no -0
     seaborn.heatmap(
         matrix,
@@ -203,16 +225,17 @@ def flow_figure(stats: AttentionStats, layer: int | None = None) -> Any:
     """From scale to scale: the mean over the global layers, or one of them."""
     if layer is not None:
         _check("layer", layer, stats.layers)
-    matrix = stats.matrix.mean(0) if layer is None else stats.matrix[stats.layers.index(layer)]
-    with page(4.2, 5.2) as (figure, axes):
-        draw_flow(axes[0, 0], matrix.numpy(), stats.sides)
+    chosen = slice(None) if layer is None else [stats.layers.index(layer)]
+    matrix, entropy = (values[chosen].mean(0).numpy() for values in (stats.matrix, stats.scale_entropy))
+    with page(4.2, 5.6) as (figure, axes):
+        draw_flow(axes[0, 0], matrix, stats.sides, entropy)
         where = f"mean over {len(stats.layers)} layers" if layer is None else f"layer {layer}"
         axes[0, 0].set(xlabel="keys of scale", ylabel="queries of scale", title=f"Attention between scales, {where}")
     return figure
 
 
 def heads_figure(stats: AttentionStats, layers: Sequence[int] | None = None) -> Any:
-    """The S x S matrix of every head (columns) in several layers (rows), the intra-scale share above each."""
+    """The S x S matrix of every head (columns) in several layers (rows), intra-scale share and entropy above each."""
     chosen = list(layers) if layers is not None else _spread(stats.layers, MAX_LAYERS)
     for layer in chosen:
         _check("layer", layer, stats.layers)
@@ -220,7 +243,7 @@ def heads_figure(stats: AttentionStats, layers: Sequence[int] | None = None) -> 
     columns = min(num_heads, 8)
     rows_a_layer = -(-num_heads // columns)
     side = min(1.3, 6.2 / columns)
-    height = len(chosen) * rows_a_layer * (side + 0.25) + 0.9
+    height = len(chosen) * rows_a_layer * (side + 0.37) + 0.9
     grid = {"nrows": len(chosen) * rows_a_layer, "ncols": columns}
     with page(height, max(3.6, columns * (side + 0.1) + 1.1), **grid) as (figure, axes):
         for number, layer in enumerate(chosen):
@@ -230,16 +253,17 @@ def heads_figure(stats: AttentionStats, layers: Sequence[int] | None = None) -> 
                 if head >= num_heads:
                     ax.axis("off")
                     continue
-                draw_flow(ax, stats.mean[index, head].numpy(), stats.sides, colour_bar=False, text=False)
-                share = float(stats.intra_per_head[index, head])
-                ax.set_title(f"head {head}: {share:.0%}", fontsize=7, fontweight="normal", loc="center")
+                draw_flow(ax, stats.mean[index, head].numpy(), stats.sides)
+                share, nats = (float(values[index, head]) for values in (stats.intra_per_head, stats.head_entropy))
+                told = f"head {head}: {share:.0%}\n{nats:.2f} nats"
+                ax.set_title(told, fontsize=7, fontweight="normal", loc="center")
             axes[number * rows_a_layer, 0].set_ylabel(f"layer {layer}")
         shown = axes[0, 0].collections[0]
         figure.colorbar(shown, ax=axes, label="attention mass (%)", shrink=min(1, 3 / height), aspect=15)
         first, last = (names(stats.sides)[i] for i in (0, -1))
         figure.supxlabel(f"keys of scale, {first} (left) to {last}", fontsize="small")
         figure.supylabel(f"queries of scale, {first} (top) to {last}", fontsize="small")
-        figure.suptitle("Every head: between scales, and its share inside the own scale", fontsize="medium")
+        figure.suptitle("Every head: between scales,\nits share inside the own scale, its entropy", fontsize="medium")
     return figure
 
 
@@ -251,12 +275,9 @@ def _spread(items: Sequence[int], limit: int) -> list[int]:
 def layers_figure(stats: AttentionStats) -> Any:
     """Layer by layer: mass inside the own scale, and entropy; with 95 % intervals of the mean over images."""
     schedule = ScaleSchedule(stats.sides)
-    uniform_entropy = sum(n * math.log(schedule.span().visible(k)) for k, n in enumerate(schedule.lengths))
-    uniform_entropy /= schedule.num_tokens
-    panels = (
-        ("mass inside the own scale (%)", stats.intra, stats.intra_per_head, stats.intra_sd, uniform_share(schedule)),
-        ("entropy (nats)", stats.layer_entropy, stats.head_entropy, stats.layer_entropy_sd, uniform_entropy),
-    )
+    shares = (stats.intra, stats.intra_per_head, stats.intra_sd, uniform_share(schedule))
+    entropies = (stats.layer_entropy, stats.head_entropy, stats.layer_entropy_sd, uniform_entropy(schedule))
+    panels = (("mass inside the own scale (%)", *shares), ("entropy (nats)", *entropies))
     colour = mixer_look("global")["color"]
     with page(3.0, ncols=2) as (figure, axes):
         for ax, (label, means, heads, sd, uniform) in zip(axes[0], panels, strict=True):

@@ -6,6 +6,7 @@ with global attention. A row of statistics is `(N, H, S, S + 1)`: for queries of
 then the entropy in nats, both averaged over the queries.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -214,6 +215,11 @@ class AttentionStats:
         return share, nats
 
     @property
+    def scale_entropy(self) -> Tensor:
+        """`(N, S)`: entropy in nats by query scale, mean over heads; of the queries of a row of `matrix`."""
+        return self.entropy.mean(1)
+
+    @property
     def head_entropy(self) -> Tensor:
         """`(N, H)`: entropy in nats, mean over all L queries."""
         return _over_queries(self.entropy, self.sides)
@@ -343,6 +349,12 @@ def _over_queries(by_scale: Tensor, sides: tuple[int, ...]) -> Tensor:
     """Mean over queries of what is given by query scale, `(..., S)`: a scale weighs as many as it has tokens."""
     lengths = torch.tensor(ScaleSchedule(sides).lengths, dtype=torch.float64)
     return (by_scale * lengths).sum(-1) / lengths.sum()
+
+
+def uniform_entropy(schedule: ScaleSchedule) -> float:
+    """Entropy in nats of attention that is even over all keys that a query may see, mean over all L queries."""
+    span = schedule.span()
+    return sum(n * math.log(span.visible(k)) for k, n in enumerate(schedule.lengths)) / schedule.num_tokens
 
 
 def uniform_share(schedule: ScaleSchedule) -> float:

@@ -136,7 +136,7 @@ def test_effects_are_drawn_of_any_mixer_and_mass_where_it_is_known(
     if "global" in pattern:
         results.attention(run)
     results.cut(run)
-    shown, titles, drawn, written = {}, [], [], []
+    shown, titles, drawn, written, entropies = {}, [], [], [], []
     page = SimpleNamespace(records=load_records(results.root), problems=[], figures=tmp_path)
     page.section = page.table = page.csv = lambda _: None
     page.figure = lambda what, *call: shown.update({what.split()[0]: call})
@@ -147,16 +147,18 @@ def test_effects_are_drawn_of_any_mixer_and_mass_where_it_is_known(
     def unwritten(directory, name, height, **layout):
         with style.page(height, **layout) as (figure, axes):
             yield figure, axes
-        titles.extend(ax.get_title("left") for ax in axes[0])
-        drawn.append(axes[0, -1].collections[0].get_array())
-        written.append({text.get_text() for text in axes[0, -1].texts})
+        titles.extend(ax.get_title("left") for ax in axes.flat)
+        drawn.append(axes.flat[-1].collections[0].get_array())
+        written.append({text.get_text() for text in axes.flat[-1].texts})
+        entropies.extend(text.get_text() for a in axes.flat[0].child_axes for text in a.get_yticklabels())
 
     monkeypatch.setattr(kit, "canvas", unwritten)
     make, *arguments = shown["matrices"]
     assert ("mass" in make(*arguments).caption) == (len(panels) > 1) and titles == panels
     make, *arguments = shown["heads"]
-    assert ("mass that" in make(*arguments).caption) == (len(panels) > 1)
-    assert titles[len(panels) :] == [*["mass, own scale"][: len(panels) - 1], "own cut", "coarser cut"]
+    assert ("Mass: what" in make(*arguments).caption) == (len(panels) > 1)
+    assert titles[len(panels) :] == [*["mass, own scale", "entropy"][: 2 * len(panels) - 2], "own cut", "coarser cut"]
+    assert entropies == ["1.00"] * 4 * (len(panels) - 1)  # as they were made up
     by_scale, by_head = drawn
     assert by_scale.count() == 10 and by_scale[3, 3] == pytest.approx(1000 * (0.01 + 0.001 * 3))  # of 4 scales
     assert by_head.shape == (2, run.config().model.num_heads) and by_head[1, 0] == pytest.approx(1)

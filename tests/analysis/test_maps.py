@@ -156,7 +156,10 @@ def test_drawings_say_what_they_show(tmp_path, channels):
         ),
         "flow": (maps.flow_figure(stats), "mean over 3 layers"),
         "flow1": (maps.flow_figure(stats, 1), "layer 1"),
-        "heads": (maps.heads_figure(stats), f"head 1: {float(stats.intra_per_head[0, 1]):.0%}"),
+        "heads": (
+            maps.heads_figure(stats),
+            f"head 1: {float(stats.intra_per_head[0, 1]):.0%}\n{float(stats.head_entropy[0, 1]):.2f} nats",
+        ),
         "layers": (maps.layers_figure(stats), "mass inside the own scale (%)"),
         "query": (
             pictures.query_figure(row, model.schedule, 7, grown[0, -1]),
@@ -170,11 +173,23 @@ def test_drawings_say_what_they_show(tmp_path, channels):
         assert (tmp_path / f"{name}.png").stat().st_size > 1000 and (tmp_path / f"{name}.pdf").stat().st_size > 1000
 
 
-def test_the_flow_matrix_is_drawn_in_percent():
+def entropies_of_maps(model, inputs, layer):
+    """Entropy by query scale, of the maps themselves: mean over heads, queries and the images of classes 0 and 3."""
+    maps_of = [attention_map(model, c, x, layer, h) for c, x in zip((0, 3), inputs, strict=True) for h in range(2)]
+    entropy = torch.stack([-torch.xlogy(p, p).sum(-1) for p in maps_of]).mean(0)
+    return [float(part.mean()) for part in entropy.split(model.schedule.lengths)]
+
+
+def test_the_flow_matrix_is_drawn_in_percent_beside_its_entropy():
     model, _ = small()
-    stats = attention_stats(model, [(torch.tensor([0, 3]), torch.randn(2, 13, 4))])
-    mesh = maps.flow_figure(stats, 2).axes[0].collections[0]
+    inputs = torch.randn(2, 13, 4)
+    stats = attention_stats(model, [(torch.tensor([0, 3]), inputs)])
+    figure = maps.flow_figure(stats, 2)
+    mesh = figure.axes[0].collections[0]
     drawn = np.ma.filled(mesh.get_array().reshape(3, 3), 0)
     np.testing.assert_allclose(drawn, 100 * stats.matrix[2].numpy(), atol=1e-6)
+    beside = [axis for axis in figure.axes[0].child_axes if axis.get_ylabel() == "entropy (nats)"]
+    written = [float(text.get_text()) for text in beside[0].get_yticklabels()]
+    assert written == pytest.approx(entropies_of_maps(model, inputs, 2), abs=0.0051)
     with pytest.raises(UserError, match="layer: '7' is unknown"):
         maps.flow_figure(stats, 7)
