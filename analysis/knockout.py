@@ -43,6 +43,11 @@ CUTS = (
     *COLUMNS[2:-2],
     COLUMNS[-1],
 )
+FIDS = (
+    Column("fid", "FID", columns.MEASURED, 2),
+    Column("fid_change", "change of FID", columns.MEASURED, 2),
+    Column("fid_control", "change of FID, random instead", columns.MEASURED, 2),
+)
 KINDS = {"cut": "nothing", "mean": "its mean over images", "resample": "another image's"}
 BY_KIND = (*COLUMNS[:2], Column("kind", "what stands there", is_text=True), *COLUMNS[5:])
 BY_FID = (
@@ -101,9 +106,11 @@ def every_cut(models: list[kit.CutModel]) -> kit.Table:
         sides = [f"{side}×{side}" for side in model.config.tokenizer.patch_sides]
         for cut in model.cuts():
             where = {name: None if k is None else sides[k] for name, k in kit.scales_of(cut).items()}
-            rows.append(model.row(cut) | model.attended(cut) | where | {"kept": model.kept(cut)})
+            fids = {column.key: model.fid(cut, column.key) for column in FIDS}
+            rows.append(model.row(cut) | model.attended(cut) | where | fids | {"kept": model.kept(cut)})
+    shown = (*CUTS, *FIDS) if any(row["fid"] for row in rows) else CUTS
     caption = f"{images_of(models)} Mass and entropy are of the queries, heads and layers that a cut is in."
-    return kit.Table("table1b-cuts", "All cuts", CUTS, rows, _run_ids(rows), caption=caption)
+    return kit.Table("table1b-cuts", "All cuts", shown, rows, _run_ids(rows), caption=caption)
 
 
 def by_scale(models: list[kit.CutModel]) -> kit.Table | None:
@@ -145,7 +152,7 @@ def by_fid(models: list[kit.CutModel]) -> kit.Table | None:
     rows: list[dict[str, Any]] = []
     pairs: dict[Any, tuple[kit.Measured, kit.Measured]] = {}
     for model in models:
-        for cut in model.parts():
+        for cut in model.parts(of_all_kinds=True):
             change, control = model.fid(cut, "fid_change"), model.fid(cut, "fid_control")
             if change is None:
                 continue

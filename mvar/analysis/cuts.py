@@ -125,9 +125,11 @@ class CutModel:
         """All that was cut in some seed, in order."""
         return list(dict.fromkeys(cut for knockout in self.found.values() for cut in knockout.effects))
 
-    def parts(self) -> list[str]:
-        """Those of whole parts, in all layers."""
-        return [cut for cut in self.cuts() if "," not in cut and cut.partition(":")[0] in PARTS]
+    def parts(self, of_all_kinds: bool = False) -> list[str]:
+        """Those of whole parts, in all layers; of all kinds also those in whose place something stood."""
+        found = {cut: cut.partition(",kind=")[0] for cut in self.cuts()}
+        whole = {cut: part for cut, part in found.items() if "," not in part and part.partition(":")[0] in PARTS}
+        return [cut for cut, part in whole.items() if of_all_kinds or cut == part]
 
     def row(self, cut: str, scale: int | None = None) -> dict[str, Any]:
         """What tables have of a cut that is there in a seed."""

@@ -241,7 +241,8 @@ def cutting(sites: Sequence[Site], instead: Activations | None = None) -> Iterat
 
     Args:
         sites: where.
-        instead: what stands in for what is cut, of as many images as are run or of one; None: nothing does.
+        instead: what stands in for what is cut, of as many images as are run (under guidance each twice) or of one;
+            None: nothing does.
     """
     with ExitStack() as stack:
         for number, site in enumerate(sites):
@@ -258,15 +259,22 @@ def _cut(site: Site, instead: dict[Any, Any] | None) -> Any:
     def replaced(y: Tensor, span: Span) -> Tensor:
         if instead is None:
             return torch.zeros_like(y)
-        return instead["y"][:, span.start : span.stop].to(y.dtype).expand_as(y)
+        return _as_many(instead["y"][:, span.start : span.stop], y).expand_as(y)
 
     return editing_output(site.mixer, replaced)
 
 
 def _other_keys(instead: dict[str, Tensor], k: Tensor, v: Tensor, first: int) -> tuple[Tensor, Tensor]:
     tokens = slice(first, first + k.shape[2])
-    return instead["k"][:, :, tokens].to(k.dtype), instead["v"][:, :, tokens].to(v.dtype)
+    return _as_many(instead["k"][:, :, tokens], k), _as_many(instead["v"][:, :, tokens], v)
 
 
 def _other_state(instead: dict[int, Any], state: Any, scale: int) -> Any:
-    return map_tensors(lambda own, other: other.to(own.dtype).expand_as(own).contiguous(), state, instead[scale])
+    whole = {"memory_format": torch.contiguous_format}  # a copy: a mixer may write where its state is
+    return map_tensors(lambda own, other: _as_many(other, own).expand_as(own).clone(**whole), state, instead[scale])
+
+
+def _as_many(other: Tensor, own: Tensor) -> Tensor:
+    """What stands in, in the type of what it stands for; under guidance the half without a class has the same."""
+    other = other.to(own.dtype)
+    return torch.cat([other, other]) if len(own) == 2 * len(other) and len(other) > 1 else other

@@ -220,8 +220,7 @@ class Bench:
         self.model.eval()
         try:
             for numbers in self.parts():
-                instead = self.recorded(sites, self.partners[numbers]) if kind == "resample" else mean
-                with cutting(sites, instead) if sites else nullcontext():
+                with cutting(sites, self.instead(sites, numbers, kind, mean)) if sites else nullcontext():
                     found.append(self._bits(numbers, inputs))
         finally:
             self.model.train(was_training)
@@ -241,8 +240,18 @@ class Bench:
         by_scale = bits.split(self.model.schedule.lengths, dim=1)
         return torch.stack([part.mean(1) for part in by_scale], 1).cpu().numpy()
 
+    def instead(self, sites: Sequence[Site], numbers: range, kind: str, mean: Activations | None) -> Activations | None:
+        """What stands in for what is cut of images `numbers`, which may be drawn ones: these begin anew after M.
+
+        `mean` of every kind but `resample`, which takes it of each one's partner.
+        """
+        if kind != "resample":
+            return mean
+        return self.recorded(sites, self.partners[np.array(numbers) % self.num_images])
+
+    @torch.inference_mode()
     def recorded(self, sites: Sequence[Site], numbers: Iterable[int]) -> Activations:
-        """What the sites have of some images."""
+        """What the sites have of some images under teacher forcing."""
         index = list(numbers)
         with recording(sites) as found:
             self.model(self.labels[index], self.inputs[index])

@@ -89,7 +89,7 @@ def measure_cuts(
         for cut in missing:
             sites_of(record.opened.model, cut)
             if fid_images:
-                check_drawn(cut, record.opened)
+                check_drawn(record.opened)
         for done, cut in enumerate(missing):
             if progress:
                 progress(done, len(missing))
@@ -107,16 +107,14 @@ def kept_cuts(what: Measurable, folder: Path) -> Knockout | None:
     return _as_knockout(values, values["effects"])
 
 
-def check_drawn(cut: Cut, opened: Opened) -> None:
-    """Refuse a cut that no image can be drawn with, or a model whose images nothing judges.
+def check_drawn(opened: Opened) -> None:
+    """Refuse a model whose images nothing judges.
 
     Raises:
-        UserError: says which.
+        UserError: it is one.
     """
     if opened.judge is None:
         raise UserError("fid: nothing judges images that are drawn; allowed: a run, or a checkpoint with `evaluation`")
-    if cut.kind == "resample":
-        raise UserError(f"fid: cut {cut.text!r} takes from another real image; allowed: kind=cut, kind=mean")
 
 
 @dataclass(frozen=True)
@@ -205,7 +203,7 @@ class _Record:
         sites, count = sites_of(self.bench.model, cut), asked.fid_images
         mean = self.bench.mean_of(sites) if cut.kind == "mean" else None
         if not effect.fid_images:
-            clean, fid = self._fid((), None, count), self._fid(sites, mean, count)
+            clean, fid = self._fid((), cut.kind, mean, count), self._fid(sites, cut.kind, mean, count)
             judged = {"fid_images": count, "fid_by": digest(self._what.judged_by())}
             effect = replace(effect, fid=fid, fid_change=fid - clean, **judged)
             self.add(effect)
@@ -213,17 +211,20 @@ class _Record:
         whole = effect.fid - effect.fid_change
         for draw in range(len(effect.fid_controls), asked.fid_draws):
             if others := random_sites(sites, draw):
-                control = self._fid(others, mean, count) - whole
+                control = self._fid(others, cut.kind, mean, count) - whole
                 effect = replace(effect, fid_controls=(*effect.fid_controls, control))
                 self.add(effect)
 
-    def _fid(self, sites: Sequence[Site], mean: Activations | None, count: int) -> float:
+    def _fid(self, sites: Sequence[Site], kind: str, mean: Activations | None, count: int) -> float:
         """FID of images that are drawn with sites cut; without any it is computed once."""
         if not sites and count in self._whole:
             return self._whole[count]
         labels = balanced_labels(count, self.bench.model.space.num_classes).to(self.bench.tokens.device)
-        with cutting(sites, mean):
-            images = self._subject.draw(labels, self.bench.tokens.new_empty(count, 0))
+        images = self._subject.draw(
+            labels,
+            self.bench.tokens.new_empty(count, 0),
+            lambda numbers: cutting(sites, self.bench.instead(sites, numbers, kind, mean) if sites else None),
+        )
         fid = self._subject.fid(images)
         assert fid is not None  # `check_drawn` has looked
         if not sites:

@@ -3,7 +3,8 @@
 Shapes: `N` images, `L` tokens of an image, `S` scales.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 
@@ -87,7 +88,9 @@ class Subject:
 
     # Images that are drawn --------------------------------------------------------------------------------------------
 
-    def draw(self, labels: Tensor, prefix: Tensor) -> np.ndarray:
+    def draw(
+        self, labels: Tensor, prefix: Tensor, inside: Callable[[range], AbstractContextManager[None]] | None = None
+    ) -> np.ndarray:
         """Draw an image a label, by `sample`: image i has the stream `(sample.seed, i)`.
 
         Never by CUDA graphs: what a probe has changed in the model may need the host at every step.
@@ -95,6 +98,7 @@ class Subject:
         Args:
             labels: `(N,)`.
             prefix: `(N, n)` tokens of the coarsest scales that are given; n = 0: nothing is.
+            inside: the context in which images of these numbers are drawn.
 
         Returns:
             uint8 `(N, channels, H, W)`.
@@ -103,7 +107,11 @@ class Subject:
         for start in range(0, len(labels), self._batch_size):
             part = slice(start, start + self._batch_size)
             seeds = [(self.sample.seed, start + number) for number in range(len(labels[part]))]
-            drawn = generate(self.model, self.tokenizer.quantize, labels[part], seeds, self.sample, prefix=prefix[part])
+            numbers = range(start, start + len(seeds))
+            with inside(numbers) if inside else nullcontext():
+                drawn = generate(
+                    self.model, self.tokenizer.quantize, labels[part], seeds, self.sample, prefix=prefix[part]
+                )
             with torch.no_grad():
                 found.append(to_uint8(self.tokenizer.decode(drawn.latent)).cpu().numpy())
         return np.concatenate(found)

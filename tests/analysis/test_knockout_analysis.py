@@ -101,6 +101,17 @@ def test_fid_stands_beside_random_cuts_and_what_has_none_is_judged_by_no_word(re
     assert row["control"] is None and row["verdict"] == kit.DASH
 
 
+def test_fid_of_what_stands_in_is_in_its_table_and_in_that_of_all_cuts(results):
+    cut_runs(results, (0,), alone={"state,kind=resample": 0.2, "state,layer=0": 0.1}, fid=(1.5, 100, 0.4, 0.6))
+    found = models(results)
+    assert [row["label"] for row in knockout.by_fid(found).rows] == ["own", "coarser", "state,kind=resample"]
+    rows = {row["label"]: row for row in csv.DictReader(to_csv(knockout.every_cut(found)).splitlines())}
+    assert [rows["own"][name] for name in ("fid", "fid_change", "fid_control")] == ["1.5", "1.5", "0.5"]
+    assert rows["state,layer=0"]["fid_change"] == "1.5" and rows["state,layer=0"]["fid_control"] == ""
+    cut_runs(results, (0,))
+    assert "fid" not in to_csv(knockout.every_cut(models(results)))
+
+
 def test_each_scale_stands_beside_its_own_random_cuts(results):
     cut_runs(results, (0, 1, 2), own=0.4, by_scale=[(0.4, 0.1, 0.4, 0.1), (0.4, 0.3, 0.4, 0.1)])
     table = knockout.by_scale(models(results))

@@ -190,6 +190,30 @@ def test_sampling_goes_through_the_same_cut(pattern):
         torch.testing.assert_close(torch.cat(drawn, 1), logits, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_drawn_images_are_resampled_from_given_ones(pattern):
+    """From itself nothing changes; under guidance each image is what it is when it is drawn alone."""
+    model, codes, labels, here = model_of(pattern), quantizer(), torch.tensor([0, 2]), bench(pattern)
+    plain, guided = (SampleConfig(cfg_scale=scale, top_k=0, top_p=0.0) for scale in (0.0, 1.5))
+    found = generate(model, codes, labels, [0, 1], plain).tokens
+    for cut in whole_cuts(model):
+        try:
+            sites = sites_of(model, cut)
+        except UserError:  # `intra` sees no coarser scale
+            continue
+        with torch.inference_mode(), recording(sites) as itself:
+            model(labels, codes.inputs(found))
+        with cutting(sites, itself):
+            assert torch.equal(generate(model, codes, labels, [0, 1], plain).tokens, found), cut.text
+        sites = sites_of(here.model, cut)
+        with cutting(sites, here.instead(sites, range(6, 8), "resample", None)):
+            both = generate(here.model, codes, labels, [0, 1], guided).tokens
+        for n, partner in enumerate(here.partners[[6, 0]]):  # of seven: they begin anew
+            with cutting(sites, here.recorded(sites, [partner])):
+                alone = generate(here.model, codes, labels[n : n + 1], [n], guided).tokens
+            assert torch.equal(alone[0], both[n]), cut.text
+
+
 @pytest.mark.parametrize(
     ("pattern", "text", "said"),
     [
