@@ -14,10 +14,11 @@ DOCS = Path(__file__).parents[1] / "docs"
 DECIMAL = re.compile(r"(?<![\w.])[-+]?\d+\.\d+(?![\w.]*\d)")
 VERDICT = re.compile(r"[a-z][a-z ]* \(p (=|below) [\d.]+\)")
 PROBES = ("prefix", "reach", "state", "corruption")
+CUTS = ("", "-scales", "-kinds", "-cuts")
 SECTIONS = {  # page and heading of the section -> the tables that it rests on
     ("data.md", "Table 6 on Fashion-MNIST"): ["mixers-fashion", "mixers-fashion-differences"],
-    ("knockout.md", "Seen on the demo"): [f"table1b{part}-digits" for part in ("", "-scales", "-kinds", "-fid", "-cuts")],
-    ("knockout.md", "Seen on Fashion-MNIST"): [f"table1b{part}-fashion" for part in ("", "-scales", "-kinds", "-cuts")],
+    ("knockout.md", "Seen on the demo"): [f"table1b{part}-digits" for part in (*CUTS, "-fid")],
+    ("knockout.md", "Seen on Fashion-MNIST"): [f"table1b{part}-fashion" for part in CUTS],
     ("mixers.md", "Between scales"): [
         "inter_scale-digits-own",
         "inter_scale-lengths-digits",
