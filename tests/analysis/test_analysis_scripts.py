@@ -38,7 +38,7 @@ TABLES = {
         f"inter_scale-digits-steps{end}" for end in ("", "-differences", "-lengths", "-latency", "-latency-models")
     },
     "inter_scale": {f"inter_scale-digits-steps{end}" for end in ("", "-differences", "-own", "-own-size")},
-    "knockout": {"table1b"},
+    "knockout": {"table1b", "table1b-cuts"},
     "probes": {"probe-state"},
     "layers": {"layers-digits-steps", "layers-digits-steps-differences"},
     "scaling": {"scaling-digits-steps", "scaling-digits-steps-laws"},
