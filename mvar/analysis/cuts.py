@@ -184,8 +184,10 @@ def cut_models(records: Records) -> tuple[list[CutModel], list[str]]:
         config, run = records.configs[run_id], records.store.run(run_id)
         try:
             measured = kept_knockouts(records.store, run)
+            if not measured:  # its mixers need not even be known here
+                continue
             has_maps = any(issubclass(cls, GlobalAttention) for cls in keyed_mixers(config))
-            attention = run_attention(records.store, run) if measured and has_maps else None
+            attention = run_attention(records.store, run) if has_maps else None
             for found in measured:
                 key = digest({**config.identity(), "seed": None}), found.limit
                 group = groups.setdefault(key, CutModel(config, found.limit))
