@@ -291,9 +291,8 @@ def _told(verdict: kit.Verdict, words: Mapping[str, str], asked: str) -> str:
 
 def _interval(score: kit.Measured) -> str:
     """Over training seeds; nothing for one."""
-    if score.n < 2:
+    if (half := score.half_width) is None:
         return ""
-    half = float(kit.half_width(np.array([value for _, value in score.by_seed])))
     return f" [{score.mean - half:.1%}, {score.mean + half:.1%}: 95 % over {score.n} seeds]"
 
 

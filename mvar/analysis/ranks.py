@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mvar.analysis.compare import Measured, half_width
+from mvar.analysis.compare import Measured
 from mvar.analysis.cuts import CutModel, head_cut
+from mvar.probes.knockout import matrix_of
 
 PAIRS, HEADS = "pairs of scales", "layers and heads"  # what the points of a rank correlation are
 POINTS = {
@@ -38,7 +39,7 @@ def pairs_of(model: CutModel, seed: int) -> Points:
     """Every pair of scales of one seed's model; the mass is that of all queries together."""
     schedule = model.config.token_space.schedule
     mass = model.attention[seed].matrix.mean(0).numpy() * np.array(schedule.lengths)[:, None] / schedule.num_tokens
-    effects = model.effects_by_scale().get(seed, np.full_like(mass, np.nan))
+    effects = matrix_of(model.found[seed].effects.values(), schedule)
     there = zip(*(at.tolist() for at in np.nonzero(np.isfinite(effects))), strict=True)
     return {at: (float(mass[at]), float(effects[at])) for at in there}
 
@@ -80,7 +81,6 @@ def mean_points(by_seed: Mapping[int, Points]) -> tuple[np.ndarray, np.ndarray]:
 
 def interval_text(rho: Measured) -> str:
     """The mean over seeds and its 95 % t interval, which ends at -1 and 1; of one seed the number alone."""
-    if rho.n < 2:
+    if (half := rho.half_width) is None:
         return f"{rho.mean:.2f}"
-    half = float(half_width(np.array([value for _, value in rho.by_seed])))
     return f"{rho.mean:.2f} [{max(-1, rho.mean - half):.2f}, {min(1, rho.mean + half):.2f}]"

@@ -88,12 +88,11 @@ class Reach(Probe):
             with np.errstate(invalid="ignore"):
                 shares.append(norms[:, number][:, far[token]].sum(1) / others)
         clean, start = token_bits(subject.bench, scale, None), schedule.offsets[scale]
-        if case["by"] == SCALES:  # the same tokens for all queries
-            cut = token_bits(subject.bench, scale, far[queries[0]])
-            changes = [cut[:, token - start] - clean[:, token - start] for _, token in counted]
-        else:
-            bits = {token: token_bits(subject.bench, scale, far[token]) for _, token in counted}
-            changes = [bits[token][:, token - start] - clean[:, token - start] for token in bits]
+        cut, changes = clean, []
+        for number, token in counted:
+            if not number or case["by"] != SCALES:  # by scales they are the same tokens for all queries
+                cut = token_bits(subject.bench, scale, far[token])
+            changes.append(cut[:, token - start] - clean[:, token - start])
         found: Row = over_images("change", np.mean(changes, axis=0))
         return found | over_images("share", 100 * np.mean(shares, axis=0)) | {"num_tokens": len(counted)}
 

@@ -8,6 +8,7 @@ Shapes: `M` images, `S` scales, `B` batch.
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -152,7 +153,7 @@ class Effect:
         """
         if values.get("fid_control") is not None:  # of one draw, as it was kept once
             values = {"fid_controls": [values["fid_control"]]} | values
-        found = TypeAdapter(cls).validate_python(values)
+        found = _adapter().validate_python(values)
         found.check_scales()
         return found
 
@@ -166,6 +167,11 @@ class Effect:
         by_scale = [self.sd_by_scale, *self.controls_by_scale, *([self.beyond_sd_by_scale] if draws else [])]
         if any(len(values) != count for values in by_scale) or draws not in (0, len(self.controls)):
             raise ValueError(f"effect {self.cut!r}: not of as many scales and draws everywhere")
+
+
+@cache
+def _adapter() -> TypeAdapter[Effect]:
+    return TypeAdapter(Effect)
 
 
 class Bench:
